@@ -1,0 +1,175 @@
+"""The errors a caller can see: small precise classes with a code, a retry hint and fields.
+
+``code`` is the canonical status name (as in gRPC), so that an edge needs one table.  ``retryable``
+says whether the same call may succeed later unchanged.  ``fields`` carries the numbers a program
+needs: the argument, what was given, the limit.
+"""
+
+from typing import Any, ClassVar
+
+
+class VecdbError(Exception):
+    """Base of every error vecdb raises on purpose."""
+
+    code: ClassVar[str] = "INTERNAL"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, **fields: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.fields: dict[str, Any] = fields
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (type(self), self.message, self.fields)
+
+
+def _restore(cls: type[VecdbError], message: str, fields: dict[str, Any]) -> VecdbError:
+    error = cls.__new__(cls)
+    VecdbError.__init__(error, message, **fields)
+    return error
+
+
+class InvalidArgument(VecdbError, ValueError):
+    """An argument is refused; nothing was changed.
+
+    ``argument`` names it, ``got`` describes the value's kind, ``limit`` says what would be accepted.
+    """
+
+    code = "INVALID_ARGUMENT"
+
+    def __init__(self, argument: str, message: str, *, got: Any = None, limit: Any = None,
+                 **fields: Any) -> None:
+        super().__init__(f"{argument}: {message}", argument=argument, got=got, limit=limit, **fields)
+
+    @property
+    def argument(self) -> str:
+        return str(self.fields["argument"])
+
+
+class DimensionMismatch(InvalidArgument):
+    """Vectors have another dimension than the collection."""
+
+
+class NonFiniteVector(InvalidArgument):
+    """A vector holds NaN or infinity, or is zero where the metric needs a direction."""
+
+
+class InvalidId(InvalidArgument):
+    """An id is neither an integer 0..2**63-1 nor a non-empty string of up to 128 UTF-8 bytes."""
+
+
+class InvalidMetadata(InvalidArgument):
+    """Metadata is not a JSON object within the limits."""
+
+
+class InvalidFilter(InvalidArgument):
+    """A filter cannot be parsed or is not well typed; ``position`` is the offset in its text."""
+
+    def __init__(self, message: str, *, position: int | None = None, got: Any = None,
+                 limit: Any = None) -> None:
+        where = "" if position is None else f" (at position {position})"
+        super().__init__("filter", message + where, got=got, limit=limit, position=position)
+
+    @property
+    def position(self) -> int | None:
+        value = self.fields["position"]
+        return None if value is None else int(value)
+
+
+class LimitExceeded(InvalidArgument):
+    """An argument is above a limit of :mod:`vecdb.core.limits`."""
+
+
+class CollectionNotFound(VecdbError, KeyError):
+    """There is no collection of that name."""
+
+    code = "NOT_FOUND"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no collection named {name!r}", collection=name)
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class CollectionExists(VecdbError):
+    """A collection of that name exists already."""
+
+    code = "ALREADY_EXISTS"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"a collection named {name!r} exists already", collection=name)
+
+
+class DatabaseLocked(VecdbError):
+    """Another process (or another handle in this one) has the directory open."""
+
+    code = "FAILED_PRECONDITION"
+
+
+class DatabaseClosed(VecdbError):
+    """The database or collection handle was used after ``close``."""
+
+    code = "FAILED_PRECONDITION"
+
+
+class FormatMismatch(VecdbError):
+    """The directory was written by a version whose format this one cannot read, or is no database."""
+
+    code = "FAILED_PRECONDITION"
+
+
+class StorageError(VecdbError):
+    """The disk refused: the call changed nothing that was acknowledged before."""
+
+    code = "UNAVAILABLE"
+    retryable = True
+
+
+class StorageFull(StorageError):
+    """No space left on the device; reads go on, writes are refused until there is room."""
+
+    code = "RESOURCE_EXHAUSTED"
+
+
+class StorageReadOnly(StorageError):
+    """The device or directory cannot be written to; reads go on."""
+
+    code = "FAILED_PRECONDITION"
+    retryable = False
+
+
+class DataCorrupted(VecdbError):
+    """Bytes on disk do not match their checksum; ``path`` and ``ids`` say what is affected."""
+
+    code = "DATA_LOSS"
+
+    def __init__(self, message: str, *, path: str, ids: tuple[int | str, ...] = (), **fields: Any) -> None:
+        super().__init__(message, path=path, ids=ids, **fields)
+
+
+class OutcomeUnknown(VecdbError):
+    """The write may or may not have happened; a retry with the same idempotency key settles it."""
+
+    code = "UNKNOWN"
+    retryable = True
+
+
+class DeadlineExceeded(VecdbError, TimeoutError):
+    """The deadline passed before the work was done."""
+
+    code = "DEADLINE_EXCEEDED"
+    retryable = True
+
+
+class Overloaded(VecdbError):
+    """A queue or a memory limit is full; try again after ``retry_after_s``."""
+
+    code = "RESOURCE_EXHAUSTED"
+    retryable = True
+
+
+class Unsupported(VecdbError):
+    """The combination asked for is not offered; the message says which is."""
+
+    code = "UNIMPLEMENTED"

@@ -1,0 +1,60 @@
+"""Every limit of vecdb, with its reason.  Exceeding one is a typed error that names it."""
+
+from typing import Final
+
+MAX_DIM: Final = 32_768
+"""Largest dimension.  Above the widest embedding in use (12,288) and still a 128 KiB float32 row."""
+
+MAX_K: Final = 10_000
+"""Most results of one query.  A larger answer is an export: use ``scan``."""
+
+MAX_EF: Final = 20_000
+"""Widest beam: above it an exact scan is cheaper on any segment this engine makes."""
+
+MAX_M: Final = 128
+"""Most links a vertex keeps above level 0 (twice as many on it)."""
+
+MAX_BATCH_RECORDS: Final = 100_000
+"""Most records in one batch as applied; the Python face splits longer input by itself."""
+
+MAX_BATCH_BYTES: Final = 64 << 20
+"""Most bytes in one batch as applied: the size of one message, and of one log entry's upper end."""
+
+MAX_QUERY_ROWS: Final = 100_000
+"""Most queries in one call."""
+
+MAX_ID_BYTES: Final = 128
+"""Longest string id in UTF-8: long enough for a URL's hash or a UUID with a prefix."""
+
+MAX_INT_ID: Final = (1 << 63) - 1
+"""Largest integer id."""
+
+MAX_METADATA_BYTES: Final = 64 << 10
+"""Largest metadata object of one record, as compact JSON."""
+
+MAX_METADATA_DEPTH: Final = 32
+"""Deepest nesting of metadata: bounds recursion on hostile input."""
+
+MAX_FILTER_BYTES: Final = 64 << 10
+"""Longest filter text."""
+
+MAX_FILTER_DEPTH: Final = 64
+"""Deepest nesting of a filter's tree: bounds recursion on hostile input."""
+
+MAX_FILTER_NODES: Final = 4_096
+"""Most conditions in one filter."""
+
+MAX_IN_VALUES: Final = 65_536
+"""Most values in one ``in`` list."""
+
+MAX_NAME_BYTES: Final = 128
+"""Longest collection name; it becomes a folder's name."""
+
+MAX_COLLECTIONS: Final = 10_000
+"""Most collections in one database: each holds a store open."""
+
+MAX_INDEXED_FIELDS: Final = 256
+"""Most distinct metadata paths indexed per shard; further ones are filtered by reading records."""
+
+MAX_INDEXED_STRING_BYTES: Final = 1_024
+"""Longest string that enters an inverted index; longer ones are filtered by reading records."""

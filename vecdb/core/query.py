@@ -1,0 +1,86 @@
+"""Queries and answers as they travel inside: checked, columnar."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vecdb.core.filters.tree import Node
+from vecdb.core.ids import RecordId
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class QueryRequest:
+    """Nearest-neighbour queries.
+
+    ``vectors``: (nq, row_items), stored dtype, normalised for cosine.  ``k``: most results a query.
+    ``within``: None, or the largest distance (as users see it) of a result: a range search, still bounded
+    by ``k``.  ``ef_search``/``nprobe``: 0 lets the engine choose.  ``exact``: scan, whatever index there is.
+    """
+
+    vectors: npt.NDArray[Any]
+    k: int
+    filter: Node | None = None
+    within: float | None = None
+    ef_search: int = 0
+    nprobe: int = 0
+    exact: bool = False
+    include_metadata: bool = False
+    include_vectors: bool = False
+    explain: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Matches:
+    """The answer to one query, nearest first.
+
+    ``distances``: float32 (n,), ascending, as users see them.  ``metadata``/``vectors`` are None unless asked for.
+    """
+
+    ids: list[RecordId]
+    distances: npt.NDArray[np.float32]
+    metadata: list[dict[str, Any]] | None = None
+    vectors: npt.NDArray[Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class QueryResult:
+    """Answers in the order of the queries; ``plan`` is there when ``explain`` was asked.
+
+    ``missing`` names segments that could not be searched (damaged), so a partial answer says so.
+    """
+
+    matches: list[Matches]
+    plan: dict[str, Any] | None = None
+    missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ScanRequest:
+    """A page of records in a stable order; ``after`` is the cursor the last page returned, or 0 at the start."""
+
+    filter: Node | None = None
+    limit: int = 1_000
+    after: int = 0
+    include_metadata: bool = True
+    include_vectors: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScanPage:
+    """``vectors`` is (n, row_items) or None; ``cursor`` is None on the last page."""
+
+    ids: list[RecordId]
+    metadata: list[dict[str, Any]] | None
+    vectors: npt.NDArray[Any] | None
+    cursor: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """Counts, segments, bytes and index state of a collection (``details`` is JSON-like)."""
+
+    name: str
+    records: int
+    details: dict[str, Any] = field(default_factory=dict)

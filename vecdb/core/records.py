@@ -1,0 +1,75 @@
+"""Records as they travel: checked columns, never one object per vector.
+
+``UpsertBatch`` and the other writes are the commands of the shard machine; ``vectors`` hold *stored*
+components (the schema's dtype, normalised for cosine), so that every replica appends the same bytes.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from vecdb.core.filters.tree import Node
+from vecdb.core.ids import RecordId
+
+Metadata: TypeAlias = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class UpsertBatch:
+    """Insert or replace records.
+
+    ``ids``: checked, without duplicates.  ``vectors``: (n, row_items) in the stored dtype, C-contiguous,
+    borrowed.  ``metadata``: n compact JSON objects as bytes; ``b"{}"`` where there is none.
+    """
+
+    ids: tuple[RecordId, ...]
+    vectors: npt.NDArray[Any]
+    metadata: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteIds:
+    ids: tuple[RecordId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteWhere:
+    filter: Node
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateMetadata:
+    """Change metadata of existing records; ids that do not exist are skipped and counted.
+
+    ``patch``: one JSON object as bytes per id.  ``merge`` sets the given top-level keys (null removes
+    one); otherwise the object is replaced.
+    """
+
+    ids: tuple[RecordId, ...]
+    patch: tuple[bytes, ...]
+    merge: bool = True
+
+
+Command: TypeAlias = UpsertBatch | DeleteIds | DeleteWhere | UpdateMetadata
+
+
+@dataclass(frozen=True, slots=True)
+class WriteResult:
+    """What a write did.  ``log_index`` is the session token of a later read."""
+
+    inserted: int = 0
+    updated: int = 0
+    deleted: int = 0
+    missing: int = 0
+    log_index: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Record:
+    """A stored record; ``vector`` is None unless asked for (cosine collections return unit vectors)."""
+
+    id: RecordId
+    metadata: Metadata = field(default_factory=dict)
+    vector: npt.NDArray[np.generic] | None = None
