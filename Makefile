@@ -1,0 +1,59 @@
+# Every target sets up what it needs; `make install` is quick when nothing has changed.
+#   PYTHON=python3.12 make install    choose the interpreter (3.11 to 3.13) for a new .venv
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+KERNELS := $(shell find vecdb/kernels vecdb/ann -name '*.py' 2>/dev/null)
+PYTEST_ARGS ?= -q -n auto --maxprocesses 8 --dist loadfile
+DATA ?= glove-100 fashion-mnist
+
+.PHONY: help install test quickstart lint types contracts data bench lock clean
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: $(VENV)/.installed $(VENV)/.warm  ## .venv with the locked dependencies, vecdb editable, kernels compiled
+
+$(VENV)/.installed: pyproject.toml requirements.lock .ci/install
+	@.ci/install $(VENV) dev
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.installed
+	@.ci/install $(VENV) dev,bench
+	@touch $@
+
+# The compiled kernels are cached; this spends the time once, so that no first command does.
+$(VENV)/.warm: $(VENV)/.installed $(KERNELS)
+	@$(BIN)/python -m vecdb.kernels.warmup
+	@touch $@
+
+test: install  ## the whole test suite
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+quickstart: install  ## a real data set, queries with and without filters, recall and latency
+	@$(BIN)/vecdb quickstart
+
+lint: $(VENV)/.installed  ## ruff
+	@$(BIN)/ruff check .
+
+types: $(VENV)/.installed  ## mypy --strict
+	@$(BIN)/mypy
+
+contracts: $(VENV)/.installed  ## the layers of the house
+	@$(BIN)/lint-imports --no-logo
+
+data: $(VENV)/.installed  ## benchmark sets: make data DATA="glove-100 fashion-mnist wordnet"
+	@$(BIN)/python -m bench.data $(DATA)
+
+bench: $(VENV)/.bench $(VENV)/.warm  ## recall and queries per second against hnswlib, faiss and usearch
+	@$(BIN)/python -m bench.data fashion-mnist
+	@$(BIN)/python -m bench.ann --data fashion-mnist --out build/ann.json --plot build/ann.png
+
+lock: $(VENV)/.installed  ## write requirements.lock anew from pyproject.toml
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --upgrade \
+		--no-header --no-annotate pyproject.toml --output-file requirements.lock
+
+clean:  ## everything that can be made again
+	@rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@find vecdb tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
