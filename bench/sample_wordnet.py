@@ -2,7 +2,7 @@
 
 The first file has one JSON object a synset (id, text, lemmas, pos, lexname, tag_count, n_lemmas), the second the
 embedding of each text in the same order, rows of length 1 (float16 or float32).  Records and queries are a fixed random
-sample without overlap, in the order of the source.  Each row is scaled so that its largest component is 127 and rounded.
+sample without overlap, in the order of the source.  Each row is scaled to a largest component of 127 and rounded.
 """
 
 import argparse

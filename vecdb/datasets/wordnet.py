@@ -3,7 +3,7 @@
 import gzip
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import IO, Any, cast
+from typing import Any
 
 import numpy as np
 import orjson
@@ -17,10 +17,10 @@ METADATA_FILE = "wordnet.jsonl.gz"
 class Dataset:
     """Records and held-out queries of one real data set.
 
-    ``ids``: n distinct strings.  ``vectors``: float32 ``(n, dim)``, rows of length 1.  ``metadata``: n dicts, one a record.
-    ``queries``: float32 ``(q, dim)``, from the same source but not among the records.  ``query_metadata``: q dicts, each
-    with the ``id`` of the query beside the fields records have.  ``metric``: the one the embeddings are meant for.  The
-    arrays are the caller's own.
+    ``ids``: n distinct strings.  ``vectors``: float32 ``(n, dim)``, rows of length 1.  ``metadata``: n dicts, one a
+    record.  ``queries``: float32 ``(q, dim)``, from the same source but not among the records.  ``query_metadata``:
+    q dicts, each with the ``id`` of the query beside the fields records have.  ``metric``: the one the embeddings are
+    meant for.  The arrays and dicts are the caller's own.
     """
 
     name: str
@@ -35,13 +35,13 @@ class Dataset:
 def load_wordnet() -> Dataset:
     """20,000 synsets of WordNet 3.0 and 500 more as queries, 384 dimensions, cosine.
 
-    Metadata of a synset: ``text`` ("lemmas: gloss"), ``lemmas`` (list), ``pos`` (noun, verb, adj, adv), ``lexname`` (the
-    lexicographer's file, such as ``noun.animal``), ``tag_count`` (occurrences in the tagged corpus), ``n_lemmas``.
+    Metadata of a synset: ``text`` ("lemmas: gloss"), ``lemmas`` (list), ``pos`` (noun, verb, adj, adv), ``lexname``
+    (the lexicographer's file, such as ``noun.animal``), ``tag_count`` (occurrences in the tagged corpus), ``n_lemmas``.
     """
     folder = files("vecdb.datasets")
     with (folder / METADATA_FILE).open("rb") as packed, gzip.open(packed) as lines:
         rows: list[dict[str, Any]] = [orjson.loads(line) for line in lines]
-    with (folder / VECTORS_FILE).open("rb") as stream, np.load(cast(IO[bytes], stream), allow_pickle=False) as arrays:
+    with (folder / VECTORS_FILE).open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
         vectors = _unit_rows(arrays["records"])
         queries = _unit_rows(arrays["queries"])
     records, held_out = rows[: len(vectors)], rows[len(vectors) :]

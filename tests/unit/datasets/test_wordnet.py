@@ -33,13 +33,9 @@ def test_every_record_has_the_documented_fields(wordnet: Dataset) -> None:
 def test_rows_and_metadata_are_in_step(wordnet: Dataset) -> None:
     """Neighbours by embedding share the lexicographer's file far more often than chance: the order was kept."""
     nearest = np.argmax(wordnet.queries @ wordnet.vectors.T, axis=1)
-    same = np.mean(
-        [
-            wordnet.metadata[i]["lexname"] == query["lexname"]
-            for i, query in zip(nearest, wordnet.query_metadata, strict=True)
-        ]
-    )
-    assert same > 0.5
+    found = [wordnet.metadata[ordinal]["lexname"] for ordinal in nearest]
+    asked = [query["lexname"] for query in wordnet.query_metadata]
+    assert np.mean([a == b for a, b in zip(found, asked, strict=True)]) > 0.5
 
 
 def test_two_loads_do_not_share_memory(wordnet: Dataset) -> None:
