@@ -1,0 +1,19 @@
+"""The outside of a disk: RocksDB as the ``Store`` port, and the lock on a database's directory.
+
+Decisions.
+
+**Two steps to durability.** ``write`` puts one batch into RocksDB's log and memtable and returns with the
+batch visible and in the kernel's page cache: a killed process loses nothing, a power cut may.  ``sync``
+makes everything written so far durable.  rocksdict holds the GIL during a write but not during
+``flush_wal``, so the fsync is paid once by one thread for all who wait, while others run.
+
+**A failed write ends writing.** After a write or sync that failed nobody can know what of it is on the
+disk, and after a failed fsync the kernel may have dropped the dirty pages and report success next time.
+So the store refuses further writes with the same error until it is opened anew, which replays the log
+and thereby settles the question.  Reads go on.
+
+**Damage is an error, never an absence.** Every block and log record carries a checksum; a scan asks for
+the iterator's status where it ends (rocksdict's own ``items`` takes an unreadable block for the end of the
+data); the log's chain of sequence numbers is checked before RocksDB replays it
+(:mod:`vecdb.storage.wal`).
+"""

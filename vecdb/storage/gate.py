@@ -1,0 +1,49 @@
+"""A gate operations pass through and ``close`` shuts.
+
+rocksdict's ``close`` borrows the handle exclusively: while another thread is inside a call that freed the
+GIL it raises instead of waiting.  So every call enters here, and closing waits until all have left.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from vecdb.core.errors import VecdbError
+
+
+class Gate:
+    """Counts who is inside; once shut, entering raises what ``refusal`` makes."""
+
+    def __init__(self, refusal: Callable[[], VecdbError]) -> None:
+        self._refusal = refusal
+        self._changed = threading.Condition()
+        self._inside = 0
+        self._open = False
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        with self._changed:
+            if not self._open:
+                raise self._refusal()
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._inside -= 1
+                if not self._inside:
+                    self._changed.notify_all()
+
+    def open(self) -> None:
+        with self._changed:
+            self._open = True
+
+    def shut(self) -> bool:
+        """Refuse newcomers, wait for those inside; False if it was shut already."""
+        with self._changed:
+            if not self._open:
+                return False
+            self._open = False
+            while self._inside:
+                self._changed.wait()
+            return True

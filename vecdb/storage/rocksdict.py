@@ -1,0 +1,305 @@
+"""``RocksStore``: RocksDB, through rocksdict, as the ``Store`` port."""
+
+import contextlib
+import copy
+import os
+import shutil
+import tempfile
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from rocksdict import AccessType, Checkpoint, Options, Rdict, ReadOptions, WriteBatch
+
+from vecdb.core.errors import DatabaseClosed, InvalidArgument, StorageError, StorageReadOnly, VecdbError
+from vecdb.shard.mutations import Mutations
+from vecdb.storage import wal
+from vecdb.storage.errors import from_rocksdb
+from vecdb.storage.gate import Gate
+from vecdb.storage.group_commit import GroupCommit
+from vecdb.storage.options import StoreResources, shared_resources, store_options
+from vecdb.storage.paths import make_directory
+from vecdb.storage.scan import RowScan
+
+SCAN_READAHEAD_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStats:
+    """Sizes in bytes; ``cache_bytes`` is of the cache all stores of the process share."""
+
+    disk_bytes: int
+    memtable_bytes: int
+    cache_bytes: int
+    table_reader_bytes: int
+    estimated_rows: int
+    syncs: int
+
+
+class RocksStore:
+    """One ordered key space in a directory of its own.
+
+    Every method may be called from any thread.  Errors are :class:`StorageError` and its kinds,
+    :class:`DataCorrupted`, :class:`DatabaseLocked` and :class:`DatabaseClosed`.  After a failed ``write`` or ``sync``
+    that batch may or may not be there, reads go on, and every further ``write`` or ``sync`` raises the
+    same error until ``reopen``.
+
+    ``read_only``: nothing in the directory is created or changed, so a store on a read-only medium or on
+    a full disk can be read; writes raise :class:`StorageReadOnly`.  Rows a writer adds later are not seen.
+    """
+
+    def __init__(self, path: Path | str, *, read_only: bool = False,
+                 resources: StoreResources | None = None) -> None:
+        self._path = Path(path).absolute()
+        self._read_only = read_only
+        self._resources = resources or shared_resources()
+        self._write_lock = threading.Lock()
+        self._failure: VecdbError | None = None
+        self._scans: weakref.WeakSet[RowScan] = weakref.WeakSet()
+        self._gate = Gate(lambda: DatabaseClosed(f"the store at {self._path} is closed", path=str(self._path)))
+        self._commit = GroupCommit(self._flush_log, self._check_writable)
+        self._view: Path | None = None
+        self._db = self._open()
+        self._gate.open()
+
+    @property
+    def path(self) -> Path:
+        return self._path
+
+    @property
+    def failure(self) -> VecdbError | None:
+        """The error that ended writing, until ``reopen``."""
+        return self._failure
+
+    def multi_get(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Values in the order of ``keys``, None where there is none.  The GIL is free meanwhile."""
+        if not keys:
+            return []
+        with self._gate.entered():
+            try:
+                found = self._db.get(list(keys))
+            except Exception as error:
+                raise self._error(error, "reading") from error
+            return list(found or ())
+
+    def scan(self, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Rows of ``[start, stop)`` in key order, from a snapshot taken at the first step.
+
+        At most about 1 MiB is read ahead.  A scan still open when the store is closed raises
+        :class:`DatabaseClosed` at its next read.
+        """
+        scan = self._begin_scan(start, stop)
+        try:
+            yield from scan
+        finally:
+            scan.close()
+
+    def write(self, batch: Mutations) -> None:
+        """Apply atomically; visible at once, durable after the next ``sync``.  ``batch`` is borrowed."""
+        with self._gate.entered():
+            rows = self._encode(batch)
+            with self._write_lock:
+                self._check_writable()
+                if rows.is_empty():
+                    return
+                try:
+                    self._db.write(rows)
+                except Exception as error:
+                    raise self._fail(error, "writing to") from error
+            self._commit.wrote()
+
+    def sync(self) -> None:
+        """Return once every earlier write is on stable storage; concurrent calls share one fsync."""
+        with self._gate.entered():
+            self._commit.sync()
+
+    def checkpoint(self, target: Path) -> None:
+        """A consistent copy, by hard links where the file system is the same, in a folder that must not exist."""
+        target = Path(target).absolute()
+        with self._gate.entered():
+            self._check_writable()
+            if os.path.lexists(target):
+                raise InvalidArgument("target", f"{target} exists already", got=str(target), limit="a new folder")
+            make_directory(target.parent)
+            try:
+                Checkpoint(self._db).create_checkpoint(_text(target))
+            except Exception as error:
+                shutil.rmtree(target, ignore_errors=True)
+                raise self._error(error, f"copying to {target}") from error
+
+    def flush(self) -> None:
+        """Write the memtable out as a table file, so that the next opening has no log to replay."""
+        with self._gate.entered():
+            self._check_writable()
+            try:
+                self._db.flush(True)
+            except Exception as error:
+                raise self._fail(error, "flushing") from error
+
+    def compact(self) -> None:
+        """Rewrite all rows into the lowest level and drop what was deleted.  The GIL is free meanwhile."""
+        with self._gate.entered():
+            self._check_writable()
+            try:
+                self._db.compact_range(None, None)
+            except Exception as error:
+                raise self._error(error, "compacting") from error
+
+    def stats(self) -> StoreStats:
+        with self._gate.entered():
+            def number(name: str) -> int:
+                return int(self._db.property_int_value(f"rocksdb.{name}") or 0)
+
+            try:
+                return StoreStats(
+                    disk_bytes=_disk_bytes(self._path), memtable_bytes=number("cur-size-all-mem-tables"),
+                    cache_bytes=self._resources.block_cache.get_usage(),
+                    table_reader_bytes=number("estimate-table-readers-mem"),
+                    estimated_rows=number("estimate-num-keys"), syncs=self._commit.flushes)
+            except Exception as error:
+                raise self._error(error, "measuring") from error
+
+    def reopen(self) -> None:
+        """Close and open anew, which settles what a failed write left.  If opening fails the store stays closed."""
+        self._shut(quiet=True)
+        self._db = self._open()
+        self._failure = None
+        self._commit = GroupCommit(self._flush_log, self._check_writable)
+        self._gate.open()
+
+    def close(self) -> None:
+        """Make everything durable and let go of the files; a second call does nothing.
+
+        Waits for calls in flight and ends open scans.  Raises if the last rows could not be made durable;
+        the store is closed all the same.
+        """
+        self._shut(quiet=self._failure is not None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _open(self) -> Rdict:
+        wal.check_logs(self._path)
+        try:
+            options = store_options(self._resources, create=not self._read_only)
+            if self._read_only:
+                self._view = _mirror(self._path)
+                return _opened(self._view, options, AccessType.read_only(False))
+            make_directory(self._path)
+            return _opened(self._path, options, AccessType.read_write())
+        except Exception as error:
+            self._drop_view()
+            raise self._error(error, "opening") from error
+
+    def _shut(self, *, quiet: bool) -> None:
+        if not self._gate.shut():
+            return
+        for scan in list(self._scans):
+            scan.close()
+        try:
+            self._db.close()
+        except Exception as error:
+            if not quiet:
+                raise self._error(error, "closing") from error
+        finally:
+            self._drop_view()
+
+    def _drop_view(self) -> None:
+        if self._view is not None:
+            shutil.rmtree(self._view, ignore_errors=True)
+            self._view = None
+
+    def _begin_scan(self, start: bytes, stop: bytes) -> RowScan:
+        with self._gate.entered():
+            read = ReadOptions()
+            read.set_iterate_upper_bound(stop)
+            read.fill_cache(False)  # type: ignore[call-arg]  # the stub lacks the argument
+            read.set_readahead_size(SCAN_READAHEAD_BYTES)
+            try:
+                rows = self._db.iter(read)
+            except Exception as error:
+                raise self._error(error, "reading") from error
+            scan = RowScan(rows, start, lambda error: self._error(error, "reading"),
+                           lambda: DatabaseClosed(f"the store at {self._path} was closed", path=str(self._path)))
+            self._scans.add(scan)
+            return scan
+
+    def _encode(self, batch: Mutations) -> WriteBatch:
+        rows = WriteBatch(raw_mode=True)
+        try:
+            for start, stop in batch.ranges:
+                if start < stop:
+                    rows.delete_range(start, stop)
+            for key in batch.deletes:
+                rows.delete(key)
+            put = rows.put
+            for key, value in batch.puts:
+                put(key, value)
+        except Exception as error:
+            raise self._error(error, "encoding a batch for") from error
+        return rows
+
+    def _flush_log(self) -> None:
+        try:
+            self._db.flush_wal(True)
+        except Exception as error:
+            raise self._fail(error, "syncing") from error
+
+    def _check_writable(self) -> None:
+        if self._read_only:
+            raise StorageReadOnly(f"the store at {self._path} was opened read-only", path=str(self._path))
+        failure = self._failure
+        if failure is not None:
+            raise copy.copy(failure)
+
+    def _fail(self, error: BaseException, doing: str) -> VecdbError:
+        if self._failure is None:
+            self._failure = self._error(error, doing)
+        return copy.copy(self._failure)
+
+    def _error(self, error: BaseException, doing: str) -> VecdbError:
+        return from_rocksdb(error, self._path, doing)
+
+
+def _opened(path: Path, options: Options, access: AccessType) -> Rdict:
+    return Rdict(_text(path), options, access_type=access)
+
+
+def _text(path: Path) -> str:
+    text = os.fspath(path)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InvalidArgument("path", f"{text!r} is not valid UTF-8", got=repr(text), limit="UTF-8") from None
+    return text
+
+
+def _mirror(path: Path) -> Path:
+    """A private folder of links to the store's files: even to read, rocksdict and RocksDB write notes beside them."""
+    try:
+        names = sorted(os.listdir(path))
+        if "CURRENT" not in names:
+            raise StorageError(f"there is no store at {path}", path=str(path))
+        view = Path(tempfile.mkdtemp(prefix="vecdb-read-"))
+        with contextlib.suppress(FileExistsError):
+            for name in names:
+                if not name.startswith(("LOG", "LOCK", "rocksdict-config")):
+                    os.symlink(path / name, view / name)
+    except OSError as error:
+        raise from_rocksdb(error, path, "opening") from error
+    return view
+
+
+def _disk_bytes(path: Path) -> int:
+    total = 0
+    with os.scandir(path) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):  # a compaction deletes files while we look
+                total += entry.stat().st_size
+    return total
