@@ -1,0 +1,73 @@
+"""vecdb: an open vector database in Python.
+
+>>> import vecdb
+>>> db = vecdb.connect("./data")                                     # doctest: +SKIP
+>>> docs = db.create_collection("docs", dim=384, metric="cosine")    # doctest: +SKIP
+>>> docs.upsert(ids=ids, vectors=matrix, metadata=rows)              # doctest: +SKIP
+>>> docs.query(vector, k=10, filter="year >= 2020")                  # doctest: +SKIP
+
+Names are loaded when first used: ``import vecdb`` itself imports nothing, so that a command line starts at once.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vecdb.client.backend import Backend
+    from vecdb.client.collection import Collection
+    from vecdb.client.connect import connect
+    from vecdb.client.database import Database
+    from vecdb.client.results import Hit, Hits, Records
+    from vecdb.core import errors, limits
+    from vecdb.core.errors import VecdbError
+    from vecdb.core.filters import F
+    from vecdb.core.query import Description
+    from vecdb.core.records import Record, WriteResult
+    from vecdb.core.schema import CollectionSchema, IndexKind, IndexSpec, Metric, Quantization, VectorType
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Backend": "vecdb.client.backend",
+    "Collection": "vecdb.client.collection",
+    "CollectionSchema": "vecdb.core.schema",
+    "Database": "vecdb.client.database",
+    "Description": "vecdb.core.query",
+    "F": "vecdb.core.filters",
+    "Hit": "vecdb.client.results",
+    "Hits": "vecdb.client.results",
+    "IndexKind": "vecdb.core.schema",
+    "IndexSpec": "vecdb.core.schema",
+    "Metric": "vecdb.core.schema",
+    "Quantization": "vecdb.core.schema",
+    "Record": "vecdb.core.records",
+    "Records": "vecdb.client.results",
+    "VecdbError": "vecdb.core.errors",
+    "VectorType": "vecdb.core.schema",
+    "WriteResult": "vecdb.core.records",
+    "connect": "vecdb.client.connect",
+    "errors": "vecdb.core",
+    "limits": "vecdb.core",
+}
+
+__all__ = [
+    "Backend", "Collection", "CollectionSchema", "Database", "Description", "F", "Hit", "Hits", "IndexKind",
+    "IndexSpec", "Metric", "Quantization", "Record", "Records", "VecdbError", "VectorType", "WriteResult",
+    "__version__", "connect", "errors", "limits",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'vecdb' has no attribute {name!r}")
+    if home == "vecdb.core":
+        value: Any = importlib.import_module(f"{home}.{name}")
+    else:
+        value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,189 @@
+"""What ``upsert`` accepts, brought into parts: columns, records one by one, and tables.
+
+Columns are ``ids`` and ``vectors`` (and ``metadata``) of one length.  Records are tuples ``(id, vector)`` or
+``(id, vector, metadata)``, or dicts with those keys, from any iterable, however long.  Tables are pyarrow's and
+pandas'; those libraries are looked for in ``sys.modules``, for whoever holds a table has imported them.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Final
+
+import numpy as np
+
+from vecdb.client import tables
+from vecdb.client.options import kind_of, near
+from vecdb.client.parts import DEFAULT_BATCH_BYTES, DEFAULT_BATCH_RECORDS, Part
+from vecdb.core.errors import InvalidArgument, InvalidId, InvalidMetadata, LimitExceeded
+from vecdb.core.ids import RecordId, check_id, check_ids
+from vecdb.core.metadata import check_metadata
+from vecdb.core.schema import CollectionSchema
+from vecdb.core.vectors import row_bytes, to_array
+
+MAX_CALL_IDS: Final = 10_000_000
+"""Most ids in one fetch, delete or update: an endless iterator is refused instead of filling memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Parts to write; ``total`` rows if known, else 0; ``whole``: they can be checked before the first write."""
+
+    parts: Iterable[Part]
+    total: int
+    whole: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """The names of a table's id and vector columns, and of its metadata columns (None: all others)."""
+
+    id: str = "id"
+    vector: str = "vector"
+    metadata: tuple[str, ...] | None = None
+
+
+def list_ids(value: object, argument: str = "ids", most: int = MAX_CALL_IDS) -> list[RecordId]:
+    """Check ids from an array, a column or any iterable of at most ``most``."""
+    if not isinstance(value, np.ndarray) and hasattr(value, "to_numpy"):
+        value = value.to_numpy()
+    if isinstance(value, np.ndarray | str | bytes):
+        found: Iterable[object] = value
+    elif isinstance(value, Iterable):
+        found = list(islice(value, most + 1))
+    else:
+        raise InvalidId(argument, f"must be a sequence of ids, not {kind_of(value)}", got=kind_of(value),
+                        limit="a sequence of int or str")
+    ids = check_ids(found)
+    if len(ids) > most:
+        raise LimitExceeded(argument, f"more than {most} ids", got=f"over {most}", limit=most)
+    return ids
+
+
+def encode_metadata(values: Iterable[object], first: int = 0) -> list[bytes]:
+    """Check each object and return its canonical JSON; None is an empty object."""
+    return [b"{}" if value is None else check_metadata(value, position)
+            for position, value in enumerate(values, first)]
+
+
+def from_columns(ids: object, vectors: object, metadata: object) -> Source:
+    """One part from whole columns; their lengths must agree and must not be zero."""
+    if isinstance(ids, set | frozenset | Mapping):
+        raise InvalidArgument("ids", f"a {kind_of(ids)} has no order to pair with vectors", got=kind_of(ids),
+                              limit="a sequence")
+    raw = to_array(tables.matrix(vectors), "vectors")
+    count = raw.shape[0] if raw.ndim else 0
+    if raw.ndim and count == 0:
+        raise InvalidArgument("vectors", "holds no vectors", got=f"shape {raw.shape}", limit="at least one vector")
+    if raw.ndim < 2:
+        hint = "; for a single vector give [vector]" if raw.ndim else ""
+        raise InvalidArgument("vectors", f"must have two dimensions (n, dim), not {raw.ndim}{hint}",
+                              got=f"shape {raw.shape}", limit="(n, dim)")
+    listed = list_ids(ids, most=max(count, MAX_CALL_IDS))
+    _same_length("ids", len(listed), count)
+    encoded = None
+    if metadata is not None:
+        objects = _metadata_list(metadata, count)
+        _same_length("metadata", len(objects), count)
+        encoded = encode_metadata(objects)
+    return Source([Part(listed, raw, encoded)], count, whole=True)
+
+
+def _same_length(argument: str, got: int, vectors: int) -> None:
+    if got != vectors:
+        raise InvalidArgument(argument, f"{got} given for {vectors} vectors", got=got, limit=vectors)
+
+
+def _metadata_list(value: object, count: int) -> Sequence[object]:
+    if isinstance(value, str | bytes | set | frozenset | Mapping):
+        raise InvalidMetadata("metadata", f"must be a sequence of dicts, one a record, not one {kind_of(value)}",
+                              got=kind_of(value), limit="a sequence of dicts")
+    if tables.is_table(value):
+        return tables.dicts(value)
+    if isinstance(value, list | tuple):
+        return value
+    if isinstance(value, Iterable):
+        return list(islice(value, count + 1))
+    raise InvalidMetadata("metadata", f"must be a sequence of dicts, not {kind_of(value)}", got=kind_of(value),
+                          limit="a sequence of dicts")
+
+
+def from_records(schema: CollectionSchema, records: object, columns: Columns, batch_size: int | None) -> Source:
+    """Parts from tables or from an iterable of tuples or dicts."""
+    if tables.is_table(records):
+        total, whole, slices = tables.slices(records, columns.id, columns.vector, columns.metadata,
+                                             batch_size or DEFAULT_BATCH_RECORDS)
+        return Source(_table_parts(slices), total, whole)
+    if isinstance(records, str | bytes | bytearray | Mapping | np.ndarray) or not isinstance(records, Iterable):
+        raise InvalidArgument("records", f"must be an iterable of (id, vector, metadata) or a table, not "
+                              f"{kind_of(records)}; give columns as ids= and vectors=", got=kind_of(records),
+                              limit="an iterable of records, or a pyarrow or pandas table")
+    listed = isinstance(records, list | tuple)
+    return Source(_row_parts(schema, records, columns, batch_size or DEFAULT_BATCH_RECORDS),
+                  len(records) if listed else 0, whole=listed)  # type: ignore[arg-type]
+
+
+def _table_parts(slices: Iterable[tables.Slice]) -> Iterator[Part]:
+    first = 0
+    for piece in slices:
+        raw = to_array(piece.vectors, "vectors", first=first)
+        encoded = None if piece.metadata is None else encode_metadata(piece.metadata, first)
+        part = Part(_ids_at(piece.ids, first), raw, encoded, first)
+        first += len(part.ids)
+        yield part
+
+
+def _ids_at(values: Any, first: int) -> list[RecordId]:
+    """``check_ids``, its positions counted from the start of the whole input."""
+    try:
+        return check_ids(values)
+    except InvalidId:
+        for position, value in enumerate(values.tolist() if isinstance(values, np.ndarray) else values, first):
+            check_id(value, position)
+        raise
+
+
+def _row_parts(schema: CollectionSchema, records: Iterable[object], columns: Columns, most: int) -> Iterator[Part]:
+    ids: list[RecordId] = []
+    vectors: list[object] = []
+    metadata: list[bytes] = []
+    size, fixed, first = 0, row_bytes(schema), 0
+    for position, record in enumerate(records):
+        identity, vector, extra = _row(record, position, columns)
+        encoded = b"{}" if extra is None else check_metadata(extra, position)
+        ids.append(check_id(identity, position))
+        vectors.append(vector)
+        metadata.append(encoded)
+        size += fixed + len(encoded)
+        if len(ids) >= most or size >= DEFAULT_BATCH_BYTES:
+            yield _part(ids, vectors, metadata, first)
+            ids, vectors, metadata, size, first = [], [], [], 0, position + 1
+    if ids:
+        yield _part(ids, vectors, metadata, first)
+
+
+def _part(ids: list[RecordId], vectors: list[object], metadata: list[bytes], first: int) -> Part:
+    return Part(ids, to_array(vectors, "vectors", first=first), metadata, first)
+
+
+def _row(record: object, position: int, columns: Columns) -> tuple[object, object, object]:
+    """The id, vector and metadata of one record."""
+    where = f"records[{position}]"
+    if isinstance(record, Mapping):
+        known = (columns.id, columns.vector, "metadata")
+        for key in record:
+            if key not in known:
+                hint = near(key, known) if isinstance(key, str) else ""
+                raise InvalidArgument(where, f"unknown key {str(key)[:100]!r}{hint}", got=str(key)[:100],
+                                      limit=", ".join(known))
+        for key in known[:2]:
+            if key not in record:
+                raise InvalidArgument(where, f"has no {key!r}", got="a dict without it", limit=", ".join(known))
+        return record[columns.id], record[columns.vector], record.get("metadata")
+    if isinstance(record, tuple | list):
+        if len(record) not in (2, 3):
+            raise InvalidArgument(where, f"has {len(record)} items", got=len(record),
+                                  limit="(id, vector) or (id, vector, metadata)")
+        return record[0], record[1], record[2] if len(record) == 3 else None
+    raise InvalidArgument(where, f"must be (id, vector, metadata) or a dict, not {kind_of(record)}; ids alone need "
+                          "vectors= beside them", got=kind_of(record), limit="a tuple or a dict")

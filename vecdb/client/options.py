@@ -1,0 +1,214 @@
+"""Arguments of the public calls: aliases, unknown names, and the small scalar checks.
+
+The SDK alone accepts the other libraries' spellings (``M``, ``efConstruction``, ``ef``, ``top_k``); nothing
+below the facade knows them.  An unknown keyword is refused with the nearest known one.
+"""
+
+import difflib
+import math
+import operator
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Final
+
+import numpy as np
+
+from vecdb.core.errors import InvalidArgument, LimitExceeded
+from vecdb.core.filters.tree import Node
+from vecdb.core.schema import CollectionSchema, IndexSpec, Metric, VectorType
+
+INDEX_ALIASES: Final = {"M": "m", "efConstruction": "ef_construction", "ef": "ef_search", "type": "kind"}
+CREATE_ALIASES: Final = {**INDEX_ALIASES, "dtype": "vector_type"}
+QUERY_ALIASES: Final = {"ef": "ef_search", "top_k": "k"}
+
+INDEX_NAMES: Final = tuple(field.name for field in fields(IndexSpec))
+
+_METRIC_HINTS: Final = {
+    "angular": "cosine", "cos": "cosine", "euclidean": "l2", "ip": "dot", "inner_product": "dot",
+    "innerproduct": "dot", "dotproduct": "dot", "dot_product": "dot", "l2sq": "l2", "bits": "hamming",
+}
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """``; did you mean 'x'?`` or nothing."""
+    found = difflib.get_close_matches(name[:100], list(known), n=1, cutoff=0.6)
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def refuse_unknown(given: Iterable[str], known: Iterable[str], what: str = "keyword argument") -> None:
+    names = list(known)
+    for name in given:
+        if name not in names:
+            raise InvalidArgument(str(name)[:100], f"unknown {what}{near(str(name), names)}", got=str(name)[:100],
+                                  limit=", ".join(names))
+
+
+def resolve(given: Mapping[str, Any], aliases: Mapping[str, str], known: Iterable[str]) -> dict[str, Any]:
+    """Translate aliases to their names; refuse unknown names and one thing given under two names."""
+    names = list(known)
+    refuse_unknown(given, [*names, *aliases])
+    out: dict[str, Any] = {}
+    for name, value in given.items():
+        real = aliases.get(name, name)
+        if real in out:
+            raise InvalidArgument(real, f"is given twice, as {name!r} too", got=name, limit="one of the names")
+        out[real] = value
+    return out
+
+
+def kind_of(value: object) -> str:
+    return type(value).__name__
+
+
+def check_int(argument: str, value: object, low: int, high: int) -> int:
+    """Return an integer within bounds; bool and float are refused, NumPy's integers are taken."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
+        raise InvalidArgument(argument, f"must be an integer, not {kind_of(value)}", got=kind_of(value),
+                              limit=f"{low}..{high}")
+    number = operator.index(value)
+    if not low <= number <= high:
+        shown = number if abs(number) < 10 ** 20 else "a number"
+        raise LimitExceeded(argument, f"{shown} is outside {low}..{high}", got=shown, limit=f"{low}..{high}")
+    return number
+
+
+def check_flag(argument: str, value: object) -> bool:
+    if not isinstance(value, bool | np.bool_):
+        raise InvalidArgument(argument, f"must be True or False, not {kind_of(value)}", got=kind_of(value),
+                              limit="bool")
+    return bool(value)
+
+
+def check_text(argument: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise InvalidArgument(argument, f"must be a str, not {kind_of(value)}", got=kind_of(value), limit="str")
+    return str(value)
+
+
+def check_finite(argument: str, value: object) -> float:
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
+        raise InvalidArgument(argument, f"must be a number, not {kind_of(value)}", got=kind_of(value),
+                              limit="a finite number")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise InvalidArgument(argument, "must be finite", got=str(number), limit="a finite number")
+    return number
+
+
+_INCLUDE: Final = {"metadata": "metadata", "vector": "vector", "vectors": "vector"}
+
+
+def check_include(value: object) -> frozenset[str]:
+    """Return which of ``metadata`` and ``vector`` are wanted; one name alone may be a plain string."""
+    if value is None:
+        return frozenset()
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, list | tuple | set | frozenset):
+        raise InvalidArgument("include", f"must be a sequence of names, not {kind_of(value)}", got=kind_of(value),
+                              limit="'metadata', 'vector'")
+    for item in items:
+        if not isinstance(item, str) or item not in _INCLUDE:
+            hint = near(item, _INCLUDE) if isinstance(item, str) else ""
+            shown = repr(item[:100]) if isinstance(item, str) else kind_of(item)
+            raise InvalidArgument("include", f"unknown name {shown}{hint}", got=shown, limit="'metadata', 'vector'")
+    return frozenset(_INCLUDE[item] for item in items)
+
+
+def check_filter(value: object) -> Node | None:
+    """Parse any of the three forms; None stays None."""
+    if value is None:
+        return None
+    from vecdb.core.filters import to_node
+    return to_node(value)
+
+
+def _plain(value: object) -> object:
+    """NumPy's scalars as Python's, so that a schema holds only what JSON can."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def index_spec(index: object, given: Mapping[str, Any]) -> IndexSpec:
+    """Make the index from ``index`` (a kind, a dict or an IndexSpec) and the parameters given beside it."""
+    parts: dict[str, Any] = {}
+    if isinstance(index, IndexSpec):
+        if given:
+            name = next(iter(given))
+            raise InvalidArgument(name, "is part of the IndexSpec in index; give it there", got=name,
+                                  limit="index=IndexSpec(...) alone")
+        return index
+    if isinstance(index, Mapping):
+        refuse_unknown([check_text("index", name) for name in index], [*INDEX_NAMES, *INDEX_ALIASES], "key of index")
+        parts = resolve(dict(index), INDEX_ALIASES, INDEX_NAMES)
+    else:
+        parts["kind"] = check_text("index", index)
+    for name, value in given.items():
+        if name in parts:
+            raise InvalidArgument(name, "is given both in index and beside it", got=name, limit="one of the two")
+        parts[name] = value
+    plain: dict[str, Any] = {name: _plain(value) for name, value in parts.items()}
+    if "vectors_on_disk" in plain:
+        check_flag("vectors_on_disk", plain["vectors_on_disk"])
+    if "oversample" in plain:
+        check_finite("oversample", plain["oversample"])
+    return IndexSpec(**plain)
+
+
+def check_metric(metric: object) -> str:
+    if isinstance(metric, str) and metric.lower() in _METRIC_HINTS:
+        wanted = _METRIC_HINTS[metric.lower()]
+        raise InvalidArgument("metric", f"unknown value {metric!r}; did you mean {wanted!r}?", got=metric,
+                              limit=", ".join(Metric))
+    return check_text("metric", metric)
+
+
+def check_vector_type(value: object) -> str:
+    """Accept the names, and NumPy's dtypes of the same names (``np.float32``)."""
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, np.dtype) or (isinstance(value, type) and issubclass(value, np.generic)):
+        return np.dtype(value).name
+    raise InvalidArgument("vector_type", f"must be a str, not {kind_of(value)}", got=kind_of(value),
+                          limit=", ".join(VectorType))
+
+
+def check_indexed_fields(value: object) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    if isinstance(value, str) or not isinstance(value, list | tuple):
+        raise InvalidArgument("indexed_fields", f"must be a list of dotted paths, not {kind_of(value)}",
+                              got=kind_of(value), limit="a list of str")
+    for path in value:
+        check_text("indexed_fields", path)
+    return tuple(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One setting in which a wanted schema and an existing one disagree."""
+
+    name: str
+    wanted: Any
+    existing: Any
+
+    def __str__(self) -> str:
+        return f"{self.name} is {_shown(self.existing)}, not {_shown(self.wanted)}"
+
+
+def _shown(value: object) -> str:
+    return str(value) if isinstance(value, str) else repr(value)
+
+
+def differences(wanted: CollectionSchema, existing: CollectionSchema) -> list[Difference]:
+    """Every setting in which two schemas disagree, the index's by their own names."""
+    out = []
+    for field in fields(CollectionSchema):
+        mine, theirs = getattr(wanted, field.name), getattr(existing, field.name)
+        if field.name == "index":
+            out += [Difference(name, getattr(mine, name), getattr(theirs, name)) for name in INDEX_NAMES
+                    if getattr(mine, name) != getattr(theirs, name)]
+        elif mine != theirs:
+            out.append(Difference(field.name, mine, theirs))
+    return out

@@ -1,0 +1,87 @@
+"""One open backend shared by a Database, its Collections and any number of threads.
+
+A call holds the session while it runs; ``close`` refuses new calls, waits for those that run and then
+closes the backend, so no thread ever sees a store vanish under it.  A call that closes its own database
+(from a progress callback, say) would wait for itself: then the last call to leave does the closing.
+"""
+
+import threading
+from types import TracebackType
+
+from vecdb.client.backend import Backend
+from vecdb.core.errors import DatabaseClosed
+
+
+class Session:
+    """Counts running calls; ``with session as backend`` is one call."""
+
+    def __init__(self, backend: Backend, label: str) -> None:
+        self.label = label
+        self._backend = backend
+        self._state = threading.Condition()
+        self._running = 0
+        self._closing = False
+        self._ended = False
+        self._mine = threading.local()
+
+    @property
+    def closed(self) -> bool:
+        return self._closing
+
+    def check_open(self) -> None:
+        if self._closing:
+            raise DatabaseClosed(f"the database {self.label} is closed", target=self.label)
+
+    def call(self) -> "_Call":
+        return _Call(self)
+
+    def enter(self) -> Backend:
+        with self._state:
+            self.check_open()
+            self._running += 1
+        self._mine.depth = getattr(self._mine, "depth", 0) + 1
+        return self._backend
+
+    def leave(self) -> None:
+        self._mine.depth -= 1
+        with self._state:
+            self._running -= 1
+            last = self._closing and self._running == 0
+            if last:
+                self._state.notify_all()
+        if last:
+            self._end()
+
+    def close(self) -> None:
+        """Close once; further calls do nothing."""
+        with self._state:
+            self._closing = True
+            if getattr(self._mine, "depth", 0):
+                return
+            while self._running:
+                self._state.wait()
+        self._end()
+
+    def _end(self) -> None:
+        with self._state:
+            if self._ended:
+                return
+            self._ended = True
+        self._backend.close()
+
+
+class _Call:
+    """A context manager by hand: ``contextlib`` costs more than a whole exact query of a small collection."""
+
+    __slots__ = ("_session",)
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def __enter__(self) -> Backend:
+        return self._session.enter()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self._session.leave()
+
