@@ -1,0 +1,1 @@
+"""What a process has: its clock, its kernel threads, its memory and disk."""
