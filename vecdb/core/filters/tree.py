@@ -20,7 +20,7 @@ class Time:
     unix_ns: int
 
 
-Value: TypeAlias = str | int | float | bool | None | Time
+Value: TypeAlias = str | int | float | bool | Time | None
 
 
 class Op(StrEnum):

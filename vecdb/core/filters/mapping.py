@@ -1,0 +1,125 @@
+"""The mapping form: ``{"year": {"$gte": 2020}, "$or": [{"lang": "en"}, {"lang": {"$exists": False}}]}``.
+
+Keys are paths or ``$and $or $nor`` (lists) and ``$not`` (a mapping); all of a mapping must hold.  A path's value is a
+plain value (equality) or operators: ``$eq $ne $gt $gte $lt $lte $in $nin $exists $null $prefix $contains $not``,
+``$geo_radius`` (``{"lat", "lon", "radius_m"}`` or three numbers) and ``$geo_box`` (``{"south", "west", "north", "east"}``
+or four).
+A value ``{"$time": "2024-01-31T12:00:00Z"}`` is an instant, for those who send JSON.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from vecdb.core.errors import InvalidFilter
+from vecdb.core.filters import check
+from vecdb.core.filters.check import Budget
+from vecdb.core.filters.paths import check_path
+from vecdb.core.filters.times import parse_time
+from vecdb.core.filters.tree import And, Everything, Exists, IsNull, Node, Not, Or, Time
+
+_COMPARISONS = {"$eq": "==", "$ne": "!=", "$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
+_GEO = {"$geo_radius": ("lat", "lon", "radius_m"), "$geo_box": ("south", "west", "north", "east")}
+_FIELD_OPS = (*_COMPARISONS, "$in", "$nin", "$exists", "$null", "$prefix", "$contains", "$not", *_GEO)
+_LOGIC = ("$and", "$or", "$nor", "$not")
+
+
+def from_mapping(mapping: Mapping[str, Any]) -> Node:
+    """Return the tree of a mapping, or raise :class:`InvalidFilter` that names the key."""
+    return _mapping(mapping, 1, Budget())
+
+
+def _refuse(where: str, message: str, got: object, limit: str) -> InvalidFilter:
+    return InvalidFilter(f"{where}: {message}" if where else message,
+                         got=got if isinstance(got, str) else type(got).__name__, limit=limit)
+
+
+def _mapping(mapping: object, depth: int, budget: Budget) -> Node:
+    budget.depth(depth)
+    if not isinstance(mapping, Mapping):
+        raise _refuse("", f"expected a mapping of paths, not {type(mapping).__name__}", mapping, "a mapping")
+    if not mapping:
+        budget.leaf()
+        return Everything()
+    parts: list[Node] = []
+    for key, value in mapping.items():
+        if not isinstance(key, str):
+            raise _refuse("", f"a key must be a str, not {type(key).__name__}", key, "str")
+        parts.append(_logic(key, value, depth + 1, budget) if key.startswith("$")
+                     else _field(check_path(key), value, depth + 1, budget))
+    return check.join(And, parts)
+
+
+def _logic(key: str, value: object, depth: int, budget: Budget) -> Node:
+    budget.depth(depth)
+    if key == "$not":
+        return Not(_mapping(value, depth + 1, budget))
+    if key not in _LOGIC:
+        raise _refuse("", f"unknown operator {key!r} where a path may stand; known are {', '.join(_LOGIC)}", key,
+                      ", ".join(_LOGIC))
+    if not isinstance(value, list | tuple):
+        raise _refuse(key, f"needs a list of mappings, not {type(value).__name__}", value, "a list")
+    parts = [_mapping(part, depth + 1, budget) for part in value]
+    if not parts:
+        budget.leaf()
+    joined = check.join(And if key == "$and" else Or, parts)
+    return Not(joined) if key == "$nor" else joined
+
+
+def _field(path: str, value: object, depth: int, budget: Budget) -> Node:
+    budget.depth(depth)
+    if not isinstance(value, Mapping) or "$time" in value:
+        budget.leaf()
+        if isinstance(value, list | tuple):
+            raise _refuse(path, "a list is not compared as a whole; use {'$in': [...]}", value, "a value or operators")
+        return check.compare(path, "==", _value(value))
+    if not value:
+        raise _refuse(path, "an empty mapping says nothing", value, "a value or operators")
+    return check.join(And, [_operator(path, op, operand, depth + 1, budget) for op, operand in value.items()])
+
+
+def _operator(path: str, op: object, operand: Any, depth: int, budget: Budget) -> Node:
+    budget.depth(depth)
+    if not isinstance(op, str) or op not in _FIELD_OPS:
+        hint = f"; a nested path is written '{path}.{op}'" if isinstance(op, str) and not op.startswith("$") else ""
+        raise _refuse(path, f"unknown operator {op!r:.60}{hint}; known are {', '.join(_FIELD_OPS)}", op,
+                      ", ".join(_FIELD_OPS))
+    if op == "$not":
+        return Not(_field(path, operand, depth + 1, budget))
+    budget.leaf()
+    if op in _COMPARISONS:
+        return check.compare(path, _COMPARISONS[op], _value(operand))
+    if op in ("$in", "$nin"):
+        listed = [_value(item) for item in operand] if isinstance(operand, list | tuple) else operand
+        among = check.is_in(path, listed)
+        return among if op == "$in" else Not(among)
+    if op in ("$exists", "$null"):
+        if not isinstance(operand, bool):
+            raise _refuse(path, f"{op} needs true or false, not {type(operand).__name__}", operand, "bool")
+        node: Node = Exists(path) if op == "$exists" else IsNull(path)
+        return node if operand else Not(node)
+    if op == "$prefix":
+        return check.prefix(path, operand)
+    if op == "$contains":
+        return check.contains(path, operand)
+    return _geo(path, op, operand)
+
+
+def _geo(path: str, op: str, operand: object) -> Node:
+    names = _GEO[op]
+    if isinstance(operand, Mapping) and set(operand) == set(names):
+        numbers = [operand[name] for name in names]
+    elif isinstance(operand, list | tuple) and len(operand) == len(names):
+        numbers = list(operand)
+    else:
+        raise _refuse(path, f"{op} needs {', '.join(names)}", operand, ", ".join(names))
+    return check.geo_radius(path, *numbers) if op == "$geo_radius" else check.geo_box(path, *numbers)
+
+
+def _value(value: object) -> object:
+    if isinstance(value, Mapping) and set(value) == {"$time"}:
+        text = check.check_text(value["$time"], "$time")
+        unix_ns = parse_time(text)
+        if unix_ns is None:
+            raise _refuse("", f"{text[:48]!r} is no RFC 3339 time (the offset is needed)", text[:48], "RFC 3339")
+        return Time(unix_ns)
+    return value
