@@ -9,8 +9,8 @@ on a machine shared with others that is the steadier figure for one thread.
 
 OUT.json is a list of rows ``{system, params, threads, mode, k, recall, qps, p50_ms, p99_ms, build_seconds,
 bytes_per_vector, dataset}``.  ``mode`` is ``single`` (one query a call; milliseconds of a call) or ``batch`` (many a
-call; milliseconds of a call over its queries).  ``params`` also says ``build_cpu_seconds``, ``build_threads``, the effort
-and the clock.
+call; milliseconds of a call over its queries).  ``params`` also says ``build_cpu_seconds``, ``build_threads``, the
+effort and the clock.
 """
 
 import argparse
