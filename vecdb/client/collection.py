@@ -18,7 +18,7 @@ from vecdb.client.progress import ProgressOption, reporting
 from vecdb.client.results import Hits, Records
 from vecdb.client.session import Session
 from vecdb.core.errors import InvalidArgument, InvalidFilter, InvalidMetadata
-from vecdb.core.filters.tree import And, Everything, Node
+from vecdb.core.filters import And, Everything, FilterLike, Node
 from vecdb.core.ids import RecordId, check_id
 from vecdb.core.limits import MAX_BATCH_BYTES, MAX_BATCH_RECORDS
 from vecdb.core.metadata import check_metadata
@@ -26,9 +26,6 @@ from vecdb.core.query import Description, ScanPage, ScanRequest
 from vecdb.core.records import DeleteIds, DeleteWhere, Record, WriteResult
 from vecdb.core.schema import CollectionSchema, Metric
 from vecdb.core.vectors import row_bytes
-
-FilterLike = Any
-"""An expression string, an ``F`` expression, a ``{"field": {"$op": value}}`` mapping, a tree, or None."""
 
 
 class Collection:
@@ -97,23 +94,23 @@ class Collection:
                                      lambda batch: backend.upsert(self._name, batch), "upsert", source.total, report)
 
     @overload
-    def query(self, vector: Sequence[float], k: int = ..., filter: FilterLike = ..., *,
+    def query(self, vector: Sequence[float], k: int = ..., filter: FilterLike | None = ..., *,
               include: Iterable[str] | None = ..., within: float | None = ..., ef_search: int | None = ...,
               nprobe: int | None = ..., exact: bool = ..., explain: bool = ..., progress: ProgressOption = ...,
               **aliases: Any) -> Hits: ...
 
     @overload
     def query(self, vector: Sequence[Sequence[float]] | Sequence[npt.NDArray[Any]], k: int = ...,
-              filter: FilterLike = ..., *, include: Iterable[str] | None = ..., within: float | None = ...,
+              filter: FilterLike | None = ..., *, include: Iterable[str] | None = ..., within: float | None = ...,
               ef_search: int | None = ..., nprobe: int | None = ..., exact: bool = ..., explain: bool = ...,
               progress: ProgressOption = ..., **aliases: Any) -> list[Hits]: ...
 
     @overload
-    def query(self, vector: Any, k: int = ..., filter: FilterLike = ..., *, include: Iterable[str] | None = ...,
+    def query(self, vector: Any, k: int = ..., filter: FilterLike | None = ..., *, include: Iterable[str] | None = ...,
               within: float | None = ..., ef_search: int | None = ..., nprobe: int | None = ..., exact: bool = ...,
               explain: bool = ..., progress: ProgressOption = ..., **aliases: Any) -> Any: ...
 
-    def query(self, vector: Any, k: int = 10, filter: FilterLike = None, *, include: Iterable[str] | None = (),
+    def query(self, vector: Any, k: int = 10, filter: FilterLike | None = None, *, include: Iterable[str] | None = (),
               within: float | None = None, ef_search: int | None = None, nprobe: int | None = None,
               exact: bool = False, explain: bool = False, progress: ProgressOption = None, **aliases: Any) -> Any:
         """Find the ``k`` nearest records: Hits for one vector (dim,), a list of Hits for many (n, dim).
@@ -163,7 +160,8 @@ class Collection:
                                   include_vectors="vector" in wanted)
         return found[0] if found else None
 
-    def delete(self, ids: Any = None, *, filter: FilterLike = None, progress: ProgressOption = None) -> WriteResult:
+    def delete(self, ids: Any = None, *, filter: FilterLike | None = None,
+               progress: ProgressOption = None) -> WriteResult:
         """Delete records by ``ids`` or by ``filter`` (exactly one); ids that do not exist are counted as missing.
 
         A filter that matches everything by saying nothing (``""``, ``{}``) is refused: drop the collection instead.
@@ -186,7 +184,7 @@ class Collection:
                                          lambda part: backend.delete(self._name, DeleteIds(part)),
                                          "delete", len(listed), report)
 
-    def update_metadata(self, ids: Any = None, metadata: Any = None, *, filter: FilterLike = None,
+    def update_metadata(self, ids: Any = None, metadata: Any = None, *, filter: FilterLike | None = None,
                         merge: bool = True, progress: ProgressOption = None) -> WriteResult:
         """Change the metadata of existing records, by ``ids`` or by ``filter`` (exactly one).
 
@@ -217,7 +215,7 @@ class Collection:
                                      lambda update: backend.update_metadata(self._name, update),
                                      "update", len(listed), report)
 
-    def scan(self, filter: FilterLike = None, include: Iterable[str] | None = ("metadata",),
+    def scan(self, filter: FilterLike | None = None, include: Iterable[str] | None = ("metadata",),
              batch_size: int = 1_000) -> Iterator[Record]:
         """Iterate over all records, or those that match, fetching them page by page.
 
@@ -230,7 +228,7 @@ class Collection:
         """
         return (record for page in self.scan_batches(filter, include, batch_size) for record in page)
 
-    def scan_batches(self, filter: FilterLike = None, include: Iterable[str] | None = ("metadata",),
+    def scan_batches(self, filter: FilterLike | None = None, include: Iterable[str] | None = ("metadata",),
                      batch_size: int = 1_000) -> Iterator[Records]:
         """Like :meth:`scan`, as columns of at most ``batch_size`` records (fewer where vectors are large)."""
         wanted = check_include(include)
@@ -253,7 +251,7 @@ class Collection:
             if page.ids:
                 yield page
 
-    def count(self, filter: FilterLike = None) -> int:
+    def count(self, filter: FilterLike | None = None) -> int:
         """The number of records, or of those that match."""
         where = check_filter(filter)
         with self._session.call() as backend:

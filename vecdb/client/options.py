@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from vecdb.core.errors import InvalidArgument, LimitExceeded
-from vecdb.core.filters.tree import Node
+from vecdb.core.filters import Node, to_node
 from vecdb.core.schema import CollectionSchema, IndexSpec, Metric, VectorType
 
 INDEX_ALIASES: Final = {"M": "m", "efConstruction": "ef_construction", "ef": "ef_search", "type": "kind"}
@@ -117,11 +117,8 @@ def check_include(value: object) -> frozenset[str]:
     return frozenset(_INCLUDE[item] for item in items)
 
 
-def check_filter(value: object) -> Node | None:
+def check_filter(value: Any) -> Node | None:
     """Parse any of the three forms; None stays None."""
-    if value is None:
-        return None
-    from vecdb.core.filters import to_node
     return to_node(value)
 
 

@@ -44,12 +44,13 @@ def is_table(value: object) -> bool:
 def matrix(value: Any) -> Any:
     """A column of vectors (arrow array, pandas Series) as rows; anything else as it is."""
     if _is_arrow(value, "ChunkedArray"):
-        value = value.combine_chunks() 
+        value = value.combine_chunks()
     if _is_arrow(value, "Array"):
         return _arrow_matrix(value, 0)
     pandas = sys.modules.get("pandas")
     if pandas is not None and isinstance(value, getattr(pandas, "Series", ())):
-        return value.tolist()
+        rows: Any = value
+        return rows.tolist()
     return value
 
 
