@@ -7,23 +7,11 @@
 >>> docs.query(vector, k=10, filter="year >= 2020")                  # doctest: +SKIP
 
 Names are loaded when first used: ``import vecdb`` itself imports nothing, so that a command line starts at once.
+``__init__.pyi`` says to type checkers what they are.
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from vecdb.client.backend import Backend
-    from vecdb.client.collection import Collection
-    from vecdb.client.connect import connect
-    from vecdb.client.database import Database
-    from vecdb.client.results import Hit, Hits, Records
-    from vecdb.core import errors, limits
-    from vecdb.core.errors import VecdbError
-    from vecdb.core.filters import F
-    from vecdb.core.query import Description
-    from vecdb.core.records import Record, WriteResult
-    from vecdb.core.schema import CollectionSchema, IndexKind, IndexSpec, Metric, Quantization, VectorType
+from typing import Any
 
 __version__ = "0.1.0"
 

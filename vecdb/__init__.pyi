@@ -1,0 +1,19 @@
+from vecdb.client.backend import Backend
+from vecdb.client.collection import Collection
+from vecdb.client.connect import connect
+from vecdb.client.database import Database
+from vecdb.client.results import Hit, Hits, Records
+from vecdb.core import errors, limits
+from vecdb.core.errors import VecdbError
+from vecdb.core.filters import F
+from vecdb.core.query import Description
+from vecdb.core.records import Record, WriteResult
+from vecdb.core.schema import CollectionSchema, IndexKind, IndexSpec, Metric, Quantization, VectorType
+
+__version__: str
+
+__all__ = [
+    "Backend", "Collection", "CollectionSchema", "Database", "Description", "F", "Hit", "Hits", "IndexKind",
+    "IndexSpec", "Metric", "Quantization", "Record", "Records", "VecdbError", "VectorType", "WriteResult",
+    "__version__", "connect", "errors", "limits",
+]
