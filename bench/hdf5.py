@@ -76,24 +76,26 @@ def true_distances(train: np.ndarray, query: np.ndarray, ordinals: np.ndarray, m
     return 1 - products / np.maximum(np.linalg.norm(rows, axis=1) * np.linalg.norm(query), 1e-300)
 
 
-def exact(train: np.ndarray, test: np.ndarray, metric: str, k: int = TRUTH, block: int = 256):
+def exact(train: np.ndarray, test: np.ndarray, metric: str, k: int = TRUTH):
     """The exact k nearest: candidates by float32 matrix products, some more than k, put in order in float64.
 
     Equal distances are ordered by ordinal.  Returns ``neighbors`` int32 (q, k), ``distances`` float32 (q, k).
     """
     k = min(k, len(train))
     near = min(k + 50, len(train))
+    block = max(1, 2**25 // len(train))
     norms = np.linalg.norm(train.astype(np.float64), axis=1)
     halves = (norms**2 / 2).astype(np.float32)
     scale = (1 / np.maximum(norms, 1e-30)).astype(np.float32)
     neighbors, distances = np.empty((len(test), k), np.int32), np.empty((len(test), k), np.float32)
+    negated = -train.T
     for begin in range(0, len(test), block):
-        products = test[begin : begin + block] @ train.T
+        far = test[begin : begin + block] @ negated
         if metric == "l2":
-            products -= halves
+            far += halves
         elif metric == "cosine":
-            products *= scale
-        candidates = np.argpartition(-products, near - 1, axis=1)[:, :near]
+            far *= scale
+        candidates = np.argpartition(far, near - 1, axis=1)[:, :near]
         for row, ordinals in enumerate(candidates, begin):
             found = true_distances(train, test[row], ordinals, metric)
             order = np.lexsort((ordinals, found))[:k]

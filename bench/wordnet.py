@@ -96,10 +96,10 @@ def embeddings(texts: list[str]) -> np.ndarray:
     return np.asarray(model.encode(texts, batch_size=64, normalize_embeddings=True), np.float32)
 
 
-def nearest_inside(train: np.ndarray, query: np.ndarray, allowed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The exact nearest among the rows ``allowed``, padded with -1 and NaN; rows are of length 1."""
+def nearest_inside(rows: np.ndarray, allowed: np.ndarray, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The exact nearest among ``rows``, of ordinals ``allowed``, padded with -1 and NaN; rows have length 1."""
     neighbors, distances = np.full(TRUTH, -1, np.int32), np.full(TRUTH, np.nan, np.float32)
-    found = 1 - train[allowed] @ query
+    found = 1 - rows @ query
     order = np.lexsort((allowed, found))[:TRUTH]
     neighbors[: len(order)], distances[: len(order)] = allowed[order], found[order]
     return neighbors, distances
@@ -108,8 +108,13 @@ def nearest_inside(train: np.ndarray, query: np.ndarray, allowed: np.ndarray) ->
 def add_filter(file: h5py.File, name: str, description: str, masks: list[np.ndarray], values: list[str] | None) -> None:
     """The exact nearest of each query inside its mask; ``masks`` holds one for all or one a query."""
     train, test = file["train"][:], file["test"][:]
-    allowed = [np.flatnonzero(mask) for mask in masks]
-    found = [nearest_inside(train, query, allowed[row % len(allowed)]) for row, query in enumerate(test)]
+    if len(masks) == 1:
+        allowed = np.flatnonzero(masks[0])
+        rows = train[allowed]
+        found = [nearest_inside(rows, allowed, query) for query in test]
+    else:
+        each = ((np.flatnonzero(mask), query) for mask, query in zip(masks, test, strict=True))
+        found = [nearest_inside(train[allowed], allowed, query) for allowed, query in each]
     group = file.create_group(f"filters/{name}")
     group.attrs["description"] = description
     group.attrs["selectivity"] = float(np.mean([mask.mean() for mask in masks]))
