@@ -7,10 +7,11 @@ raises :class:`~bench.systems.base.MissingError` when it is made, and is left ou
 
 from collections.abc import Callable
 
-from bench.systems import peers
+from bench.systems import ours, peers
 from bench.systems.base import MissingError, Settings, System
 
 SYSTEMS: dict[str, Callable[[Settings], System]] = {
+    "vecdb-hnsw": ours.Hnsw,
     "hnswlib": peers.Hnswlib,
     "faiss-hnsw": peers.FaissHnsw,
     "faiss-hnsw-sq8": peers.FaissHnswSq8,

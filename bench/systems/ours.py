@@ -1,0 +1,82 @@
+"""The indexes of :mod:`vecdb.ann`, over arrays, as a segment uses them."""
+
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from bench.systems.base import MissingError, Settings, System
+
+
+def part(name: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise MissingError(f"{name} cannot be imported ({error})") from error
+
+
+class Ours(System):
+    """Rows in a space, and threads to build with."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        schema = part("vecdb.core.schema")
+        self.space = part("vecdb.ann.space").Space(
+            schema.Metric(settings.metric), schema.VectorType.FLOAT32, settings.dim
+        )
+        self.codes_module = part("vecdb.ann.codes")
+        self.pool = ThreadPoolExecutor(settings.build_threads)
+        self.effort = settings.k
+
+    def store(self, train: np.ndarray) -> None:
+        """Padded rows of the space, and what goes with them."""
+        self.rows = self.space.empty(len(train))
+        for lo in range(0, len(train), 65_536):
+            self.space.fill(self.rows, lo, self.space.encode(train[lo : lo + 65_536]))
+        self.aux = self.space.aux(self.rows)
+
+    def run(self, thunks: Any) -> None:
+        """Runs thunks on the threads of the build."""
+        for done in [self.pool.submit(thunk) for thunk in thunks]:
+            done.result()
+
+    def set_effort(self, effort: int) -> None:
+        self.effort = effort
+
+    def warm(self, train: np.ndarray) -> None:
+        """Builds and asks a small one first: compiling, or loading what was compiled, is paid once a machine."""
+        small = type(self)(self.settings)
+        small.build(train[:1000])
+        small.search(train[:10])
+        small.close()
+
+    def close(self) -> None:
+        self.pool.shutdown()
+
+
+class Hnsw(Ours):
+    """The graph, walked on exact rows."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.hnsw = part("vecdb.ann.hnsw")
+        self.scratch = self.hnsw.Scratch()
+
+    def build(self, train: np.ndarray) -> None:
+        chosen = self.settings
+        self.store(train)
+        self.graph = self.hnsw.Graph.allocate(
+            len(train), m=chosen.m, ef_construction=chosen.ef_construction, seed=chosen.seed
+        )
+        self.hnsw.grow(self.graph, self.space, self.rows, self.aux, len(train), self.run)
+        self.codes = self.codes_module.RowCodes(self.space, self.rows, self.aux)
+
+    def search(self, queries: np.ndarray) -> np.ndarray:
+        found = self.hnsw.search(
+            self.graph, self.codes, self.space.encode(queries), k=self.settings.k, ef=self.effort, scratch=self.scratch
+        )
+        return found.ordinals
+
+    def bytes_per_vector(self) -> float:
+        return (self.graph.nbytes + self.rows.nbytes + self.aux.nbytes) / len(self.rows)
