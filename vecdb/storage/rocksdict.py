@@ -14,7 +14,7 @@ from typing import Self
 
 from rocksdict import AccessType, Checkpoint, Options, Rdict, ReadOptions, WriteBatch
 
-from vecdb.core.errors import DatabaseClosed, InvalidArgument, StorageError, StorageReadOnly, VecdbError
+from vecdb.core.errors import DatabaseClosed, DataCorrupted, InvalidArgument, StorageError, StorageReadOnly, VecdbError
 from vecdb.shard.mutations import Mutations
 from vecdb.storage import wal
 from vecdb.storage.errors import from_rocksdb
@@ -185,17 +185,43 @@ class RocksStore:
         self.close()
 
     def _open(self) -> Rdict:
-        wal.check_logs(self._path)
+        self._check_logs()
         try:
             options = store_options(self._resources, create=not self._read_only)
             if self._read_only:
-                self._view = _mirror(self._path)
+                self._view = _mirror(self._path, logs=True)
                 return _opened(self._view, options, AccessType.read_only(False))
             make_directory(self._path)
             return _opened(self._path, options, AccessType.read_write())
         except Exception as error:
             self._drop_view()
             raise self._error(error, "opening") from error
+
+    def _check_logs(self) -> None:
+        try:
+            wal.check_logs(self._path)
+        except DataCorrupted:
+            # A power cut may bring back a log whose rows had long been in table files; RocksDB does not read it.
+            oldest = self._oldest_log_needed()
+            if oldest is None:
+                raise
+            wal.check_logs(self._path, oldest)
+
+    def _oldest_log_needed(self) -> int | None:
+        """What the manifest says, by a look without the logs; None if that fails as well."""
+        view: Path | None = None
+        try:
+            view = _mirror(self._path, logs=False)
+            options = store_options(self._resources, create=False)
+            bare = _opened(view, options, AccessType.read_only(False))
+            oldest = bare.property_int_value("rocksdb.min-log-number-to-keep")
+            bare.close()
+            return oldest
+        except Exception:
+            return None
+        finally:
+            if view is not None:
+                shutil.rmtree(view, ignore_errors=True)
 
     def _shut(self, *, quiet: bool) -> None:
         if not self._gate.shut():
@@ -280,17 +306,19 @@ def _text(path: Path) -> str:
     return text
 
 
-def _mirror(path: Path) -> Path:
+_UNMIRRORED = ("LOG", "LOCK", "rocksdict-config")
+
+
+def _mirror(path: Path, *, logs: bool) -> Path:
     """A private folder of links to the store's files: even to read, rocksdict and RocksDB write notes beside them."""
     try:
         names = sorted(os.listdir(path))
         if "CURRENT" not in names:
             raise StorageError(f"there is no store at {path}", path=str(path))
         view = Path(tempfile.mkdtemp(prefix="vecdb-read-"))
-        with contextlib.suppress(FileExistsError):
-            for name in names:
-                if not name.startswith(("LOG", "LOCK", "rocksdict-config")):
-                    os.symlink(path / name, view / name)
+        for name in names:
+            if not name.startswith(_UNMIRRORED) and (logs or not name.endswith(".log")):
+                os.symlink(path / name, view / name)
     except OSError as error:
         raise from_rocksdb(error, path, "opening") from error
     return view

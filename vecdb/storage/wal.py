@@ -43,11 +43,12 @@ class Fragment:
     torn: bool = False
 
 
-def check_logs(directory: Path) -> None:
-    """Raise :class:`DataCorrupted`, naming file and offset, if a log lost records in its middle."""
+def check_logs(directory: Path, oldest: int = 0) -> None:
+    """Raise :class:`DataCorrupted`, naming file and offset, if a log numbered ``oldest`` or above lost records."""
     try:
         names = os.listdir(directory) if directory.is_dir() else []
         logs = sorted((directory / name for name in names if _LOG_NAME.fullmatch(name)), key=lambda log: int(log.stem))
+        logs = [log for log in logs if int(log.stem) >= oldest]
         torn_before: tuple[Path, int] | None = None
         after = None
         for log in logs:
