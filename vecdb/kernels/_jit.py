@@ -12,14 +12,12 @@ import functools
 import hashlib
 import types
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 from numba import njit
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.dispatcher import Dispatcher
 from numba.core.extending import _Intrinsic
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 REASSOCIATE = frozenset({"reassoc", "contract", "nsz", "arcp"})
 """Fast-math without the NaN and Inf assumptions, which input that nobody checked would break."""
@@ -28,21 +26,19 @@ _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck"
 _CONSTANTS = (int, float, str, bytes, bool, type(None))
 
 
-def inline(function: F) -> F:
+def inline(function: Callable[..., Any]) -> Any:
     """Compile ``function`` into each of its callers; never cached by itself."""
-    compiled: F = njit(forceinline=True, **_OPTIONS)(function)
-    return compiled
+    return njit(forceinline=True, **_OPTIONS)(function)
 
 
-def kernel(name: str) -> Callable[[F], F]:
+def kernel(name: str) -> Callable[[Callable[..., Any]], Any]:
     """Make an entry: compiled lazily, run without the GIL, cached on disk under ``name`` (unique, no spaces)."""
 
-    def decorate(function: F) -> F:
+    def decorate(function: Callable[..., Any]) -> Any:
         function.__qualname__ = name
-        dispatcher = njit(**_OPTIONS)(function)
+        dispatcher: Any = njit(**_OPTIONS)(function)
         dispatcher._cache = _KernelCache(function)
-        entry: F = dispatcher
-        return entry
+        return dispatcher
 
     return decorate
 

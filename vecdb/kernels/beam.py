@@ -1,0 +1,328 @@
+# mypy: disable-error-code="no-untyped-def"
+"""The beam: best-first search of a graph, one sorted array for candidates, results and what is left to expand.
+
+An entry of the beam is one uint64 *key*: the distance's order-preserving bits, then the vertex (30 bits), then two
+flags.  Comparing keys compares (distance, vertex), so ties are settled the same way everywhere; inserting is a binary
+search and a shift of eight-byte words.  ``EXPANDED``: its links were followed.  ``BARRED``: it may be walked through
+but is no result.  The beam holds at most ``ef`` unbarred entries and ``cap`` in all.  As soon as there are ``ef``
+unbarred ones, whatever lies beyond the last of them is cut off, which is hnswlib's stopping rule (a candidate
+farther than the worst of ``ef`` results is not expanded) without a second queue.
+
+Visited marks are one byte per vertex holding the number of the search that saw it: nothing is cleared but once in 255
+searches, and the marks of a million vertices stay in the second-level cache.
+
+Per hop: unvisited neighbours are gathered and their rows prefetched, then all are scored, then all are inserted: the
+loads overlap, and the unpredictable branches stand after them.
+
+Sources: Malkov and Yashunin 2018 (HNSW), algorithms 2 and 5; Patel et al. 2024 (ACORN) for the two-hop expansion of
+filtered search.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import carray
+
+from vecdb.kernels import simd
+from vecdb.kernels._jit import inline, kernel
+from vecdb.kernels.bitmaps import has_bit
+from vecdb.kernels.registry import Family, made
+
+EXPANDED = np.uint64(1)
+BARRED = np.uint64(2)
+MAX_VERTICES = 1 << 30
+
+PLAIN, POST, FILTERED = 0, 1, 2
+"""Modes: every vertex may be a result; results are filtered; the walk keeps to allowed vertices (two hops)."""
+
+# where things stand in a graph's context (addresses and sizes, int64) ...
+G_LINKS0, G_LEVELS, G_SLOTS, G_UPPER, G_HEADER, G_CAPACITY, G_M0, G_M, G_UPPER_ROWS = range(9)
+# ... in its header ...
+H_COUNT, H_ENTRY, H_MAX_LEVEL, H_UPPER_USED = range(4)
+# ... in a scratch's context ...
+S_BEAM, S_BEAM_SIZE, S_TAGS, S_TAGS_SIZE, S_NEAR, S_NEAR_SIZE, S_SCORES, S_TAG = range(8)
+# ... and in the counts a search adds to
+T_HOPS, T_COMPARISONS, T_STOPPED = range(3)
+
+_CHECK_STOP_EVERY = 16
+_PREFETCH_LINES = 16
+_MIDDLE = np.uint64(MAX_VERTICES - 1)
+
+
+@inline
+def key_of(distance, vertex):
+    """The key of an unexpanded, unbarred vertex at ``distance`` (float32)."""
+    return (simd.float_order(distance) << np.uint64(32)) | (np.uint64(vertex) << np.uint64(2))
+
+
+@inline
+def vertex_of(key):
+    return np.int64((key >> np.uint64(2)) & _MIDDLE)
+
+
+@inline
+def distance_of(key):
+    return simd.order_float(key >> np.uint64(32))
+
+
+@inline
+def graph_arrays(graph):
+    """Arrays over a graph's memory: links0, levels, slots, upper, header."""
+    capacity = graph[G_CAPACITY]
+    return (carray(simd.pointer(graph[G_LINKS0]), (capacity, graph[G_M0]), np.int32),
+            carray(simd.pointer(graph[G_LEVELS]), (capacity,), np.uint8),
+            carray(simd.pointer(graph[G_SLOTS]), (capacity,), np.int32),
+            carray(simd.pointer(graph[G_UPPER]), (graph[G_UPPER_ROWS], graph[G_M]), np.int32),
+            carray(simd.pointer(graph[G_HEADER]), (8,), np.int64))
+
+
+@inline
+def scratch_arrays(scratch):
+    """Arrays over a scratch's memory: beam, tags, near, scores."""
+    return (carray(simd.pointer(scratch[S_BEAM]), (scratch[S_BEAM_SIZE],), np.uint64),
+            carray(simd.pointer(scratch[S_TAGS]), (scratch[S_TAGS_SIZE],), np.uint8),
+            carray(simd.pointer(scratch[S_NEAR]), (scratch[S_NEAR_SIZE],), np.int32),
+            carray(simd.pointer(scratch[S_SCORES]), (scratch[S_NEAR_SIZE],), np.float32))
+
+
+@inline
+def next_tag(scratch, tags):
+    """A mark that no vertex carries."""
+    tag = scratch[S_TAG] + 1
+    if tag > 255:
+        tags[:] = np.uint8(0)
+        tag = 1
+    scratch[S_TAG] = tag
+    return np.uint8(tag)
+
+
+@inline
+def lower_bound(keys, size, key):
+    """The first place of ``keys[:size]``, ascending, that is not below ``key``."""
+    lo = 0
+    left = size
+    while left > 0:
+        half = left >> 1
+        if keys[lo + half] < key:
+            lo += half + 1
+            left -= half + 1
+        else:
+            left = half
+    return lo
+
+
+@inline
+def admit(beam, size, admitted, ef, cap, key):
+    """Insert ``key``, which belongs before the end of a full beam; return (size, admitted, its place)."""
+    at = lower_bound(beam, size, key)
+    simd.make_room(beam, at, size)
+    beam[at] = key
+    size += 1
+    if key & BARRED == np.uint64(0):
+        admitted += 1
+    if admitted > ef:
+        size -= 1
+        admitted -= 1
+        while beam[size - 1] & BARRED != np.uint64(0):
+            size -= 1
+    elif size > cap:
+        size -= 1
+        if beam[size] & BARRED == np.uint64(0):
+            admitted -= 1
+    return size, admitted, at
+
+
+@inline
+def row_lines(codes):
+    """Cache lines of a code row worth prefetching: beyond some the hardware's own prefetcher has caught on."""
+    return min((codes.shape[1] * codes.itemsize + 63) >> 6, _PREFETCH_LINES)
+
+
+@inline
+def gather(links, row, count, tags, tag, near, codes, lines):
+    """List the unvisited neighbours below ``count`` of a links row in ``near`` and mark and prefetch them."""
+    n = 0
+    for j in range(links.shape[1]):
+        v = np.int64(links[row, j])
+        if v < 0:
+            break
+        if v < count and tags[v] != tag:
+            tags[v] = tag
+            simd.prefetch(codes, v, lines)
+            near[n] = v
+            n += 1
+    return n
+
+
+@inline
+def gather_allowed(links, row, count, allowed, tags, tag, near, codes, lines):
+    """As :func:`gather`, but allowed vertices only, reached directly or through one that is not allowed."""
+    n = 0
+    through = len(near)
+    width = links.shape[1]
+    for j in range(width):
+        v = np.int64(links[row, j])
+        if v < 0:
+            break
+        if v >= count or tags[v] == tag:
+            continue
+        tags[v] = tag
+        if has_bit(allowed, v):
+            simd.prefetch(codes, v, lines)
+            near[n] = v
+            n += 1
+        else:
+            through -= 1
+            near[through] = v
+            simd.prefetch(links, v, 2)
+    for t in range(through, len(near)):
+        middle = np.int64(near[t])
+        if n >= 2 * width:
+            break
+        for j in range(width):
+            v = np.int64(links[middle, j])
+            if v < 0:
+                break
+            if v < count and tags[v] != tag and has_bit(allowed, v):
+                tags[v] = tag
+                simd.prefetch(codes, v, lines)
+                near[n] = v
+                n += 1
+    return n
+
+
+def make_descend(score: Any) -> Any:
+    """The greedy walk through upper levels (HNSW algorithm 2 with ef = 1), over an inlined scorer."""
+
+    @inline
+    def descend(levels, slots, upper, codes, aux, qcodes, qaux, q, vertex, distance, top, bottom, count, tally):
+        for level in range(top, bottom, -1):
+            moved = True
+            while moved:
+                moved = False
+                row = np.int64(slots[vertex]) + level - 1
+                for j in range(upper.shape[1]):
+                    v = np.int64(upper[row, j])
+                    if v < 0:
+                        break
+                    simd.prefetch(codes, v, 2)
+                for j in range(upper.shape[1]):
+                    v = np.int64(upper[row, j])
+                    if v < 0:
+                        break
+                    if v >= count:
+                        continue
+                    tally[T_COMPARISONS] += 1
+                    d = score(codes, aux, qcodes, qaux, q, v)
+                    if d < distance:
+                        distance = d
+                        vertex = v
+                        moved = True
+        return vertex, distance
+
+    return descend
+
+
+def make_walk(score: Any) -> Any:
+    """The beam search of one level (HNSW algorithm 2), over an inlined scorer."""
+
+    @inline
+    def walk(links, slots, level, codes, aux, qcodes, qaux, q, ef, cap, mode, count, allowed, stop,
+             beam, size, admitted, tags, tag, near, scores, tally):
+        lines = row_lines(codes)
+        cursor = 0
+        hops = 0
+        compared = 0
+        while cursor < size:
+            key = beam[cursor]
+            if key & EXPANDED != np.uint64(0):
+                cursor += 1
+                continue
+            if hops & (_CHECK_STOP_EVERY - 1) == 0 and stop[0] != 0:
+                tally[T_STOPPED] = 1
+                break
+            hops += 1
+            beam[cursor] = key | EXPANDED
+            row = vertex_of(key)
+            if level > 0:
+                row = np.int64(slots[row]) + level - 1
+            if mode == FILTERED:
+                n = gather_allowed(links, row, count, allowed, tags, tag, near, codes, lines)
+            else:
+                n = gather(links, row, count, tags, tag, near, codes, lines)
+            if cursor + 1 < size and level == 0:
+                simd.prefetch(links, vertex_of(beam[cursor + 1]), 2)
+            for t in range(n):
+                scores[t] = score(codes, aux, qcodes, qaux, q, np.int64(near[t]))
+            compared += n
+            for t in range(n):
+                key = key_of(scores[t], near[t])
+                if (admitted >= ef or size >= cap) and key >= beam[size - 1]:
+                    continue
+                if mode == POST and not has_bit(allowed, np.int64(near[t])):
+                    key |= BARRED
+                size, admitted, at = admit(beam, size, admitted, ef, cap, key)
+                cursor = min(cursor, at)
+        tally[T_HOPS] += hops
+        tally[T_COMPARISONS] += compared
+        return size
+
+    return walk
+
+
+def make_search(family: Family) -> Any:
+    """The serving entry of a family: many queries, one call, no GIL."""
+    score = family.score
+    descend = make_descend(score)
+    walk = make_walk(score)
+
+    @kernel(f"beam.search.{family.name}")
+    def search(graph, codes, aux, qcodes, qaux, k, ef, cap, mode, count, allowed, seeds, stop, scratch,
+               ordinals, distances, tally):
+        links0, levels, slots, upper, header = graph_arrays(graph)
+        beam, tags, near, scores = scratch_arrays(scratch)
+        ordinals[:] = np.int32(-1)
+        distances[:] = np.float32(np.inf)
+        entry = header[H_ENTRY]
+        if entry < 0 or count <= 0:
+            return
+        for q in range(len(qcodes)):
+            if tally[T_STOPPED] != 0:
+                break
+            start = score(codes, aux, qcodes, qaux, q, entry)
+            tally[T_COMPARISONS] += 1
+            vertex, start = descend(levels, slots, upper, codes, aux, qcodes, qaux, q, entry, start,
+                                    np.int64(levels[entry]), 0, count, tally)
+            tag = next_tag(scratch, tags)
+            tags[vertex] = tag
+            beam[0] = key_of(start, vertex)
+            size = 1
+            admitted = 1
+            if vertex >= count or (mode != PLAIN and not has_bit(allowed, vertex)):
+                beam[0] |= BARRED
+                admitted = 0
+            for s in range(len(seeds)):
+                v = np.int64(seeds[s])
+                if tags[v] != tag:
+                    tags[v] = tag
+                    key = key_of(score(codes, aux, qcodes, qaux, q, v), v)
+                    tally[T_COMPARISONS] += 1
+                    if (admitted < ef and size < cap) or key < beam[size - 1]:
+                        size, admitted, _ = admit(beam, size, admitted, ef, cap, key)
+            size = walk(links0, slots, 0, codes, aux, qcodes, qaux, q, ef, cap, mode, count, allowed, stop,
+                        beam, size, admitted, tags, tag, near, scores, tally)
+            n = 0
+            for b in range(size):
+                if n == k:
+                    break
+                if beam[b] & BARRED == np.uint64(0):
+                    ordinals[q, n] = vertex_of(beam[b])
+                    distances[q, n] = distance_of(beam[b])
+                    n += 1
+
+    return search
+
+
+def search_for(name: str) -> Any:
+    """The search entry of family ``name``."""
+    return made("beam.search", name, make_search)
