@@ -103,3 +103,11 @@ def _check_variables() -> None:
         near = difflib.get_close_matches(upper, known, n=1)
         hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
         raise InvalidArgument("settings", f"{name} is no setting{hint}", got=name, limit=", ".join(known))
+
+
+def kernel_cache_directories() -> list[Path]:
+    """Where Numba keeps compiled kernels: ``NUMBA_CACHE_DIR``, or beside the sources."""
+    named = os.environ.get("NUMBA_CACHE_DIR")
+    if named:
+        return [Path(named)]
+    return [Path(__file__).parent / "kernels" / "__pycache__"]

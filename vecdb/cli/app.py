@@ -1,0 +1,46 @@
+"""The tree of commands; what a command needs is imported when it runs."""
+
+from typing import Annotated
+
+import typer
+
+from vecdb.cli import collection, doctor, exporting, importing, planning, querying, quickstart
+from vecdb.cli import options as o
+from vecdb.cli.output import Output
+
+app = typer.Typer(name="vecdb", no_args_is_help=True, pretty_exceptions_enable=False,
+                  context_settings={"help_option_names": ["-h", "--help"]},
+                  help="An open vector database: import vectors, and find the nearest, under a filter.",
+                  epilog="The database's directory: --data, VECDB_DATA_DIR, or ./data.  Exit codes: 0 done, 2 refused, "
+                         "3 not found, 4 precondition, 5 storage, 6 data loss, 7 deadline; others in vecdb.cli.")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        version()
+        raise typer.Exit
+
+
+@app.callback()
+def _root(_asked: Annotated[bool, typer.Option("--version", help="Print the version and exit.", callback=_version,
+                                               is_eager=True)] = False) -> None:
+    """Only options that stand before any command."""
+
+
+@app.command()
+def version(as_json: o.Json = False) -> None:
+    """Print the version."""
+    out = Output(as_json)
+    number = doctor.installed("vecdb") or "0+unknown"
+    if as_json:
+        out.emit({"version": number})
+    out.say(number)
+
+
+app.command()(quickstart.quickstart)
+app.command("import")(importing.import_)
+app.command()(exporting.export)
+app.command()(querying.query)
+app.add_typer(collection.commands, name="collection")
+app.command()(planning.plan)
+app.command("doctor")(doctor.doctor)

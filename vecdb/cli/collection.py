@@ -1,0 +1,152 @@
+"""``vecdb collection``: list, describe, create, drop, optimize, count."""
+
+import dataclasses
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vecdb.cli import options as o
+from vecdb.cli.exits import DeclinedError
+from vecdb.cli.output import Output, count, size
+from vecdb.cli.session import open_database
+from vecdb.core.errors import InvalidArgument
+from vecdb.core.schema import IndexKind, IndexSpec, Quantization
+
+if TYPE_CHECKING:
+    from vecdb.core.query import Description
+
+commands = typer.Typer(help="Whole collections.", no_args_is_help=True)
+
+
+@commands.command("list")
+def list_(data: o.Data = None, as_json: o.Json = False) -> None:
+    """The collections of a database, with their records and settings."""
+    out = Output(as_json)
+    rows: list[dict[str, Any]] = []
+    with open_database(data) as database:
+        for name in database.list_collections():
+            collection = database.collection(name)
+            schema = collection.schema
+            rows.append({"name": name, "records": collection.count(), "dim": schema.dim,
+                         "metric": schema.metric.value, "vector_type": schema.vector_type.value,
+                         "index": schema.index.kind.value, "quantization": schema.index.quantization.value})
+    if as_json:
+        out.emit({"collections": rows})
+    elif not rows:
+        out.say("no collections yet; vecdb import FILE --collection NAME makes one")
+    else:
+        columns = ("name", "records", "dim", "metric", "vector_type", "index", "quantization")
+        out.table("", ["name", "records", "dim", "metric", "vectors", "index", "codes"],
+                  [[count(r[c]) if c == "records" else r[c] for c in columns] for r in rows], left=(0, 3, 4, 5, 6))
+
+
+def described(found: "Description", schema: Any) -> dict[str, Any]:
+    """A description as ``--json`` prints it."""
+    return {"name": found.name, "records": found.records, "schema": dataclasses.asdict(schema), **found.details}
+
+
+def _lines(value: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """Nested details as dotted names and readable values; what is in bytes is said in units."""
+    if isinstance(value, dict):
+        rows = []
+        for name, inner in value.items():
+            unit = f"{prefix}.{name}" if prefix else str(name)
+            rows += _lines(inner, unit)
+        return rows
+    if isinstance(value, list | tuple):
+        if all(not isinstance(item, dict | list | tuple) for item in value):
+            return [(prefix, ", ".join(map(str, value)) or "none")]
+        return [row for place, item in enumerate(value) for row in _lines(item, f"{prefix}[{place}]")]
+    if isinstance(value, int) and not isinstance(value, bool):
+        return [(prefix, size(value) if "bytes" in prefix else count(value))]
+    return [(prefix, "-" if value is None else str(value))]
+
+
+def show(out: Output, found: "Description", schema: Any) -> None:
+    """Print a description as tables."""
+    details = described(found, schema)
+    if out.as_json:
+        out.emit(details)
+        return
+    segments = details.pop("segments", None)
+    out.table(f"collection {found.name}", ["", ""], _lines(details), left=(0, 1))
+    if isinstance(segments, list) and segments and all(isinstance(one, dict) for one in segments):
+        flat = [dict(_lines(one)) for one in segments]
+        names = list(dict.fromkeys(name for one in flat for name in one))
+        if len(names) <= 9:
+            out.table("segments", names, [[one.get(name, "") for name in names] for one in flat], left=(0,))
+        else:
+            for place, one in enumerate(flat):
+                out.table(f"segment {place}", ["", ""], list(one.items()), left=(0, 1))
+
+
+@commands.command()
+def describe(name: o.Name, data: o.Data = None, as_json: o.Json = False) -> None:
+    """Counts, segments, bytes in memory and on disk, and the state of the index."""
+    with open_database(data) as database:
+        collection = database.collection(name)
+        show(Output(as_json), collection.describe(), collection.schema)
+
+
+@commands.command()
+def create(name: o.Name, dim: Annotated[int, typer.Option("--dim", "-d", help="Components of a vector (bits if "
+                                                          "binary).")],
+           data: o.Data = None, metric: o.OptMetric = None, vector_type: o.OptVectorType = None,
+           indexed_field: o.IndexedField = None, index: o.OptIndex = IndexKind.AUTO,
+           quantization: o.OptQuantization = Quantization.AUTO, m: o.M = 16, ef_construction: o.EfConstruction = 200,
+           ef_search: o.EfSearchDefault = 0, nlist: o.Nlist = 0, nprobe: o.Nprobe = 0, subspaces: o.Subspaces = 0,
+           bits: o.Bits = 1, oversample: o.Oversample = 0.0, vectors_on_disk: o.OnDisk = False,
+           as_json: o.Json = False) -> None:
+    """Make an empty collection."""
+    spec = IndexSpec(**o.index_settings(locals()))
+    out = Output(as_json)
+    with open_database(data, create=True) as database:
+        collection = database.create_collection(
+            name, dim, metric.value if metric else "cosine", index=spec, indexed_fields=indexed_field or None,
+            vector_type=vector_type.value if vector_type else "float32")
+        out.note(f"made collection {name}")
+        if as_json:
+            out.emit({"name": name, "schema": dataclasses.asdict(collection.schema)})
+
+
+@commands.command()
+def drop(name: o.Name, data: o.Data = None,
+         yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+         as_json: o.Json = False) -> None:
+    """Delete a collection and its records for good."""
+    out = Output(as_json)
+    with open_database(data) as database:
+        records = database.collection(name).count()
+        if not yes:
+            if not sys.stdin.isatty():
+                raise InvalidArgument("yes", f"dropping {name} ({count(records)} records) needs --yes when nobody can "
+                                      "be asked", got="no terminal", limit="--yes")
+            if not typer.confirm(f"Drop {name} and its {count(records)} records for good?", err=True):
+                raise DeclinedError("nothing was dropped", collection=name)
+        database.drop_collection(name)
+    out.note(f"dropped {name} ({count(records)} records)")
+    if as_json:
+        out.emit({"dropped": name, "records": records})
+
+
+@commands.command()
+def optimize(name: o.Name, data: o.Data = None, as_json: o.Json = False) -> None:
+    """Seal, merge and build indexes until nothing is left to do."""
+    out = Output(as_json)
+    with open_database(data) as database:
+        collection = database.collection(name)
+        with out.stages() as report:
+            found = collection.optimize(progress=report)
+        show(out, found, collection.schema)
+
+
+@commands.command("count")
+def count_(name: o.Name, data: o.Data = None, where: o.Filter = None, as_json: o.Json = False) -> None:
+    """How many records there are, or how many match a filter."""
+    out = Output(as_json)
+    with open_database(data) as database:
+        number = database.collection(name).count(filter=where)
+    if as_json:
+        out.emit({"collection": name, "filter": where, "count": number})
+    out.say(str(number))

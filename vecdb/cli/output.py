@@ -1,0 +1,239 @@
+"""What a command says: tables and progress for people, one JSON value for programs."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_WIDE = 140
+"""Columns where no terminal says how many: a pipe or a log should not wrap a table."""
+
+Advance = Callable[[int, int | None], None]
+"""``(done, total)`` of the stage at hand; a total of None is unknown."""
+
+
+class Output:
+    """Where a command's words go; consoles are made when first used."""
+
+    def __init__(self, as_json: bool) -> None:
+        self.as_json = as_json
+        self._out: Console | None = None
+        self._err: Console | None = None
+
+    @property
+    def out(self) -> "Console":
+        if self._out is None:
+            self._out = _console(stderr=False)
+        return self._out
+
+    @property
+    def err(self) -> "Console":
+        if self._err is None:
+            self._err = _console(stderr=True)
+        return self._err
+
+    def emit(self, value: Any) -> None:
+        """Print the one JSON value of a command."""
+        import orjson
+
+        flags = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS | orjson.OPT_APPEND_NEWLINE
+        if sys.stdout.isatty():
+            flags |= orjson.OPT_INDENT_2
+        sys.stdout.write(orjson.dumps(value, default=str, option=flags).decode())
+
+    def say(self, text: str = "", *, markup: bool = False) -> None:
+        """Print a line of the answer, for people only."""
+        if not self.as_json:
+            self.out.print(text, markup=markup, highlight=False)
+
+    def note(self, text: str) -> None:
+        """Print a remark on stderr, for people only."""
+        if not self.as_json:
+            self.err.print(text, markup=False, highlight=False)
+
+    def warn(self, text: str) -> None:
+        """Print a warning on stderr, always."""
+        sys.stderr.write(f"vecdb: warning: {text}\n")
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *,
+              left: Sequence[int] = (0,), totals: bool = False) -> None:
+        """Print a table, for people only; columns in ``left`` are text, the others are numbers."""
+        if self.as_json:
+            return
+        from rich import box
+        from rich.table import Table
+
+        table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
+        for place, name in enumerate(columns):
+            table.add_column(name, justify="left" if place in left else "right",
+                             overflow="fold" if place in left else "ellipsis", no_wrap=place not in left)
+        for place, row in enumerate(rows):
+            from rich.text import Text
+            last = totals and place == len(rows) - 1
+            if last:
+                table.add_section()
+            table.add_row(*[Text(str(cell)) for cell in row], style="bold" if last else None)
+        self.out.print(table)
+
+    @contextmanager
+    def progress(self, stage: str, total: int | None = None, unit: str = "records") -> Iterator[Advance]:
+        """Show how far a stage is, with its rate and what is left: a bar on a terminal, else a line every while."""
+        if self.as_json:
+            yield _silent
+        elif self.err.is_terminal:
+            with _bar(self.err, stage, total, unit) as advance:
+                yield advance
+        else:
+            with _lines(self.err, stage, total, unit) as advance:
+                yield advance
+
+    @contextmanager
+    def stages(self) -> Iterator[Callable[[str, int, int], None]]:
+        """Show a call that reports ``(stage, done, total)`` itself, one bar a stage."""
+        if self.as_json:
+            yield lambda stage, done, total: None
+        elif self.err.is_terminal:
+            with _bars(self.err) as report:
+                yield report
+        else:
+            yield _StageLines(self.err)
+
+
+def _silent(done: int, total: int | None = None) -> None:
+    """Progress that nobody watches."""
+
+
+def _console(*, stderr: bool) -> "Console":
+    from rich.console import Console
+
+    console = Console(stderr=stderr)
+    if not console.is_terminal:
+        console = Console(stderr=stderr, width=_WIDE)
+    return console
+
+
+def _columns(unit: str) -> Any:
+    from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Any) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text("" if speed is None else f"{count(round(speed))} {unit}/s".strip())
+
+    return (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(),
+            TimeRemainingColumn(elapsed_when_finished=True))
+
+
+@contextmanager
+def _bar(console: "Console", stage: str, total: int | None, unit: str) -> Iterator[Advance]:
+    from rich.progress import Progress
+
+    with Progress(*_columns(unit), console=console) as bar:
+        task = bar.add_task(stage, total=total)
+
+        def advance(done: int, total: int | None = None) -> None:
+            bar.update(task, completed=done, total=total)
+
+        yield advance
+
+
+@contextmanager
+def _bars(console: "Console") -> Iterator[Callable[[str, int, int], None]]:
+    from rich.progress import Progress, TaskID
+
+    with Progress(*_columns(""), console=console) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total or None)
+            bar.update(tasks[stage], completed=done, total=total or None)
+
+        yield report
+
+
+_EVERY_S = 10.0
+"""Seconds between two lines of progress where there is no terminal."""
+
+
+@contextmanager
+def _lines(console: "Console", stage: str, total: int | None, unit: str) -> Iterator[Advance]:
+    begin = said = time.monotonic()
+    state = [0, total]
+
+    def line() -> str:
+        done, whole = state
+        spent = max(time.monotonic() - begin, 1e-9)
+        rate = (done or 0) / spent
+        left = f", {duration((whole - (done or 0)) / rate)} left" if whole and rate and whole > (done or 0) else ""
+        of = f" of {count(whole)}" if whole else ""
+        return f"{stage}: {count(done or 0)}{of} {unit}, {count(round(rate))}/s{left}"
+
+    def advance(done: int, total: int | None = None) -> None:
+        nonlocal said
+        state[0] = done
+        if total is not None:
+            state[1] = total
+        if time.monotonic() - said >= _EVERY_S:
+            said = time.monotonic()
+            console.print(line(), markup=False, highlight=False)
+
+    yield advance
+    console.print(f"{line()} in {duration(time.monotonic() - begin)}", markup=False, highlight=False)
+
+
+class _StageLines:
+    """Prints when a stage begins, every while, and when it is done."""
+
+    def __init__(self, console: "Console") -> None:
+        self._console = console
+        self._stage = ""
+        self._said = 0.0
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        finished = total > 0 and done >= total
+        if stage == self._stage and now - self._said < _EVERY_S and not finished:
+            return
+        self._stage, self._said = stage, now
+        of = f" of {count(total)}" if total else ""
+        self._console.print(f"{stage}: {count(done)}{of}", markup=False, highlight=False)
+
+
+def count(number: int | float | None) -> str:
+    """A number with thousands apart."""
+    return "-" if number is None else f"{int(number):,}"
+
+
+def size(number: float | None) -> str:
+    """Bytes in binary units."""
+    if number is None:
+        return "-"
+    value = float(number)
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(value) < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:,.1f} PiB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02} h" if hours else f"{minutes}:{rest:02} min"
+
+
+def shorten(text: str, room: int) -> str:
+    """Text cut to ``room`` characters, on one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= room else line[:room - 1] + "…"

@@ -1,0 +1,157 @@
+"""``vecdb plan``: the memory and disk a collection will need, or whether a real one needs what was foretold."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vecdb.cli import options as o
+from vecdb.cli.output import Output, count, size
+from vecdb.core.errors import InvalidArgument
+from vecdb.core.schema import CollectionSchema, IndexKind, IndexSpec, Metric, Quantization, VectorType
+
+if TYPE_CHECKING:
+    from vecdb.core.sizing import Sizing, Workload
+
+_NUMBER = re.compile(r"(\d[\d_,]*\.?\d*)(?:e\+?(\d{1,2}))?\s*([kmgbt]?)", re.IGNORECASE)
+_SCALE = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9, "t": 10**12}
+
+
+def parse_count(text: str) -> int:
+    """``1e9``, ``10M``, ``2.5k``, ``1_000_000`` or ``1,000,000`` as an integer."""
+    found = _NUMBER.fullmatch(text.strip())
+    if found is None:
+        raise InvalidArgument("records", f"{text[:40]!r} is no number of records; write 1000000, 1e6 or 1M",
+                              got=text[:40], limit="a number")
+    exponent = 10.0 ** int(found[2] or 0) * _SCALE[found[3].lower()]
+    return round(float(found[1].replace("_", "").replace(",", "")) * exponent)
+
+
+def plan(records: Annotated[str | None, typer.Option("--records", "-n", help="How many: 1000000, 1e9, 10M.")] = None,
+         dim: Annotated[int | None, typer.Option("--dim", "-d", help="Components of a vector.")] = None,
+         metric: o.OptMetric = None, vector_type: o.OptVectorType = None, index: o.OptIndex = IndexKind.AUTO,
+         quantization: o.OptQuantization = Quantization.AUTO, m: o.M = 16, ef_construction: o.EfConstruction = 200,
+         ef_search: o.EfSearchDefault = 0, nlist: o.Nlist = 0, nprobe: o.Nprobe = 0, subspaces: o.Subspaces = 0,
+         bits: o.Bits = 1, oversample: o.Oversample = 0.0, vectors_on_disk: o.OnDisk = False,
+         id_bytes: Annotated[float, typer.Option("--id-bytes", help="Bytes of a string id; 0: integers.")] = 0.0,
+         metadata_bytes: Annotated[float, typer.Option("--metadata-bytes", help="Of one record's metadata, as "
+                                                       "JSON.")] = 0.0,
+         metadata_fields: Annotated[int, typer.Option("--metadata-fields", help="Indexed fields a record.")] = 0,
+         check: Annotated[bool, typer.Option("--check", help="Compare with a real collection.")] = False,
+         collection: Annotated[str | None, typer.Option("--collection", "-c", help="Which, for --check.")] = None,
+         data: o.Data = None, as_json: o.Json = False) -> None:
+    """Foretell memory and disk for N records of D dimensions, component by component."""
+    out = Output(as_json)
+    if check:
+        _check(out, data, collection)
+        return
+    if records is None or dim is None:
+        missing = "records" if records is None else "dim"
+        raise InvalidArgument(missing, f"--{missing} is needed, as in: vecdb plan --records 1e6 --dim 384",
+                              got="none", limit="a number")
+    from vecdb.core import sizing
+
+    kind = vector_type or (VectorType.BINARY if metric is Metric.HAMMING else VectorType.FLOAT32)
+    chosen = metric or (Metric.HAMMING if kind is VectorType.BINARY else Metric.COSINE)
+    spec = IndexSpec(**o.index_settings(locals()))
+    schema = CollectionSchema("plan", dim, chosen, kind, spec)
+    work = sizing.Workload(parse_count(records), schema, id_bytes, metadata_bytes, metadata_fields)
+    _print(out, work, sizing.size(work))
+
+
+def _print(out: Output, work: "Workload", found: "Sizing") -> None:
+    if out.as_json:
+        out.emit(_json(work, found))
+        return
+    schema, n = work.schema, work.records
+    rows: list[list[str]] = [[c.name + (" (estimate)" if c.estimate else ""), size(c.memory_bytes), size(c.disk_bytes),
+                              f"{c.memory_bytes / n:.1f}", c.formula] for c in found.components]
+    rows.append(["together", size(found.memory_bytes), size(found.disk_bytes), f"{found.memory_bytes / n:.1f}", ""])
+    out.table(f"{count(n)} records, dim {schema.dim}, {schema.metric}, {schema.vector_type}: "
+              f"{found.index.value}, codes {found.quantization.value}, {count(found.segments)} segment"
+              f"{'' if found.segments == 1 else 's'}",
+              ["component", "memory", "disk", "bytes a record", "formula"], rows, left=(0, 4), totals=True)
+    out.say(f"and {size(found.overhead_bytes)} for the process (code, block cache, write buffers), "
+            f"up to {size(found.building_bytes)} more while segments are built and merged")
+
+
+def _json(work: "Workload", found: "Sizing") -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {"records": work.records, "dim": work.schema.dim, "metric": work.schema.metric.value,
+            "vector_type": work.schema.vector_type.value, "index": found.index.value,
+            "quantization": found.quantization.value, "segments": found.segments,
+            "components": [asdict(one) for one in found.components],
+            "memory_bytes": found.memory_bytes, "disk_bytes": found.disk_bytes,
+            "overhead_bytes": found.overhead_bytes, "building_bytes": found.building_bytes}
+
+
+def _check(out: Output, data: Path | None, name: str | None) -> None:
+    """Foretell a real collection from its schema, its count and a sample of its records; compare by component."""
+    if name is None:
+        raise InvalidArgument("collection", "--check needs --collection", got="none", limit="a collection's name")
+    from vecdb.cli.session import open_database
+    from vecdb.core import sizing
+
+    with open_database(data) as database:
+        target = database.collection(name)
+        described = target.describe()
+        if not described.records:
+            raise InvalidArgument("collection", f"{name} is empty: there is nothing to compare", got=0, limit="records")
+        work = _observed(target, described.records)
+        actual = _memory(described.details)
+    found = sizing.size(work)
+    expected = {one.name: one for one in found.components}
+    rows: list[dict[str, Any]] = []
+    for part in [*(c.name for c in found.components if c.memory_bytes or actual.get(c.name)),
+                 *(key for key in actual if key not in expected)]:
+        foretold = expected[part].memory_bytes if part in expected else 0
+        used = actual.get(part, 0)
+        rows.append({"component": part, "planned_bytes": foretold, "used_bytes": used,
+                     "ratio": round(foretold / used, 4) if used else None,
+                     "estimate": part in expected and expected[part].estimate})
+    total = sum(actual.values())
+    ratio = round(found.memory_bytes / total, 4) if total else None
+    if out.as_json:
+        out.emit({"collection": name, "records": work.records, "components": rows, "planned_bytes": found.memory_bytes,
+                  "used_bytes": total, "ratio": ratio})
+        return
+    table = [[r["component"] + (" (estimate)" if r["estimate"] else ""), size(r["planned_bytes"]),
+              size(r["used_bytes"]), "-" if r["ratio"] is None else f"{r['ratio']:.3f}"] for r in rows]
+    table.append(["together", size(found.memory_bytes), size(total), "-" if ratio is None else f"{ratio:.3f}"])
+    out.table(f"{name}: {count(work.records)} records, memory at rest", ["component", "planned", "used", "ratio"],
+              table, totals=True)
+
+
+_SAMPLE = 1_000
+
+
+def _observed(target: Any, records: int) -> "Workload":
+    """The workload a collection turns out to be, from its first records."""
+    import itertools
+
+    import orjson
+
+    from vecdb.core.sizing import Workload
+
+    sample = list(itertools.islice(target.scan(include=("metadata",)), _SAMPLE))
+    ids = [len(record.id.encode()) if isinstance(record.id, str) else 0 for record in sample]
+    metadata = [len(orjson.dumps(record.metadata)) for record in sample]
+    fields = [_scalars(record.metadata) for record in sample]
+    some = max(1, len(sample))
+    return Workload(records, target.schema, sum(ids) / some, sum(metadata) / some, round(sum(fields) / some))
+
+
+def _scalars(value: Any) -> int:
+    if isinstance(value, dict):
+        return sum(_scalars(inner) for inner in value.values())
+    return len(value) if isinstance(value, list) else 1
+
+
+def _memory(details: dict[str, Any]) -> dict[str, int]:
+    """Bytes in memory by component, from a description."""
+    found = details.get("memory_bytes", {})
+    if not isinstance(found, dict):
+        return {"total": int(found)}
+    return {str(name): int(value) for name, value in found.items() if name != "total" and int(value)}

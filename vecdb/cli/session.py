@@ -1,0 +1,40 @@
+"""Opening the database a command works on."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vecdb.cli.exits import NotFoundError
+
+if TYPE_CHECKING:
+    from vecdb.client.database import Database
+    from vecdb.core.ids import RecordId
+
+
+def data_directory(data: Path | None) -> Path:
+    """The directory a command was given, or the configured one."""
+    if data is not None:
+        return data
+    from vecdb.config import load_settings
+
+    return load_settings().data_dir
+
+
+@contextmanager
+def open_database(data: Path | None, *, create: bool = False) -> Iterator["Database"]:
+    """Open the database for the length of a command; only with ``create`` is a missing one made."""
+    path = data_directory(data)
+    if not create and not path.is_dir():
+        raise NotFoundError(f"there is no database at {path} (say where with --data or VECDB_DATA_DIR)", path=str(path))
+    import vecdb
+
+    with vecdb.connect(path) as database:
+        yield database
+
+
+def parse_id(text: str) -> list["RecordId"]:
+    """What an id typed on a command line may mean: digits are an integer first, then a string."""
+    if text.isascii() and text.isdigit() and int(text) < 1 << 63:
+        return [int(text), text]
+    return [text]

@@ -1,0 +1,245 @@
+"""How much memory and disk a collection needs: a pure model of the engine's layouts.
+
+Every component mirrors one array of the engine, by the name ``describe`` reports it under.  A collection is
+taken as it rests: everything sealed and indexed, nothing dead.  What depends on the data more than on its shape
+(the metadata index, compression in the record store) is an estimate and says so; the rest is exact up to the
+random number of upper-level vertices of a graph.
+
+Rows are padded to lines of 64 bytes.  A graph has int32 links, ``2 m`` on level 0 and ``m`` on each further
+one; levels are geometric with factor 1/m (Malkov and Yashunin 2018, section 4.1), so ``n / (m - 1)`` upper
+links rows are expected over all levels.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Final
+
+from vecdb.core.errors import InvalidArgument, LimitExceeded
+from vecdb.core.schema import (
+    AUTO_HNSW_RECORDS,
+    CollectionSchema,
+    IndexKind,
+    IndexSpec,
+    Metric,
+    Quantization,
+    VectorType,
+)
+
+LINE_BYTES: Final = 64
+MAX_RECORDS: Final = 10**15
+PQ_CENTROIDS: Final = 256
+ITEM_BYTES: Final = {VectorType.FLOAT32: 4, VectorType.FLOAT16: 2, VectorType.INT8: 1, VectorType.UINT8: 1,
+                     VectorType.BINARY: 1}
+MIN_CODED_DIM: Final = 32
+"""Below this many dimensions ``quantization="auto"`` walks a graph on the vectors themselves."""
+
+MAX_SEGMENT_RECORDS: Final = 16_000_000
+SEAL_RECORDS: Final = 262_144
+SEAL_BYTES: Final = 1 << 30
+BLOCK_CACHE_BYTES: Final = 64 << 20
+WRITE_BUFFER_BYTES: Final = 128 << 20
+PROCESS_BYTES: Final = 170 << 20
+"""Python, NumPy, Numba with LLVM, and loaded kernels, before any data (measured)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What is to be stored: ``records`` of ``schema``; the rest are averages per record.
+
+    ``id_bytes``: 0 for integer ids, else the bytes of a string id.  ``metadata_bytes``: of one object as JSON;
+    ``metadata_fields``: indexed scalar fields.
+    """
+
+    records: int
+    schema: CollectionSchema
+    id_bytes: float = 0.0
+    metadata_bytes: float = 0.0
+    metadata_fields: int = 0
+    max_segment_records: int = MAX_SEGMENT_RECORDS
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.records <= MAX_RECORDS:
+            raise LimitExceeded("records", f"{self.records} is outside 1..{MAX_RECORDS}", got=self.records,
+                                limit=f"1..{MAX_RECORDS}")
+        for name in ("id_bytes", "metadata_bytes", "metadata_fields"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise InvalidArgument(name, f"{value} is not a number of at least 0", got=value, limit=">= 0")
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """Bytes of one part of a collection; ``estimate`` where data decides, not shape."""
+
+    name: str
+    memory_bytes: int
+    disk_bytes: int
+    formula: str
+    estimate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Sizing:
+    """Components of a collection at rest, and what comes on top.
+
+    ``overhead_bytes``: of the process, whatever it holds.  ``building_bytes``: the most that growing, sealing and
+    merging take for a while.  ``index`` and ``quantization``: what ``auto`` comes to.
+    """
+
+    components: tuple[Component, ...]
+    overhead_bytes: int
+    building_bytes: int
+    segments: int
+    index: IndexKind
+    quantization: Quantization
+
+    @property
+    def memory_bytes(self) -> int:
+        return sum(one.memory_bytes for one in self.components)
+
+    @property
+    def disk_bytes(self) -> int:
+        return sum(one.disk_bytes for one in self.components)
+
+
+def row_bytes(schema: CollectionSchema) -> int:
+    """Bytes of a stored row: whole lines of 64."""
+    return _lines(schema.row_items * ITEM_BYTES[schema.vector_type])
+
+
+def _lines(size: int) -> int:
+    return -(-size // LINE_BYTES) * LINE_BYTES
+
+
+def resolve(schema: CollectionSchema, segment_records: int) -> IndexSpec:
+    """The index a segment of that many records gets, with no ``auto`` left in it."""
+    spec = schema.index
+    kind = spec.kind
+    if kind is IndexKind.AUTO:
+        kind = IndexKind.FLAT if segment_records < AUTO_HNSW_RECORDS else IndexKind.HNSW
+    quantization = spec.quantization
+    is_float = schema.vector_type in (VectorType.FLOAT32, VectorType.FLOAT16)
+    if kind is IndexKind.IVF_PQ:
+        quantization = Quantization.PQ
+    elif kind is not IndexKind.HNSW:
+        quantization = Quantization.NONE
+    elif quantization is Quantization.AUTO:
+        coded = is_float and (spec.vectors_on_disk or schema.dim >= MIN_CODED_DIM)
+        quantization = Quantization.SQ8 if coded else Quantization.NONE
+    return replace(spec, kind=kind, quantization=quantization)
+
+
+def size(work: Workload) -> Sizing:
+    """Return what a workload takes, component by component."""
+    schema, n = work.schema, work.records
+    segments = max(1, -(-n // work.max_segment_records))
+    spec = resolve(schema, n // segments)
+    components = [_vectors(schema, spec, n)]
+    if spec.kind is IndexKind.HNSW:
+        components.append(_graph(spec, n))
+    if spec.kind in (IndexKind.IVF_FLAT, IndexKind.IVF_PQ):
+        components.append(_inverted(schema, spec, n, segments))
+    if spec.quantization is not Quantization.NONE:
+        components.append(_codes(schema, spec, n, segments))
+    components += [_ids(work, reordered=spec.kind is IndexKind.HNSW), _live(n), _metadata(work), _store(work)]
+    return Sizing(tuple(components), PROCESS_BYTES + BLOCK_CACHE_BYTES + WRITE_BUFFER_BYTES,
+                  _building(work, spec, components), segments, spec.kind, spec.quantization)
+
+
+def _vectors(schema: CollectionSchema, spec: IndexSpec, n: int) -> Component:
+    row = row_bytes(schema)
+    has_norms = schema.metric is Metric.COSINE and schema.vector_type in (VectorType.INT8, VectorType.UINT8)
+    norms = 4 * n if has_norms else 0
+    formula = f"n · {row}" + (" + 4 n inverse norms" if has_norms else "")
+    if spec.vectors_on_disk:
+        return Component("vectors", 0, n * row, f"{formula}, mapped from disk")
+    return Component("vectors", n * row + norms, n * row, formula)
+
+
+def _graph(spec: IndexSpec, n: int) -> Component:
+    base = n * (2 * spec.m * 4 + 1 + 4)
+    upper = round(n / (spec.m - 1)) * spec.m * 4
+    return Component("graph", base + upper, base + upper, f"n · (8·{spec.m} + 5) + n/{spec.m - 1} · 4·{spec.m}")
+
+
+def code_bytes(schema: CollectionSchema, spec: IndexSpec) -> tuple[int, int]:
+    """Bytes of one vector's code and of the floats beside it."""
+    dim, kind = schema.dim, spec.quantization
+    if kind is Quantization.SQ8:
+        return _lines(dim), 4
+    if kind is Quantization.SQ4:
+        return _lines(-(-dim // 2)), 4
+    if kind in (Quantization.PQ, Quantization.OPQ):
+        return spec.subspaces or max(1, -(-dim // 4)), 0
+    if kind is Quantization.RABITQ:
+        return spec.bits * _lines(-(-dim // 8)), 8
+    return 0, 0
+
+
+def _codes(schema: CollectionSchema, spec: IndexSpec, n: int, segments: int) -> Component:
+    code, aux = code_bytes(schema, spec)
+    books = 0
+    if spec.quantization in (Quantization.PQ, Quantization.OPQ):
+        books += PQ_CENTROIDS * schema.dim * 4
+    if spec.quantization is Quantization.OPQ:
+        books += schema.dim * schema.dim * 4
+    total = n * (code + aux)
+    return Component("codes", total, total + segments * books, f"n · ({code} + {aux})")
+
+
+def lists_of(spec: IndexSpec, segment_records: int) -> int:
+    """How many inverted lists a segment gets: four times the square root of its records, unless told."""
+    return spec.nlist or max(1, min(segment_records, round(4 * math.sqrt(segment_records))))
+
+
+def _inverted(schema: CollectionSchema, spec: IndexSpec, n: int, segments: int) -> Component:
+    lists = lists_of(spec, n // segments)
+    total = segments * lists * (row_bytes(schema) + 8) + 4 * n
+    return Component("lists", total, total, f"4 n + {lists} · ({row_bytes(schema)} + 8)")
+
+
+def _ids(work: Workload, *, reordered: bool) -> Component:
+    n = work.records
+    one = 8 + 1 + work.id_bytes if work.id_bytes else 8
+    by_rid = 12 if reordered else 0
+    return Component("ids", round(n * (one + 8 + by_rid)), round(n * (one + 16)),
+                     f"n · ({one:g} + 8 record numbers{' + 12 their order' if by_rid else ''})")
+
+
+def _live(n: int) -> Component:
+    return Component("live", n // 8 + 8, 0, "n / 8")
+
+
+INDEX_BYTES_PER_VALUE: Final = 6.0
+"""Of the metadata index, per record and field: between two bytes of a bitmap and eight of a sorted number."""
+
+INDEX_SHARE_OF_TEXT: Final = 0.1
+"""Of the metadata's own bytes that come back as distinct values in the index."""
+
+
+def _metadata(work: Workload) -> Component:
+    one = work.metadata_fields * INDEX_BYTES_PER_VALUE + INDEX_SHARE_OF_TEXT * work.metadata_bytes
+    total = round(work.records * one)
+    return Component("metadata", total, total, f"n · {one:g}", estimate=True)
+
+
+STORE_BYTES_PER_RECORD: Final = 48
+"""Rows of one record in the store without its metadata: id, number, digest and their keys, after compression."""
+
+STORE_COMPRESSION: Final = 0.6
+"""What LZ4 leaves of metadata as JSON."""
+
+
+def _store(work: Workload) -> Component:
+    one = STORE_BYTES_PER_RECORD + work.id_bytes + STORE_COMPRESSION * work.metadata_bytes
+    return Component("records", 0, round(work.records * one), f"n · {one:g}", estimate=True)
+
+
+def _building(work: Workload, spec: IndexSpec, components: list[Component]) -> int:
+    """The growing segment and the copy that a merge makes of the largest segment."""
+    per_record = sum(c.memory_bytes for c in components) / work.records
+    row = row_bytes(work.schema)
+    growing = min(work.records, SEAL_RECORDS, max(1, SEAL_BYTES // row))
+    graph = 8 * spec.m + 5 if spec.kind is IndexKind.HNSW else 0
+    largest = min(work.records, work.max_segment_records)
+    return round(growing * (row + graph + 64) + largest * (per_record + (row if spec.vectors_on_disk else 0)))
