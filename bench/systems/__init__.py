@@ -7,11 +7,14 @@ raises :class:`~bench.systems.base.MissingError` when it is made, and is left ou
 
 from collections.abc import Callable
 
-from bench.systems import ours, peers
+from bench.systems import collection, ours, peers
 from bench.systems.base import MissingError, Settings, System
 
 SYSTEMS: dict[str, Callable[[Settings], System]] = {
     "vecdb-hnsw": ours.Hnsw,
+    "vecdb": collection.Collection,
+    "vecdb-sq8": collection.CollectionSq8,
+    "vecdb-auto": collection.CollectionAuto,
     "hnswlib": peers.Hnswlib,
     "faiss-hnsw": peers.FaissHnsw,
     "faiss-hnsw-sq8": peers.FaissHnswSq8,
