@@ -68,7 +68,7 @@ def _mount(*arguments: str) -> None:
 
 
 def fill(folder: Path, leave_bytes: int = 0) -> Path:
-    """Fill the file system of ``folder`` with one file, up to ``leave_bytes``; delete the returned file to free it."""
+    """Fill the file system of ``folder`` up to ``leave_bytes`` with one file, which is returned: delete it to free."""
     ballast = folder / "ballast"
     with ballast.open("ab", buffering=0) as file:
         for size in (1 << 20, 1 << 16, 1 << 12):

@@ -5,6 +5,7 @@ it does to files itself.  The table below is ordered: a full disk met while writ
 as well, so the particular comes before the general.
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -27,6 +28,7 @@ _READ_ONLY = ("Read-only file system", "Permission denied", "Operation not permi
 _DAMAGED = ("Corruption", "No such file or directory", "Input/output error", "Missing files", "mismatch")
 """A file RocksDB knows of and does not find, or cannot read, is as lost as one with flipped bytes."""
 
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _FILE = re.compile(r"/(\d+\.(?:sst|log|blob)|MANIFEST-\d+|CURRENT|OPTIONS-\d+|IDENTITY)\b")
 
 
@@ -34,9 +36,12 @@ def from_rocksdb(error: BaseException, path: Path | str, doing: str) -> VecdbErr
     """Return the typed error for ``error`` that rocksdict raised while ``doing`` something to the store at ``path``."""
     if isinstance(error, VecdbError):
         return error
-    if isinstance(error, OSError):
-        return from_os_error(error, path, doing)
     text = str(error)
+    if isinstance(error, OSError):
+        numbered = _OS_ERROR.search(text)
+        if error.errno is None and numbered:  # made by Rust: the number is in the text only
+            error = OSError(int(numbered.group(1)), os.strerror(int(numbered.group(1))))
+        return from_os_error(error, path, doing)
     if type(error).__name__ == "DbClosedError":
         return DatabaseClosed(f"the store at {path} is closed")
     message = f"{doing} the store at {path}: {text}"
