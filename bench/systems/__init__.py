@@ -12,6 +12,12 @@ from bench.systems.base import MissingError, Settings, System
 
 SYSTEMS: dict[str, Callable[[Settings], System]] = {
     "vecdb-hnsw": ours.Hnsw,
+    "vecdb-hnsw-sq8": ours.HnswSq8,
+    "vecdb-hnsw-sq4": ours.HnswSq4,
+    "vecdb-hnsw-pq": ours.HnswPq,
+    "vecdb-hnsw-opq": ours.HnswOpq,
+    "vecdb-hnsw-rabitq": ours.HnswRabitq,
+    "vecdb-flat": ours.Flat,
     "vecdb": collection.Collection,
     "vecdb-sq8": collection.CollectionSq8,
     "vecdb-auto": collection.CollectionAuto,

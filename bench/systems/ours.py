@@ -80,3 +80,85 @@ class Hnsw(Ours):
 
     def bytes_per_vector(self) -> float:
         return (self.graph.nbytes + self.rows.nbytes + self.aux.nbytes) / len(self.rows)
+
+
+class Coded(Hnsw):
+    """The graph built on rows and walked on a quantizer's codes, the best reranked on rows."""
+
+    quantization = "sq8"
+    oversample = 3
+
+    def build(self, train: np.ndarray) -> None:
+        super().build(train)
+        schema, quantize = part("vecdb.core.schema"), part("vecdb.ann.quantize")
+        self.rerank = part("vecdb.ann.rerank").rerank
+        spec = schema.IndexSpec(quantization=self.quantization)
+        chosen = np.random.default_rng(self.settings.seed).permutation(len(train))[:50_000]
+        sample = np.ascontiguousarray(self.rows[np.sort(chosen), : self.space.row_items])
+        quantizer = quantize.train(spec, self.space, sample, seed=self.settings.seed, run=self.run)
+        self.coded = quantizer.codes(*quantizer.encode(self.rows, self.run))
+
+    def search(self, queries: np.ndarray) -> np.ndarray:
+        stored, k = self.space.encode(queries), self.settings.k
+        wide = min(self.effort, k * self.oversample)
+        found = self.hnsw.search(self.graph, self.coded, stored, k=wide, ef=self.effort, scratch=self.scratch)
+        return self.rerank(self.space, self.rows, self.aux, stored, found, k).ordinals
+
+    def bytes_per_vector(self) -> float:
+        return super().bytes_per_vector() + (self.coded.codes.nbytes + self.coded.aux.nbytes) / len(self.rows)
+
+    def params(self) -> dict[str, int | float | str]:
+        return super().params() | {"quantization": self.quantization, "oversample": self.oversample}
+
+
+class HnswSq8(Coded):
+    """8-bit codes."""
+
+
+class HnswSq4(Coded):
+    """4-bit codes."""
+
+    quantization = "sq4"
+
+
+class HnswPq(Coded):
+    """Product-quantized codes."""
+
+    quantization = "pq"
+    oversample = 10
+
+
+class HnswOpq(HnswPq):
+    """The same, rotated first."""
+
+    quantization = "opq"
+
+
+class HnswRabitq(Coded):
+    """1-bit codes."""
+
+    quantization = "rabitq"
+    oversample = 10
+
+
+class Flat(Ours):
+    """Exact."""
+
+    effort_name = "none"
+
+    def build(self, train: np.ndarray) -> None:
+        self.flat = part("vecdb.ann.flat")
+        self.store(train)
+        self.codes = self.codes_module.RowCodes(self.space, self.rows, self.aux)
+
+    def search(self, queries: np.ndarray) -> np.ndarray:
+        return self.flat.scan(self.codes, self.space.encode(queries), k=self.settings.k).ordinals
+
+    def efforts(self, sweep: list[int]) -> list[int]:
+        return [0]
+
+    def params(self) -> dict[str, int | float | str]:
+        return {}
+
+    def bytes_per_vector(self) -> float:
+        return (self.rows.nbytes + self.aux.nbytes) / len(self.rows)
