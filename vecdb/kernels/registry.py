@@ -42,8 +42,8 @@ _MADE: dict[tuple[str, str], Any] = {}
 _HOMES = {
     "f32": "vecdb.kernels.distance", "f16": "vecdb.kernels.distance", "i8": "vecdb.kernels.distance",
     "u8": "vecdb.kernels.distance", "bin": "vecdb.kernels.distance", "sq8": "vecdb.kernels.sq8",
-    "sq4": "vecdb.kernels.quantize_sq4", "pq": "vecdb.kernels.quantize_pq",
-    "rabitq": "vecdb.kernels.quantize_rabitq",
+    "sq4": "vecdb.kernels.sq4", "pq": "vecdb.kernels.pq",
+    "rabitq": "vecdb.kernels.rabitq",
 }
 """The module that registers each family, by the part of its name before the dot."""
 
