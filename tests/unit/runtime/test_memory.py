@@ -1,0 +1,78 @@
+"""Memory and disk as this process may use them, container limits included."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vecdb.core.errors import StorageError
+from vecdb.ports.clock import Clock
+from vecdb.runtime.clock import SystemClock
+from vecdb.runtime.memory import disk, memory, resident_bytes
+
+GIB = 1 << 30
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Path:
+    """A pretended root with 64 GiB of memory, 48 of it free."""
+    put(tmp_path, "proc/meminfo", f"MemTotal: {64 << 20} kB\nMemFree: {1 << 20} kB\nMemAvailable: {48 << 20} kB\n")
+    put(tmp_path, "proc/self/statm", "1000 250 10 1 0 100 0\n")
+    return tmp_path
+
+
+def put(root: Path, name: str, text: str) -> None:
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).write_text(text)
+
+
+def test_without_a_group_the_machine_counts(machine: Path) -> None:
+    found = memory(machine)
+    assert (found.total_bytes, found.available_bytes) == (64 * GIB, 48 * GIB)
+    assert found.resident_bytes % 250 == 0
+
+
+def test_version_2_limits_along_the_path(machine: Path) -> None:
+    put(machine, "proc/self/cgroup", "0::/pod/app\n")
+    put(machine, "sys/fs/cgroup/pod/memory.max", f"{8 * GIB}\n")
+    put(machine, "sys/fs/cgroup/pod/memory.current", f"{5 * GIB}\n")
+    put(machine, "sys/fs/cgroup/pod/memory.stat", f"anon 1\ninactive_file {2 * GIB}\n")
+    put(machine, "sys/fs/cgroup/pod/app/memory.max", "max\n")
+    put(machine, "sys/fs/cgroup/pod/app/memory.current", "1\n")
+    found = memory(machine)
+    assert (found.total_bytes, found.available_bytes) == (8 * GIB, 5 * GIB)
+
+
+def test_version_1_limits_and_its_way_of_saying_none(machine: Path) -> None:
+    put(machine, "proc/self/cgroup", "4:cpu,cpuacct:/x\n7:memory:/docker/abc\n")
+    put(machine, "sys/fs/cgroup/memory/docker/abc/memory.limit_in_bytes", "9223372036854771712\n")
+    assert memory(machine).total_bytes == 64 * GIB
+    put(machine, "sys/fs/cgroup/memory/memory.limit_in_bytes", f"{2 * GIB}\n")
+    put(machine, "sys/fs/cgroup/memory/memory.usage_in_bytes", f"{3 * GIB}\n")
+    found = memory(machine)
+    assert (found.total_bytes, found.available_bytes) == (2 * GIB, 0)
+
+
+def test_real_figures_are_sane() -> None:
+    found = memory()
+    assert 0 <= found.available_bytes <= found.total_bytes
+    assert found.resident_bytes < found.total_bytes
+    before = resident_bytes()
+    block = np.ones(64 << 20, np.uint8)
+    assert resident_bytes() - before > 32 << 20
+    assert block[-1] == 1
+
+
+def test_disk(tmp_path: Path) -> None:
+    found = disk(tmp_path)
+    assert 0 < found.free_bytes <= found.total_bytes
+    with pytest.raises(StorageError):
+        disk(tmp_path / "none")
+
+
+def test_the_clock_is_a_clock() -> None:
+    clock: Clock = SystemClock()
+    first = clock.monotonic()
+    clock.sleep(0.001)
+    assert clock.monotonic() > first
+    assert clock.wall() > 1.7e9
