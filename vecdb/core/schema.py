@@ -181,7 +181,9 @@ class CollectionSchema:
         return self.dim // 8 if self.vector_type is VectorType.BINARY else self.dim
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """Plain JSON values; :meth:`from_json` is the inverse."""
+        return dataclasses.asdict(self, dict_factory=lambda pairs: {
+            key: value.value if isinstance(value, StrEnum) else value for key, value in pairs})
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:

@@ -1,0 +1,106 @@
+"""The composition root: where rooms that know each other only as protocols are put together.
+
+``open_embedded`` is the whole database in this process; a node of a cluster will be composed here too.
+"""
+
+import logging
+import os
+from pathlib import Path
+
+import structlog
+
+from vecdb.client.backend import Backend
+from vecdb.core.errors import FormatMismatch, InvalidArgument, StorageError
+from vecdb.runtime.clock import SystemClock
+from vecdb.runtime.pool import KernelPool
+from vecdb.services.jobs import Job
+from vecdb.services.local import LocalDatabase
+from vecdb.services.settings import EngineSettings
+from vecdb.storage.lock import LOCK_NAME, DirectoryLock
+from vecdb.storage.paths import check_path, make_directory
+from vecdb.storage.rocksdict import RocksStore
+
+FORMAT_NAME = "vecdb.format"
+FORMAT = "vecdb 1\n"
+
+_log = structlog.wrap_logger(logging.getLogger("vecdb"), wrapper_class=structlog.stdlib.BoundLogger,
+                             processors=[structlog.stdlib.filter_by_level, structlog.processors.format_exc_info,
+                                         structlog.processors.KeyValueRenderer(key_order=["event"])])
+
+
+def open_embedded(path: str | os.PathLike[str], *, threads: int = 0, read_only: bool = False,
+                  seal_records: int = 0, background: bool = True, verify: bool = True) -> Backend:
+    """Open, and unless ``read_only`` create, the database in the directory ``path``.
+
+    ``threads``: cores for builds and query batches (0: all).  ``seal_records``: records in a growing segment before
+    it is sealed (0: 262,144 or 1 GiB of vectors).  ``background=False`` leaves sealing and merging to ``optimize``.
+    ``verify=False`` trusts sealed files' vectors unread, for an opening that does not touch every byte.
+    Raises :class:`~vecdb.core.errors.DatabaseLocked`, ``FormatMismatch``, ``StorageError`` or ``DataCorrupted``.
+    """
+    for name, value in (("threads", threads), ("seal_records", seal_records)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise InvalidArgument(name, f"must be a whole number from 0 on, not {value!r}", got=repr(value),
+                                  limit="0 or more")
+    directory = check_path(Path(path))
+    settings = EngineSettings(background=background, verify=verify, read_only=read_only)
+    if seal_records:
+        settings = EngineSettings(seal_records=seal_records, background=background, verify=verify,
+                                  read_only=read_only)
+    if read_only and not directory.is_dir():
+        raise StorageError(f"there is no database at {directory}", path=str(directory))
+    if not read_only:
+        make_directory(directory)
+        _check_format(directory, may_be_new=True)
+    lock = DirectoryLock(directory, read_only=read_only)
+    try:
+        _check_format(directory, may_be_new=not read_only)
+        if not read_only:
+            _mark_format(directory)
+        pool = KernelPool(threads)
+        try:
+            def let_go() -> None:
+                pool.close()
+                lock.close()
+
+            return LocalDatabase(directory, RocksStore, pool, SystemClock(), settings, on_job_error=_report,
+                                 on_close=let_go)
+        except BaseException:
+            pool.close()
+            raise
+    except BaseException:
+        lock.close()
+        raise
+
+
+def _check_format(directory: Path, *, may_be_new: bool) -> None:
+    """Refuse a directory of another version, and one that holds something else."""
+    marker = directory / FORMAT_NAME
+    if marker.exists():
+        text = marker.read_text(encoding="utf-8", errors="replace")
+        if text != FORMAT:
+            raise FormatMismatch(f"{directory} has the format {text.strip()[:40]!r}, this version reads "
+                                 f"{FORMAT.strip()!r}", path=str(directory), got=text.strip()[:40], limit=FORMAT.strip())
+        return
+    others = [name for name in os.listdir(directory) if name != LOCK_NAME]
+    if others or not may_be_new:
+        raise FormatMismatch(f"{directory} is no vecdb database (it holds {sorted(others)[:3]} and no {FORMAT_NAME})",
+                             path=str(directory))
+
+
+def _mark_format(directory: Path) -> None:
+    marker = directory / FORMAT_NAME
+    if marker.exists():
+        return
+    from vecdb.segment.files import from_os_error
+
+    try:
+        with open(marker, "x", encoding="utf-8") as file:
+            file.write(FORMAT)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise from_os_error(error, marker, "creating") from error
+
+
+def _report(job: Job, error: Exception) -> None:
+    _log.error("job_failed", kind=job.kind, collection=job.collection, stage=job.stage, error=str(error))

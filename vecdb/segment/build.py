@@ -1,0 +1,211 @@
+"""Making a sealed segment out of pinned views: sealing, merging and compaction are this one job.
+
+The largest part goes first and, if it has a graph, the others' records are inserted into a copy of that graph
+(after dead vertices were taken out of it), which costs what is new, not what is there.  Otherwise the graph is
+built from nothing.  Then vertices are reordered for locality, the beam's width is measured on a sample, and
+everything is written and synced; the caller reads it back, checksums and all, before anybody relies on it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vecdb.ann.codes import Codes, RowCodes
+from vecdb.ann.hnsw import Graph, Scratch, consolidate, grow, permute, reorder
+from vecdb.ann.ivf import Ivf
+from vecdb.ann.memory import allocate
+from vecdb.ann.quantize import Quantizer, default_oversample, train
+from vecdb.ann.space import Space
+from vecdb.core.ids import RecordId
+from vecdb.core.schema import CollectionSchema, IndexKind, IndexSpec, Quantization
+from vecdb.metadata import SealedIndex
+from vecdb.segment.bits import members
+from vecdb.segment.calibrate import calibrate
+from vecdb.segment.choice import Choice, choose
+from vecdb.segment.files import write_arrays
+from vecdb.segment.growing import GrowingView
+from vecdb.segment.ids import pack_ids
+from vecdb.segment.index import SEED, SealedAnn
+from vecdb.segment.sealed import INDEX, RECORDS, VECTORS, SealedSegment, SealedView
+
+Run = Callable[[Sequence[Callable[[], None]]], None]
+Report = Callable[[str, int, int], None]
+"""``(stage, done, total)``; may raise to end the job."""
+
+COPY_ROWS = 65_536
+TRAIN_SAMPLE = 65_536
+"""Rows a quantizer learns from: 256 per centroid of an 8-bit codebook, FAISS's upper bound."""
+
+
+@dataclass(slots=True)
+class _Coded:
+    """A quantizer with the codes of every row."""
+
+    quantizer: Quantizer
+    codes: npt.NDArray[Any]
+    aux: npt.NDArray[np.float32]
+
+    def view(self) -> Codes:
+        return self.quantizer.codes(self.codes, self.aux)
+
+
+def build_sealed(directory: Path, schema: CollectionSchema, parts: Sequence[GrowingView | SealedView], run: Run,
+                 report: Report) -> int:
+    """Write the live records of ``parts`` as one sealed segment into the empty ``directory``; return how many.
+
+    Raises :class:`~vecdb.core.errors.StorageError` if the disk refuses.  Parts with damaged vectors must not
+    be given: their records would be lost.
+    """
+    ordered = sorted(parts, key=lambda view: view.live_count, reverse=True)
+    space = Space(schema.metric, schema.vector_type, schema.dim)
+    total = sum(view.live_count for view in ordered)
+    living = [members(view.live, view.count) for view in ordered]
+    choice = choose(schema.index, space, total)
+    rows, rids = _gather(space, ordered, living, total, report)
+    base = _base_graph(ordered[0], living[0], total, schema.index) if choice.kind is IndexKind.HNSW else None
+    ann, order = _build(choice, schema.index, space, rows, base, run, report)
+    if order is not None:
+        rows, rids = permute(rows, order), rids[order]
+    report("writing files", 0, 3)
+    ann.write(directory / INDEX)
+    report("writing files", 1, 3)
+    write_arrays(directory / VECTORS, "vectors", {"rids": rids, "rows": rows}, {"count": total})
+    report("writing files", 2, 3)
+    _write_records(directory, ordered, living, order, rids)
+    report("writing files", 3, 3)
+    return total
+
+
+def rebuild_index(segment: SealedSegment, run: Run, report: Report) -> SealedAnn:
+    """The index of a segment whose index file was damaged, over its rows where they are (no reordering)."""
+    choice = choose(segment.schema.index, segment.space, segment.count)
+    ann, _ = _build(choice, segment.schema.index, segment.space, segment.rows, None, run, report, in_place=True)
+    return ann
+
+
+def _gather(space: Space, parts: Sequence[GrowingView | SealedView], living: Sequence[npt.NDArray[np.int64]],
+            total: int, report: Report) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """Rows and rids of all live records, part after part."""
+    rows = space.empty(total)
+    rids = np.empty(total, np.int64)
+    at = 0
+    for view, ordinals in zip(parts, living, strict=True):
+        for start in range(0, len(ordinals), COPY_ROWS):
+            chunk = ordinals[start : start + COPY_ROWS]
+            rows[at : at + len(chunk)] = view.segment.rows[chunk]
+            rids[at : at + len(chunk)] = view.rids(chunk.astype(np.int32))
+            at += len(chunk)
+            report("copying vectors", at, total)
+    return rows, rids
+
+
+def _base_graph(view: GrowingView | SealedView, living: npt.NDArray[np.int64], total: int,
+                spec: IndexSpec) -> Graph | None:
+    """A graph over the first records gathered, copied from the largest part; None where that does not pay."""
+    graph = view.segment.graph if isinstance(view, GrowingView) else view.segment.ann.graph
+    if graph is None or graph.m != spec.m or graph.ef_construction != spec.ef_construction:
+        return None
+    linked = min(graph.count, view.count)
+    kept = int(np.searchsorted(living, linked))
+    if kept < total // 2:
+        return None
+    if kept == linked:
+        return graph.copy(total)
+    live = np.zeros(linked, np.bool_)
+    live[living[:kept]] = True
+    segment = view.segment
+    return consolidate(graph, segment.space, segment.rows, segment.aux, live, capacity=total)
+
+
+def _build(choice: Choice, spec: IndexSpec, space: Space, rows: npt.NDArray[Any], base: Graph | None, run: Run,
+           report: Report, *, in_place: bool = False) -> tuple[SealedAnn, npt.NDArray[np.int32] | None]:
+    """Index ``rows``; return it and, if it was reordered, the old ordinal of each new one."""
+    if choice.kind in (IndexKind.IVF_FLAT, IndexKind.IVF_PQ):
+        return _build_ivf(choice, spec, space, rows, run, report), None
+    if choice.kind is not IndexKind.HNSW:
+        return SealedAnn.none(choice.reason), None
+    total = len(rows)
+    coded = _encode(choice, spec, space, rows, run, report)
+    aux = space.aux(rows)
+    graph = base or Graph.allocate(total, m=spec.m, ef_construction=spec.ef_construction, seed=SEED)
+    walk = coded.view() if coded is not None and choice.quantization is Quantization.SQ8 else None
+    grow(graph, space, rows, aux, total, run, lambda done: report("building graph", done, total), codes=walk)
+    order = None
+    if not in_place and total > 1:
+        report("reordering", 0, 1)
+        graph, order = reorder(graph)
+        rows, aux = permute(rows, order), (aux[order] if len(aux) else aux)
+        if coded is not None:
+            coded.codes, coded.aux = permute(coded.codes, order), coded.aux[order]
+        report("reordering", 1, 1)
+    ann = SealedAnn(choice.kind, choice.quantization, choice.reason, graph=graph)
+    if coded is not None:
+        ann.quantizer, ann.codes = coded.quantizer, coded.view()
+        ann.oversample = spec.oversample or default_oversample(choice.quantization, choice.bits, space.dim)
+    _measure(ann, RowCodes(space, rows, aux), spec, report)
+    return ann, order
+
+
+def _encode(choice: Choice, spec: IndexSpec, space: Space, rows: npt.NDArray[Any], run: Run,
+            report: Report) -> _Coded | None:
+    if choice.quantization is Quantization.NONE:
+        return None
+    report("training codes", 0, 1)
+    step = max(1, len(rows) // TRAIN_SAMPLE)
+    quantizer = train(replace(spec, quantization=choice.quantization), space,
+                      rows[::step][:TRAIN_SAMPLE, : space.row_items], seed=SEED, run=run)
+    report("training codes", 1, 1)
+    codes, aux = quantizer.encode(rows, run)
+    resident = allocate(codes.shape, codes.dtype)
+    np.copyto(resident, codes)
+    return _Coded(quantizer, resident, aux)
+
+
+def _build_ivf(choice: Choice, spec: IndexSpec, space: Space, rows: npt.NDArray[Any], run: Run,
+               report: Report) -> SealedAnn:
+    ivf = Ivf.build(space, rows, spec, pq=choice.kind is IndexKind.IVF_PQ, seed=SEED, run=run,
+                    on_progress=lambda done, total: report("building lists", done, total))
+    ann = SealedAnn(choice.kind, choice.quantization, choice.reason, ivf=ivf)
+    ann.nprobe = spec.nprobe or ivf.default_nprobe
+    return ann
+
+
+def _measure(ann: SealedAnn, rows: RowCodes, spec: IndexSpec, report: Report) -> None:
+    """Set the segment's default beam width."""
+    if spec.ef_search:
+        ann.ef = spec.ef_search
+        return
+    report("measuring recall", 0, 1)
+    scratch = Scratch()
+    ann.ef, recall = calibrate(rows, lambda queries, k, ef: ann.search(
+        rows, queries, k=k, ef=ef, nprobe=0, allowed=None, mode="post", scratch=scratch))
+    ann.measured = {"recall_at_10": round(recall, 4), "ef_search": ann.ef}
+    report("measuring recall", 1, 1)
+
+
+def _write_records(directory: Path, parts: Sequence[GrowingView | SealedView],
+                   living: Sequence[npt.NDArray[np.int64]], order: npt.NDArray[np.int32] | None,
+                   rids: npt.NDArray[np.int64]) -> None:
+    """Ids, rids again and the metadata index, in the new ordinals."""
+    total = len(rids)
+    place = np.arange(total, dtype=np.int32)
+    if order is not None:
+        place[order] = np.arange(total, dtype=np.int32)
+    ids: list[RecordId] = [0] * total
+    indexes = []
+    at = 0
+    for view, ordinals in zip(parts, living, strict=True):
+        mine = place[at : at + len(ordinals)]
+        at += len(ordinals)
+        moved = np.full(view.count, -1, np.int32)
+        moved[ordinals] = mine
+        indexes.append((view.segment.metadata, moved))
+        for new, one in zip(mine.tolist(), view.ids(ordinals.astype(np.int32)), strict=True):
+            ids[new] = one
+    merged = SealedIndex.merge(indexes, total)
+    arrays = {**pack_ids(ids), "rids": rids, "metadata": np.frombuffer(merged.to_bytes(), np.uint8)}
+    write_arrays(directory / RECORDS, "records", arrays, {"count": total})

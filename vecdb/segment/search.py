@@ -1,0 +1,131 @@
+"""One segment, one batch of queries: pick a strategy by the filter's selectivity, run one kernel.
+
+Distances here are *raw* (see :class:`~vecdb.ann.space.Space`).  Whatever the strategy, a query gets ``k``
+results whenever ``k`` records match: a beam that comes back with fewer is followed by an exact scan.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vecdb.ann.flat import scan
+from vecdb.ann.found import Found
+from vecdb.ann.hnsw import Scratch
+from vecdb.ann.hnsw import search as search_graph
+from vecdb.core.query import QueryRequest
+from vecdb.metadata.selectivity import Strategy, choose
+from vecdb.segment.bits import Bits, members, size
+from vecdb.segment.growing import GrowingView
+from vecdb.segment.matching import ReadMetadata, allowed_bits
+from vecdb.segment.merge import join
+from vecdb.segment.sealed import SealedView
+
+GROWING_EF = 64
+"""Beam of a growing segment's graph: it is small, and its tail is scanned anyway."""
+SPARSE = 32
+"""A filter that keeps fewer than one in this many is scanned by a list of ordinals, not by its bitset."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SegmentAnswer:
+    """``found`` in the segment's ordinals; ``plan`` for ``explain``; ``missing`` says what could not be searched."""
+
+    found: Found
+    plan: dict[str, Any] = field(default_factory=dict)
+    missing: str | None = None
+
+
+def search_view(view: GrowingView | SealedView, request: QueryRequest, queries: npt.NDArray[Any],
+                read_metadata: ReadMetadata, scratch: Scratch) -> SegmentAnswer:
+    """Answer ``queries`` (nq, row_items), a part of ``request``'s, on one pinned view."""
+    missing = None
+    lost = view.lost() if isinstance(view, SealedView) else ()
+    if len(lost):
+        missing = f"{view.segment.name}: {len(lost)} records with damaged vectors"
+    allowed, matches = _allowed(view, request, read_metadata)
+    k = min(request.k, matches)
+    if k == 0:
+        return SegmentAnswer(_nothing(len(queries)), {"segment": view.segment.name, "strategy": "none",
+                                                      "matches": 0}, missing)
+    strategy = _strategy(view, request, matches, filtered=request.filter is not None)
+    found = _run(view, request, queries, strategy, allowed, matches, k, scratch)
+    plan = {"segment": view.segment.name, "records": view.live_count, "matches": matches,
+            "selectivity": matches / view.live_count if view.live_count else 0.0, "strategy": strategy.kind,
+            "reason": strategy.reason, **strategy.numbers, "hops": found.hops, "comparisons": found.comparisons}
+    return SegmentAnswer(found, plan, missing)
+
+
+def _allowed(view: GrowingView | SealedView, request: QueryRequest, read_metadata: ReadMetadata
+             ) -> tuple[Bits | None, int]:
+    """The bitset to search under (None: everything) and how many records it leaves."""
+    if request.filter is not None:
+        words = allowed_bits(view, request.filter, read_metadata)
+        if isinstance(view, SealedView) and (served := view.segment.served()) is not None:
+            words &= served
+        return words, size(words)
+    if view.live_count == view.count and not (isinstance(view, SealedView) and view.segment.served() is not None):
+        return None, view.count
+    words = view.serving()
+    return words, size(words)
+
+
+def _strategy(view: GrowingView | SealedView, request: QueryRequest, matches: int, *, filtered: bool) -> Strategy:
+    if isinstance(view, GrowingView):
+        graph = view.segment.linked > 0
+        ef = max(request.ef_search or GROWING_EF, request.k)
+    else:
+        graph = view.segment.ann.searchable
+        ef = view.segment.ann.ef_for(request.k, request.ef_search)
+    if request.exact or not graph:
+        why = "exact was asked for" if request.exact else "no index here"
+        return Strategy("exact", 0, why, {})
+    return choose(count=view.count, live=view.live_count, matches=matches, k=request.k, ef=ef,
+                  row_bytes=view.segment.space.row_bytes, filtered=filtered)
+
+
+def _run(view: GrowingView | SealedView, request: QueryRequest, queries: npt.NDArray[Any], strategy: Strategy,
+         allowed: Bits | None, matches: int, k: int, scratch: Scratch) -> Found:
+    if strategy.kind == "exact":
+        return _exact(view, queries, k, 0, view.count, allowed, matches)
+    mode = "filtered" if strategy.kind == "filtered_beam" else "post"
+    ef = max(strategy.ef, k)
+    if isinstance(view, SealedView):
+        found = view.segment.ann.search(view.segment.codes, queries, k=k, ef=ef, nprobe=request.nprobe,
+                                        allowed=allowed, mode=mode, scratch=scratch)
+        return _completed(view, queries, found, k, view.count, allowed, matches)
+    graph = view.segment.graph
+    assert graph is not None
+    linked = min(graph.count, view.count)
+    found = search_graph(graph, view.segment.codes, queries, k=k, ef=ef, allowed=allowed, count=linked, mode=mode,
+                         scratch=scratch)
+    if linked < view.count:
+        tail = _exact(view, queries, k, linked, view.count, allowed, matches)
+        found = join(found, tail, k)
+    return _completed(view, queries, found, k, view.count, allowed, matches)
+
+
+def _completed(view: GrowingView | SealedView, queries: npt.NDArray[Any], found: Found, k: int, count: int,
+               allowed: Bits | None, matches: int) -> Found:
+    """Scan exactly for the queries a beam left short: the matches lie where the graph did not lead."""
+    short = np.flatnonzero(found.ordinals[:, k - 1] < 0)
+    if not len(short):
+        return found
+    exact = _exact(view, queries[short], k, 0, count, allowed, matches)
+    ordinals, distances = found.ordinals.copy(), found.distances.copy()
+    ordinals[short], distances[short] = exact.ordinals, exact.distances
+    return Found(ordinals, distances, found.hops, found.comparisons + exact.comparisons, found.stopped)
+
+
+def _exact(view: GrowingView | SealedView, queries: npt.NDArray[Any], k: int, lo: int, hi: int,
+           allowed: Bits | None, matches: int) -> Found:
+    codes = view.segment.codes
+    if allowed is not None and matches * SPARSE < hi - lo:
+        ordinals = members(allowed, hi).astype(np.int32)
+        return scan(codes, queries, k=k, ordinals=ordinals[np.searchsorted(ordinals, lo):])
+    return scan(codes, queries, k=k, lo=lo, hi=hi, allowed=allowed)
+
+
+def _nothing(rows: int) -> Found:
+    return Found(np.empty((rows, 0), np.int32), np.empty((rows, 0), np.float32))

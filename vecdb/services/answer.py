@@ -1,0 +1,134 @@
+"""A query on a pinned view of a shard: each segment searched, answers joined, records attached."""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from vecdb.ann.hnsw import Scratch
+from vecdb.core.ids import RecordId
+from vecdb.core.schema import Metric
+from vecdb.core.query import Matches, QueryRequest, QueryResult
+from vecdb.ports.compute import Compute
+from vecdb.segment.merge import top_k
+from vecdb.segment.search import SegmentAnswer, search_view
+from vecdb.shard import rows
+from vecdb.shard.machine import ShardMachine
+from vecdb.shard.view import SegmentView, ShardView
+
+MIN_ROWS_PER_THREAD = 8
+"""Queries worth a thread hand-off: below, one thread answers sooner than two."""
+
+
+def answer(view: ShardView, request: QueryRequest, machine: ShardMachine, compute: Compute,
+           scratches: deque[Scratch]) -> QueryResult:
+    """Answer every row of ``request.vectors``; a damaged part of a segment is named in ``missing``."""
+    queries = request.vectors
+    segments = [segment for segment in view.segments if segment.live_count]
+    chunks = _chunks(len(queries), compute.threads)
+    answers: list[list[SegmentAnswer]] = [[] for _ in chunks]
+
+    def work(place: int, lo: int, hi: int) -> Callable[[], None]:
+        def run() -> None:
+            scratch = scratches.pop() if scratches else Scratch()
+            try:
+                answers[place] = [search_view(segment, request, queries[lo:hi], machine.read_metadata, scratch)
+                                  for segment in segments]
+            finally:
+                scratches.append(scratch)
+        return run
+
+    thunks = [work(place, lo, hi) for place, (lo, hi) in enumerate(chunks)]
+    if len(thunks) == 1:
+        thunks[0]()
+    else:
+        compute.run(thunks)
+    matches: list[Matches] = []
+    for part in answers:
+        matches += _matches(segments, part, request, machine)
+    first = answers[0] if answers else []
+    missing = tuple(one.missing for one in first if one.missing is not None)
+    plan = _plan(request, [one for part in answers for one in part], first) if request.explain else None
+    return QueryResult(matches, plan, missing)
+
+
+def _chunks(count: int, threads: int) -> list[tuple[int, int]]:
+    parts = max(1, min(threads, count // MIN_ROWS_PER_THREAD))
+    edges = np.linspace(0, count, parts + 1).astype(int).tolist()
+    return [(lo, hi) for lo, hi in zip(edges[:-1], edges[1:], strict=True) if hi > lo]
+
+
+def _matches(segments: Sequence[SegmentView], parts: Sequence[SegmentAnswer], request: QueryRequest,
+             machine: ShardMachine) -> list[Matches]:
+    """Join the segments' answers for one chunk of queries and attach what was asked for."""
+    space = machine.growing.space
+    if not parts:
+        return []
+    source, ordinals, raw = top_k([part.found for part in parts], request.k)
+    distances = space.to_distance(raw).astype(np.float32, copy=False)
+    if space.metric is Metric.COSINE:  # rounding may put a vector a hair closer to itself than itself
+        distances = np.maximum(distances, np.float32(0))
+    keep = ordinals >= 0
+    if request.within is not None:
+        keep &= raw <= space.from_distance(request.within)
+    counts = keep.sum(axis=1)
+    source, ordinals, distances = source[keep], ordinals[keep], distances[keep]
+    ids, rids = _identify(segments, source, ordinals)
+    metadata = _metadata(rids, machine) if request.include_metadata else None
+    vectors = _vectors(segments, source, ordinals, machine) if request.include_vectors else None
+    out: list[Matches] = []
+    start = 0
+    for size in counts.tolist():
+        stop = start + size
+        out.append(Matches(ids[start:stop], distances[start:stop],
+                           None if metadata is None else metadata[start:stop],
+                           None if vectors is None else vectors[start:stop]))
+        start = stop
+    return out
+
+
+def _identify(segments: Sequence[SegmentView], source: npt.NDArray[np.int32], ordinals: npt.NDArray[np.int32]
+              ) -> tuple[list[RecordId], npt.NDArray[np.int64]]:
+    """Ids and rids of (segment, ordinal) pairs."""
+    if len(segments) == 1:
+        return segments[0].ids(ordinals), segments[0].rids(ordinals)
+    ids: list[RecordId] = [0] * len(ordinals)
+    rids = np.empty(len(ordinals), np.int64)
+    for place, segment in enumerate(segments):
+        at = np.flatnonzero(source == place)
+        if len(at):
+            rids[at] = segment.rids(ordinals[at])
+            for position, one in zip(at.tolist(), segment.ids(ordinals[at]), strict=True):
+                ids[position] = one
+    return ids, rids
+
+
+class StaleView(Exception):  # noqa: N818 - control flow: the answer is asked again on a newer view
+    """A hit died after the view was pinned, and its metadata row is gone with it."""
+
+
+def _metadata(rids: npt.NDArray[np.int64], machine: ShardMachine) -> list[dict[str, Any]]:
+    found = machine.read_records(rids.tolist())
+    if any(value is None for value in found):
+        raise StaleView
+    return [orjson.loads(rows.record_metadata(value)) for value in found if value is not None]
+
+
+def _vectors(segments: Sequence[SegmentView], source: npt.NDArray[np.int32], ordinals: npt.NDArray[np.int32],
+             machine: ShardMachine) -> npt.NDArray[Any]:
+    space = machine.growing.space
+    out = np.empty((len(ordinals), space.row_items), space.row_dtype)
+    for place, segment in enumerate(segments):
+        at = np.flatnonzero(source == place)
+        if len(at):
+            out[at] = segment.vectors(ordinals[at])
+    return out
+
+
+def _plan(request: QueryRequest, all_parts: Sequence[SegmentAnswer], first: Sequence[SegmentAnswer]) -> dict[str, Any]:
+    return {"k": request.k, "queries": len(request.vectors), "segments": [part.plan for part in first],
+            "hops": sum(part.found.hops for part in all_parts),
+            "comparisons": sum(part.found.comparisons for part in all_parts)}

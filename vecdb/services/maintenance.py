@@ -1,0 +1,174 @@
+"""Keeping a shard in shape: linking the graph, sealing, merging, rebuilding what was damaged.
+
+All of it changes how records are kept and never which; so a job may be killed at any step and done again.
+A new segment is written beside the old ones, under a name no manifest knows; one batch makes it part of the
+shard and takes the others out.
+"""
+
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from vecdb.core.errors import VecdbError
+from vecdb.ports.clock import Clock
+from vecdb.ports.compute import Compute
+from vecdb.segment.build import build_sealed, rebuild_index
+from vecdb.segment.files import from_os_error
+from vecdb.segment.sealed import INDEX, SealedSegment, SealedView, open_sealed
+from vecdb.services.jobs import Job, JobRunner
+from vecdb.services.recovery import segment_directory
+from vecdb.services.settings import EngineSettings
+from vecdb.services.shard import ShardService
+from vecdb.shard.upkeep import Rewrite, UpkeepPolicy, full_rewrite, next_rewrite
+
+RETRY_S = 60.0
+"""How long a job that failed waits before it is tried again: a full disk does not empty in a moment."""
+
+Progress = Callable[[str, int, int], None]
+
+
+class Maintainer:
+    """Jobs of one shard.  One of them runs at a time: ``_turn`` is held meanwhile."""
+
+    def __init__(self, shard: ShardService, jobs: JobRunner, compute: Compute, clock: Clock,
+                 settings: EngineSettings) -> None:
+        self._shard = shard
+        self._jobs = jobs
+        self._compute = compute
+        self._clock = clock
+        self._settings = settings
+        self._turn = threading.Lock()
+        self._failed_at: dict[str, float] = {}
+        self._policy = UpkeepPolicy(shard.machine.seal_records, settings.merge_factor, settings.max_segment_records,
+                                    settings.dead_fraction)
+        self._name = shard.schema.name
+        if settings.background and not settings.read_only:
+            shard.on_change = self.look
+            self.look()
+
+    def look(self) -> None:
+        """Queue what has become worth doing.  Called after every write, so it only compares numbers."""
+        machine = self._shard.machine
+        if machine.wants_seal:
+            with self._shard.exclusive():
+                if machine is self._shard.machine and machine.wants_seal:
+                    machine.freeze()
+        if machine.growing.wants_graph and self._may("graph"):
+            self._jobs.submit("graph", self._name, ("graph", self._name), self._guarded("graph", self._link))
+        if self._may("index") and any(isinstance(view, SealedView) and view.segment.damage.rebuild_index
+                                      for view in machine.view.segments):
+            self._jobs.submit("index", self._name, ("index", self._name), self._guarded("index", self._rebuild))
+        if self._may("rewrite") and (todo := next_rewrite(machine.view.segments, self._policy)) is not None:
+            self._jobs.submit(todo.kind, self._name, ("rewrite", self._name), self._guarded("rewrite", self._upkeep))
+
+    def optimize(self, on_progress: Progress | None) -> None:
+        """Seal and merge in the calling thread until nothing is left to do."""
+        report = on_progress or (lambda stage, done, total: None)
+        with self._turn:
+            with self._shard.exclusive():
+                self._shard.machine.freeze()
+            self._rebuild_all(report)
+            while (todo := full_rewrite(self._shard.view.segments, self._policy)) is not None:
+                self._rewrite(todo, report)
+        self.look_later()
+
+    def look_later(self) -> None:
+        if self._settings.background and not self._settings.read_only:
+            self.look()
+
+    def _may(self, kind: str) -> bool:
+        failed = self._failed_at.get(kind)
+        return failed is None or self._clock.monotonic() - failed > RETRY_S
+
+    def _guarded(self, kind: str, work: Callable[[Job], None]) -> Callable[[Job], None]:
+        def run(job: Job) -> None:
+            with self._turn:
+                try:
+                    work(job)
+                except VecdbError:
+                    self._failed_at[kind] = self._clock.monotonic()
+                    raise
+                self._failed_at.pop(kind, None)
+            self.look()
+        return run
+
+    # --- jobs -------------------------------------------------------------------------------------
+
+    def _link(self, job: Job) -> None:
+        growing = self._shard.machine.growing
+        while growing.wants_graph and not growing.frozen:
+            total = growing.view.count
+            growing.grow_graph(self._compute.run, total, lambda done: job.report("linking", done, total))  # noqa: B023
+
+    def _upkeep(self, job: Job) -> None:
+        todo = next_rewrite(self._shard.view.segments, self._policy)
+        if todo is not None:
+            self._rewrite(todo, job.report)
+
+    def _rebuild(self, job: Job) -> None:
+        self._rebuild_all(job.report)
+
+    def _rebuild_all(self, report: Progress) -> None:
+        for view in self._shard.view.segments:
+            if isinstance(view, SealedView) and view.segment.damage.rebuild_index:
+                segment = view.segment
+                ann = rebuild_index(segment, self._compute.run, report)
+                if not self._settings.read_only:
+                    ann.write(segment.directory / INDEX)
+                segment.ann = ann
+                segment.damage.rebuild_index = False
+
+    def _rewrite(self, todo: Rewrite, report: Progress) -> None:
+        """Write one segment out of ``todo.views``, put it in their place, delete them."""
+        shard = self._shard
+        with shard.exclusive():
+            machine = shard.machine
+            segment_id = machine.take_segment_id()
+        views = tuple(view for view in machine.view.segments
+                      if any(view.segment is old.segment for old in todo.views))
+        target = segment_directory(shard.directory, segment_id)
+        new: SealedSegment | None = None
+        try:
+            if any(view.live_count for view in views):
+                self._write_segment(target, views, report)
+                new = open_sealed(segment_id, target, shard.schema, _no_rows, _no_rows, verify=True)
+            with shard.exclusive():
+                if shard.machine is not machine:
+                    raise VecdbError("the shard was recovered meanwhile; the job starts again")
+                mutations, show = machine.replacement(views, new)
+                shard.write_rows(mutations)
+                show()
+        except BaseException:
+            shutil.rmtree(target, ignore_errors=True)
+            raise
+        for view in views:
+            if isinstance(view, SealedView):
+                shutil.rmtree(view.segment.directory, ignore_errors=True)
+
+    def _write_segment(self, target: Path, views: tuple[object, ...], report: Progress) -> None:
+        folder = target.parent
+        scratch = folder / f"{target.name}.tmp"
+        try:
+            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.mkdir(parents=True)
+            build_sealed(scratch, self._shard.schema, views, self._compute.run, report)  # type: ignore[arg-type]
+            os.rename(scratch, target)
+            _sync_folder(folder)
+        except OSError as error:
+            raise from_os_error(error, target, "writing a segment to") from error
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _no_rows(*_: object) -> list[object]:
+    raise VecdbError("a segment just written does not read back: the disk lies")
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,22 @@
+"""What the composition root decides for the engine; defaults suit a laptop and a server alike."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """``seal_records``/``seal_bytes``: a growing segment is sealed at whichever comes first.
+
+    ``merge_factor`` neighbours of similar size become one, up to ``max_segment_records`` records;
+    ``dead_fraction`` of dead records makes a sealed segment worth rewriting.  ``background`` runs jobs by
+    themselves (off: only ``optimize`` does).  ``verify`` checks every byte of sealed files at open.
+    """
+
+    seal_records: int = 262_144
+    seal_bytes: int = 1 << 30
+    merge_factor: int = 4
+    max_segment_records: int = 16_000_000
+    dead_fraction: float = 0.25
+    background: bool = True
+    verify: bool = True
+    read_only: bool = False

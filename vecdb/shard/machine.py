@@ -1,0 +1,368 @@
+"""The shard machine: ``apply`` says what a command does, ``commit`` shows it.
+
+``apply(log_index, command)`` reads (through :class:`Reads`, the rows as of the last commit), stages rows
+where no reader looks, and returns what to write; it is total: a command that cannot be carried out is
+an outcome, not an exception, and then there are no mutations but the applied log index.  The caller
+writes ``Applied.mutations`` as one atomic batch and calls ``commit``; if the disk refuses it does not,
+and nothing happened.  One caller at a time; readers take ``machine.view`` whenever they like.
+
+Determinism: outcome, rids and digest depend on the commands alone, never on where segments are cut.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from vecdb.core.errors import DataCorrupted, InvalidArgument, InvalidMetadata, LimitExceeded, VecdbError
+from vecdb.core.ids import RecordId, id_from_key, id_key
+from vecdb.core.limits import MAX_BATCH_BYTES, MAX_BATCH_RECORDS, MAX_METADATA_BYTES
+from vecdb.core.records import Command, DeleteIds, DeleteWhere, UpdateMetadata, UpsertBatch, WriteResult
+from vecdb.core.schema import CollectionSchema
+from vecdb.segment.growing import GrowingSegment
+from vecdb.segment.matching import matching_ordinals
+from vecdb.segment.sealed import SealedSegment, SealedView
+from vecdb.shard import digest, rows
+from vecdb.shard.manifest import Manifest
+from vecdb.shard.mutations import Mutations
+from vecdb.shard.rows import State
+from vecdb.shard.view import SegmentView, ShardView, rid_array
+
+VECTOR_BLOCK_BYTES = 1 << 20
+"""Vectors of consecutive rids share a row up to this size: fewer rows to write, and to read at recovery."""
+READ_CHUNK = 4_096
+"""Rows asked of the store at once: bounds the memory of a command that touches everything."""
+
+
+class Reads(Protocol):
+    """The rows as of the last committed batch."""
+
+    def multi_get(self, keys: Sequence[bytes]) -> list[bytes | None]: ...
+
+
+@dataclass(slots=True)
+class Staged:
+    """Rows waiting in the growing segment, and rids that die, until ``commit``."""
+
+    ids: list[RecordId] = field(default_factory=list)
+    metadata: list[dict[str, Any]] = field(default_factory=list)
+    dead: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What one command does: ``error`` or ``result``, and the batch to write before ``commit``."""
+
+    result: WriteResult
+    error: VecdbError | None
+    mutations: Mutations
+    state: State
+    staged: Staged
+
+
+@dataclass(slots=True)
+class _Change:
+    """The bookkeeping of one ``apply``."""
+
+    state: State
+    mutations: Mutations = field(default_factory=Mutations)
+    staged: Staged = field(default_factory=Staged)
+    total: int = 0
+
+    def bury(self, rid: int, record: bytes) -> None:
+        """The version ``rid``, whose row is ``record``, dies."""
+        self.mutations.deletes.append(rows.record_row(rid))
+        self.mutations.puts.append((rows.dead_row(rid), b""))
+        self.staged.dead.append(rid)
+        self.total = digest.remove(self.total, rows.record_digest(record))
+
+
+class ShardMachine:
+    """Segments in rid order, the last one growing; ``view`` is the moment readers pin."""
+
+    def __init__(self, schema: CollectionSchema, reads: Reads, state: State, segments: Sequence[SegmentView],
+                 growing: GrowingSegment, next_segment: int, seal_records: int) -> None:
+        self.schema = schema
+        self._reads = reads
+        self.seal_records = seal_records
+        self._next_segment = next_segment
+        self._growing = growing
+        self._manifest_written = False
+        self.view = ShardView((*segments, growing.view), state)
+
+    @property
+    def growing(self) -> GrowingSegment:
+        return self._growing
+
+    @property
+    def state(self) -> State:
+        return self.view.state
+
+    @property
+    def wants_seal(self) -> bool:
+        """Whether the growing segment is large enough to be sealed."""
+        return self._growing.view.count >= self.seal_records
+
+    def use(self, reads: Reads) -> None:
+        """Read from another handle of the same rows."""
+        self._reads = reads
+
+    # --- commands ---------------------------------------------------------------------------------
+
+    def apply(self, log_index: int, command: Command) -> Applied:
+        """Say what ``command`` at ``log_index`` does; an index at or below the applied one does nothing."""
+        state = self.state
+        if log_index <= state.applied:
+            return Applied(WriteResult(log_index=state.applied), None, Mutations(), state, Staged())
+        change = _Change(state, total=state.digest)
+        try:
+            result = self._dispatch(change, command)
+            error = None
+        except VecdbError as refused:
+            change = _Change(state, total=state.digest)
+            result, error = WriteResult(), refused
+        staged = change.staged
+        after = State(log_index, state.next_rid + len(staged.ids),
+                      state.records + len(staged.ids) - len(staged.dead), change.total)
+        change.mutations.puts.append((rows.STATE_KEY, after.to_bytes()))
+        if not self._manifest_written:
+            change.mutations.puts.append((rows.MANIFEST_KEY, self.manifest().to_bytes()))
+        return Applied(replace(result, log_index=log_index), error, change.mutations, after, staged)
+
+    def commit(self, applied: Applied) -> None:
+        """Publish what was applied; call it after its mutations are written, in log order."""
+        staged = applied.staged
+        views = list(self.view.segments)
+        dead = rid_array(staged.dead)
+        gone = np.empty(0, np.int64)
+        for place, view, _, ordinals in self.view.locate(dead):
+            if view is views[-1]:
+                gone = ordinals
+            elif isinstance(view, SealedView):
+                views[place] = view.without(ordinals)
+            else:
+                view.segment.publish((), (), ordinals)
+                views[place] = view.segment.view
+        self._growing.publish(staged.ids, staged.metadata, gone)
+        views[-1] = self._growing.view
+        self._manifest_written = self._manifest_written or bool(applied.mutations.puts)
+        self.view = ShardView(tuple(views), applied.state)
+
+    def _dispatch(self, change: _Change, command: Command) -> WriteResult:
+        match command:
+            case UpsertBatch():
+                return self._upsert(change, command)
+            case DeleteIds():
+                return self._delete(change, command.ids)
+            case DeleteWhere():
+                return self._delete_where(change, command)
+            case UpdateMetadata():
+                return self._update_metadata(change, command)
+
+    def _upsert(self, change: _Change, batch: UpsertBatch) -> WriteResult:
+        self._check_batch(batch)
+        ids, vectors, metadata = batch.ids, batch.vectors, batch.metadata
+        keys = [id_key(one) for one in ids]
+        last = {key: position for position, key in enumerate(keys)}
+        if len(last) != len(keys):
+            keep = sorted(last.values())
+            ids, keys = tuple(ids[p] for p in keep), [keys[p] for p in keep]
+            vectors, metadata = vectors[keep], tuple(metadata[p] for p in keep)
+        updated = 0
+        for rid, record in self._living(keys):
+            if record is not None:
+                change.bury(rid, record)
+                updated += 1
+        self._append(change, ids, keys, np.ascontiguousarray(vectors), metadata)
+        return WriteResult(inserted=len(ids) - updated, updated=updated)
+
+    def _check_batch(self, batch: UpsertBatch) -> None:
+        count = len(batch.ids)
+        if count > MAX_BATCH_RECORDS or batch.vectors.nbytes > MAX_BATCH_BYTES:
+            raise LimitExceeded("vectors", f"a batch of {count} records and {batch.vectors.nbytes} bytes is above "
+                                f"{MAX_BATCH_RECORDS} records or {MAX_BATCH_BYTES} bytes",
+                                got=count, limit=MAX_BATCH_RECORDS)
+        space = self._growing.space
+        if batch.vectors.shape != (count, space.row_items) or batch.vectors.dtype != space.row_dtype:
+            raise InvalidArgument("vectors", f"a batch of {batch.vectors.shape} {batch.vectors.dtype} does not fit "
+                                  f"({count}, {space.row_items}) {space.row_dtype}",
+                                  got=str(batch.vectors.shape), limit=f"({count}, {space.row_items})")
+        if len(batch.metadata) != count:
+            raise InvalidArgument("metadata", f"{len(batch.metadata)} objects for {count} ids",
+                                  got=len(batch.metadata), limit=count)
+
+    def _append(self, change: _Change, ids: Sequence[RecordId], keys: Sequence[bytes], vectors: npt.NDArray[Any],
+                metadata: Sequence[bytes]) -> None:
+        """Stage new versions and the rows that make them durable."""
+        if not len(ids):
+            return
+        if self._growing.view.count + len(ids) > self._growing.capacity:
+            self.freeze()
+        first = change.state.next_rid + len(change.staged.ids)
+        self._growing.stage(first - self._growing.first_rid, vectors)
+        puts, total = change.mutations.puts, change.total
+        raw = memoryview(vectors).cast("B")
+        width = vectors.shape[1] * vectors.itemsize
+        for position, (key, body) in enumerate(zip(keys, metadata, strict=True)):
+            rid = first + position
+            mark = digest.digest_of(key, raw[position * width : (position + 1) * width], body)
+            total = digest.add(total, mark)
+            puts.append((rows.id_row(key), rows.pack_rid(rid)))
+            puts.append((rows.record_row(rid), rows.pack_record(mark, key, body)))
+        step = max(1, VECTOR_BLOCK_BYTES // width)
+        for start in range(0, len(ids), step):
+            puts.append((rows.vector_row(first + start), bytes(raw[start * width : (start + step) * width])))
+        change.total = total
+        change.staged.ids.extend(ids)
+        change.staged.metadata.extend({} if body == b"{}" else orjson.loads(body) for body in metadata)
+
+    def _delete(self, change: _Change, ids: Sequence[RecordId]) -> WriteResult:
+        keys = list(dict.fromkeys(id_key(one) for one in ids))
+        deleted = 0
+        for key, (rid, record) in zip(keys, self._living(keys), strict=True):
+            if record is not None:
+                change.bury(rid, record)
+                change.mutations.deletes.append(rows.id_row(key))
+                deleted += 1
+        return WriteResult(deleted=deleted, missing=len(keys) - deleted)
+
+    def _delete_where(self, change: _Change, command: DeleteWhere) -> WriteResult:
+        deleted = 0
+        for view in self.view.segments:
+            ordinals = matching_ordinals(view, command.filter, self.read_metadata)
+            rids = view.rids(ordinals).tolist()
+            for rid, record in zip(rids, self.read_records(rids), strict=True):
+                if record is not None:
+                    change.bury(rid, record)
+                    change.mutations.deletes.append(rows.id_row(rows.record_id_key(record)))
+                    deleted += 1
+        return WriteResult(deleted=deleted)
+
+    def _update_metadata(self, change: _Change, command: UpdateMetadata) -> WriteResult:
+        keys = [id_key(one) for one in command.ids]
+        patches: dict[bytes, list[bytes]] = {}
+        for key, patch in zip(keys, command.patch, strict=True):
+            patches.setdefault(key, []).append(patch)
+        unique = list(patches)
+        moved: list[tuple[bytes, int, bytes, bytes]] = []
+        for key, (rid, record) in zip(unique, self._living(unique), strict=True):
+            if record is not None:
+                body = _patched(rows.record_metadata(record), patches[key], command.merge)
+                moved.append((key, rid, record, body))
+        if moved:
+            space = self._growing.space
+            vectors, readable = self.view.vectors(rid_array([rid for _, rid, _, _ in moved]), space.row_items,
+                                                  space.row_dtype)
+            if not readable.all():
+                lost = tuple(id_from_key(moved[int(p)][0]) for p in np.flatnonzero(~readable))
+                raise DataCorrupted("the vectors of some records are damaged, so these records cannot be rewritten",
+                                    path="vectors", ids=lost)
+            for _, rid, record, _ in moved:
+                change.bury(rid, record)
+            moved_keys = [key for key, _, _, _ in moved]
+            self._append(change, [id_from_key(key) for key in moved_keys], moved_keys, vectors,
+                         [body for _, _, _, body in moved])
+        return WriteResult(updated=len(moved), missing=len(unique) - len(moved))
+
+    # --- reads ------------------------------------------------------------------------------------
+
+    def _living(self, keys: Sequence[bytes]) -> list[tuple[int, bytes | None]]:
+        """For each id key its rid and record row; ``(-1, None)`` where there is no such record."""
+        out: list[tuple[int, bytes | None]] = [(-1, None)] * len(keys)
+        found = [(position, rows.unpack_rid(value))
+                 for position, value in enumerate(self._reads.multi_get([rows.id_row(key) for key in keys]))
+                 if value is not None]
+        records = self.read_records([rid for _, rid in found])
+        for (position, rid), record in zip(found, records, strict=True):
+            out[position] = (rid, record)
+        return out
+
+    def read_records(self, rids: Sequence[int]) -> list[bytes | None]:
+        """Record rows of rids, None where that version is gone."""
+        out: list[bytes | None] = []
+        for start in range(0, len(rids), READ_CHUNK):
+            out += self._reads.multi_get([rows.record_row(rid) for rid in rids[start : start + READ_CHUNK]])
+        return out
+
+    def read_metadata(self, rids: npt.NDArray[np.int64]) -> list[dict[str, Any] | None]:
+        """Metadata of rids, None where that version is gone."""
+        return [None if record is None else orjson.loads(rows.record_metadata(record))
+                for record in self.read_records(rids.tolist())]
+
+    # --- segments ---------------------------------------------------------------------------------
+
+    def manifest(self) -> Manifest:
+        return Manifest.of(self.view.segments, self._next_segment)
+
+    def freeze(self) -> None:
+        """Close the growing segment to writes and start another; the next batch writes the manifest."""
+        old = self._growing
+        if old.view.count == 0:
+            return
+        old.frozen = True
+        self._growing = GrowingSegment(self._next_segment, old.first_rid + old.view.count, self.schema, old.capacity)
+        self._next_segment += 1
+        self._manifest_written = False
+        self.view = ShardView((*self.view.segments, self._growing.view), self.view.state)
+
+    def take_segment_id(self) -> int:
+        """A number no segment has had."""
+        taken = self._next_segment
+        self._next_segment += 1
+        return taken
+
+    def replacement(self, old: Sequence[SegmentView], new: SealedSegment | None) -> tuple[Mutations, Callable[[], None]]:
+        """What to write when ``new`` takes the place of ``old`` (pinned by the job), and the step that shows it.
+
+        Records that died since the job pinned its views die in ``new`` too.
+        """
+        mutations = Mutations()
+        places = [self._place(view) for view in old]
+        first, last = places[0], places[-1]
+        start, stop = self.view.segments[first].rid_range[0], self.view.segments[last].rid_range[1]
+        segments: list[SegmentView] = list(self.view.segments)
+        fresh: list[SegmentView] = []
+        still_dead = np.empty(0, np.int64)
+        if new is not None:
+            living = np.concatenate([segments[p].live_rids() for p in places])
+            ordinals = np.flatnonzero(~np.isin(new.rids, living, kind="sort"))
+            still_dead = new.rids[ordinals].astype(np.int64)
+            fresh = [new.view.without(ordinals)]
+        segments[first : last + 1] = fresh
+        mutations.ranges += [(rows.dead_row(start), rows.dead_row(stop)),
+                             (rows.vector_row(start), rows.vector_row(stop))]
+        mutations.puts += [(rows.dead_row(rid), b"") for rid in still_dead.tolist()]
+        mutations.puts.append((rows.MANIFEST_KEY, Manifest.of(segments, self._next_segment).to_bytes()))
+
+        def show() -> None:
+            self._manifest_written = True
+            self.view = ShardView(tuple(segments), self.view.state)
+
+        return mutations, show
+
+    def _place(self, pinned: SegmentView) -> int:
+        for place, view in enumerate(self.view.segments):
+            if view.segment is pinned.segment:
+                return place
+        raise VecdbError(f"{pinned.segment.name} is no longer part of the shard")
+
+
+def _patched(old: bytes, patches: Sequence[bytes], merge: bool) -> bytes:
+    """Metadata after ``patches`` in turn; :class:`LimitExceeded` if it grew too large."""
+    if not merge:
+        return patches[-1]
+    merged: dict[str, Any] = orjson.loads(old)
+    for patch in patches:
+        for key, value in orjson.loads(patch).items():
+            if value is None:
+                merged.pop(key, None)
+            else:
+                merged[key] = value
+    body = orjson.dumps(merged)
+    if len(body) > MAX_METADATA_BYTES:
+        raise InvalidMetadata("metadata", f"would become {len(body)} bytes, more than {MAX_METADATA_BYTES}",
+                              got=len(body), limit=MAX_METADATA_BYTES)
+    return body
