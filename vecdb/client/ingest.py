@@ -43,21 +43,23 @@ class Columns:
     metadata: tuple[str, ...] | None = None
 
 
-def list_ids(value: object, argument: str = "ids", most: int = MAX_CALL_IDS) -> list[RecordId]:
-    """Check ids from an array, a column or any iterable of at most ``most``."""
-    if not isinstance(value, np.ndarray) and hasattr(value, "to_numpy"):
-        value = value.to_numpy()
-    if isinstance(value, np.ndarray | str | bytes):
-        found: Iterable[object] = value
-    elif isinstance(value, Iterable):
-        found = list(islice(value, most + 1))
-    else:
-        raise InvalidId(argument, f"must be a sequence of ids, not {kind_of(value)}", got=kind_of(value),
-                        limit="a sequence of int or str")
-    ids = check_ids(found)
-    if len(ids) > most:
-        raise LimitExceeded(argument, f"more than {most} ids", got=f"over {most}", limit=most)
+def list_ids(value: object) -> list[RecordId]:
+    """Check ids from an array, a column or any iterable of at most :data:`MAX_CALL_IDS`."""
+    ids = _ids_up_to(value, MAX_CALL_IDS + 1)
+    if len(ids) > MAX_CALL_IDS:
+        raise LimitExceeded("ids", f"more than {MAX_CALL_IDS}", got=f"over {MAX_CALL_IDS}", limit=MAX_CALL_IDS)
     return ids
+
+
+def _ids_up_to(value: Any, most: int) -> list[RecordId]:
+    """Check ids, reading no more than ``most`` of an iterator, which may have no end."""
+    value = tables.column(value)
+    if isinstance(value, np.ndarray | str | bytes):
+        return check_ids(value)
+    if not isinstance(value, Iterable):
+        raise InvalidId("ids", f"must be a sequence of ids, not {kind_of(value)}", got=kind_of(value),
+                        limit="a sequence of int or str")
+    return check_ids(list(islice(value, most)))
 
 
 def encode_metadata(values: Iterable[object], first: int = 0) -> list[bytes]:
@@ -79,7 +81,7 @@ def from_columns(ids: object, vectors: object, metadata: object) -> Source:
         hint = "; for a single vector give [vector]" if raw.ndim else ""
         raise InvalidArgument("vectors", f"must have two dimensions (n, dim), not {raw.ndim}{hint}",
                               got=f"shape {raw.shape}", limit="(n, dim)")
-    listed = list_ids(ids, most=max(count, MAX_CALL_IDS))
+    listed = _ids_up_to(ids, count + 1)
     _same_length("ids", len(listed), count)
     encoded = None
     if metadata is not None:
@@ -91,7 +93,8 @@ def from_columns(ids: object, vectors: object, metadata: object) -> Source:
 
 def _same_length(argument: str, got: int, vectors: int) -> None:
     if got != vectors:
-        raise InvalidArgument(argument, f"{got} given for {vectors} vectors", got=got, limit=vectors)
+        shown = f"more than {vectors}" if got == vectors + 1 else f"{got}"  # an iterator is read no further
+        raise InvalidArgument(argument, f"{shown} given for {vectors} vectors", got=got, limit=vectors)
 
 
 def _metadata_list(value: object, count: int) -> Sequence[object]:

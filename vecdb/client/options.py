@@ -17,7 +17,7 @@ from vecdb.core.errors import InvalidArgument, LimitExceeded
 from vecdb.core.filters import Node, to_node
 from vecdb.core.schema import CollectionSchema, IndexSpec, Metric, VectorType
 
-INDEX_ALIASES: Final = {"M": "m", "efConstruction": "ef_construction", "ef": "ef_search", "type": "kind"}
+INDEX_ALIASES: Final = {"M": "m", "efConstruction": "ef_construction", "ef": "ef_search"}
 CREATE_ALIASES: Final = {**INDEX_ALIASES, "dtype": "vector_type"}
 QUERY_ALIASES: Final = {"ef": "ef_search", "top_k": "k"}
 
@@ -39,8 +39,8 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str], what: str = "keyw
     names = list(known)
     for name in given:
         if name not in names:
-            raise InvalidArgument(str(name)[:100], f"unknown {what}{near(str(name), names)}", got=str(name)[:100],
-                                  limit=", ".join(names))
+            hint = near(str(name), names) or f"; known are {', '.join(names) or 'none'}"
+            raise InvalidArgument(str(name)[:100], f"unknown {what}{hint}", got=str(name)[:100], limit=", ".join(names))
 
 
 def resolve(given: Mapping[str, Any], aliases: Mapping[str, str], known: Iterable[str]) -> dict[str, Any]:

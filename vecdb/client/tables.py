@@ -54,6 +54,19 @@ def matrix(value: Any) -> Any:
     return value
 
 
+def column(value: Any) -> Any:
+    """A column of ids (arrow array, pandas Series or Index) as an array or list; anything else as it is."""
+    if _is_arrow(value, "Array", "ChunkedArray"):
+        pyarrow = sys.modules["pyarrow"]
+        whole = pyarrow.types.is_integer(value.type) and not value.null_count
+        return np.asarray(value) if whole else value.to_pylist()
+    pandas = sys.modules.get("pandas")
+    if pandas is not None and isinstance(value, (getattr(pandas, "Series", ()), getattr(pandas, "Index", ()))):
+        found: Any = value
+        return found.to_numpy()
+    return value
+
+
 def dicts(table: Any) -> list[dict[str, Any]]:
     """Every column of a table as metadata."""
     if _is_frame(table):

@@ -10,6 +10,7 @@ float32 squares cannot hold.
 """
 
 import math
+from collections.abc import Sized
 from typing import Any, Final
 
 import numpy as np
@@ -88,16 +89,22 @@ def check_vectors(schema: CollectionSchema, value: object, argument: str = "vect
 
 def check_queries(schema: CollectionSchema, value: object, argument: str = "vector") -> tuple[Array, bool]:
     """Return (nq, row_items) stored components, and whether ``value`` was a single, 1-D query."""
+    if isinstance(value, Sized) and not isinstance(value, np.ndarray) and len(value) > MAX_QUERY_ROWS:
+        raise _too_many(argument, len(value))  # before it is made an array
     raw = to_array(value, argument)
     if raw.ndim == 1:
         return _stored(schema, raw[None, :], argument, None), True
     if raw.ndim == 2 and raw.shape[0] > MAX_QUERY_ROWS:
-        raise LimitExceeded(argument, f"{raw.shape[0]} queries in one call, more than {MAX_QUERY_ROWS}",
-                            got=raw.shape[0], limit=MAX_QUERY_ROWS)
+        raise _too_many(argument, raw.shape[0])
     if raw.ndim != 2:
         raise DimensionMismatch(argument, f"must be one vector ({schema.dim},) or many (n, {schema.dim}), "
                                 f"not {raw.ndim} dimensions", got=f"shape {raw.shape}", limit=f"(n, {schema.dim})")
     return check_vectors(schema, raw, argument), False
+
+
+def _too_many(argument: str, count: int) -> LimitExceeded:
+    return LimitExceeded(argument, f"{count} queries in one call, more than {MAX_QUERY_ROWS}", got=count,
+                         limit=MAX_QUERY_ROWS)
 
 
 def _unreadable(value: object, argument: str, first: int, error: Exception) -> InvalidArgument:
