@@ -2,8 +2,8 @@
 
 Keys are paths or ``$and $or $nor`` (lists) and ``$not`` (a mapping); all of a mapping must hold.  A path's value is a
 plain value (equality) or operators: ``$eq $ne $gt $gte $lt $lte $in $nin $exists $null $prefix $contains $not``,
-``$geo_radius`` (``{"lat", "lon", "radius_m"}`` or three numbers) and ``$geo_box`` (``{"south", "west", "north", "east"}``
-or four).
+``$geo_radius`` (``{"lat", "lon", "radius_m"}`` or three numbers) and ``$geo_box`` (``{"south", "west", "north",
+"east"}`` or four).
 A value ``{"$time": "2024-01-31T12:00:00Z"}`` is an instant, for those who send JSON.
 """
 

@@ -250,8 +250,7 @@ class _Parser:
         else:
             shape = {"geo_radius": ("lat", "lon", "metres"), "geo_box": ("south", "west", "north", "east")}[name]
             numbers: list[Any] = [self.number(name, part, place) for place, part in enumerate(shape)]
-            node = (check.geo_radius(path, *numbers, position=token.at) if name == "geo_radius"
-                    else check.geo_box(path, *numbers, position=token.at))
+            node = (check.geo_radius if name == "geo_radius" else check.geo_box)(path, *numbers, token.at)
         self.expect(")", f"to close {name}")
         return node
 

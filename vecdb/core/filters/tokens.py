@@ -4,8 +4,8 @@
     number    [+-] digits [. digits] [e [+-] digits]        string  '…' or "…"
     operator  == != < <= > >= && || ! ( ) [ ] ,
 
-In strings and backticks a backslash escapes: ``\\n \\t \\r \\b \\f \\0 \\/ \\\\`` and the three quotes, and ``\\uXXXX`` (pairs of
-surrogates as in JSON).
+In strings and backticks a backslash escapes: ``\\n \\t \\r \\b \\f \\0 \\/ \\\\``, the three quotes, and ``\\uXXXX`` (pairs
+of surrogates as in JSON).
 """
 
 import math
@@ -36,7 +36,7 @@ CONTEXTUAL = frozenset(("exists", "contains", "startswith", "prefix", "time", "g
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """``kind``: path, word (a keyword or function's name, lower case), string, number, op or end; ``at``: its offset."""
+    """``kind``: path, word (a keyword or a function, lower case), string, number, op or end; ``at``: its offset."""
 
     kind: str
     value: Any
