@@ -1,0 +1,85 @@
+# mypy: disable-error-code="no-untyped-def"
+"""Scalar quantization to 8 bits, scored against an 8-bit query: the codes that graphs are walked on by default.
+
+A component is ``mid + step * (code - 128)`` with ``mid`` and ``step`` of its dimension.  ``step`` folds into the query,
+which is then quantized to int8 once, so that a score is one dot product of bytes (``vpdpbusd`` where the host has it:
+64 products an instruction) and a constant of the query.  l2 also needs the row's own squared length about ``mid``: it
+stands in the last four bytes of the row, so that a score touches no other memory.  Rows are padded with zeros to
+whole 64-byte lines; the query is zero there and over the row's term.
+"""
+
+import numpy as np
+
+from vecdb.kernels import simd
+from vecdb.kernels._jit import inline, kernel
+from vecdb.kernels.lowbit import row_float
+from vecdb.kernels.registry import register
+
+TERM_BYTES = 4
+
+
+@inline
+def _l2(codes, aux, qcodes, qaux, q, i):
+    dot = np.float32(simd.dot_u8_i8(codes, i, qcodes, q))
+    return row_float(codes, i, codes.shape[1] - TERM_BYTES) + qaux[q, 0] + qaux[q, 1] * dot
+
+
+@inline
+def _dot(codes, aux, qcodes, qaux, q, i):
+    return qaux[q, 0] + qaux[q, 1] * np.float32(simd.dot_u8_i8(codes, i, qcodes, q))
+
+
+@kernel("sq8.encode")
+def encode(points, mid, step, codes, terms):
+    """Write the codes of ``points`` float32 (n, dim) into ``codes`` uint8 (n, >= dim) and the rows' terms.
+
+    ``mid``, ``step`` float32 (dim), step 0 where a dimension is constant.  ``terms`` float32 (n): squared length of
+    the reconstruction about ``mid``.
+    """
+    dim = points.shape[1]
+    for p in range(points.shape[0]):
+        term = 0.0
+        for d in range(dim):
+            code = np.float32(128)
+            if step[d] > 0:
+                code = np.rint((points[p, d] - mid[d]) / step[d]) + np.float32(128)
+                code = min(max(code, np.float32(0)), np.float32(255))
+            codes[p, d] = np.uint8(code)
+            centred = np.float64(step[d]) * (np.float64(code) - 128.0)
+            term += centred * centred
+        terms[p] = np.float32(term)
+
+
+@kernel("sq8.prepare")
+def prepare(queries, mid, step, is_l2, constant, weights, qcodes, qaux):
+    """Fill ``qcodes`` int8 (nq, width; zero beyond dim) and ``qaux`` float32 (nq, 2) for the scorers.
+
+    ``queries`` float32 (nq, dim or more); ``constant``: what the similarity is subtracted from; ``weights``: scratch
+    float32 (dim).
+    """
+    dim = mid.shape[0]
+    for q in range(queries.shape[0]):
+        offset = np.float64(constant)
+        peak = np.float32(0)
+        for d in range(dim):
+            x = queries[q, d]
+            if is_l2:
+                x -= mid[d]
+                offset += np.float64(x) * x
+            else:
+                offset -= np.float64(x) * mid[d]
+            weights[d] = x * step[d]
+            peak = max(peak, abs(weights[d]))
+        scale = np.float32(127) / peak if peak > 0 else np.float32(0)
+        total = np.int64(0)
+        for d in range(dim):
+            value = np.int64(np.rint(weights[d] * scale))
+            qcodes[q, d] = value
+            total += value
+        factor = (2.0 if is_l2 else 1.0) * np.float64(peak) / 127.0
+        qaux[q, 0] = offset + factor * 128.0 * total
+        qaux[q, 1] = -factor
+
+
+register("sq8.l2", _l2, code_dtype=np.uint8, query_dtype=np.int8)
+register("sq8.dot", _dot, code_dtype=np.uint8, query_dtype=np.int8)
