@@ -1,9 +1,9 @@
 """Filters on metadata: three ways to write one, one tree, one meaning.
 
-``tree`` is the tree; ``parse`` reads expression strings, ``builder`` is ``F``, ``mapping`` the ``$op`` form;
-``to_text`` writes the expression that parses back to the same tree (the stored form of a filter).  ``evaluate`` is the meaning:
-what a tree says of one record's metadata.  Every way in goes through ``check``, so the three forms obey the same
-typing rules and limits.
+``tree`` is the tree; ``parse`` reads expressions, ``builder`` is ``F``, ``mapping`` the ``$op`` form; ``to_text``
+writes the expression that parses back to the same tree (a filter's stored form).  ``evaluate`` is the meaning: what a
+tree says of one record's metadata.  Every way in goes through ``check``, so the three forms obey the same typing rules
+and limits.
 """
 
 from collections.abc import Mapping

@@ -16,7 +16,7 @@ Keywords are read in any case.  ``and or not in is null true false`` are reserve
 names of functions are names of fields wherever they are not called.
 """
 
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from vecdb.core.errors import InvalidFilter
 from vecdb.core.filters import check
@@ -249,8 +249,8 @@ class _Parser:
             node = check.contains(path, text, at) if name == "contains" else check.prefix(path, text, at)
         else:
             shape = {"geo_radius": ("lat", "lon", "metres"), "geo_box": ("south", "west", "north", "east")}[name]
-            numbers: list[Any] = [self.number(name, part, place) for place, part in enumerate(shape)]
-            node = (check.geo_radius if name == "geo_radius" else check.geo_box)(path, *numbers, token.at)
+            a, b, c, *d = [self.number(name, part, place) for place, part in enumerate(shape)]
+            node = check.geo_box(path, a, b, c, d[0], token.at) if d else check.geo_radius(path, a, b, c, token.at)
         self.expect(")", f"to close {name}")
         return node
 

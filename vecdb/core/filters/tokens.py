@@ -4,8 +4,8 @@
     number    [+-] digits [. digits] [e [+-] digits]        string  '…' or "…"
     operator  == != < <= > >= && || ! ( ) [ ] ,
 
-In strings and backticks a backslash escapes: ``\\n \\t \\r \\b \\f \\0 \\/ \\\\``, the three quotes, and ``\\uXXXX`` (pairs
-of surrogates as in JSON).
+In strings and backticks a backslash escapes: ``\\n \\t \\r \\b \\f \\0 \\/ \\\\``, the three quotes, and ``\\uXXXX``
+(pairs of surrogates as in JSON).
 """
 
 import math
