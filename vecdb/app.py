@@ -13,6 +13,7 @@ from vecdb.client.backend import Backend
 from vecdb.core.errors import FormatMismatch, InvalidArgument, StorageError
 from vecdb.runtime.clock import SystemClock
 from vecdb.runtime.pool import KernelPool
+from vecdb.segment.files import from_os_error
 from vecdb.services.jobs import Job
 from vecdb.services.local import LocalDatabase
 from vecdb.services.settings import EngineSettings
@@ -78,8 +79,9 @@ def _check_format(directory: Path, *, may_be_new: bool) -> None:
     if marker.exists():
         text = marker.read_text(encoding="utf-8", errors="replace")
         if text != FORMAT:
-            raise FormatMismatch(f"{directory} has the format {text.strip()[:40]!r}, this version reads "
-                                 f"{FORMAT.strip()!r}", path=str(directory), got=text.strip()[:40], limit=FORMAT.strip())
+            found, wanted = text.strip()[:40], FORMAT.strip()
+            raise FormatMismatch(f"{directory} has the format {found!r}, this version reads {wanted!r}",
+                                 path=str(directory), got=found, limit=wanted)
         return
     others = [name for name in os.listdir(directory) if name != LOCK_NAME]
     if others or not may_be_new:
@@ -91,8 +93,6 @@ def _mark_format(directory: Path) -> None:
     marker = directory / FORMAT_NAME
     if marker.exists():
         return
-    from vecdb.segment.files import from_os_error
-
     try:
         with open(marker, "x", encoding="utf-8") as file:
             file.write(FORMAT)

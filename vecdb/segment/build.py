@@ -15,14 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from vecdb.ann.codes import Codes, RowCodes
-from vecdb.ann.hnsw import Graph, Scratch, consolidate, grow, permute, reorder
+from vecdb.ann.hnsw import Graph, Scratch, consolidate, grow, reorder
 from vecdb.ann.ivf import Ivf
 from vecdb.ann.memory import allocate
 from vecdb.ann.quantize import Quantizer, default_oversample, train
 from vecdb.ann.space import Space
 from vecdb.core.ids import RecordId
 from vecdb.core.schema import CollectionSchema, IndexKind, IndexSpec, Quantization
-from vecdb.metadata import SealedIndex
+from vecdb.metadata import merge
 from vecdb.segment.bits import members
 from vecdb.segment.calibrate import calibrate
 from vecdb.segment.choice import Choice, choose
@@ -69,7 +69,7 @@ def build_sealed(directory: Path, schema: CollectionSchema, parts: Sequence[Grow
     base = _base_graph(ordered[0], living[0], total, schema.index) if choice.kind is IndexKind.HNSW else None
     ann, order = _build(choice, schema.index, space, rows, base, run, report)
     if order is not None:
-        rows, rids = permute(rows, order), rids[order]
+        rows, rids = _permuted(rows, order), rids[order]
     report("writing files", 0, 3)
     ann.write(directory / INDEX)
     report("writing files", 1, 3)
@@ -138,9 +138,9 @@ def _build(choice: Choice, spec: IndexSpec, space: Space, rows: npt.NDArray[Any]
     if not in_place and total > 1:
         report("reordering", 0, 1)
         graph, order = reorder(graph)
-        rows, aux = permute(rows, order), (aux[order] if len(aux) else aux)
+        rows, aux = _permuted(rows, order), (aux[order] if len(aux) else aux)
         if coded is not None:
-            coded.codes, coded.aux = permute(coded.codes, order), coded.aux[order]
+            coded.codes, coded.aux = _permuted(coded.codes, order), coded.aux[order]
         report("reordering", 1, 1)
     ann = SealedAnn(choice.kind, choice.quantization, choice.reason, graph=graph)
     if coded is not None:
@@ -148,6 +148,14 @@ def _build(choice: Choice, spec: IndexSpec, space: Space, rows: npt.NDArray[Any]
         ann.oversample = spec.oversample or default_oversample(choice.quantization, choice.bits, space.dim)
     _measure(ann, RowCodes(space, rows, aux), spec, report)
     return ann, order
+
+
+def _permuted(rows: npt.NDArray[Any], order: npt.NDArray[np.int32]) -> npt.NDArray[Any]:
+    """``rows[order]`` in huge-page memory."""
+    out = allocate(rows.shape, rows.dtype)
+    for start in range(0, len(order), COPY_ROWS):
+        np.take(rows, order[start : start + COPY_ROWS], axis=0, out=out[start : start + COPY_ROWS])
+    return out
 
 
 def _encode(choice: Choice, spec: IndexSpec, space: Space, rows: npt.NDArray[Any], run: Run,
@@ -167,10 +175,11 @@ def _encode(choice: Choice, spec: IndexSpec, space: Space, rows: npt.NDArray[Any
 
 def _build_ivf(choice: Choice, spec: IndexSpec, space: Space, rows: npt.NDArray[Any], run: Run,
                report: Report) -> SealedAnn:
-    ivf = Ivf.build(space, rows, spec, pq=choice.kind is IndexKind.IVF_PQ, seed=SEED, run=run,
-                    on_progress=lambda done, total: report("building lists", done, total))
-    ann = SealedAnn(choice.kind, choice.quantization, choice.reason, ivf=ivf)
-    ann.nprobe = spec.nprobe or ivf.default_nprobe
+    ivf = Ivf.build(space, rows, len(rows), spec=replace(spec, kind=choice.kind), seed=SEED, run=run,
+                    on_progress=lambda share: report("building lists", round(share * len(rows)), len(rows)))
+    ann = SealedAnn(choice.kind, choice.quantization, choice.reason, ivf=ivf, nprobe=spec.nprobe or ivf.nprobe)
+    if choice.kind is IndexKind.IVF_PQ:
+        ann.oversample = spec.oversample or default_oversample(choice.quantization, choice.bits, space.dim)
     return ann
 
 
@@ -206,6 +215,6 @@ def _write_records(directory: Path, parts: Sequence[GrowingView | SealedView],
         indexes.append((view.segment.metadata, moved))
         for new, one in zip(mine.tolist(), view.ids(ordinals.astype(np.int32)), strict=True):
             ids[new] = one
-    merged = SealedIndex.merge(indexes, total)
+    merged = merge(indexes, total)
     arrays = {**pack_ids(ids), "rids": rids, "metadata": np.frombuffer(merged.to_bytes(), np.uint8)}
     write_arrays(directory / RECORDS, "records", arrays, {"count": total})

@@ -50,7 +50,8 @@ def _recall(exact: Found, found: Found, own: npt.NDArray[np.int64]) -> float:
         if not len(truth) or not np.isfinite(truth[0]):
             continue
         truth = truth[np.isfinite(truth)]
-        mine = found.distances[query][(found.ordinals[query] != self_ordinal) & (found.ordinals[query] >= 0)][: len(truth)]
+        others = (found.ordinals[query] != self_ordinal) & (found.ordinals[query] >= 0)
+        mine = found.distances[query][others][: len(truth)]
         bound = truth[-1] + 1e-5 * max(1.0, abs(float(truth[-1])))
         hits += int((mine <= bound).sum())
         total += len(truth)

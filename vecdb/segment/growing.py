@@ -126,7 +126,8 @@ class GrowingView:
 
     def vectors(self, ordinals: npt.NDArray[np.integer[Any]]) -> npt.NDArray[Any]:
         """Stored vectors (n, row_items) of ordinals, copied."""
-        return self.segment.rows[ordinals][:, : self.segment.space.row_items]
+        stored: npt.NDArray[Any] = self.segment.rows[ordinals][:, : self.segment.space.row_items]
+        return stored
 
     @property
     def rid_range(self) -> tuple[int, int]:

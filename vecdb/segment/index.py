@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from vecdb.ann.codes import Codes, RowCodes
 from vecdb.ann.found import Found
-from vecdb.ann.hnsw import Graph, Scratch
+from vecdb.ann.hnsw import Graph, Mode, Scratch
 from vecdb.ann.hnsw import search as search_graph
 from vecdb.ann.ivf import Ivf
 from vecdb.ann.memory import allocate
@@ -66,10 +66,12 @@ class SealedAnn:
         return max(base, k + base // 2) if k > 10 else max(base, k)
 
     def search(self, rows: RowCodes, queries: npt.NDArray[Any], *, k: int, ef: int, nprobe: int,
-               allowed: npt.NDArray[np.uint64] | None, mode: str, scratch: Scratch) -> Found:
+               allowed: npt.NDArray[np.uint64] | None, mode: Mode, scratch: Scratch) -> Found:
         """Search (nq, row_items) stored queries; distances are exact, raw."""
         if self.ivf is not None:
-            return self.ivf.search(queries, k=k, nprobe=nprobe or self.nprobe, allowed=allowed)
+            wanted = max(k, int(np.ceil(k * self.oversample)))
+            found = self.ivf.search(queries, wanted, nprobe or self.nprobe, allowed)
+            return found if self.kind is IndexKind.IVF_FLAT else rerank_on(rows, rows.prepare(queries), found, k)
         assert self.graph is not None
         if self.codes is None:
             return search_graph(self.graph, rows, queries, k=k, ef=ef, allowed=allowed, mode=mode, scratch=scratch)
@@ -80,7 +82,7 @@ class SealedAnn:
 
     def memory_bytes(self) -> dict[str, int]:
         out = {"graph": 0 if self.graph is None else self.graph.nbytes,
-               "lists": 0 if self.ivf is None else self.ivf.memory_bytes(), "codes": 0}
+               "lists": 0 if self.ivf is None else self.ivf.memory_bytes, "codes": 0}
         if self.codes is not None:
             out["codes"] = self.codes.codes.nbytes + self.codes.aux.nbytes
         return out
@@ -125,7 +127,7 @@ class SealedAnn:
                 if (wrong := ann.graph.damage()) is not None:
                     raise ValueError(wrong)
             if parts["ivf"]:
-                ann.ivf = Ivf.from_arrays(space, rows, aux, parts["ivf"])
+                ann.ivf = Ivf.from_arrays(space, parts["ivf"], rows=rows, aux=aux)
             if parts["quantizer"]:
                 ann.quantizer = from_state(ann.quantization, space, parts["quantizer"])
                 ann.codes = ann.quantizer.codes(parts["codes"]["codes"], parts["codes"]["aux"])

@@ -22,7 +22,7 @@ from vecdb.ann.space import Space
 from vecdb.core.errors import DataCorrupted, FormatMismatch, StorageError, VecdbError
 from vecdb.core.ids import RecordId
 from vecdb.core.schema import CollectionSchema
-from vecdb.metadata import GrowingIndex, SealedIndex
+from vecdb.metadata import GrowingIndex, SealedIndex, merge
 from vecdb.segment.bits import Bits, cleared, full, has, members
 from vecdb.segment.files import ArrayFile
 from vecdb.segment.ids import IdColumn, pack_ids
@@ -136,7 +136,8 @@ class SealedView:
         return self.segment.ids.take(ordinals)
 
     def vectors(self, ordinals: npt.NDArray[np.integer[Any]]) -> npt.NDArray[Any]:
-        return self.segment.rows[ordinals][:, : self.segment.space.row_items]
+        stored: npt.NDArray[Any] = self.segment.rows[ordinals][:, : self.segment.space.row_items]
+        return stored
 
     def live_rids(self) -> npt.NDArray[np.int64]:
         """Rids of live records."""
@@ -224,8 +225,9 @@ def _records(records: ArrayFile | None, rids: npt.NDArray[np.int64], read_record
     """Ids and metadata index, from their file or rebuilt from the shard's rows."""
     if records is not None:
         try:
-            arrays = {name: records.map(name) for name in ("ints", "offsets", "text") if name in records.names}
-            return IdColumn(arrays), SealedIndex.from_buffer(memoryview(records.map("metadata")))
+            arrays = {name: records.map(name) for name in records.names if name in ("ints", "offsets", "text")}
+            return IdColumn(arrays), SealedIndex.from_buffer(records.map("metadata").data, mapped=True,
+                                                                 path=str(records.path))
         except DataCorrupted as error:
             damage.messages.append(error.message)
     found = read_records(rids)
@@ -233,4 +235,4 @@ def _records(records: ArrayFile | None, rids: npt.NDArray[np.int64], read_record
     growing.append(0, [{} if one is None else one[1] for one in found])
     ids = IdColumn(pack_ids([0 if one is None else one[0] for one in found]))
     damage.messages.append("ids and metadata index were rebuilt from the records")
-    return ids, SealedIndex.merge([(growing, np.arange(len(rids), dtype=np.int32))], len(rids))
+    return ids, merge([(growing, np.arange(len(rids), dtype=np.int32))], len(rids))

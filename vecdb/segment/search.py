@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from vecdb.ann.flat import scan
 from vecdb.ann.found import Found
-from vecdb.ann.hnsw import Scratch
+from vecdb.ann.hnsw import Mode, Scratch
 from vecdb.ann.hnsw import search as search_graph
 from vecdb.core.query import QueryRequest
 from vecdb.metadata.selectivity import Strategy, choose
@@ -89,7 +89,7 @@ def _run(view: GrowingView | SealedView, request: QueryRequest, queries: npt.NDA
          allowed: Bits | None, matches: int, k: int, scratch: Scratch) -> Found:
     if strategy.kind == "exact":
         return _exact(view, queries, k, 0, view.count, allowed, matches)
-    mode = "filtered" if strategy.kind == "filtered_beam" else "post"
+    mode: Mode = "filtered" if strategy.kind == "filtered_beam" else "post"
     ef = max(strategy.ef, k)
     if isinstance(view, SealedView):
         found = view.segment.ann.search(view.segment.codes, queries, k=k, ef=ef, nprobe=request.nprobe,

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,8 @@ import orjson
 
 from vecdb.ann.hnsw import Scratch
 from vecdb.core.ids import RecordId
-from vecdb.core.schema import Metric
 from vecdb.core.query import Matches, QueryRequest, QueryResult
+from vecdb.core.schema import Metric
 from vecdb.ports.compute import Compute
 from vecdb.segment.merge import top_k
 from vecdb.segment.search import SegmentAnswer, search_view
@@ -58,7 +59,7 @@ def answer(view: ShardView, request: QueryRequest, machine: ShardMachine, comput
 def _chunks(count: int, threads: int) -> list[tuple[int, int]]:
     parts = max(1, min(threads, count // MIN_ROWS_PER_THREAD))
     edges = np.linspace(0, count, parts + 1).astype(int).tolist()
-    return [(lo, hi) for lo, hi in zip(edges[:-1], edges[1:], strict=True) if hi > lo]
+    return [(lo, hi) for lo, hi in pairwise(edges) if hi > lo]
 
 
 def _matches(segments: Sequence[SegmentView], parts: Sequence[SegmentAnswer], request: QueryRequest,

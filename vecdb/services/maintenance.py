@@ -8,20 +8,24 @@ shard and takes the others out.
 import os
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vecdb.core.errors import VecdbError
+import numpy as np
+import numpy.typing as npt
+
+from vecdb.core.errors import DataCorrupted, VecdbError
 from vecdb.ports.clock import Clock
 from vecdb.ports.compute import Compute
 from vecdb.segment.build import build_sealed, rebuild_index
 from vecdb.segment.files import from_os_error
-from vecdb.segment.sealed import INDEX, SealedSegment, SealedView, open_sealed
+from vecdb.segment.sealed import INDEX, RebuiltRecord, SealedSegment, SealedView, open_sealed
 from vecdb.services.jobs import Job, JobRunner
 from vecdb.services.recovery import segment_directory
 from vecdb.services.settings import EngineSettings
 from vecdb.services.shard import ShardService
 from vecdb.shard.upkeep import Rewrite, UpkeepPolicy, full_rewrite, next_rewrite
+from vecdb.shard.view import SegmentView
 
 RETRY_S = 60.0
 """How long a job that failed waits before it is tried again: a full disk does not empty in a moment."""
@@ -133,7 +137,10 @@ class Maintainer:
         try:
             if any(view.live_count for view in views):
                 self._write_segment(target, views, report)
-                new = open_sealed(segment_id, target, shard.schema, _no_rows, _no_rows, verify=True)
+                new = open_sealed(segment_id, target, shard.schema, _no_records, _no_rids, verify=True)
+                if new.damage.messages:
+                    raise DataCorrupted(f"what was just written does not read back: {new.damage.messages[0]}",
+                                        path=str(target))
             with shard.exclusive():
                 if shard.machine is not machine:
                     raise VecdbError("the shard was recovered meanwhile; the job starts again")
@@ -147,13 +154,13 @@ class Maintainer:
             if isinstance(view, SealedView):
                 shutil.rmtree(view.segment.directory, ignore_errors=True)
 
-    def _write_segment(self, target: Path, views: tuple[object, ...], report: Progress) -> None:
+    def _write_segment(self, target: Path, views: Sequence[SegmentView], report: Progress) -> None:
         folder = target.parent
         scratch = folder / f"{target.name}.tmp"
         try:
             shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir(parents=True)
-            build_sealed(scratch, self._shard.schema, views, self._compute.run, report)  # type: ignore[arg-type]
+            build_sealed(scratch, self._shard.schema, views, self._compute.run, report)
             os.rename(scratch, target)
             _sync_folder(folder)
         except OSError as error:
@@ -162,8 +169,12 @@ class Maintainer:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _no_rows(*_: object) -> list[object]:
-    raise VecdbError("a segment just written does not read back: the disk lies")
+def _no_records(rids: npt.NDArray[np.int64]) -> list[RebuiltRecord | None]:
+    return [None] * len(rids)
+
+
+def _no_rids() -> npt.NDArray[np.int64]:
+    return np.empty(0, np.int64)
 
 
 def _sync_folder(path: Path) -> None:

@@ -156,7 +156,8 @@ class ShardService:
             vectors, readable = machine.view.vectors(rid_array([rid for _, rid in present]), space.row_items,
                                                      space.row_dtype)
             if not readable.all():
-                return self._explain_unreadable(machine, present, readable)
+                self._raise_if_damaged(machine, present, readable)
+                return None
         values = machine.read_records([rid for _, rid in present]) if include_metadata else [b""] * len(present)
         for place, ((one, _), value) in enumerate(zip(present, values, strict=True)):
             if value is None:
@@ -165,9 +166,9 @@ class ShardService:
             out.append(Record(one, metadata, None if vectors is None else vectors[place]))
         return out
 
-    def _explain_unreadable(self, machine: ShardMachine, present: Sequence[tuple[RecordId, int]],
-                            readable: npt.NDArray[np.bool_]) -> None:
-        """None if the view was merely older than the rows; otherwise the damage, raised."""
+    def _raise_if_damaged(self, machine: ShardMachine, present: Sequence[tuple[RecordId, int]],
+                          readable: npt.NDArray[np.bool_]) -> None:
+        """Return if the view was merely older than the rows; otherwise raise the damage."""
         wrong = [present[int(p)] for p in np.flatnonzero(~readable)]
         view = machine.view
         lost: list[RecordId] = []
@@ -200,7 +201,9 @@ class ShardService:
                 lost = [id_from_key(rows.record_id_key(living[int(p)][1])) for p in np.flatnonzero(~readable)]
                 raise DataCorrupted(f"the vectors of {len(lost)} records are damaged on disk",
                                     path=str(self.directory), ids=tuple(lost))
-        metadata = [orjson.loads(rows.record_metadata(value)) for _, value in living] if request.include_metadata else None
+        metadata = None
+        if request.include_metadata:
+            metadata = [orjson.loads(rows.record_metadata(value)) for _, value in living]
         return ScanPage([id_from_key(rows.record_id_key(value)) for _, value in living], metadata, vectors, cursor)
 
     def count(self, where: Node | None) -> int:

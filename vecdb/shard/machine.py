@@ -204,7 +204,7 @@ class ShardMachine:
         first = change.state.next_rid + len(change.staged.ids)
         self._growing.stage(first - self._growing.first_rid, vectors)
         puts, total = change.mutations.puts, change.total
-        raw = memoryview(vectors).cast("B")
+        raw = vectors.reshape(-1).view(np.uint8).data
         width = vectors.shape[1] * vectors.itemsize
         for position, (key, body) in enumerate(zip(keys, metadata, strict=True)):
             rid = first + position
@@ -314,7 +314,8 @@ class ShardMachine:
         self._next_segment += 1
         return taken
 
-    def replacement(self, old: Sequence[SegmentView], new: SealedSegment | None) -> tuple[Mutations, Callable[[], None]]:
+    def replacement(self, old: Sequence[SegmentView], new: SealedSegment | None
+                    ) -> tuple[Mutations, Callable[[], None]]:
         """What to write when ``new`` takes the place of ``old`` (pinned by the job), and the step that shows it.
 
         Records that died since the job pinned its views die in ``new`` too.
