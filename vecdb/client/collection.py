@@ -6,7 +6,6 @@ CollectionNotFound.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 from typing import Any, overload
 
 import numpy.typing as npt
@@ -329,11 +328,11 @@ def _patches(metadata: object, ids: list[RecordId] | None) -> list[bytes]:
     """One patch per id; a single one if the ids are not known yet."""
     if isinstance(metadata, dict):
         return [check_metadata(metadata)] * (1 if ids is None else len(ids))
-    if ids is None or isinstance(metadata, str | bytes | set | frozenset) or not isinstance(metadata, Iterable):
+    if ids is None or isinstance(metadata, str | bytes | set | frozenset):
         wanted = "a dict" if ids is None else "a dict, or a sequence of one per id"
         raise InvalidMetadata("metadata", f"must be {wanted}, not {kind_of(metadata)}", got=kind_of(metadata),
                               limit="dict")
-    values = list(islice(metadata, len(ids) + 1))
+    values = ingest.take_metadata(metadata, len(ids) + 1)
     if len(values) != len(ids):
         raise InvalidArgument("metadata", f"{len(values)} given for {len(ids)} ids", got=len(values), limit=len(ids))
     return [check_metadata(value, position) for position, value in enumerate(values)]

@@ -102,7 +102,7 @@ class Database:
         return self.collection(name)
 
     def __contains__(self, name: object) -> bool:
-        return name in self.list_collections()
+        return isinstance(name, str) and name in self.list_collections()
 
     def list_collections(self) -> list[str]:
         """The names of the collections, in order."""

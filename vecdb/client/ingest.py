@@ -105,10 +105,15 @@ def _metadata_list(value: object, count: int) -> Sequence[object]:
         return tables.dicts(value)
     if isinstance(value, list | tuple):
         return value
-    if isinstance(value, Iterable):
-        return list(islice(value, count + 1))
-    raise InvalidMetadata("metadata", f"must be a sequence of dicts, not {kind_of(value)}", got=kind_of(value),
-                          limit="a sequence of dicts")
+    return take_metadata(value, count + 1)
+
+
+def take_metadata(value: object, most: int) -> list[object]:
+    """Read no more than ``most`` objects of an iterable, which may have no end."""
+    if not isinstance(value, Iterable) or (isinstance(value, np.ndarray) and value.ndim == 0):
+        raise InvalidMetadata("metadata", f"must be a sequence of dicts, not {kind_of(value)}", got=kind_of(value),
+                              limit="a sequence of dicts")
+    return list(islice(value, most))
 
 
 def from_records(schema: CollectionSchema, records: object, columns: Columns, batch_size: int | None) -> Source:

@@ -79,9 +79,17 @@ def check_flag(argument: str, value: object) -> bool:
     return bool(value)
 
 
+MAX_WORD: Final = 256
+"""Longest name of a setting's value or of a table's column: longer ones would only fill error messages."""
+
+
 def check_text(argument: str, value: object) -> str:
+    """Return a str of up to :data:`MAX_WORD` characters."""
     if not isinstance(value, str):
         raise InvalidArgument(argument, f"must be a str, not {kind_of(value)}", got=kind_of(value), limit="str")
+    if len(value) > MAX_WORD:
+        raise LimitExceeded(argument, f"a name of {len(value)} characters, more than {MAX_WORD}", got=len(value),
+                            limit=MAX_WORD)
     return str(value)
 
 
@@ -146,6 +154,9 @@ def index_spec(index: object, given: Mapping[str, Any]) -> IndexSpec:
             raise InvalidArgument(name, "is given both in index and beside it", got=name, limit="one of the two")
         parts[name] = value
     plain: dict[str, Any] = {name: _plain(value) for name, value in parts.items()}
+    for name, argument in (("kind", "index"), ("quantization", "quantization")):
+        if name in plain:
+            plain[name] = check_text(argument, plain[name])
     if "vectors_on_disk" in plain:
         check_flag("vectors_on_disk", plain["vectors_on_disk"])
     if "oversample" in plain:
@@ -164,7 +175,7 @@ def check_metric(metric: object) -> str:
 def check_vector_type(value: object) -> str:
     """Accept the names, and NumPy's dtypes of the same names (``np.float32``)."""
     if isinstance(value, str):
-        return str(value)
+        return check_text("vector_type", value)
     if isinstance(value, np.dtype) or (isinstance(value, type) and issubclass(value, np.generic)):
         return np.dtype(value).name
     raise InvalidArgument("vector_type", f"must be a str, not {kind_of(value)}", got=kind_of(value),
