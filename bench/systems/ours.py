@@ -96,6 +96,8 @@ class Coded(Hnsw):
         chosen = np.random.default_rng(self.settings.seed).permutation(len(train))[:50_000]
         sample = np.ascontiguousarray(self.rows[np.sort(chosen), : self.space.row_items])
         quantizer = quantize.train(spec, self.space, sample, seed=self.settings.seed, run=self.run)
+        if quantizer.kind != spec.quantization:
+            raise MissingError(f"vecdb.ann.quantize made {quantizer.kind} where {spec.quantization} was asked for")
         self.coded = quantizer.codes(*quantizer.encode(self.rows, self.run))
 
     def search(self, queries: np.ndarray) -> np.ndarray:
