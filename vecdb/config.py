@@ -24,18 +24,19 @@ _OTHER_PREFIXES: Final = ("VECDB_TEST_", "VECDB_BENCH_")
 
 
 class EngineSettings(BaseModel):
-    """``[engine]``: how much of the machine an embedded engine takes.
+    """``[engine]``: how an embedded engine is opened, by the names of :func:`vecdb.app.open_embedded`.
 
-    ``threads``: for builds and batch queries; 0 is one per core.  ``memory_bytes``: of vectors, codes and graphs
-    together, 0 for no limit.  ``seal_records``: records in a growing segment before it is sealed; 0 lets the size
-    of a vector decide.
+    ``threads``: for builds and batch queries; 0 is one per core.  ``seal_records``: records in a growing segment
+    before it is sealed; 0 lets the size of a vector decide.  ``background``: seal and merge while the database
+    is open.  ``verify``: read every byte of sealed files at opening and hold it against its checksum.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     threads: int = Field(default=0, ge=0, le=1024)
-    memory_bytes: int = Field(default=0, ge=0)
     seal_records: int = Field(default=0, ge=0, le=1 << 30)
+    background: bool = True
+    verify: bool = True
 
 
 class Settings(BaseSettings):

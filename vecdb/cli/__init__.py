@@ -21,8 +21,8 @@ terminal there are no control codes, and ``NO_COLOR`` is obeyed.
 141   the reader of stdout went away
 ====  =========================================================================================
 
-**Startup.**  Commands import what they need when they run: ``vecdb --help`` loads neither NumPy nor the engine,
-and ``plan`` not even a database.  Measured: see ``tests/unit/cli/test_startup.py`` for what may not be imported.
+**Startup.**  Commands import what they need when they run: help, refusals and ``plan`` load no engine, and only what
+reads a Parquet file loads pyarrow.  ``tests/unit/cli/test_startup.py`` holds what may not be imported.
 """
 
 import sys

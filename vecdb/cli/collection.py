@@ -20,15 +20,17 @@ commands = typer.Typer(help="Whole collections.", no_args_is_help=True)
 
 
 @commands.command("list")
-def list_(data: o.Data = None, as_json: o.Json = False) -> None:
-    """The collections of a database, with their records and settings."""
+def list_(data: o.Data = None,
+          counts: Annotated[bool, typer.Option("--count", "-n", help="With their records; opens each.")] = False,
+          as_json: o.Json = False) -> None:
+    """The collections of a database and their settings."""
     out = Output(as_json)
     rows: list[dict[str, Any]] = []
-    with open_database(data) as database:
+    with open_database(data, verify=False) as database:
         for name in database.list_collections():
             collection = database.collection(name)
             schema = collection.schema
-            rows.append({"name": name, "records": collection.count(), "dim": schema.dim,
+            rows.append({"name": name, **({"records": collection.count()} if counts else {}), "dim": schema.dim,
                          "metric": schema.metric.value, "vector_type": schema.vector_type.value,
                          "index": schema.index.kind.value, "quantization": schema.index.quantization.value})
     if as_json:
@@ -36,9 +38,10 @@ def list_(data: o.Data = None, as_json: o.Json = False) -> None:
     elif not rows:
         out.say("no collections yet; vecdb import FILE --collection NAME makes one")
     else:
-        columns = ("name", "records", "dim", "metric", "vector_type", "index", "quantization")
-        out.table("", ["name", "records", "dim", "metric", "vectors", "index", "codes"],
-                  [[count(r[c]) if c == "records" else r[c] for c in columns] for r in rows], left=(0, 3, 4, 5, 6))
+        titles = {"name": "name", "dim": "dim", "metric": "metric", "vector_type": "vectors", "index": "index",
+                  "quantization": "codes", **({"records": "records"} if counts else {})}
+        out.table("", list(titles.values()),
+                  [[count(r[c]) if c == "records" else r[c] for c in titles] for r in rows], left=(0, 2, 3, 4, 5))
 
 
 def described(found: "Description", schema: Any) -> dict[str, Any]:
@@ -116,7 +119,7 @@ def drop(name: o.Name, data: o.Data = None,
          as_json: o.Json = False) -> None:
     """Delete a collection and its records for good."""
     out = Output(as_json)
-    with open_database(data) as database:
+    with open_database(data, write=True) as database:
         records = database.collection(name).count()
         if not yes:
             if not sys.stdin.isatty():
@@ -134,7 +137,7 @@ def drop(name: o.Name, data: o.Data = None,
 def optimize(name: o.Name, data: o.Data = None, as_json: o.Json = False) -> None:
     """Seal, merge and build indexes until nothing is left to do."""
     out = Output(as_json)
-    with open_database(data) as database:
+    with open_database(data, write=True) as database:
         collection = database.collection(name)
         with out.stages() as report:
             found = collection.optimize(progress=report)

@@ -172,11 +172,11 @@ def _database(directory: Path, *, asked: bool) -> list[Check]:
         if asked:
             return [Check("database", "fail", f"there is none at {directory}", exit_code=exits.NOT_FOUND)]
         return [Check("database", "ok", f"none yet at {directory}")]
-    import vecdb
+    from vecdb.cli.session import open_database
     from vecdb.core.errors import VecdbError
 
     try:
-        with vecdb.connect(directory) as database:
+        with open_database(directory, verify=True) as database:
             names = database.list_collections()
             return [Check("database", "ok", f"{directory}: {count(len(names))} collections"),
                     *[_collection(name, database.collection(name)) for name in names]]
@@ -204,13 +204,24 @@ def _damage(details: Any) -> list[str]:
     if isinstance(details, dict):
         for key, value in details.items():
             if "damage" in str(key) and value:
-                found += [str(one) for one in (value if isinstance(value, list | tuple) else [value])]
+                found += _words(value)
             else:
                 found += _damage(value)
     elif isinstance(details, list | tuple):
         for value in details:
             found += _damage(value)
     return found
+
+
+def _words(value: Any) -> list[str]:
+    """What a description says of damage, as lines."""
+    if isinstance(value, dict):
+        lost = value.get("lost_ids") or []
+        told = [f"lost: {', '.join(map(str, lost[:20]))}{' ...' if len(lost) > 20 else ''}"] if lost else []
+        return [str(one) for one in value.get("messages", [])] + told
+    if isinstance(value, list | tuple):
+        return [words for one in value for words in _words(one)]
+    return [str(value)]
 
 
 def resident_bytes() -> int:

@@ -62,7 +62,7 @@ def import_(file: Annotated[Path, typer.Argument(metavar="FILE", help=".hdf5 (an
 
     source = open_source(file, SourceOptions(id_column, vector_column, metadata))
     try:
-        with open_database(data, create=create) as database:
+        with open_database(data, create=create, write=True) as database:
             target = _target(database, collection, source, create, metric, vector_type, indexed_field, spec, out)
             tally = Tally(row=start_row)
             _copy(source, target, tally, batch_size, limit, out)

@@ -110,9 +110,14 @@ def _silent(done: int, total: int | None = None) -> None:
 def _console(*, stderr: bool) -> "Console":
     from rich.console import Console
 
-    console = Console(stderr=stderr)
+    class Quiet(Console):
+        def on_broken_pipe(self) -> None:
+            """Leave it to :mod:`vecdb.cli.run`: rich would exit with 1, which here means a fault of ours."""
+            raise BrokenPipeError
+
+    console = Quiet(stderr=stderr)
     if not console.is_terminal:
-        console = Console(stderr=stderr, width=_WIDE)
+        console = Quiet(stderr=stderr, width=_WIDE)
     return console
 
 

@@ -37,7 +37,9 @@ def plan(records: Annotated[str | None, typer.Option("--records", "-n", help="Ho
          id_bytes: Annotated[float, typer.Option("--id-bytes", help="Bytes of a string id; 0: integers.")] = 0.0,
          metadata_bytes: Annotated[float, typer.Option("--metadata-bytes", help="Of one record's metadata, as "
                                                        "JSON.")] = 0.0,
-         metadata_fields: Annotated[int, typer.Option("--metadata-fields", help="Indexed fields a record.")] = 0,
+         metadata_fields: Annotated[float, typer.Option("--metadata-fields", help="Indexed scalars a record.")] = 0,
+         text_bytes: Annotated[float, typer.Option("--text-bytes", help="Of a record's indexed strings that no other "
+                                                   "record has.")] = 0.0,
          check: Annotated[bool, typer.Option("--check", help="Compare with a real collection.")] = False,
          collection: Annotated[str | None, typer.Option("--collection", "-c", help="Which, for --check.")] = None,
          data: o.Data = None, as_json: o.Json = False) -> None:
@@ -56,7 +58,7 @@ def plan(records: Annotated[str | None, typer.Option("--records", "-n", help="Ho
     chosen = metric or (Metric.HAMMING if kind is VectorType.BINARY else Metric.COSINE)
     spec = IndexSpec(**o.index_settings(locals()))
     schema = CollectionSchema("plan", dim, chosen, kind, spec)
-    work = sizing.Workload(parse_count(records), schema, id_bytes, metadata_bytes, metadata_fields)
+    work = sizing.Workload(parse_count(records), schema, id_bytes, metadata_bytes, metadata_fields, text_bytes)
     _print(out, work, sizing.size(work))
 
 
@@ -130,23 +132,30 @@ _SAMPLE = 1_000
 def _observed(target: Any, records: int) -> "Workload":
     """The workload a collection turns out to be, from its first records."""
     import itertools
+    from collections import Counter
 
     import orjson
 
+    from vecdb.core.limits import MAX_INDEXED_STRING_BYTES
     from vecdb.core.sizing import Workload
 
     sample = list(itertools.islice(target.scan(include=("metadata",)), _SAMPLE))
     ids = [len(record.id.encode()) if isinstance(record.id, str) else 0 for record in sample]
     metadata = [len(orjson.dumps(record.metadata)) for record in sample]
-    fields = [_scalars(record.metadata) for record in sample]
+    scalars = [_scalars(record.metadata) for record in sample]
+    seen = Counter(value for row in scalars for value in row if isinstance(value, str))
+    alone = sum(min(len(text.encode()), MAX_INDEXED_STRING_BYTES) for text, times in seen.items() if times == 1)
     some = max(1, len(sample))
-    return Workload(records, target.schema, sum(ids) / some, sum(metadata) / some, round(sum(fields) / some))
+    return Workload(records, target.schema, sum(ids) / some, sum(metadata) / some, sum(map(len, scalars)) / some,
+                    alone / some)
 
 
-def _scalars(value: Any) -> int:
+def _scalars(value: Any) -> list[Any]:
     if isinstance(value, dict):
-        return sum(_scalars(inner) for inner in value.values())
-    return len(value) if isinstance(value, list) else 1
+        return [scalar for inner in value.values() for scalar in _scalars(inner)]
+    if isinstance(value, list):
+        return [scalar for inner in value for scalar in _scalars(inner)]
+    return [value]
 
 
 def _memory(details: dict[str, Any]) -> dict[str, int]:

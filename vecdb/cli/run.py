@@ -44,9 +44,13 @@ def _guarded(argv: list[str], as_json: bool) -> int:
     except (KeyboardInterrupt, typer.Abort):
         sys.stderr.write("\ninterrupted\n")
         return exits.INTERRUPTED
+    except BrokenPipeError:
+        raise
     except MemoryError:
         sys.stderr.write("vecdb: error: out of memory\n")
         return exits.STORAGE
+    except Exception as fault:
+        return _fault(fault, as_json)
     return result if isinstance(result, int) else exits.OK
 
 
@@ -57,6 +61,15 @@ def _report(error: VecdbError, as_json: bool) -> None:
         sys.stderr.write(orjson.dumps(exits.error_json(error), default=str).decode() + "\n")
         return
     sys.stderr.write(f"vecdb: error: {error.message}\n")
+
+
+def _fault(fault: Exception, as_json: bool) -> int:
+    """A fault of vecdb: the only thing that may show a traceback, for whoever will mend it."""
+    import traceback
+
+    traceback.print_exception(fault, file=sys.stderr)
+    _report(VecdbError(f"internal fault: {fault!r}; please report it with the lines above"), as_json)
+    return exits.INTERNAL
 
 
 def _usage(error: Any, as_json: bool) -> int:

@@ -22,14 +22,27 @@ def data_directory(data: Path | None) -> Path:
 
 
 @contextmanager
-def open_database(data: Path | None, *, create: bool = False) -> Iterator["Database"]:
-    """Open the database for the length of a command; only with ``create`` is a missing one made."""
-    path = data_directory(data)
+def open_database(data: Path | None, *, create: bool = False, write: bool = False,
+                  verify: bool | None = None) -> Iterator["Database"]:
+    """Open the database for the length of a command; only with ``create`` is a missing one made.
+
+    A command that does not ``write`` opens read-only: it runs beside other readers and on a read-only disk,
+    and starts no work in the background.
+    """
+    from vecdb.config import load_settings
+
+    settings = load_settings()
+    path = settings.data_dir if data is None else data
     if not create and not path.is_dir():
         raise NotFoundError(f"there is no database at {path} (say where with --data or VECDB_DATA_DIR)", path=str(path))
     import vecdb
 
-    with vecdb.connect(path) as database:
+    options = settings.engine.model_dump()
+    if verify is not None:
+        options["verify"] = verify
+    if not (create or write):
+        options |= {"read_only": True, "background": False}
+    with vecdb.connect(path, **options) as database:
         yield database
 
 

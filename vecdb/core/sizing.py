@@ -47,21 +47,23 @@ class Workload:
     """What is to be stored: ``records`` of ``schema``; the rest are averages per record.
 
     ``id_bytes``: 0 for integer ids, else the bytes of a string id.  ``metadata_bytes``: of one object as JSON;
-    ``metadata_fields``: indexed scalar fields.
+    ``metadata_fields``: its indexed scalars; ``text_bytes``: of its indexed strings that no other record has (a
+    title, a text), each of which is a term of the index.
     """
 
     records: int
     schema: CollectionSchema
     id_bytes: float = 0.0
     metadata_bytes: float = 0.0
-    metadata_fields: int = 0
+    metadata_fields: float = 0
+    text_bytes: float = 0.0
     max_segment_records: int = MAX_SEGMENT_RECORDS
 
     def __post_init__(self) -> None:
         if not 1 <= self.records <= MAX_RECORDS:
             raise LimitExceeded("records", f"{self.records} is outside 1..{MAX_RECORDS}", got=self.records,
                                 limit=f"1..{MAX_RECORDS}")
-        for name in ("id_bytes", "metadata_bytes", "metadata_fields"):
+        for name in ("id_bytes", "metadata_bytes", "metadata_fields", "text_bytes"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise InvalidArgument(name, f"{value} is not a number of at least 0", got=value, limit=">= 0")
@@ -162,29 +164,34 @@ def _graph(spec: IndexSpec, n: int) -> Component:
     return Component("graph", base + upper, base + upper, f"n · (8·{spec.m} + 5) + n/{spec.m - 1} · 4·{spec.m}")
 
 
-def code_bytes(schema: CollectionSchema, spec: IndexSpec) -> tuple[int, int]:
-    """Bytes of one vector's code and of the floats beside it."""
+def code_bytes(schema: CollectionSchema, spec: IndexSpec) -> int:
+    """Bytes of one vector's code, with the terms that stand in it."""
     dim, kind = schema.dim, spec.quantization
     if kind is Quantization.SQ8:
-        return _lines(dim), 4
+        return _lines(dim + (4 if schema.metric is Metric.L2 else 0))
     if kind is Quantization.SQ4:
-        return _lines(-(-dim // 2)), 4
-    if kind in (Quantization.PQ, Quantization.OPQ):
-        return spec.subspaces or max(1, -(-dim // 4)), 0
+        return -(-dim // 64) * 32 + 4
     if kind is Quantization.RABITQ:
-        return spec.bits * _lines(-(-dim // 8)), 8
-    return 0, 0
+        return -(-dim // 64) * 64 * spec.bits // 8 + 8
+    if kind in (Quantization.PQ, Quantization.OPQ):
+        return _subspaces(dim, spec.subspaces)
+    return 0
+
+
+def _subspaces(dim: int, asked: int) -> int:
+    """Bytes of a product code: as asked, or one for each four dimensions begun."""
+    wanted = min(asked or -(-dim // 4), dim)
+    return wanted if asked else -(-dim // -(-dim // wanted))
 
 
 def _codes(schema: CollectionSchema, spec: IndexSpec, n: int, segments: int) -> Component:
-    code, aux = code_bytes(schema, spec)
+    code = code_bytes(schema, spec)
     books = 0
     if spec.quantization in (Quantization.PQ, Quantization.OPQ):
         books += PQ_CENTROIDS * schema.dim * 4
     if spec.quantization is Quantization.OPQ:
         books += schema.dim * schema.dim * 4
-    total = n * (code + aux)
-    return Component("codes", total, total + segments * books, f"n · ({code} + {aux})")
+    return Component("codes", n * code, n * code + segments * books, f"n · {code}")
 
 
 def lists_of(spec: IndexSpec, segment_records: int) -> int:
@@ -210,15 +217,12 @@ def _live(n: int) -> Component:
     return Component("live", n // 8 + 8, 0, "n / 8")
 
 
-INDEX_BYTES_PER_VALUE: Final = 6.0
-"""Of the metadata index, per record and field: between two bytes of a bitmap and eight of a sorted number."""
-
-INDEX_SHARE_OF_TEXT: Final = 0.1
-"""Of the metadata's own bytes that come back as distinct values in the index."""
+INDEX_BYTES_PER_VALUE: Final = 5.0
+"""Of the metadata index, per record and scalar: four for its place in a list, less in a bitmap, more if rare."""
 
 
 def _metadata(work: Workload) -> Component:
-    one = work.metadata_fields * INDEX_BYTES_PER_VALUE + INDEX_SHARE_OF_TEXT * work.metadata_bytes
+    one = work.metadata_fields * INDEX_BYTES_PER_VALUE + work.text_bytes
     total = round(work.records * one)
     return Component("metadata", total, total, f"n · {one:g}", estimate=True)
 
