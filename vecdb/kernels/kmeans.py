@@ -137,6 +137,17 @@ def cluster_means(points, order, starts, lo, hi, means):
             means[c, i] = total[i] / count
 
 
+@loose
+def _row_product(point, matrix, out):
+    """``out = point @ matrix`` for a row alone (a query): in the order of the four at once, so with the same bits."""
+    out[:] = np.float32(0.0)
+    for i in range(matrix.shape[0]):
+        x = point[i]
+        row = matrix[i]
+        for c in range(matrix.shape[1]):
+            out[c] += x * row[c]
+
+
 @kernel("kmeans.products")
 def products(points, matrix, lo, hi, out):
     """Write ``points[lo:hi] @ matrix`` into ``out[lo:hi]``: float32 (n, d), (d, k) and (n, k), k a multiple of 16.
@@ -146,13 +157,16 @@ def products(points, matrix, lo, hi, out):
     k = matrix.shape[1]
     acc = np.empty((4, TILE), np.float32)
     zeros = np.zeros(k, np.float32)
-    for p in range(lo, hi, 4):
+    whole = lo + (hi - lo) // 4 * 4
+    for p in range(lo, whole, 4):
         for t in range(0, k, TILE):
             w = min(TILE, k - t)
             _subtract_products(points, p, hi - 1, matrix, zeros, t, w, acc)
-            for j in range(min(4, hi - p)):
+            for j in range(4):
                 for c in range(w):
                     out[p + j, t + c] = -acc[j, c]
+    for p in range(whole, hi):
+        _row_product(points[p], matrix, out[p])
 
 
 def dimension_major(centroids: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:

@@ -28,11 +28,13 @@ _BLOCK_ROWS = 1_024
 
 
 def matmul(points: Floats, matrix: Floats, run: Run = serial) -> Floats:
-    """``points`` (n, d) @ ``matrix`` (d, k), float32."""
+    """``points`` (n, d) @ ``matrix`` (d, k), float32; ``matrix`` is copied unless k is a multiple of 16."""
     d, k = matrix.shape
-    wide = np.zeros((d, -(-k // 16) * 16), np.float32)
-    wide[:, :k] = matrix
-    out = np.zeros((len(points), wide.shape[1]), np.float32)
+    wide = matrix
+    if k % 16:
+        wide = np.zeros((d, -(-k // 16) * 16), np.float32)
+        wide[:, :k] = matrix
+    out = np.empty((len(points), wide.shape[1]), np.float32)
     points, wide = frozen(points), frozen(wide)
 
     def block(lo: int, hi: int) -> Callable[[], None]:
