@@ -18,6 +18,8 @@ SYSTEMS: dict[str, Callable[[Settings], System]] = {
     "vecdb-hnsw-opq": ours.HnswOpq,
     "vecdb-hnsw-rabitq": ours.HnswRabitq,
     "vecdb-flat": ours.Flat,
+    "vecdb-ivf-flat": ours.IvfFlat,
+    "vecdb-ivf-pq": ours.IvfPq,
     "vecdb": collection.Collection,
     "vecdb-sq8": collection.CollectionSq8,
     "vecdb-auto": collection.CollectionAuto,

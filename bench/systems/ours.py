@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.systems.base import MissingError, Settings, System
+from bench.systems.base import InvertedFile, MissingError, Settings, System
 
 
 def part(name: str) -> Any:
@@ -164,3 +164,45 @@ class Flat(Ours):
 
     def bytes_per_vector(self) -> float:
         return (self.rows.nbytes + self.aux.nbytes) / len(self.rows)
+
+
+class IvfFlat(InvertedFile, Ours):
+    """Inverted lists over exact rows."""
+
+    kind = "ivf_flat"
+
+    def build(self, train: np.ndarray) -> None:
+        schema, ivf = part("vecdb.core.schema"), part("vecdb.ann.ivf")
+        self.rerank = part("vecdb.ann.rerank").rerank
+        self.store(train)
+        spec = schema.IndexSpec(kind=self.kind)
+        self.index = ivf.Ivf.build(
+            self.space, self.rows, len(train), spec=spec, aux=self.aux, seed=self.settings.seed, run=self.run
+        )
+
+    def search(self, queries: np.ndarray) -> np.ndarray:
+        return self.index.search(self.space.encode(queries), self.settings.k, nprobe=self.effort).ordinals
+
+    def efforts(self, sweep: list[int]) -> list[int]:
+        return self.probes(self.index.nlist)
+
+    def params(self) -> dict[str, int | float | str]:
+        return {"nlist": self.index.nlist}
+
+    def bytes_per_vector(self) -> float:
+        return (self.rows.nbytes + self.aux.nbytes + self.index.memory_bytes) / len(self.rows)
+
+
+class IvfPq(IvfFlat):
+    """Inverted lists of product codes, the best reranked on rows."""
+
+    kind = "ivf_pq"
+    oversample = 10
+
+    def search(self, queries: np.ndarray) -> np.ndarray:
+        stored, k = self.space.encode(queries), self.settings.k
+        found = self.index.search(stored, k * self.oversample, nprobe=self.effort)
+        return self.rerank(self.space, self.rows, self.aux, stored, found, k).ordinals
+
+    def params(self) -> dict[str, int | float | str]:
+        return super().params() | {"oversample": self.oversample}
