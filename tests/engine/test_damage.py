@@ -9,7 +9,7 @@ import vecdb
 from tests.faults import flip_byte, truncate
 from vecdb import errors
 
-N, DIM = 3_000, 32
+N, DIM = 3_000, 512
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_flipped_vector_byte_names_its_records_and_the_rest_serves(path: Path) -
         hits = docs.query(np.zeros(DIM), k=N)
         assert hits.partial
         assert not set(lost) & set(hits.ids)
-        assert len(hits) == N + 1 - len(lost) or len(lost) > 1
+        assert len(hits) == N + 1 - len(lost)
         with pytest.raises(errors.DataCorrupted) as caught:
             docs.fetch([lost[0]])
         assert lost[0] in caught.value.fields["ids"]

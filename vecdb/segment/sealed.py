@@ -96,7 +96,11 @@ class SealedSegment:
                 "live": self.view.live.nbytes}
 
     def disk_bytes(self) -> int:
-        return sum(path.stat().st_size for path in self.directory.iterdir() if path.is_file())
+        """Bytes of the segment's files; 0 once a merge has deleted them under a reader."""
+        try:
+            return sum(path.stat().st_size for path in self.directory.iterdir())
+        except FileNotFoundError:
+            return 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

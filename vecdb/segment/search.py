@@ -72,17 +72,20 @@ def _allowed(view: GrowingView | SealedView, request: QueryRequest, read_metadat
 
 
 def _strategy(view: GrowingView | SealedView, request: QueryRequest, matches: int, *, filtered: bool) -> Strategy:
+    row_bytes = view.segment.space.row_bytes
+    code_bytes = 0
     if isinstance(view, GrowingView):
-        graph = view.segment.linked > 0
+        searchable = view.segment.linked > 0
         ef = max(request.ef_search or GROWING_EF, request.k)
     else:
-        graph = view.segment.ann.searchable
-        ef = view.segment.ann.ef_for(request.k, request.ef_search)
-    if request.exact or not graph:
-        why = "exact was asked for" if request.exact else "no index here"
-        return Strategy("exact", 0, why, {})
-    return choose(count=view.count, live=view.live_count, matches=matches, k=request.k, ef=ef,
-                  row_bytes=view.segment.space.row_bytes, filtered=filtered)
+        ann = view.segment.ann
+        searchable = ann.searchable
+        ef = ann.ef_for(request.k, request.ef_search)
+        code_bytes = 0 if ann.codes is None else ann.codes.codes.strides[0]
+    if request.exact or not searchable:
+        return Strategy("exact", 0, "exact was asked for" if request.exact else "no index here")
+    return choose(count=view.count, live=view.live_count, matches=matches, k=request.k, ef=ef, row_bytes=row_bytes,
+                  code_bytes=code_bytes, m0=2 * view.segment.schema.index.m, filtered=filtered)
 
 
 def _run(view: GrowingView | SealedView, request: QueryRequest, queries: npt.NDArray[Any], strategy: Strategy,
