@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -110,3 +111,19 @@ def test_only_app_and_config_read_the_environment(name: str) -> None:
         if isinstance(node, ast.ImportFrom) and node.module == "os":
             taken = {alias.name for alias in node.names} & {"environ", "environb", "getenv"}
             assert not taken, f"{name}:{node.lineno} reads the environment"
+
+
+def test_the_lock_names_every_dependency_once_and_no_registry() -> None:
+    project = tomllib.loads(text_of("pyproject.toml"))["project"]
+    declared = [*project["dependencies"], *(one for many in project["optional-dependencies"].values() for one in many)]
+    locked = text_of("requirements.lock").splitlines()
+    assert all(re.fullmatch(r"[a-z0-9][a-z0-9.-]*==[^ /]+( ; [^/@]+)?", line) for line in locked), "more than pins"
+    pinned = {line.split("==")[0] for line in locked}
+    missing = {re.split(r"[^A-Za-z0-9._-]", one)[0].lower().replace("_", "-") for one in declared} - pinned
+    assert not missing, f"requirements.lock lacks {sorted(missing)}; make lock"
+
+
+@pytest.mark.parametrize("name", ["README.md", "Makefile", "pyproject.toml", ".ci/run", ".ci/install"])
+def test_what_is_not_python_is_not_tied_to_a_machine_either(name: str) -> None:
+    for number, line in enumerate(text_of(name).splitlines(), 1):
+        assert not MACHINE_PATH.search(line), f"{name}:{number} names a path of one machine: {line.strip()}"
