@@ -75,7 +75,8 @@ class Collection:
         tables in memory are checked whole before anything is applied; generators and readers batch by batch, and an
         error says in ``fields["rows_applied"]`` how many rows had been applied.  Of equal ids the last wins.  An
         empty iterable or table does nothing; empty columns are refused.
-        Binary vectors are packed bits (n, dim/8), the first bit the highest, or 0/1 values (n, dim).
+        Cosine collections store unit vectors (int8 and uint8 as given).  Binary vectors are packed bits (n, dim/8),
+        the first bit the highest, or 0/1 values (n, dim).
         Raises DimensionMismatch, NonFiniteVector, InvalidId, InvalidMetadata, LimitExceeded, InvalidArgument.
 
         >>> docs = db.create_collection("docs", dim=2)

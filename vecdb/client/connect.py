@@ -19,6 +19,7 @@ def connect(target: str | os.PathLike[str], *, api_key: str | None = None, **opt
     """Open the database at ``target``, a directory's path or ``file:`` URL; it is made if there is none.
 
     ``api_key`` is for servers; a directory is guarded by its permissions, and the key is not looked at.
+    A database nobody closed is closed when the interpreter ends.
     ``options`` are the engine's settings (``vecdb.app.open_embedded``); an unknown one is refused.
     Raises InvalidArgument, DatabaseLocked (another process has the directory open), FormatMismatch, StorageError,
     and Unsupported for network targets, for which this build has no client.
@@ -34,7 +35,9 @@ def connect(target: str | os.PathLike[str], *, api_key: str | None = None, **opt
     parameters = inspect.signature(opener).parameters
     if not any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values()):
         refuse_unknown(options, list(parameters)[1:], "option")
-    return Database(opener(path, **options), label=path)
+    database = Database(opener(path, **options), label=path)
+    database.close_at_exit()
+    return database
 
 
 def directory(target: object) -> str:

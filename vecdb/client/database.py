@@ -127,6 +127,10 @@ class Database:
         """Wait for running calls, then close; closing again does nothing."""
         self._session.close()
 
+    def close_at_exit(self) -> None:
+        """Close when the interpreter ends, if not before; :func:`vecdb.connect` asks for it."""
+        self._session.close_at_exit()
+
     def __enter__(self) -> Self:
         self._session.check_open()
         return self

@@ -80,12 +80,13 @@ def run(backend: Backend, name: str, vector: object, options: Options, report: P
     schema = backend.schema(name)
     vectors, single = check_queries(schema, vector)
     _check_size(schema, len(vectors), options)
-    rows = len(vectors) if report is None else _REPORTED_ROWS
-    out: list[Hits] = []
-    for low in range(0, len(vectors), rows):
-        out += _ask(backend, schema, vectors[low:low + rows], options)
-        if report is not None:
-            report("query", len(out), len(vectors))
+    if report is None:
+        out = _ask(backend, schema, vectors, options)
+        return out[0] if single else out
+    out = []
+    for low in range(0, len(vectors), _REPORTED_ROWS):
+        out += _ask(backend, schema, vectors[low:low + _REPORTED_ROWS], options)
+        report("query", len(out), len(vectors))
     return out[0] if single else out
 
 
@@ -93,8 +94,10 @@ def _check_size(schema: CollectionSchema, rows: int, options: Options) -> None:
     if rows * options.k > MAX_RESULTS:
         raise LimitExceeded("k", f"{rows} queries of k={options.k} ask for more than {MAX_RESULTS} results",
                             got=rows * options.k, limit=MAX_RESULTS)
+    if "vector" not in options.include:
+        return
     size = rows * options.k * row_bytes(schema)
-    if "vector" in options.include and size > MAX_RESULT_BYTES:
+    if size > MAX_RESULT_BYTES:
         raise LimitExceeded("include", f"the vectors of {rows} queries of k={options.k} may take {size} bytes, more "
                             f"than {MAX_RESULT_BYTES}; fetch them by id", got=size, limit=MAX_RESULT_BYTES)
 

@@ -3,13 +3,24 @@
 A call holds the session while it runs; ``close`` refuses new calls, waits for those that run and then
 closes the backend, so no thread ever sees a store vanish under it.  A call that closes its own database
 (from a progress callback, say) would wait for itself: then the last call to leave does the closing.
+
+Sessions that ``connect`` opened are closed at the interpreter's end if nobody did: a background job would
+otherwise meet a half taken down interpreter.  What was acknowledged is durable either way.
 """
 
+import atexit
 import threading
+from contextlib import suppress
 from types import TracebackType
+from typing import Final
 
 from vecdb.client.backend import Backend
-from vecdb.core.errors import DatabaseClosed
+from vecdb.core.errors import DatabaseClosed, VecdbError
+
+EXIT_WAIT_S: Final = 10.0
+"""How long the interpreter's end waits for calls of daemon threads that still run."""
+
+_open: "set[Session]" = set()
 
 
 class Session:
@@ -52,21 +63,25 @@ class Session:
         if last:
             self._end()
 
-    def close(self) -> None:
-        """Close once; further calls do nothing."""
+    def close(self, timeout_s: float | None = None) -> None:
+        """Close once; further calls do nothing.  If calls run on past ``timeout_s``, the last of them closes."""
         with self._state:
             self._closing = True
             if getattr(self._mine, "depth", 0):
                 return
-            while self._running:
-                self._state.wait()
+            if not self._state.wait_for(lambda: self._running == 0, timeout_s):
+                return
         self._end()
+
+    def close_at_exit(self) -> None:
+        _open.add(self)
 
     def _end(self) -> None:
         with self._state:
             if self._ended:
                 return
             self._ended = True
+        _open.discard(self)
         self._backend.close()
 
 
@@ -85,3 +100,9 @@ class _Call:
                  trace: TracebackType | None) -> None:
         self._session.leave()
 
+
+@atexit.register
+def _close_all() -> None:
+    for session in tuple(_open):
+        with suppress(VecdbError):
+            session.close(EXIT_WAIT_S)

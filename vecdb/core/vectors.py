@@ -137,16 +137,18 @@ def _stored(schema: CollectionSchema, raw: Array, argument: str, first: int | No
     if raw.dtype.kind == "b" and not (binary and width == schema.dim):
         raise InvalidArgument(argument, "must hold numbers, not bool", got="dtype bool",
                               limit="an array of float, int or uint")
-    if binary:
-        stored = _binary(schema, raw, argument, first)
-    elif schema.vector_type in (VectorType.INT8, VectorType.UINT8):
-        stored = _integers(schema, raw, argument, first)
-    elif schema.metric is Metric.COSINE:
-        stored = _unit(schema, raw, argument, first)
-    else:
-        stored = _floats(schema, raw, argument, first)
+    # What over- or underflows is looked for below; a caller's np.seterr(all="raise") must not find it first.
+    with np.errstate(all="ignore"):
+        if binary:
+            stored = _binary(schema, raw, argument, first)
+        elif schema.vector_type in (VectorType.INT8, VectorType.UINT8):
+            stored = _integers(schema, raw, argument, first)
+        elif schema.metric is Metric.COSINE:
+            stored = _unit(schema, raw, argument, first)
+        else:
+            stored = _floats(schema, raw, argument, first)
     # Read-only or unaligned arrays are other types to compiled kernels: one copy here saves a compilation there.
-    return np.require(stored, requirements=["C", "A", "W"])
+    return stored if stored.flags.carray else np.require(stored, requirements=["C", "A", "W"])
 
 
 def _refuse_non_finite(raw: Array, argument: str, first: int | None) -> None:
@@ -159,8 +161,7 @@ def _refuse_non_finite(raw: Array, argument: str, first: int | None) -> None:
 
 def _floats(schema: CollectionSchema, raw: Array, argument: str, first: int | None) -> Array:
     dtype = stored_dtype(schema)
-    with np.errstate(over="ignore", invalid="ignore"):
-        stored = raw.astype(dtype, order="C", copy=False)
+    stored = raw.astype(dtype, order="C", copy=False)
     largest = float(np.finfo(dtype).max) if dtype == np.float16 else MAX_NORM / math.sqrt(schema.dim)
     low, high = float(stored.min()), float(stored.max())
     if -largest <= low and high <= largest:  # false for NaN as well, which min and max hand on
@@ -181,14 +182,21 @@ def _floats(schema: CollectionSchema, raw: Array, argument: str, first: int | No
 
 
 def _unit(schema: CollectionSchema, raw: Array, argument: str, first: int | None) -> Array:
+    if raw.shape[0] == 1:
+        # One query: a third of the time of the loop below, which also says what is wrong with odd ones.
+        row = raw[0].astype(np.float64)
+        squared = float(row.dot(row))
+        if _SAFE_NORMS[0] < squared < _SAFE_NORMS[1]:
+            row /= math.sqrt(squared)
+            one: Array = row[None, :].astype(stored_dtype(schema))
+            return one
     out = np.empty(raw.shape, dtype=stored_dtype(schema))
     step = max(1, _CHUNK_ITEMS // schema.dim)
     for low in range(0, raw.shape[0], step):
         part = raw[low:low + step]
         base = None if first is None else first + low
-        with np.errstate(over="ignore", invalid="ignore"):
-            wide = part.astype(np.float64)
-            norms = np.sqrt(np.einsum("ij,ij->i", wide, wide))
+        wide = part.astype(np.float64)
+        norms = np.sqrt(np.einsum("ij,ij->i", wide, wide))
         safe = (norms > _SAFE_NORMS[0]) & (norms < _SAFE_NORMS[1])
         if not safe.all():
             _refuse_non_finite(wide, argument, base)

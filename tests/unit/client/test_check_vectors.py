@@ -35,6 +35,8 @@ def test_cosine_of_any_finite_float64_is_a_unit_vector_or_zero_is_refused(raw: n
             check_vectors(schema(5), raw)
         return
     got = check_vectors(schema(5), raw).astype(np.float64)
+    for row in range(3):
+        np.testing.assert_allclose(check_queries(schema(5), raw[row])[0][0], got[row], atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(got, axis=1), 1.0, atol=1e-6)
     scaled = raw / np.abs(raw).max(axis=1, keepdims=True)
     np.testing.assert_allclose(got, scaled / np.linalg.norm(scaled, axis=1, keepdims=True), atol=1e-6)
@@ -175,6 +177,17 @@ def test_queries_single_and_many() -> None:
     with pytest.raises(NonFiniteVector) as info:
         check_queries(schema(), [0, 0, 0, 0])
     assert info.value.argument == "vector"
+
+
+def test_the_callers_floating_point_settings_do_not_matter() -> None:
+    with np.errstate(all="raise"):
+        for metric, kind in [("cosine", "float32"), ("cosine", "float16"), ("l2", "float16"), ("dot", "float32")]:
+            spec = schema(metric=metric, vector_type=kind)
+            for rows in ([[1e-320, 1, 1e-40, 1e-8]], [[1e-320, 1, 1e-40, 1e-8]] * 2):
+                assert check_vectors(spec, np.array(rows))[0, 1] > 0.9
+            with pytest.raises(NonFiniteVector):
+                check_vectors(spec, np.array([[np.nan, np.inf, 1e300, 1e-300]]))
+        assert check_queries(schema(), [1e300, 0, 1e300, 1e-300])[0][0, 0] == pytest.approx(0.5 ** 0.5)
 
 
 def test_objects_that_refuse_to_be_arrays() -> None:

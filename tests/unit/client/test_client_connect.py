@@ -68,6 +68,30 @@ def test_options(opened: list, tmp_path: Path) -> None:
     assert connect(tmp_path, api_key="not looked at", read_only=True).closed is False
 
 
+def test_an_unclosed_database_is_closed_at_exit() -> None:
+    program = """
+import sys, types
+from tests.memory_backend import MemoryBackend
+class Loud(MemoryBackend):
+    def close(self):
+        super().close()
+        print("closed", len(self._tables))
+app = sys.modules["vecdb.app"] = types.ModuleType("vecdb.app")
+app.open_embedded = lambda path: Loud()
+import vecdb
+def script():
+    vecdb.connect("x").create_collection("docs", dim=2)
+script()
+closed = vecdb.connect("y")
+closed.close()
+print("end")
+"""
+    root = Path(vecdb.__file__).resolve().parents[1]
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120,
+                          cwd=root)
+    assert done.stdout.split("\n") == ["closed 0", "end", "closed 1", ""]
+
+
 def test_public_names() -> None:
     for name in vecdb.__all__:
         assert getattr(vecdb, name) is not None

@@ -76,6 +76,27 @@ def test_close_waits_for_running_calls(docs: Collection, db: Database, backend: 
     assert backend._closed
 
 
+def test_close_with_a_timeout_leaves_it_to_the_last_call(docs: Collection, db: Database,
+                                                         backend: MemoryBackend) -> None:
+    generator_runs, go = threading.Event(), threading.Event()
+
+    def rows():
+        generator_runs.set()
+        assert go.wait(30)
+        yield (50, [1, 2, 3, 4])
+
+    caller = threading.Thread(target=lambda: docs.upsert(rows()))
+    caller.start()
+    assert generator_runs.wait(30)
+    db._session.close(timeout_s=0.01)
+    assert db.closed
+    assert not backend._closed
+    go.set()
+    caller.join(30)
+    assert backend._closed
+    assert 50 in backend._tables["docs"].rows
+
+
 def test_a_call_may_close_its_own_database(docs: Collection, db: Database, backend: MemoryBackend) -> None:
     closed_inside: list = []
 
