@@ -4,8 +4,9 @@ Arrays reach kernels as *read-only* views, whatever they are made of: Numba type
 array differently, and each type would be another compilation while somebody waits for an answer.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,11 @@ def frozen(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     view = np.require(array, requirements=("C", "A")).view()
     view.flags.writeable = False
     return view
+
+
+def address(array: npt.NDArray[Any]) -> int:
+    """Where the array's items begin; valid as long as the array lives."""
+    return int(array.ctypes.data)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,6 +63,22 @@ class Codes(Protocol):
         ...
 
 
+@runtime_checkable
+class QuickCodes(Codes, Protocol):
+    """Codes that also prepare a single query into memory at hand, for calls that carry one query each."""
+
+    @property
+    def space(self) -> Space: ...
+
+    def preparer(self, codes: npt.NDArray[Any], aux: npt.NDArray[np.float32]) -> Callable[[npt.NDArray[Any]], None]:
+        """A function of one query (1, row_items) that writes what :meth:`prepare` returns into ``codes`` and ``aux``.
+
+        The two are what ``prepare`` once returned for one query, copied; the function keeps them alive and is one
+        thread's.
+        """
+        ...
+
+
 _TYPES = {VectorType.FLOAT32: "f32", VectorType.FLOAT16: "f16", VectorType.INT8: "i8", VectorType.UINT8: "u8",
           VectorType.BINARY: "bin"}
 
@@ -90,6 +112,17 @@ class RowCodes:
             if space.has_aux:
                 columns[:, 1] = space.aux(padded)
         return Prepared(padded.view(np.uint16) if padded.dtype == np.float16 else padded, columns)
+
+    def preparer(self, codes: npt.NDArray[Any], aux: npt.NDArray[np.float32]) -> Callable[[npt.NDArray[Any]], None]:
+        space = self.space
+        items = (codes.view(np.float16) if space.row_dtype == np.float16 else codes)[:, :space.row_items]
+
+        def prepare(query: npt.NDArray[Any]) -> None:
+            items[:] = query
+            if space.has_aux:
+                aux[:, 1] = space.aux(query)
+
+        return prepare
 
 
 def row_family(space: Space) -> str:

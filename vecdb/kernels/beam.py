@@ -26,7 +26,7 @@ from numba import carray
 from vecdb.kernels import simd
 from vecdb.kernels._jit import inline, kernel
 from vecdb.kernels.bitmaps import has_bit
-from vecdb.kernels.registry import Family, made
+from vecdb.kernels.registry import Family, family, made
 
 EXPANDED = np.uint64(1)
 BARRED = np.uint64(2)
@@ -36,13 +36,21 @@ PLAIN, POST, FILTERED = 0, 1, 2
 """Modes: every vertex may be a result; results are filtered; the walk keeps to allowed vertices (two hops)."""
 
 # where things stand in a graph's context (addresses and sizes, int64) ...
-G_LINKS0, G_LEVELS, G_SLOTS, G_UPPER, G_HEADER, G_CAPACITY, G_M0, G_M, G_UPPER_ROWS = range(9)
+G_LINKS0, G_LEVELS, G_SLOTS, G_UPPER, G_HEADER, G_CAPACITY, G_M0, G_M, G_UPPER_ROWS, G_ITEMS = range(10)
 # ... in its header ...
 H_COUNT, H_ENTRY, H_MAX_LEVEL, H_UPPER_USED = range(4)
 # ... in a scratch's context ...
-S_BEAM, S_BEAM_SIZE, S_TAGS, S_TAGS_SIZE, S_NEAR, S_NEAR_SIZE, S_SCORES, S_TAG = range(8)
-# ... and in the counts a search adds to
-T_HOPS, T_COMPARISONS, T_STOPPED = range(3)
+S_BEAM, S_BEAM_SIZE, S_TAGS, S_TAGS_SIZE, S_NEAR, S_NEAR_SIZE, S_SCORES, S_TAG, S_ITEMS = range(9)
+# ... in the counts a search adds to ...
+T_HOPS, T_COMPARISONS, T_STOPPED, T_ITEMS = range(4)
+# ... and in a search's plan.  Codes, and rows to rerank on, are nine items each: address, rows and width of the codes,
+# address and width of their aux, the same of the queries' codes and aux.
+P_GRAPH, P_SCRATCH, P_K, P_EF, P_CAP, P_KEEP, P_MODE, P_COUNT, P_QUERIES = range(9)
+P_ALLOWED, P_SEEDS, P_SEED_COUNT, P_STOP, P_ORDINALS, P_DISTANCES = range(9, 15)
+P_CODES = 15
+P_ROWS = P_CODES + 9
+P_TALLY = P_ROWS + 9
+P_ITEMS = P_TALLY + T_ITEMS
 
 _CHECK_STOP_EVERY = 16
 _PREFETCH_LINES = 16
@@ -270,59 +278,139 @@ def make_walk(score: Any) -> Any:
     return walk
 
 
-def make_search(family: Family) -> Any:
-    """The serving entry of a family: many queries, one call, no GIL."""
-    score = family.score
+def make_query(score: Any) -> Any:
+    """One query from the entry to a filled beam, over an inlined scorer."""
     descend = make_descend(score)
     walk = make_walk(score)
 
-    @kernel(f"beam.search.{family.name}")
-    def search(graph, codes, aux, qcodes, qaux, k, ef, cap, mode, count, allowed, seeds, stop, scratch,
-               ordinals, distances, tally):
-        links0, levels, slots, upper, header = graph_arrays(graph)
-        beam, tags, near, scores = scratch_arrays(scratch)
-        ordinals[:] = np.int32(-1)
-        distances[:] = np.float32(np.inf)
+    @inline
+    def query(arrays, codes, aux, qcodes, qaux, q, ef, cap, mode, count, allowed, seeds, stop, scratch, work, tally):
+        links0, levels, slots, upper, header = arrays
+        beam, tags, near, scores = work
         entry = header[H_ENTRY]
-        if entry < 0 or count <= 0:
-            return
-        for q in range(len(qcodes)):
-            if tally[T_STOPPED] != 0:
-                break
-            start = score(codes, aux, qcodes, qaux, q, entry)
-            tally[T_COMPARISONS] += 1
-            vertex, start = descend(levels, slots, upper, codes, aux, qcodes, qaux, q, entry, start,
-                                    np.int64(levels[entry]), 0, count, tally)
-            tag = next_tag(scratch, tags)
-            tags[vertex] = tag
-            beam[0] = key_of(start, vertex)
-            size = 1
-            admitted = 1
-            if vertex >= count or (mode != PLAIN and not has_bit(allowed, vertex)):
-                beam[0] |= BARRED
-                admitted = 0
-            for s in range(len(seeds)):
-                v = np.int64(seeds[s])
-                if tags[v] != tag:
-                    tags[v] = tag
-                    key = key_of(score(codes, aux, qcodes, qaux, q, v), v)
-                    tally[T_COMPARISONS] += 1
-                    if (admitted < ef and size < cap) or key < beam[size - 1]:
-                        size, admitted, _ = admit(beam, size, admitted, ef, cap, key)
-            size = walk(links0, slots, 0, codes, aux, qcodes, qaux, q, ef, cap, mode, count, allowed, stop,
-                        beam, size, admitted, tags, tag, near, scores, tally)
+        start = score(codes, aux, qcodes, qaux, q, entry)
+        tally[T_COMPARISONS] += 1
+        vertex, start = descend(levels, slots, upper, codes, aux, qcodes, qaux, q, entry, start,
+                                np.int64(levels[entry]), 0, count, tally)
+        tag = next_tag(scratch, tags)
+        tags[vertex] = tag
+        beam[0] = key_of(start, vertex)
+        size = 1
+        admitted = 1
+        if vertex >= count or (mode != PLAIN and not has_bit(allowed, vertex)):
+            beam[0] |= BARRED
+            admitted = 0
+        for s in range(len(seeds)):
+            v = np.int64(seeds[s])
+            if tags[v] != tag:
+                tags[v] = tag
+                key = key_of(score(codes, aux, qcodes, qaux, q, v), v)
+                tally[T_COMPARISONS] += 1
+                if (admitted < ef and size < cap) or key < beam[size - 1]:
+                    size, admitted, _ = admit(beam, size, admitted, ef, cap, key)
+        return walk(links0, slots, 0, codes, aux, qcodes, qaux, q, ef, cap, mode, count, allowed, stop,
+                    beam, size, admitted, tags, tag, near, scores, tally)
+
+    return query
+
+
+@inline
+def unbarred(beam, size, keep):
+    """Move the first ``keep`` unbarred entries of the beam to its front; return how many there are."""
+    n = 0
+    for b in range(size):
+        if n == keep:
+            break
+        if beam[b] & BARRED == np.uint64(0):
+            beam[n] = beam[b]
+            n += 1
+    return n
+
+
+def _array_of(family: Family) -> Any:
+    """An inline ``f(plan, at)`` that makes the 2-D array of ``family``'s codes described at ``plan[at:at + 3]``."""
+    code_dtype, query_dtype = family.code_dtype.type, family.query_dtype.type
+
+    @inline
+    def arrays(plan, at):
+        return (carray(simd.pointer(plan[at]), (plan[at + 1], plan[at + 2]), code_dtype),
+                carray(simd.pointer(plan[at + 3]), (plan[at + 1], plan[at + 4]), np.float32),
+                carray(simd.pointer(plan[at + 5]), (plan[P_QUERIES], plan[at + 6]), query_dtype),
+                carray(simd.pointer(plan[at + 7]), (plan[P_QUERIES], plan[at + 8]), np.float32))
+
+    return arrays
+
+
+def make_rescore(score: Any) -> Any:
+    """Exact scores for the front of a beam, sorted again by insertion (codes leave it nearly in order)."""
+
+    @inline
+    def rescore(beam, n, rows, raux, qrows, qraux, q):
+        lines = row_lines(rows)
+        for b in range(n):
+            simd.prefetch(rows, vertex_of(beam[b]), lines)
+        for b in range(n):
+            v = vertex_of(beam[b])
+            key = key_of(score(rows, raux, qrows, qraux, q, v), v)
+            at = b
+            while at > 0 and beam[at - 1] > key:
+                beam[at] = beam[at - 1]
+                at -= 1
+            beam[at] = key
+
+    return rescore
+
+
+def make_search(walked: Family, exact: Family | None) -> Any:
+    """The serving entry: many queries on ``walked`` codes, the best of each reranked on ``exact`` rows if given.
+
+    Everything comes in one int64 array, the *plan* (``P_*``): addresses, sizes and numbers.  A call converts one
+    argument instead of twenty, and mapped, read-only and writable memory share one compiled signature.
+    """
+    query = make_query(walked.score)
+    rescore = make_rescore(walked.score if exact is None else exact.score)
+    code_arrays = _array_of(walked)
+    row_arrays = _array_of(walked if exact is None else exact)
+    reranks = exact is not None
+
+    @kernel(f"beam.search.{walked.name}" + (f".{exact.name}" if exact is not None else ""))
+    def search(plan):
+        graph = carray(simd.pointer(plan[P_GRAPH]), (G_ITEMS,), np.int64)
+        scratch = carray(simd.pointer(plan[P_SCRATCH]), (S_ITEMS,), np.int64)
+        codes, aux, qcodes, qaux = code_arrays(plan, P_CODES)
+        rows, raux, qrows, qraux = row_arrays(plan, P_ROWS)
+        allowed = carray(simd.pointer(plan[P_ALLOWED]), (1,), np.uint64)
+        seeds = carray(simd.pointer(plan[P_SEEDS]), (plan[P_SEED_COUNT],), np.int32)
+        stop = carray(simd.pointer(plan[P_STOP]), (1,), np.int32)
+        k = plan[P_K]
+        ordinals = carray(simd.pointer(plan[P_ORDINALS]), (plan[P_QUERIES], k), np.int32)
+        distances = carray(simd.pointer(plan[P_DISTANCES]), (plan[P_QUERIES], k), np.float32)
+        tally = plan[P_TALLY:]
+        tally[:] = 0
+        count = plan[P_COUNT]
+        arrays = graph_arrays(graph)
+        work = scratch_arrays(scratch)
+        beam = work[0]
+        for q in range(plan[P_QUERIES]):
             n = 0
-            for b in range(size):
-                if n == k:
-                    break
-                if beam[b] & BARRED == np.uint64(0):
-                    ordinals[q, n] = vertex_of(beam[b])
-                    distances[q, n] = distance_of(beam[b])
-                    n += 1
+            if arrays[4][H_ENTRY] >= 0 and count > 0 and tally[T_STOPPED] == 0:
+                size = query(arrays, codes, aux, qcodes, qaux, q, plan[P_EF], plan[P_CAP], plan[P_MODE], count,
+                             allowed, seeds, stop, scratch, work, tally)
+                n = unbarred(beam, size, plan[P_KEEP])
+                if reranks:
+                    rescore(beam, n, rows, raux, qrows, qraux, q)
+                    tally[T_COMPARISONS] += n
+            for j in range(min(n, k)):
+                ordinals[q, j] = vertex_of(beam[j])
+                distances[q, j] = distance_of(beam[j])
+            for j in range(min(n, k), k):
+                ordinals[q, j] = -1
+                distances[q, j] = np.inf
 
     return search
 
 
-def search_for(name: str) -> Any:
-    """The search entry of family ``name``."""
-    return made("beam.search", name, make_search)
+def search_for(walked: str, exact: str | None) -> Any:
+    """The search entry that walks on family ``walked`` and reranks on the rows of family ``exact``, if any."""
+    stored = None if exact is None else family(exact)
+    return made(f"beam.search.{exact}", walked, lambda first: make_search(first, stored))

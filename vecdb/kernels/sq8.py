@@ -1,4 +1,4 @@
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="no-untyped-def, no-untyped-call"
 """Scalar quantization to 8 bits, scored against an 8-bit query: the codes that graphs are walked on by default.
 
 A component is ``mid + step * (code - 128)`` with ``mid`` and ``step`` of its dimension.  ``step`` folds into the query,
@@ -9,9 +9,11 @@ whole 64-byte lines; the query is zero there and over the row's term.
 """
 
 import numpy as np
+from numba import carray
 
 from vecdb.kernels import simd
 from vecdb.kernels._jit import inline, kernel
+from vecdb.kernels._loose import loose
 from vecdb.kernels.lowbit import row_float
 from vecdb.kernels.registry import register
 
@@ -50,6 +52,38 @@ def encode(points, mid, step, codes, terms):
         terms[p] = np.float32(term)
 
 
+@loose
+def _prepare(query, mid, step, is_l2, constant, weights, qcodes, qaux):
+    dim = mid.shape[0]
+    offset = np.float32(0)
+    if is_l2:
+        for d in range(dim):
+            x = query[d] - mid[d]
+            offset += x * x
+            weights[d] = x * step[d]
+    else:
+        for d in range(dim):
+            offset -= query[d] * mid[d]
+            weights[d] = query[d] * step[d]
+    # the largest magnitude through the bits, whose order is that of the magnitudes: integers vectorize, NaN or not
+    bits = weights.view(np.int32)
+    largest = np.int32(0)
+    for d in range(dim):
+        largest = max(largest, bits[d] & np.int32(0x7FFFFFFF))
+    bits[0], largest = largest, bits[0]
+    peak = weights[0]
+    bits[0] = largest
+    scale = np.float32(127) / peak if peak > 0 else np.float32(0)
+    total = np.int32(0)
+    for d in range(dim):
+        value = np.int32(np.rint(weights[d] * scale))
+        qcodes[d] = value
+        total += value
+    factor = (2.0 if is_l2 else 1.0) * np.float64(peak) / 127.0
+    qaux[0] = constant + np.float64(offset) + factor * 128.0 * total
+    qaux[1] = -factor
+
+
 @kernel("sq8.prepare")
 def prepare(queries, mid, step, is_l2, constant, weights, qcodes, qaux):
     """Fill ``qcodes`` int8 (nq, width; zero beyond dim) and ``qaux`` float32 (nq, 2) for the scorers.
@@ -57,28 +91,19 @@ def prepare(queries, mid, step, is_l2, constant, weights, qcodes, qaux):
     ``queries`` float32 (nq, dim or more); ``constant``: what the similarity is subtracted from; ``weights``: scratch
     float32 (dim).
     """
-    dim = mid.shape[0]
     for q in range(queries.shape[0]):
-        offset = np.float64(constant)
-        peak = np.float32(0)
-        for d in range(dim):
-            x = queries[q, d]
-            if is_l2:
-                x -= mid[d]
-                offset += np.float64(x) * x
-            else:
-                offset -= np.float64(x) * mid[d]
-            weights[d] = x * step[d]
-            peak = max(peak, abs(weights[d]))
-        scale = np.float32(127) / peak if peak > 0 else np.float32(0)
-        total = np.int64(0)
-        for d in range(dim):
-            value = np.int64(np.rint(weights[d] * scale))
-            qcodes[q, d] = value
-            total += value
-        factor = (2.0 if is_l2 else 1.0) * np.float64(peak) / 127.0
-        qaux[q, 0] = offset + factor * 128.0 * total
-        qaux[q, 1] = -factor
+        _prepare(queries[q], mid, step, is_l2, constant, weights, qcodes[q], qaux[q])
+
+
+@kernel("sq8.prepare_one")
+def prepare_one(plan):
+    """As :func:`prepare` for one query; ``plan`` int64 (9): dim, whether l2, whether the constant is 1, and the
+    addresses of query, mid, step, weights, qcodes and qaux."""
+    dim = plan[0]
+    _prepare(carray(simd.pointer(plan[3]), (dim,), np.float32), carray(simd.pointer(plan[4]), (dim,), np.float32),
+             carray(simd.pointer(plan[5]), (dim,), np.float32), plan[1] != 0, np.float64(plan[2]),
+             carray(simd.pointer(plan[6]), (dim,), np.float32), carray(simd.pointer(plan[7]), (dim,), np.int8),
+             carray(simd.pointer(plan[8]), (2,), np.float32))
 
 
 register("sq8.l2", _l2, code_dtype=np.uint8, query_dtype=np.int8)

@@ -13,6 +13,7 @@ Decisions, and what each rests on:
 
 from vecdb.ann.hnsw.build import Linker, Run, grow, serial
 from vecdb.ann.hnsw.graph import Graph, Scratch
-from vecdb.ann.hnsw.search import Mode, search
+from vecdb.ann.hnsw.search import Mode, Searcher, search, search_within
 
-__all__ = ["Graph", "Linker", "Mode", "Run", "Scratch", "grow", "search", "serial"]
+__all__ = ["Graph", "Linker", "Mode", "Run", "Scratch", "Searcher", "grow", "search", "search_within",
+           "serial"]

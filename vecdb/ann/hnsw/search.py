@@ -1,66 +1,215 @@
-"""Searching a graph: many queries in one call, or one with little around it."""
+"""Searching a graph: on rows or codes, reranked or not, many queries in one call or one with little around it."""
 
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from vecdb.ann.codes import Codes, Prepared, frozen
+from vecdb.ann import flat
+from vecdb.ann.codes import Codes, Prepared, QuickCodes, RowCodes, address, frozen
 from vecdb.ann.found import Found
-from vecdb.ann.hnsw.build import EVERYTHING, NO_STOP
 from vecdb.ann.hnsw.graph import Graph, Scratch
 from vecdb.core.limits import MAX_EF
-from vecdb.kernels.beam import FILTERED, PLAIN, POST, T_COMPARISONS, T_HOPS, T_STOPPED, search_for
+from vecdb.kernels import beam as kernels
+from vecdb.kernels.beam import FILTERED, PLAIN, POST
 from vecdb.kernels.bitmaps import count_bits, sample_bits
 
 Mode = Literal["post", "filtered"]
+Bits = npt.NDArray[np.uint64]
 SEEDS = 48
 """Allowed vertices a filtered search starts from besides the entry: the filter may exclude all that lies near it."""
+_QUICK_K = 256
+"""Most results of a single query whose buffers are kept."""
+_QUERIES_AT = (kernels.P_CODES + 5, kernels.P_ROWS + 5)
+_WIDEN = 4
+"""Each try of a range search has a beam this many times wider than the last."""
 
-_NO_SEEDS = frozen(np.zeros(0, np.int32))
+_NO_STOP = frozen(np.zeros(1, np.int32))
+_NO_STOP_AT = address(_NO_STOP)
+
+
+class Searcher:
+    """Everything a thread needs to search one graph, laid out once: make one per thread and graph, and keep it.
+
+    ``codes`` are walked on.  With ``exact`` rows (over the same ordinals) the best of each beam are reranked on them in
+    the same call, and distances are exact.  ``scratch`` may be shared by the searchers of one thread.  The graph may
+    grow meanwhile; its capacity and the arrays of codes and rows are fixed.
+    """
+
+    __slots__ = ("_entry", "_exact", "_plan", "_quick", "_scratch", "_sources", "codes", "graph")
+
+    def __init__(self, graph: Graph, codes: Codes, exact: RowCodes | None = None,
+                 scratch: Scratch | None = None) -> None:
+        self.graph, self.codes = graph, codes
+        self._exact = None if exact is None or exact.family == codes.family else exact
+        self._scratch = scratch or Scratch()
+        self._entry = kernels.search_for(codes.family, None if self._exact is None else self._exact.family)
+        for array in (codes.codes, codes.aux):
+            if len(array) < graph.count:
+                raise ValueError(f"{len(array)} rows of codes are too few for a graph of {graph.count} vertices")
+        plan = np.zeros(kernels.P_ITEMS, np.int64)
+        plan[kernels.P_GRAPH] = address(graph.context)
+        plan[kernels.P_SCRATCH] = address(self._scratch.context)
+        _describe(plan, kernels.P_CODES, codes)
+        _describe(plan, kernels.P_ROWS, codes if self._exact is None else self._exact)
+        self._plan = plan
+        self._sources: list[Codes] = [codes] if self._exact is None else [codes, self._exact]
+        self._plan = plan
+        self._quick: Quick | None = None
+
+    def search(self, queries: npt.NDArray[Any] | Prepared, *, k: int, ef: int, keep: int = 0,
+               allowed: Bits | None = None, count: int | None = None, mode: Mode = "post",
+               stop: npt.NDArray[np.int32] | None = None) -> Found:
+        """The ``k`` nearest vertices to each query, as far as a beam of ``ef`` (at least ``k``) finds them.
+
+        ``queries``: (nq, row_items) stored dtype, or prepared by the codes when nothing is reranked.  ``keep``: how
+        many of a beam are reranked (0: all).  ``allowed``: a bitset of ordinals; others are no results.
+        ``mode="post"`` walks all vertices and suits filters that leave a good part; ``"filtered"`` walks allowed ones,
+        reaching over others, and suits narrow ones.  Only vertices below ``count`` (default: the published count) are
+        seen.  ``stop`` int32 (1,): set non-zero by another thread, it ends the search within some hops; what was found
+        by then is the answer.
+        """
+        plan, graph = self._plan, self.graph
+        quick = self._quick_for(queries, k)
+        holders = None if quick else self._prepare(queries)
+        count = graph.count if count is None else min(count, graph.count)
+        ef = max(ef, k)
+        kind, cap, words, seeds = _admission(allowed, count, ef, mode)
+        self._scratch.reserve(graph.capacity, cap, graph.m0)
+        plan[kernels.P_K:kernels.P_QUERIES] = (k, ef, cap, max(k, min(keep, ef)) if keep else ef, kind, count)
+        plan[kernels.P_ALLOWED:kernels.P_ORDINALS] = (
+            0 if words is None else address(words), 0 if seeds is None else address(seeds),
+            0 if seeds is None else len(seeds), _NO_STOP_AT if stop is None else address(stop))
+        if quick:
+            self._entry(plan)
+            ordinals, distances = quick.ordinals[:, :k].copy(), quick.distances[:, :k].copy()
+        else:
+            nq = len(queries)
+            ordinals, distances = np.empty((nq, k), np.int32), np.empty((nq, k), np.float32)
+            plan[kernels.P_QUERIES] = nq
+            plan[kernels.P_ORDINALS:kernels.P_CODES] = address(ordinals), address(distances)
+            self._entry(plan)
+        del holders
+        hops, compared, stopped = plan[kernels.P_TALLY:].tolist()
+        return Found(ordinals, distances, hops, compared, bool(stopped))
+
+    def _quick_for(self, queries: npt.NDArray[Any] | Prepared, k: int) -> "Quick | None":
+        """The buffers of one query with it prepared in them and described in the plan, if that can be."""
+        if len(queries) != 1 or k > _QUICK_K or isinstance(queries, Prepared):
+            return None
+        quick = self._quick
+        if quick is None:
+            if not all(isinstance(source, QuickCodes) for source in self._sources):
+                return None
+            quick = self._quick = Quick(self._sources)
+        for preparer in quick.preparers:
+            preparer(queries)
+        self._plan[kernels.P_ORDINALS:kernels.P_CODES] = quick.results
+        for at, items in zip(_QUERIES_AT, quick.items, strict=False):
+            self._plan[at:at + 4] = items
+        self._plan[kernels.P_QUERIES] = 1
+        return quick
+
+    def _prepare(self, queries: npt.NDArray[Any] | Prepared) -> object:
+        """Describe the queries in the plan; return what must be kept alive meanwhile."""
+        if isinstance(queries, Prepared):
+            if self._exact is not None:
+                raise ValueError("queries must not be prepared when they are to be reranked")
+            prepared = [queries]
+        else:
+            prepared = [source.prepare(queries) for source in self._sources]
+        for at, part in zip(_QUERIES_AT, prepared, strict=False):
+            self._plan[at:at + 4] = _query_items(part.codes, part.aux)
+        return prepared
+
+
+class Quick:
+    """What a call with one query reuses: its prepared forms and results, and how a plan describes them."""
+
+    __slots__ = ("distances", "items", "ordinals", "preparers", "results")
+
+    def __init__(self, sources: Sequence[Any]) -> None:
+        self.preparers: list[Callable[[npt.NDArray[Any]], None]] = []
+        self.items: list[npt.NDArray[np.int64]] = []
+        for source in sources:
+            prepared = source.prepare(np.zeros((1, source.space.row_items), source.space.row_dtype))
+            codes, aux = prepared.codes.copy(), prepared.aux.copy()
+            self.preparers.append(source.preparer(codes, aux))
+            self.items.append(np.array(_query_items(codes, aux), np.int64))
+        self.ordinals = np.empty((1, _QUICK_K), np.int32)
+        self.distances = np.empty((1, _QUICK_K), np.float32)
+        self.results = np.array([address(self.ordinals), address(self.distances)], np.int64)
 
 
 def search(graph: Graph, codes: Codes, queries: npt.NDArray[Any] | Prepared, *, k: int, ef: int,
-           allowed: npt.NDArray[np.uint64] | None = None, count: int | None = None, mode: Mode = "post",
-           scratch: Scratch | None = None, stop: npt.NDArray[np.int32] | None = None) -> Found:
-    """The ``k`` nearest vertices to each query, as far as a beam of ``ef`` (at least ``k``) finds them.
+           allowed: Bits | None = None, count: int | None = None, mode: Mode = "post", scratch: Scratch | None = None,
+           stop: npt.NDArray[np.int32] | None = None) -> Found:
+    """One search without rerank and without a :class:`Searcher` to keep; see :meth:`Searcher.search`."""
+    return Searcher(graph, codes, scratch=scratch).search(queries, k=k, ef=ef, allowed=allowed, count=count, mode=mode,
+                                                          stop=stop)
 
-    ``queries``: (nq, row_items) stored dtype, or prepared by the same codes.  ``allowed``: a bitset of ordinals; others
-    are no results.  ``mode="post"`` walks all vertices and suits filters that leave a good part; ``"filtered"`` walks
-    allowed ones, reaching over others, and suits narrow ones.  Only vertices below ``count`` (default: the published
-    count) are seen.  ``scratch`` is the caller's, one per thread.  ``stop`` int32 (1,): set non-zero by another
-    thread, it ends the search within some hops, and what was found by then is the answer.
+
+def search_within(graph: Graph, codes: Codes, queries: npt.NDArray[Any] | Prepared, *, radius: float, k: int, ef: int,
+                  allowed: Bits | None = None, count: int | None = None, mode: Mode = "post",
+                  scratch: Scratch | None = None, stop: npt.NDArray[np.int32] | None = None) -> Found:
+    """The nearest ``k`` vertices within the raw distance ``radius`` (as ``codes`` measure it), per query.
+
+    A beam that ends nearer than ``radius`` may have left out some: it is widened until it reaches beyond the radius
+    or holds ``k``; above the widest beam the rows are scanned.
     """
     prepared = queries if isinstance(queries, Prepared) else codes.prepare(queries)
-    scratch = scratch or Scratch()
     count = graph.count if count is None else min(count, graph.count)
-    ef = max(ef, k)
-    kind, cap, seeds = _plan(allowed, count, ef, mode)
-    scratch.reserve(graph.capacity, cap, graph.m0)
-    nq = len(prepared)
-    ordinals = np.empty((nq, k), np.int32)
-    distances = np.empty((nq, k), np.float32)
-    tally = np.zeros(3, np.int64)
-    search_for(codes.family)(graph.context, codes.codes, codes.aux, prepared.codes, prepared.aux, k, ef, cap, kind,
-                             count, EVERYTHING if allowed is None else frozen(allowed), seeds,
-                             NO_STOP if stop is None else frozen(stop), scratch.context, ordinals, distances, tally)
-    return Found(ordinals, distances, int(tally[T_HOPS]), int(tally[T_COMPARISONS]), bool(tally[T_STOPPED]))
+    searcher = Searcher(graph, codes, scratch=scratch)
+    ordinals = np.full((len(prepared), k), -1, np.int32)
+    distances = np.full((len(prepared), k), np.inf, np.float32)
+    pending = np.arange(len(prepared))
+    hops = compared = 0
+    stopped = False
+    width = max(ef, 16)
+    while len(pending) and not stopped:
+        part = Prepared(prepared.codes[pending], prepared.aux[pending])
+        scans = width > min(MAX_EF, max(count // 4, 1))
+        wide = k if scans else min(width, MAX_EF)
+        if scans:
+            found = flat.scan_within(codes, part, radius=radius, k=k, hi=count, allowed=allowed, stop=stop)
+        else:
+            found = searcher.search(part, k=wide, ef=wide, allowed=allowed, count=count, mode=mode, stop=stop)
+        hops, compared, stopped = hops + found.hops, compared + found.comparisons, found.stopped
+        inside = found.distances[:, :k] <= np.float32(radius)
+        take = inside.shape[1]
+        ordinals[pending, :take] = np.where(inside, found.ordinals[:, :take], -1)
+        distances[pending, :take] = np.where(inside, found.distances[:, :take], np.inf)
+        # a beam that is not full has seen all it can reach; a full one that ends inside the radius leaves a doubt
+        pending = pending[:0] if scans or wide >= k else pending[found.distances[:, -1] <= np.float32(radius)]
+        width *= _WIDEN
+    return Found(ordinals, distances, hops, compared, stopped)
 
 
-def _plan(allowed: npt.NDArray[np.uint64] | None, count: int, ef: int,
-          mode: Mode) -> tuple[int, int, npt.NDArray[np.int32]]:
-    """The kernel's mode, the beam's room and the seeds."""
+def _admission(allowed: Bits | None, count: int, ef: int,
+               mode: Mode) -> tuple[int, int, Bits | None, npt.NDArray[np.int32] | None]:
+    """The kernel's mode, the beam's room, the words and the seeds."""
     if allowed is None:
-        return PLAIN, ef, _NO_SEEDS
+        # one more than ef: the entry itself may be barred, as a vertex above the count
+        return PLAIN, ef + 1, None, None
     words = frozen(allowed)
     if len(words) * 64 < count:
         raise ValueError(f"allowed has {len(words)} words, too few for {count} vertices")
     if mode == "filtered":
         seeds = np.empty(SEEDS, np.int32)
-        return FILTERED, ef + 1, frozen(seeds[:sample_bits(words, count, seeds)])
-    matches = count_bits(words, count)
+        return FILTERED, ef + 1, words, seeds[:sample_bits(words, count, seeds)]
+    matches = int(count_bits(words, count))
     if matches == count:
-        return PLAIN, ef, _NO_SEEDS
+        return PLAIN, ef + 1, None, None
     # room for the barred vertices that stand between ef allowed ones, were the filter independent of the query,
     # twice over
-    return POST, int(min(count, 2 * ef * count // max(matches, 1) + 64, 4 * MAX_EF)), _NO_SEEDS
+    return POST, int(min(count, 2 * ef * count // max(matches, 1) + 64, 4 * MAX_EF)) + 1, words, None
+
+
+def _describe(plan: npt.NDArray[np.int64], at: int, codes: Codes) -> None:
+    plan[at:at + 5] = (address(codes.codes), len(codes.codes), codes.codes.shape[1], address(codes.aux),
+                       codes.aux.shape[1])
+
+
+def _query_items(codes: npt.NDArray[Any], aux: npt.NDArray[np.float32]) -> tuple[int, int, int, int]:
+    return address(codes), codes.shape[1], address(aux), aux.shape[1]

@@ -4,16 +4,16 @@ Each dimension has a range of its own, which loses least on the sample among a f
 are whole numbers within 256 steps are kept without loss.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from vecdb.ann.codes import Codes, Prepared, frozen
+from vecdb.ann.codes import Codes, Prepared, address, frozen
 from vecdb.ann.memory import allocate
-from vecdb.ann.quantize.base import Encoded, QuantizedCodes, Rows, State, encode_blocks, no_aux
+from vecdb.ann.quantize.base import Encoded, Rows, State, encode_blocks, no_aux
 from vecdb.ann.quantize.kmeans import Floats, Run, as_floats, serial
 from vecdb.ann.space import LINE_BYTES, Space
 from vecdb.core.schema import Metric, Quantization
@@ -91,7 +91,7 @@ class ScalarQuantizer8:
         return Prepared(qcodes, qaux)
 
     def codes(self, codes: npt.NDArray[Any], aux: npt.NDArray[np.float32]) -> Codes:
-        return QuantizedCodes(self.family, codes, aux, self.prepare)
+        return Codes8(self, frozen(codes), frozen(aux))
 
     def reconstruct(self, codes: npt.NDArray[np.uint8]) -> Floats:
         """The vectors the codes stand for, float32 (n, dim)."""
@@ -103,3 +103,37 @@ class ScalarQuantizer8:
     @classmethod
     def from_state(cls, space: Space, state: Mapping[str, npt.NDArray[Any]]) -> Self:
         return cls(space, frozen(state["mid"]), frozen(state["step"]))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Codes8:
+    """Codes (n, code_bytes) of a quantizer (:class:`vecdb.ann.codes.QuickCodes`)."""
+
+    quantizer: ScalarQuantizer8
+    codes: npt.NDArray[np.uint8]
+    aux: Floats
+
+    @property
+    def family(self) -> str:
+        return self.quantizer.family
+
+    @property
+    def space(self) -> Space:
+        return self.quantizer.space
+
+    def prepare(self, queries: Rows) -> Prepared:
+        return self.quantizer.prepare(queries)
+
+    def preparer(self, codes: npt.NDArray[np.int8], aux: Floats) -> Callable[[Rows], None]:
+        quantizer, space = self.quantizer, self.space
+        query = np.zeros((1, space.dim), np.float32)
+        weights = np.empty(space.dim, np.float32)
+        arrays: tuple[npt.NDArray[Any], ...] = (query, quantizer.mid, quantizer.step, weights, codes, aux)
+        plan = np.array([space.dim, space.metric is Metric.L2, space.metric is Metric.COSINE,
+                         *(address(array) for array in arrays)], np.int64)
+
+        def prepare(vector: Rows, _held: object = arrays) -> None:
+            query[:] = as_floats(space, vector) if space.has_aux else vector
+            kernels.prepare_one(plan)
+
+        return prepare
