@@ -78,12 +78,19 @@ class Residual:
 
     def prepare(self, queries: Rows) -> Prepared:
         """Tables of products with the query: scaled by -2 (l2) or -1; one KiB a subspace and query."""
+        tables = np.empty((len(queries), self.books.table_items), np.float32)
+        qaux = np.empty((len(queries), 1), np.float32)
+        self.prepare_into(queries, tables, qaux)
+        return Prepared(tables, qaux)
+
+    def prepare_into(self, queries: Rows, qcodes: Floats, qaux: Floats) -> None:
+        """As :meth:`prepare`, into arrays of its shapes."""
         scale = -2.0 if self.space.metric is Metric.L2 else -1.0
-        tables = self.books.tables(as_floats(self.space, queries), squared=False, scale=scale)
-        return Prepared(tables, np.zeros((len(queries), 1), np.float32))
+        self.books.fill_tables(as_floats(self.space, queries), qcodes, squared=False, scale=scale)
+        qaux[...] = 0.0
 
     def as_codes(self) -> Codes:
-        return QuantizedCodes("pq.residual", self.codes, self.aux, self.prepare)
+        return QuantizedCodes("pq.residual", self.codes, self.aux, self)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -255,7 +262,7 @@ class Ivf:
         depth = self.nlist if allowed is not None else min(self.nlist, max(least, 2 * enough * self.nlist // count + 1))
         words = _NO_WORDS if allowed is None else frozen(allowed)
         heap = np.empty(k, np.uint64)
-        width = self.residual.books.cut.subspaces * 1024 if self.residual is not None else 4096
+        width = 4 * self.residual.books.table_items if self.residual is not None else 4096
         step = max(1, _TABLE_BYTES // width)
         entry = search_for(self.scored.family)
         for lo, hi in blocks(nq, step):

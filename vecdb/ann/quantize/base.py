@@ -51,21 +51,41 @@ class Quantizer(Protocol):
     def state(self) -> State: ...
 
 
+class Preparer(Protocol):
+    """Makes the scorer's form of queries (nq, row_items) in stored dtype."""
+
+    @property
+    def space(self) -> Space: ...
+
+    def prepare(self, queries: Rows) -> Prepared: ...
+
+    def prepare_into(self, queries: Rows, qcodes: npt.NDArray[Any], qaux: npt.NDArray[np.float32]) -> None:
+        """As ``prepare``, into zeroed arrays or those of other queries."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class QuantizedCodes:
-    """Codes of one family with the function that prepares queries for them (:class:`vecdb.ann.codes.Codes`)."""
+    """Codes of one family with what prepares queries for them (:class:`vecdb.ann.codes.QuickCodes`)."""
 
     family: str
     codes: npt.NDArray[Any]
     aux: npt.NDArray[np.float32]
-    preparer: Callable[[Rows], Prepared]
+    preparer: Preparer
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "codes", frozen(self.codes))
         object.__setattr__(self, "aux", frozen(self.aux))
 
+    @property
+    def space(self) -> Space:
+        return self.preparer.space
+
     def prepare(self, queries: Rows) -> Prepared:
-        return self.preparer(queries)
+        return self.preparer.prepare(queries)
+
+    def prepare_one(self, query: Rows, codes: npt.NDArray[Any], aux: npt.NDArray[np.float32]) -> None:
+        self.preparer.prepare_into(query, codes, aux)
 
 
 def no_aux(count: int) -> npt.NDArray[np.float32]:

@@ -98,11 +98,14 @@ class Codebooks:
         kernels.encode(self.turn(points), self.centroids_t, self.half_norms, codes)
         return codes
 
-    def tables(self, queries: Floats, *, squared: bool, scale: float) -> Floats:
-        """The tables float32 (nq, subspaces * 256) of ``scale`` times squared distances, or times products."""
-        tables = np.zeros((len(queries), self.cut.subspaces * kernels.CENTROIDS), np.float32)
+    @property
+    def table_items(self) -> int:
+        """Items of one query's tables."""
+        return self.cut.subspaces * kernels.CENTROIDS
+
+    def fill_tables(self, queries: Floats, tables: Floats, *, squared: bool, scale: float) -> None:
+        """Fill ``tables`` float32 (nq, table_items) with ``scale`` times squared distances, or times products."""
         kernels.fill_tables(self.turn(queries), self.centroids_t, squared, np.float32(scale), tables)
-        return tables
 
     def decode(self, codes: npt.NDArray[np.uint8]) -> Floats:
         """The points the codes stand for, float32 (n, dim), turned back."""
@@ -159,13 +162,20 @@ class ProductQuantizer:
 
     def prepare(self, queries: Rows) -> Prepared:
         """Tables float32 (nq, subspaces * 256): one KiB a subspace and query, so prepare large batches in pieces."""
+        tables = np.empty((len(queries), self.books.table_items), np.float32)
+        qaux = np.empty((len(queries), 1), np.float32)
+        self.prepare_into(queries, tables, qaux)
+        return Prepared(tables, qaux)
+
+    def prepare_into(self, queries: Rows, qcodes: Floats, qaux: Floats) -> None:
+        """As :meth:`prepare`, into arrays of its shapes."""
         squared = self.space.metric is not Metric.DOT
         scale = {Metric.L2: 1.0, Metric.COSINE: 0.5}.get(self.space.metric, -1.0)
-        tables = self.books.tables(as_floats(self.space, queries), squared=squared, scale=scale)
-        return Prepared(tables, np.zeros((len(queries), 1), np.float32))
+        self.books.fill_tables(as_floats(self.space, queries), qcodes, squared=squared, scale=scale)
+        qaux[...] = 0.0
 
     def codes(self, codes: npt.NDArray[Any], aux: npt.NDArray[np.float32]) -> Codes:
-        return QuantizedCodes("pq", codes, aux, self.prepare)
+        return QuantizedCodes("pq", codes, aux, self)
 
     def reconstruct(self, codes: npt.NDArray[np.uint8]) -> Floats:
         """The vectors the codes stand for, float32 (n, dim)."""

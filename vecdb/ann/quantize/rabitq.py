@@ -102,18 +102,23 @@ class RabitQuantizer:
 
     def prepare(self, queries: Rows) -> Prepared:
         """int8 components (nq, turned dim), or their bit planes (uint64), and float32 (nq, 3)."""
-        values = np.zeros((len(queries), self.signs.shape[1]), np.int8)
+        size = self.signs.shape[1]
+        planes = self.in_planes
+        qcodes = np.zeros((len(queries), size // 8 if planes else size), np.uint64 if planes else np.int8)
         qaux = np.zeros((len(queries), 3), np.float32)
+        self.prepare_into(queries, qcodes, qaux)
+        return Prepared(qcodes, qaux)
+
+    def prepare_into(self, queries: Rows, qcodes: npt.NDArray[Any], qaux: Floats) -> None:
+        """As :meth:`prepare`, into arrays of its shapes."""
+        values = np.empty((len(queries), self.signs.shape[1]), np.int8) if self.in_planes else qcodes
         points = frozen(as_floats(self.space, queries))
         kernels.prepare(points, self.centre, self.signs, self.bits, METRICS[self.space.metric], values, qaux)
-        if not self.in_planes:
-            return Prepared(values, qaux)
-        planes = np.zeros((len(queries), self.signs.shape[1] // 8), np.uint64)
-        kernels.query_planes(frozen(values), planes)
-        return Prepared(planes, qaux)
+        if self.in_planes:
+            kernels.query_planes(frozen(values), qcodes)
 
     def codes(self, codes: npt.NDArray[Any], aux: npt.NDArray[np.float32]) -> Codes:
-        return QuantizedCodes(self.family, codes, aux, self.prepare)
+        return QuantizedCodes(self.family, codes, aux, self)
 
     def state(self) -> State:
         return {"bits": np.array([self.bits], np.int64), "centre": self.centre, "signs": self.signs.astype(np.int8)}

@@ -82,12 +82,16 @@ class ScalarQuantizer4:
         """int8 (nq, 64 a 64 dimensions) and float32 (nq, 2)."""
         qcodes = np.zeros((len(queries), packed_bytes(self.space.dim) * 2), np.int8)
         qaux = np.zeros((len(queries), 2), np.float32)
-        points = frozen(as_floats(self.space, queries))
-        kernels.prepare(points, self.mid, self.step, METRICS[self.space.metric], qcodes, qaux)
+        self.prepare_into(queries, qcodes, qaux)
         return Prepared(qcodes, qaux)
 
+    def prepare_into(self, queries: Rows, qcodes: npt.NDArray[np.int8], qaux: Floats) -> None:
+        """As :meth:`prepare`, into zeroed arrays or those of other queries."""
+        points = frozen(as_floats(self.space, queries))
+        kernels.prepare(points, self.mid, self.step, METRICS[self.space.metric], qcodes, qaux)
+
     def codes(self, codes: npt.NDArray[Any], aux: npt.NDArray[np.float32]) -> Codes:
-        return QuantizedCodes("sq4", codes, aux, self.prepare)
+        return QuantizedCodes("sq4", codes, aux, self)
 
     def reconstruct(self, codes: npt.NDArray[np.uint8]) -> Floats:
         """The vectors the codes stand for, float32 (n, dim)."""
