@@ -93,7 +93,8 @@ class RocksStore:
         """
         scan = self._begin_scan(start, stop)
         try:
-            yield from scan
+            while rows := scan.read():
+                yield from rows
         finally:
             scan.close()
 
@@ -140,13 +141,18 @@ class RocksStore:
                 raise self._fail(error, "flushing") from error
 
     def compact(self) -> None:
-        """Rewrite all rows into the lowest level and drop what was deleted.  The GIL is free meanwhile."""
+        """Bring all rows into the lowest level and drop what was deleted.  The GIL is free meanwhile.
+
+        If it meets damage in what it rewrites (background work does so as well), it raises, and writes are refused
+        as after a failed write: RocksDB will not build on damaged tables.
+        """
         with self._gate.entered():
             self._check_writable()
             try:
                 self._db.compact_range(None, None)
+                self._db.write(WriteBatch(raw_mode=True))  # compact_range tells no errors; a write does
             except Exception as error:
-                raise self._error(error, "compacting") from error
+                raise self._fail(error, "compacting") from error
 
     def stats(self) -> StoreStats:
         with self._gate.entered():
@@ -173,8 +179,8 @@ class RocksStore:
     def close(self) -> None:
         """Make everything durable and let go of the files; a second call does nothing.
 
-        Waits for calls in flight and ends open scans.  Raises if the last rows could not be made durable;
-        the store is closed all the same.
+        Waits for calls in flight and ends open scans.  Raises if the last rows could not be made durable (but not
+        a second time what a failed write or sync has raised already); the store is closed all the same.
         """
         self._shut(quiet=self._failure is not None)
 
@@ -229,11 +235,13 @@ class RocksStore:
         for scan in list(self._scans):
             scan.close()
         try:
-            self._db.close()
+            if not quiet and not self._read_only:
+                self._db.flush_wal(True)
         except Exception as error:
-            if not quiet:
-                raise self._error(error, "closing") from error
+            raise self._error(error, "closing") from error
         finally:
+            with contextlib.suppress(Exception):  # it tries to empty the memtable; what it cannot, the log has
+                self._db.close()
             self._drop_view()
 
     def _drop_view(self) -> None:
@@ -243,15 +251,15 @@ class RocksStore:
 
     def _begin_scan(self, start: bytes, stop: bytes) -> RowScan:
         with self._gate.entered():
-            read = ReadOptions()
-            read.set_iterate_upper_bound(stop)
-            read.fill_cache(False)  # type: ignore[call-arg]  # the stub lacks the argument
-            read.set_readahead_size(SCAN_READAHEAD_BYTES)
+            options = ReadOptions()
+            options.set_iterate_upper_bound(stop)
+            options.fill_cache(False)  # type: ignore[call-arg]  # the stub lacks the argument
+            options.set_readahead_size(SCAN_READAHEAD_BYTES)
             try:
-                rows = self._db.iter(read)
+                iterator = self._db.iter(options)
             except Exception as error:
                 raise self._error(error, "reading") from error
-            scan = RowScan(rows, start, lambda error: self._error(error, "reading"),
+            scan = RowScan(iterator, start, lambda error: self._error(error, "reading"),
                            lambda: DatabaseClosed(f"the store at {self._path} was closed", path=str(self._path)))
             self._scans.add(scan)
             return scan

@@ -22,13 +22,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[bytes, b
     noise = random.Random(SEED)
     with RocksStore(source) as store:
         for part in range(2):
-            store.write(Mutations(puts=[(b"t%d-%04d" % (part, i), noise.randbytes(200)) for i in range(300)]))
+            ends = [(key, b"%d" % part) for key in (b"t", b"tz")]  # the tables overlap, so compaction reads them
+            store.write(Mutations(puts=[(b"t%d-%04d" % (part, i), noise.randbytes(200)) for i in range(300)] + ends))
             store.flush()
         for number in range(60):
             store.write(Mutations(puts=[(b"w%04d" % number, noise.randbytes(1500))]))
         store.sync()
-        rows = dict(store.scan(b"", b"z"))
         shutil.copytree(source, target)
+        rows = dict(store.scan(b"", b"z"))
     (target / "LOCK").unlink()
     return target, rows
 
@@ -86,9 +87,19 @@ def test_a_damaged_table_is_named_and_the_rest_is_read(copy: Path, whole: tuple[
         assert caught.value.fields["path"] == str(table)
         with pytest.raises(DataCorrupted):
             store.multi_get(sorted(whole[1]))
-        assert dict(store.scan(b"w", b"x")) == {key: whole[1][key] for key in whole[1] if key.startswith(b"w")}
-        store.write(Mutations(puts=[(b"x", b"still writable")]))
-        store.sync()
+        for prefix, after in ((b"w", b"x"), (b"t1", b"t2")):
+            assert dict(store.scan(prefix, after)) == {key: whole[1][key] for key in whole[1] if key.startswith(prefix)}
+
+
+def test_damage_found_in_the_background_ends_writing_and_is_named(copy: Path) -> None:
+    table = only(copy, "*.sst")
+    flip_byte(table, 20_000)
+    with RocksStore(copy) as store:
+        for use in (store.compact, lambda: store.write(Mutations(puts=[(b"x", b"x")])), store.sync):
+            with pytest.raises(DataCorrupted) as caught:
+                use()
+            assert caught.value.fields["path"] == str(table)
+        assert sum(1 for _ in store.scan(b"t1", b"t2")) == 300
 
 
 @pytest.mark.parametrize("damage", ["length past the end", "length in the middle", "payload", "zeroed page", "kind",

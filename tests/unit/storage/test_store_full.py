@@ -187,3 +187,14 @@ def test_a_failed_write_ends_writing_until_reopened(tmp_path: Path, text: str, k
         store.reopen()
         write()
         assert store.multi_get([b"a", b"b"]) == [b"1", b"2"]
+
+
+def test_closing_raises_only_what_was_not_made_durable(tmp_path: Path) -> None:
+    store = RocksStore(tmp_path / "s")
+    store.write(Mutations(puts=[(b"a", b"1")]))
+    store._db = Broken(store._db, flush_wal="IO error: No space left on device: While appending to file: /d/4.log")
+    with pytest.raises(StorageFull):
+        store.close()
+    store.close()
+    with RocksStore(tmp_path / "s") as again:
+        assert again.multi_get([b"a"]) == [b"1"]

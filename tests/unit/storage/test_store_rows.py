@@ -93,9 +93,12 @@ def test_a_scan_holds_about_a_mebibyte(tmp_path: Path) -> None:
     with RocksStore(tmp_path / "s") as store:
         store.write(Mutations(puts=[(b"k%06d" % i, bytes(256 << 10)) for i in range(40)]))
         scan = store._begin_scan(b"k", b"l")
-        next(scan)
-        assert len(scan._rows) == 4
-        assert sum(1 for _ in scan) == 39
+        assert [len(scan.read()) for _ in range(12)] == [4] * 10 + [0, 0]
+        store.write(Mutations(ranges=[(b"k", b"l")], puts=[(b"k%06d" % i, b"small") for i in range(2000)]))
+        scan = store._begin_scan(b"k", b"l")
+        chunks = [len(scan.read()) for _ in range(12)]
+        assert sum(chunks) == 2000
+        assert max(chunks) == CHUNK_ROWS
 
 
 def test_closing_ends_open_scans_and_frees_the_directory(tmp_path: Path) -> None:
