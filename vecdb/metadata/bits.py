@@ -152,6 +152,17 @@ def to_ordinals(bitmap: BitMap) -> Ordinals:
     return np.frombuffer(bitmap.to_array(), dtype=np.uint32)
 
 
+def load(blob: npt.NDArray[np.uint8], count: int) -> BitMap:
+    """Return the bitmap serialised in ``blob``; raises ValueError if it is none, or not of rows below ``count``."""
+    try:
+        bitmap = BitMap.deserialize(blob.tobytes())
+    except (ValueError, IndexError) as error:
+        raise ValueError(f"not a serialised bitmap: {error}") from error
+    if bitmap and bitmap.max() >= count:
+        raise ValueError("a set of rows reaches beyond the segment")
+    return bitmap
+
+
 def count_words(words: Words) -> int:
     """Return how many bits are set."""
     return int(np.bitwise_count(words).sum(dtype=np.int64))

@@ -6,6 +6,7 @@ more than a bit a record, so its rows are a serialised roaring bitmap instead an
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -22,18 +23,16 @@ _FEW_KEYS = 32
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Postings:
-    """Arrays borrowed from the buffer they were read from.
+    """``starts`` uint32 (keys + 1,), ``ordinals`` uint32, both borrowed from the buffer they were read from.
 
-    ``starts`` uint32 (keys + 1,), ``ordinals`` uint32, ``dense`` uint32: the dense keys, ascending; their bitmaps are
-    ``blob[blob_at[j]:blob_at[j + 1]]``.
+    ``dense`` uint32: the dense keys, ascending, and ``bitmaps`` their rows, never to be changed.
     """
 
     count: int
     starts: npt.NDArray[np.uint32]
     ordinals: Ordinals
     dense: npt.NDArray[np.uint32]
-    blob_at: npt.NDArray[np.uint64]
-    blob: npt.NDArray[np.uint8]
+    bitmaps: tuple[BitMap, ...]
 
     @property
     def keys(self) -> int:
@@ -46,7 +45,7 @@ class Postings:
         start, stop = int(self.starts[low]), int(self.starts[high])
         found = bits.from_ordinals(self.ordinals[start:stop], self.count)
         first, last = np.searchsorted(self.dense, (low, high)).tolist()
-        return BitMap.union(found, *(self._bitmap(place) for place in range(first, last)))
+        return BitMap.union(found, *self.bitmaps[first:last])
 
     def of(self, keys: npt.NDArray[np.int64]) -> BitMap:
         """Return the rows of some keys (distinct, any order)."""
@@ -56,18 +55,14 @@ class Postings:
         wanted[keys] = True
         picked = self.ordinals[np.flatnonzero(np.repeat(wanted, np.diff(self.starts)))]
         dense = np.flatnonzero(wanted[self.dense]).tolist()
-        return BitMap.union(bits.from_ordinals(picked, self.count), *map(self._bitmap, dense))
-
-    def _bitmap(self, place: int) -> BitMap:
-        blob = self.blob[int(self.blob_at[place]) : int(self.blob_at[place + 1])]
-        return BitMap.deserialize(blob.tobytes())
+        return BitMap.union(bits.from_ordinals(picked, self.count), *(self.bitmaps[place] for place in dense))
 
     def entries(self) -> tuple[npt.NDArray[np.int64], Ordinals]:
         """Return every (number of key, ordinal), the dense ones last."""
         numbers = [np.repeat(np.arange(self.keys), np.diff(self.starts))]
         ordinals = [self.ordinals]
-        for place, key in enumerate(self.dense.tolist()):
-            rows = bits.to_ordinals(self._bitmap(place))
+        for key, bitmap in zip(self.dense.tolist(), self.bitmaps, strict=True):
+            rows = bits.to_ordinals(bitmap)
             numbers.append(np.full(len(rows), key, dtype=np.int64))
             ordinals.append(rows)
         return np.concatenate(numbers), np.concatenate(ordinals)
@@ -105,14 +100,14 @@ def build(numbers: npt.NDArray[np.int64], ordinals: Ordinals, keys: int, count: 
 
 def read(arrays: Arrays, name: str, keys: int, count: int) -> Postings:
     """Return the postings in a region's arrays; raises ValueError or KeyError if they cannot be right."""
-    parts = ("starts", "ordinals", "dense", "blob_at", "blob")
-    postings = Postings(count, *(arrays[f"{name}.{part}"] for part in parts))
-    _check(rising(postings.starts, len(postings.ordinals)) and postings.keys == keys, f"{name}.starts")
-    _check(not len(postings.ordinals) or int(postings.ordinals.max()) < count, f"{name}.ordinals")
-    dense = postings.dense.astype(np.int64)
-    _check(not len(dense) or (int(dense[-1]) < keys and bool((np.diff(dense) > 0).all())), f"{name}.dense")
-    _check(rising(postings.blob_at, len(postings.blob)) and len(postings.blob_at) == len(dense) + 1, f"{name}.blob_at")
-    return postings
+    starts, ordinals, dense, blob_at, blob = (
+        arrays[f"{name}.{part}"] for part in ("starts", "ordinals", "dense", "blob_at", "blob"))
+    _check(rising(starts, len(ordinals)) and len(starts) == keys + 1, f"{name}.starts")
+    _check(not len(ordinals) or int(ordinals.max()) < count, f"{name}.ordinals")
+    _check(not len(dense) or (int(dense[-1]) < keys and bool((dense[1:] > dense[:-1]).all())), f"{name}.dense")
+    _check(rising(blob_at, len(blob)) and len(blob_at) == len(dense) + 1, f"{name}.blob_at")
+    bitmaps = tuple(bits.load(blob[start:stop], count) for start, stop in pairwise(blob_at.tolist()))
+    return Postings(count, starts, ordinals, dense, bitmaps)
 
 
 def rising(starts: npt.NDArray[np.integer], end: int) -> bool:

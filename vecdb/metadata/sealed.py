@@ -113,11 +113,15 @@ class _Field:
             if not (len(rows) == len(lat) == len(lon) and finite(lat) and finite(lon)
                     and (not len(rows) or int(rows.max()) < count)):
                 raise ValueError("the points are not well formed")
-        self.sets = {name: _read_set(arrays[name], count) for name in SETS if name in arrays}
+        self.sets = {name: bits.load(arrays[name], count) for name in SETS if name in arrays}
 
     def set_of(self, name: str) -> BitMap:
         """Return a set of rows, never to be changed."""
         return self.sets.get(name) or BitMap()
+
+    def bitmaps(self) -> list[BitMap]:
+        """Return all bitmaps held in memory."""
+        return [*self.sets.values(), *(rows for held in self.postings.values() for rows in held.bitmaps)]
 
     def exists(self) -> BitMap:
         return self.set_of("exists")
@@ -193,13 +197,6 @@ class _Field:
         return out
 
 
-def _read_set(blob: npt.NDArray[np.uint8], count: int) -> BitMap:
-    rows = BitMap.deserialize(blob.tobytes())
-    if rows and rows.max() >= count:
-        raise ValueError("a set of rows reaches beyond the segment")
-    return rows
-
-
 class SealedIndex:
     """Index of the metadata of ordinals 0 … count - 1; made by :func:`vecdb.metadata.merge.merge` or ``from_buffer``.
 
@@ -212,6 +209,8 @@ class SealedIndex:
         self._fields: dict[str, _Field] = {}
         try:
             self.count = int(container.meta["count"])
+            if not 0 <= self.count < 1 << 31:
+                raise ValueError(f"{self.count} rows")
             only = container.meta["only"]
             self.only: tuple[str, ...] | None = None if only is None else tuple(map(str, only))
         except (KeyError, TypeError, ValueError) as error:
@@ -267,7 +266,7 @@ class SealedIndex:
         if self._overflow is None:
             arrays = self._container.arrays(OVERFLOW_REGION) if OVERFLOW_REGION in self._container else {}
             try:
-                self._overflow = _read_set(arrays["rows"], self.count) if arrays else BitMap()
+                self._overflow = bits.load(arrays["rows"], self.count) if arrays else BitMap()
             except (KeyError, ValueError) as error:
                 raise self._container.corrupted(f"the set of unindexed rows cannot be read: {error}") from error
         return self._overflow
@@ -282,5 +281,5 @@ class SealedIndex:
     def memory_bytes(self) -> int:
         """Return the bytes held in memory; those of a mapped file do not count."""
         held = 0 if self._mapped else self._container.buffer.nbytes
-        sets = [rows for field in list(self._fields.values()) for rows in field.sets.values()]
+        sets = [rows for field in list(self._fields.values()) for rows in field.bitmaps()]
         return held + sum(len(rows.serialize()) for rows in sets)
