@@ -23,7 +23,7 @@ from vecdb.ann.space import Space
 from vecdb.core.ids import RecordId
 from vecdb.core.schema import CollectionSchema, IndexKind, IndexSpec, Quantization
 from vecdb.metadata import merge
-from vecdb.segment.bits import members
+from vecdb.segment.bits import head, members
 from vecdb.segment.calibrate import calibrate
 from vecdb.segment.choice import Choice, choose
 from vecdb.segment.files import write_arrays
@@ -66,7 +66,7 @@ def build_sealed(directory: Path, schema: CollectionSchema, parts: Sequence[Grow
     living = [members(view.live, view.count) for view in ordered]
     choice = choose(schema.index, space, total)
     rows, rids = _gather(space, ordered, living, total, report)
-    base = _base_graph(ordered[0], living[0], total, schema.index) if choice.kind is IndexKind.HNSW else None
+    base = _base_graph(ordered[0], living[0], total, schema.index, run) if choice.kind is IndexKind.HNSW else None
     ann, order = _build(choice, schema.index, space, rows, base, run, report)
     if order is not None:
         rows, rids = _permuted(rows, order), rids[order]
@@ -104,7 +104,7 @@ def _gather(space: Space, parts: Sequence[GrowingView | SealedView], living: Seq
 
 
 def _base_graph(view: GrowingView | SealedView, living: npt.NDArray[np.int64], total: int,
-                spec: IndexSpec) -> Graph | None:
+                spec: IndexSpec, run: Run) -> Graph | None:
     """A graph over the first records gathered, copied from the largest part; None where that does not pay."""
     graph = view.segment.graph if isinstance(view, GrowingView) else view.segment.ann.graph
     if graph is None or graph.m != spec.m or graph.ef_construction != spec.ef_construction:
@@ -115,10 +115,9 @@ def _base_graph(view: GrowingView | SealedView, living: npt.NDArray[np.int64], t
         return None
     if kept == linked:
         return graph.copy(total)
-    live = np.zeros(linked, np.bool_)
-    live[living[:kept]] = True
     segment = view.segment
-    return consolidate(graph, segment.space, segment.rows, segment.aux, live, capacity=total)
+    base, _ = consolidate(graph, segment.space, segment.rows, segment.aux, head(view.live, linked), run, total)
+    return base
 
 
 def _build(choice: Choice, spec: IndexSpec, space: Space, rows: npt.NDArray[Any], base: Graph | None, run: Run,

@@ -17,7 +17,7 @@ from vecdb.ann.flat import scan
 from vecdb.ann.found import Found
 
 SAMPLE = 200
-TARGET = 0.98
+TARGET = 0.99
 K = 10
 WIDTHS = (16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024)
 
