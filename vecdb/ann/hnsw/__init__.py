@@ -13,7 +13,8 @@ Decisions, and what each rests on:
 
 from vecdb.ann.hnsw.build import Linker, Run, grow, serial
 from vecdb.ann.hnsw.graph import Graph, Scratch
+from vecdb.ann.hnsw.maintain import consolidate, permute, renumber, reorder, repair
 from vecdb.ann.hnsw.search import Mode, Searcher, search, search_within
 
-__all__ = ["Graph", "Linker", "Mode", "Run", "Scratch", "Searcher", "grow", "search", "search_within",
-           "serial"]
+__all__ = ["Graph", "Linker", "Mode", "Run", "Scratch", "Searcher", "consolidate", "grow", "permute", "renumber",
+           "reorder", "repair", "search", "search_within", "serial"]
