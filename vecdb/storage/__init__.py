@@ -5,7 +5,8 @@ Decisions.
 **Two steps to durability.** ``write`` puts one batch into RocksDB's log and memtable and returns with the
 batch visible and in the kernel's page cache: a killed process loses nothing, a power cut may.  ``sync``
 makes everything written so far durable.  rocksdict holds the GIL during a write but not during
-``flush_wal``, so the fsync is paid once by one thread for all who wait, while others run.
+``flush_wal``, so the fsync is paid once by one thread for all who wait, while others run.  Where RocksDB would
+sleep inside a write because compaction is behind, it is told to refuse instead, and we sleep without the GIL.
 
 **A failed write ends writing.** After a write or sync that failed nobody can know what of it is on the
 disk, and after a failed fsync the kernel may have dropped the dirty pages and report success next time.

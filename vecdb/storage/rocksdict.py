@@ -6,13 +6,14 @@ import os
 import shutil
 import tempfile
 import threading
+import time
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from rocksdict import AccessType, Checkpoint, Options, Rdict, ReadOptions, WriteBatch
+from rocksdict import AccessType, Checkpoint, Options, Rdict, ReadOptions, WriteBatch, WriteOptions
 
 from vecdb.core.errors import DatabaseClosed, DataCorrupted, InvalidArgument, StorageError, StorageReadOnly, VecdbError
 from vecdb.shard.mutations import Mutations
@@ -25,6 +26,9 @@ from vecdb.storage.paths import make_directory
 from vecdb.storage.scan import RowScan
 
 SCAN_READAHEAD_BYTES = 1 << 20
+STALL_LIMIT_S = 60.0
+STALL_PAUSE_S = 0.005
+_STALL = "Write stall"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,8 @@ class RocksStore:
         self._scans: weakref.WeakSet[RowScan] = weakref.WeakSet()
         self._gate = Gate(lambda: DatabaseClosed(f"the store at {self._path} is closed", path=str(self._path)))
         self._commit = GroupCommit(self._flush_log, self._check_writable)
+        self._unstalled = WriteOptions()
+        self._unstalled.no_slowdown = True
         self._view: Path | None = None
         self._db = self._open()
         self._gate.open()
@@ -99,17 +105,24 @@ class RocksStore:
             scan.close()
 
     def write(self, batch: Mutations) -> None:
-        """Apply atomically; visible at once, durable after the next ``sync``.  ``batch`` is borrowed."""
+        """Apply atomically; visible at once, durable after the next ``sync``.  ``batch`` is borrowed.
+
+        Waits, with the GIL free, while compaction is too far behind; after 60 s of that :class:`StorageError` says
+        so, and nothing was written.
+        """
         with self._gate.entered():
             rows = self._encode(batch)
+            if rows.is_empty():
+                return
             with self._write_lock:
-                self._check_writable()
-                if rows.is_empty():
-                    return
-                try:
-                    self._db.write(rows)
-                except Exception as error:
-                    raise self._fail(error, "writing to") from error
+                waited_s = 0.0
+                while not self._written(rows):
+                    if waited_s > STALL_LIMIT_S:
+                        raise StorageError(f"the store at {self._path} cannot keep up with writing",
+                                           path=str(self._path))
+                    time.sleep(STALL_PAUSE_S)
+                    waited_s += STALL_PAUSE_S
+                    rows = self._encode(batch)  # rocksdict has consumed the first
             self._commit.wrote()
 
     def sync(self) -> None:
@@ -278,6 +291,17 @@ class RocksStore:
         except Exception as error:
             raise self._error(error, "encoding a batch for") from error
         return rows
+
+    def _written(self, rows: WriteBatch) -> bool:
+        """Write, or return False where RocksDB would have slept with the GIL held, stopping every thread."""
+        self._check_writable()
+        try:
+            self._db.write(rows, self._unstalled)
+        except Exception as error:
+            if _STALL in str(error):
+                return False
+            raise self._fail(error, "writing to") from error
+        return True
 
     def _flush_log(self) -> None:
         try:

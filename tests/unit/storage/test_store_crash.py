@@ -48,6 +48,34 @@ def test_killed_while_writing(tmp_path: Path, rounds: int) -> None:
         number = last + 1
 
 
+MANY_WRITERS = """
+import sys, threading
+from vecdb.shard.mutations import Mutations
+from vecdb.storage.rocksdict import RocksStore
+store, say = RocksStore(sys.argv[1]), threading.Lock()
+def work(writer):
+    number = 0
+    while True:
+        store.write(Mutations(puts=[(b"%d-%08d-%d" % (writer, number, part), b"x" * 300) for part in range(5)]))
+        store.sync()
+        with say:
+            print(writer, number, flush=True)
+        number += 1
+for writer in range(8):
+    threading.Thread(target=work, args=(writer,)).start()
+"""
+
+
+def test_killed_with_eight_writers_sharing_syncs(tmp_path: Path) -> None:
+    lines = kill_during(MANY_WRITERS, tmp_path / "s", until=lambda lines: len(lines) >= 800)
+    with RocksStore(tmp_path / "s") as store:
+        keys = {key for key, _ in store.scan(b"0", b"9")}
+    assert len(keys) % 5 == 0
+    for line in lines:
+        writer, number = map(int, line.split())
+        assert all(b"%d-%08d-%d" % (writer, number, part) in keys for part in range(5)), f"{line} was acknowledged"
+
+
 def test_a_torn_tail_costs_only_what_was_not_synced(tmp_path: Path) -> None:
     store = RocksStore(tmp_path / "s")
     for number in range(100):

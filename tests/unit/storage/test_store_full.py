@@ -198,3 +198,37 @@ def test_closing_raises_only_what_was_not_made_durable(tmp_path: Path) -> None:
     store.close()
     with RocksStore(tmp_path / "s") as again:
         assert again.multi_get([b"a"]) == [b"1"]
+
+
+class Stalled:
+    """rocksdict's handle, refusing the first writes because compaction is behind."""
+
+    def __init__(self, handle: Any, stalls: int) -> None:
+        self._handle = handle
+        self.stalls = stalls
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._handle, name)
+
+    def write(self, rows: Any, options: Any) -> None:
+        assert options.no_slowdown
+        if self.stalls:
+            self.stalls -= 1
+            rows.clear()  # as rocksdict does: a batch is consumed whatever comes of it
+            raise Exception("Result incomplete: Write stall")
+        self._handle.write(rows, options)
+
+
+def test_a_stalled_write_waits_and_is_not_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with RocksStore(tmp_path / "s") as store:
+        store._db = Stalled(store._db, stalls=3)
+        store.write(Mutations(puts=[(b"a", b"1"), (b"b", b"2")]))
+        assert store.multi_get([b"a", b"b"]) == [b"1", b"2"]
+        monkeypatch.setattr("vecdb.storage.rocksdict.STALL_LIMIT_S", 0.01)
+        store._db.stalls = 10
+        with pytest.raises(StorageError, match="cannot keep up"):
+            store.write(Mutations(puts=[(b"c", b"3")]))
+        assert store.failure is None
+        store._db.stalls = 0
+        store.write(Mutations(puts=[(b"d", b"4")]))
+        assert store.multi_get([b"c", b"d"]) == [None, b"4"]
