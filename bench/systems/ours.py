@@ -49,6 +49,7 @@ class Ours(System):
         small = type(self)(self.settings)
         small.build(train[:1000])
         small.search(train[:10])
+        small.search(train[:1])
         small.close()
 
     def close(self) -> None:
@@ -56,55 +57,62 @@ class Ours(System):
 
 
 class Hnsw(Ours):
-    """The graph, walked on exact rows."""
+    """The graph, numbered for locality, walked on exact rows."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         self.hnsw = part("vecdb.ann.hnsw")
-        self.scratch = self.hnsw.Scratch()
 
     def build(self, train: np.ndarray) -> None:
-        chosen = self.settings
         self.store(train)
-        self.graph = self.hnsw.Graph.allocate(
-            len(train), m=chosen.m, ef_construction=chosen.ef_construction, seed=chosen.seed
-        )
-        self.hnsw.grow(self.graph, self.space, self.rows, self.aux, len(train), self.run)
-        self.codes = self.codes_module.RowCodes(self.space, self.rows, self.aux)
+        self.link(None)
+        self.searcher = self.hnsw.Searcher(self.graph, self.exact)
+
+    def link(self, codes: Any) -> None:
+        """Grows the graph, walking ``codes`` (None: the rows) meanwhile, and renumbers it and the rows."""
+        chosen, count = self.settings, len(self.rows)
+        grown = self.hnsw.Graph.allocate(count, m=chosen.m, ef_construction=chosen.ef_construction, seed=chosen.seed)
+        self.hnsw.grow(grown, self.space, self.rows, self.aux, count, self.run, codes=codes)
+        self.graph, self.order = self.hnsw.reorder(grown)
+        self.rows = self.hnsw.permute(self.rows, self.order)
+        self.aux = self.aux[self.order] if len(self.aux) else self.aux
+        self.exact = self.codes_module.RowCodes(self.space, self.rows, self.aux)
+        # The last one is what -1, for nothing found, points at.
+        self.names = np.append(self.order, np.int32(-1))
 
     def search(self, queries: np.ndarray) -> np.ndarray:
-        found = self.hnsw.search(
-            self.graph, self.codes, self.space.encode(queries), k=self.settings.k, ef=self.effort, scratch=self.scratch
-        )
-        return found.ordinals
+        found = self.searcher.search(self.space.encode(queries), k=self.settings.k, ef=self.effort)
+        return self.names[found.ordinals]
 
     def bytes_per_vector(self) -> float:
         return (self.graph.nbytes + self.rows.nbytes + self.aux.nbytes) / len(self.rows)
 
 
 class Coded(Hnsw):
-    """The graph built on rows and walked on a quantizer's codes, the best reranked on rows."""
+    """The graph walked on a quantizer's codes, the best reranked on rows; built on rows unless the codes are fine."""
 
     quantization = "sq8"
-    oversample = 3
 
     def build(self, train: np.ndarray) -> None:
-        super().build(train)
         schema, quantize = part("vecdb.core.schema"), part("vecdb.ann.quantize")
-        self.rerank = part("vecdb.ann.rerank").rerank
+        self.store(train)
         spec = schema.IndexSpec(quantization=self.quantization)
         chosen = np.random.default_rng(self.settings.seed).permutation(len(train))[:50_000]
         sample = np.ascontiguousarray(self.rows[np.sort(chosen), : self.space.row_items])
         quantizer = quantize.train(spec, self.space, sample, seed=self.settings.seed, run=self.run)
         if quantizer.kind != spec.quantization:
             raise MissingError(f"vecdb.ann.quantize made {quantizer.kind} where {spec.quantization} was asked for")
-        self.coded = quantizer.codes(*quantizer.encode(self.rows, self.run))
+        self.oversample = quantize.default_oversample(spec.quantization, spec.bits, self.space.dim)
+        codes, aux = quantizer.encode(self.rows, self.run)
+        self.link(quantizer.codes(codes, aux) if self.quantization == "sq8" else None)
+        self.coded = quantizer.codes(self.hnsw.permute(codes, self.order), aux[self.order])
+        self.searcher = self.hnsw.Searcher(self.graph, self.coded, self.exact)
 
     def search(self, queries: np.ndarray) -> np.ndarray:
-        stored, k = self.space.encode(queries), self.settings.k
-        wide = min(self.effort, k * self.oversample)
-        found = self.hnsw.search(self.graph, self.coded, stored, k=wide, ef=self.effort, scratch=self.scratch)
-        return self.rerank(self.space, self.rows, self.aux, stored, found, k).ordinals
+        keep = round(self.oversample * self.settings.k)
+        stored = self.space.encode(queries)
+        found = self.searcher.search(stored, k=self.settings.k, ef=max(self.effort, keep), keep=keep)
+        return self.names[found.ordinals]
 
     def bytes_per_vector(self) -> float:
         return super().bytes_per_vector() + (self.coded.codes.nbytes + self.coded.aux.nbytes) / len(self.rows)
@@ -127,10 +135,9 @@ class HnswPq(Coded):
     """Product-quantized codes."""
 
     quantization = "pq"
-    oversample = 10
 
 
-class HnswOpq(HnswPq):
+class HnswOpq(Coded):
     """The same, rotated first."""
 
     quantization = "opq"
@@ -140,7 +147,6 @@ class HnswRabitq(Coded):
     """1-bit codes."""
 
     quantization = "rabitq"
-    oversample = 10
 
 
 class Flat(Ours):
