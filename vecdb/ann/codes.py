@@ -114,12 +114,12 @@ class RowCodes:
         return Prepared(padded.view(np.uint16) if padded.dtype == np.float16 else padded, columns)
 
     def preparer(self, codes: npt.NDArray[Any], aux: npt.NDArray[np.float32]) -> Callable[[npt.NDArray[Any]], None]:
-        space = self.space
+        space, has_aux = self.space, self.space.has_aux
         items = (codes.view(np.float16) if space.row_dtype == np.float16 else codes)[:, :space.row_items]
 
         def prepare(query: npt.NDArray[Any]) -> None:
             items[:] = query
-            if space.has_aux:
+            if has_aux:
                 aux[:, 1] = space.aux(query)
 
         return prepare

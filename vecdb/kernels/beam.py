@@ -270,7 +270,11 @@ def make_walk(score: Any) -> Any:
                 if mode == POST and not has_bit(allowed, np.int64(near[t])):
                     key |= BARRED
                 size, admitted, at = admit(beam, size, admitted, ef, cap, key)
-                cursor = min(cursor, at)
+                if at <= cursor:
+                    # it is expanded next, unless a nearer one comes
+                    cursor = at
+                    if level == 0:
+                        simd.prefetch(links, np.int64(near[t]), 2)
         tally[T_HOPS] += hops
         tally[T_COMPARISONS] += compared
         return size

@@ -37,7 +37,7 @@ class Searcher:
     grow meanwhile; its capacity and the arrays of codes and rows are fixed.
     """
 
-    __slots__ = ("_entry", "_exact", "_plan", "_quick", "_scratch", "_sources", "codes", "graph")
+    __slots__ = ("_call", "_entry", "_exact", "_quick", "_scratch", "_sources", "codes", "graph")
 
     def __init__(self, graph: Graph, codes: Codes, exact: RowCodes | None = None,
                  scratch: Scratch | None = None) -> None:
@@ -53,9 +53,8 @@ class Searcher:
         plan[kernels.P_SCRATCH] = address(self._scratch.context)
         _describe(plan, kernels.P_CODES, codes)
         _describe(plan, kernels.P_ROWS, codes if self._exact is None else self._exact)
-        self._plan = plan
+        self._call = Call(plan)
         self._sources: list[Codes] = [codes] if self._exact is None else [codes, self._exact]
-        self._plan = plan
         self._quick: Quick | None = None
 
     def search(self, queries: npt.NDArray[Any] | Prepared, *, k: int, ef: int, keep: int = 0,
@@ -70,17 +69,24 @@ class Searcher:
         seen.  ``stop`` int32 (1,): set non-zero by another thread, it ends the search within some hops; what was found
         by then is the answer.
         """
-        plan, graph = self._plan, self.graph
+        graph = self.graph
         quick = self._quick_for(queries, k)
+        call = quick or self._call
         holders = None if quick else self._prepare(queries)
         count = graph.count if count is None else min(count, graph.count)
         ef = max(ef, k)
         kind, cap, words, seeds = _admission(allowed, count, ef, mode)
         self._scratch.reserve(graph.capacity, cap, graph.m0)
-        plan[kernels.P_K:kernels.P_QUERIES] = (k, ef, cap, max(k, min(keep, ef)) if keep else ef, kind, count)
-        plan[kernels.P_ALLOWED:kernels.P_ORDINALS] = (
-            0 if words is None else address(words), 0 if seeds is None else address(seeds),
-            0 if seeds is None else len(seeds), _NO_STOP_AT if stop is None else address(stop))
+        plan = call.plan
+        numbers = (k, ef, cap, max(k, min(keep, ef)) if keep else ef, kind, count)
+        if numbers != call.numbers:
+            plan[kernels.P_K:kernels.P_QUERIES] = call.numbers = numbers
+        pointed = allowed is not None or stop is not None
+        if pointed or call.pointed:
+            call.pointed = pointed
+            plan[kernels.P_ALLOWED:kernels.P_ORDINALS] = (
+                0 if words is None else address(words), 0 if seeds is None else address(seeds),
+                0 if seeds is None else len(seeds), _NO_STOP_AT if stop is None else address(stop))
         if quick:
             self._entry(plan)
             ordinals, distances = quick.ordinals[:, :k].copy(), quick.distances[:, :k].copy()
@@ -92,23 +98,19 @@ class Searcher:
             self._entry(plan)
         del holders
         hops, compared, stopped = plan[kernels.P_TALLY:].tolist()
-        return Found(ordinals, distances, hops, compared, bool(stopped))
+        return Found(ordinals, distances, hops, compared, stopped != 0)
 
     def _quick_for(self, queries: npt.NDArray[Any] | Prepared, k: int) -> "Quick | None":
-        """The buffers of one query with it prepared in them and described in the plan, if that can be."""
+        """The call of one query, with this one prepared in it, if that can be."""
         if len(queries) != 1 or k > _QUICK_K or isinstance(queries, Prepared):
             return None
         quick = self._quick
         if quick is None:
             if not all(isinstance(source, QuickCodes) for source in self._sources):
                 return None
-            quick = self._quick = Quick(self._sources)
+            quick = self._quick = Quick(self._call.plan, self._sources)
         for preparer in quick.preparers:
             preparer(queries)
-        self._plan[kernels.P_ORDINALS:kernels.P_CODES] = quick.results
-        for at, items in zip(_QUERIES_AT, quick.items, strict=False):
-            self._plan[at:at + 4] = items
-        self._plan[kernels.P_QUERIES] = 1
         return quick
 
     def _prepare(self, queries: npt.NDArray[Any] | Prepared) -> object:
@@ -120,26 +122,38 @@ class Searcher:
         else:
             prepared = [source.prepare(queries) for source in self._sources]
         for at, part in zip(_QUERIES_AT, prepared, strict=False):
-            self._plan[at:at + 4] = _query_items(part.codes, part.aux)
+            self._call.plan[at:at + 4] = _query_items(part.codes, part.aux)
         return prepared
 
 
-class Quick:
-    """What a call with one query reuses: its prepared forms and results, and how a plan describes them."""
+class Call:
+    """A plan, and what stands in it already: ``numbers``, and whether it points at a bitset or a stop flag."""
 
-    __slots__ = ("distances", "items", "ordinals", "preparers", "results")
+    __slots__ = ("numbers", "plan", "pointed")
 
-    def __init__(self, sources: Sequence[Any]) -> None:
+    def __init__(self, plan: npt.NDArray[np.int64]) -> None:
+        self.plan = plan
+        self.numbers: tuple[int, ...] = ()
+        self.pointed = True
+
+
+class Quick(Call):
+    """The call of a single query, with the memory for its prepared forms and its results kept from call to call."""
+
+    __slots__ = ("distances", "ordinals", "preparers")
+
+    def __init__(self, plan: npt.NDArray[np.int64], sources: Sequence[Any]) -> None:
+        super().__init__(plan.copy())
         self.preparers: list[Callable[[npt.NDArray[Any]], None]] = []
-        self.items: list[npt.NDArray[np.int64]] = []
-        for source in sources:
+        for at, source in zip(_QUERIES_AT, sources, strict=False):
             prepared = source.prepare(np.zeros((1, source.space.row_items), source.space.row_dtype))
             codes, aux = prepared.codes.copy(), prepared.aux.copy()
             self.preparers.append(source.preparer(codes, aux))
-            self.items.append(np.array(_query_items(codes, aux), np.int64))
+            self.plan[at:at + 4] = _query_items(codes, aux)
         self.ordinals = np.empty((1, _QUICK_K), np.int32)
         self.distances = np.empty((1, _QUICK_K), np.float32)
-        self.results = np.array([address(self.ordinals), address(self.distances)], np.int64)
+        self.plan[kernels.P_QUERIES] = 1
+        self.plan[kernels.P_ORDINALS:kernels.P_CODES] = address(self.ordinals), address(self.distances)
 
 
 def search(graph: Graph, codes: Codes, queries: npt.NDArray[Any] | Prepared, *, k: int, ef: int,

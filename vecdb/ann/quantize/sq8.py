@@ -125,7 +125,7 @@ class Codes8:
         return self.quantizer.prepare(queries)
 
     def preparer(self, codes: npt.NDArray[np.int8], aux: Floats) -> Callable[[Rows], None]:
-        quantizer, space = self.quantizer, self.space
+        quantizer, space, has_aux = self.quantizer, self.space, self.space.has_aux
         query = np.zeros((1, space.dim), np.float32)
         weights = np.empty(space.dim, np.float32)
         arrays: tuple[npt.NDArray[Any], ...] = (query, quantizer.mid, quantizer.step, weights, codes, aux)
@@ -133,7 +133,7 @@ class Codes8:
                          *(address(array) for array in arrays)], np.int64)
 
         def prepare(vector: Rows, _held: object = arrays) -> None:
-            query[:] = as_floats(space, vector) if space.has_aux else vector
+            query[:] = as_floats(space, vector) if has_aux else vector
             kernels.prepare_one(plan)
 
         return prepare
