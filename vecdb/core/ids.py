@@ -5,7 +5,7 @@ UTF-8, so that keys sort integers by value before strings by code point and neve
 """
 
 from collections.abc import Iterable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -44,7 +44,7 @@ def check_id(value: object, position: int | None = None) -> RecordId:
                     got=type(value).__name__, limit="int or str")
 
 
-def check_ids(values: Iterable[object] | npt.NDArray[np.generic]) -> list[RecordId]:
+def check_ids(values: Iterable[object] | npt.NDArray[Any]) -> list[RecordId]:
     """Check many ids; an integer array is checked as a whole, without a loop per id."""
     if isinstance(values, np.ndarray):
         if values.ndim != 1:

@@ -21,6 +21,16 @@ def full(count: int) -> Bits:
     return words
 
 
+def extended(bits: Bits, count: int) -> Bits:
+    """``bits`` if it has room for ``count``, else a copy of at least half as much again, with every new bit set."""
+    words = (count + 63) >> 6
+    if words <= len(bits):
+        return bits
+    out = np.full(max(words, len(bits) * 3 // 2), _ALL, np.uint64)
+    out[: len(bits)] = bits
+    return out
+
+
 def cleared(bits: Bits, ordinals: npt.NDArray[np.integer[Any]]) -> Bits:
     """A copy of ``bits`` without the given ordinals."""
     out = bits.copy()

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vecdb.ann.codes import Codes, RowCodes
-from vecdb.ann.hnsw import Graph, Scratch, consolidate, grow, reorder
+from vecdb.ann.hnsw import Graph, consolidate, grow, permute, reorder
 from vecdb.ann.ivf import Ivf
 from vecdb.ann.memory import allocate
 from vecdb.ann.quantize import Quantizer, default_oversample, train
@@ -69,7 +69,7 @@ def build_sealed(directory: Path, schema: CollectionSchema, parts: Sequence[Grow
     base = _base_graph(ordered[0], living[0], total, schema.index, run) if choice.kind is IndexKind.HNSW else None
     ann, order = _build(choice, schema.index, space, rows, base, run, report)
     if order is not None:
-        rows, rids = _permuted(rows, order), rids[order]
+        rows, rids = permute(rows, order), rids[order]
     report("writing files", 0, 3)
     ann.write(directory / INDEX)
     report("writing files", 1, 3)
@@ -137,9 +137,9 @@ def _build(choice: Choice, spec: IndexSpec, space: Space, rows: npt.NDArray[Any]
     if not in_place and total > 1:
         report("reordering", 0, 1)
         graph, order = reorder(graph)
-        rows, aux = _permuted(rows, order), (aux[order] if len(aux) else aux)
+        rows, aux = permute(rows, order), (aux[order] if len(aux) else aux)
         if coded is not None:
-            coded.codes, coded.aux = _permuted(coded.codes, order), coded.aux[order]
+            coded.codes, coded.aux = permute(coded.codes, order), coded.aux[order]
         report("reordering", 1, 1)
     ann = SealedAnn(choice.kind, choice.quantization, choice.reason, graph=graph)
     if coded is not None:
@@ -147,14 +147,6 @@ def _build(choice: Choice, spec: IndexSpec, space: Space, rows: npt.NDArray[Any]
         ann.oversample = spec.oversample or default_oversample(choice.quantization, choice.bits, space.dim)
     _measure(ann, RowCodes(space, rows, aux), spec, report)
     return ann, order
-
-
-def _permuted(rows: npt.NDArray[Any], order: npt.NDArray[np.int32]) -> npt.NDArray[Any]:
-    """``rows[order]`` in huge-page memory."""
-    out = allocate(rows.shape, rows.dtype)
-    for start in range(0, len(order), COPY_ROWS):
-        np.take(rows, order[start : start + COPY_ROWS], axis=0, out=out[start : start + COPY_ROWS])
-    return out
 
 
 def _encode(choice: Choice, spec: IndexSpec, space: Space, rows: npt.NDArray[Any], run: Run,
@@ -188,9 +180,8 @@ def _measure(ann: SealedAnn, rows: RowCodes, spec: IndexSpec, report: Report) ->
         ann.ef = spec.ef_search
         return
     report("measuring recall", 0, 1)
-    scratch = Scratch()
     ann.ef, recall = calibrate(rows, lambda queries, k, ef: ann.search(
-        rows, queries, k=k, ef=ef, nprobe=0, allowed=None, mode="post", scratch=scratch))
+        rows, queries, k=k, ef=ef, nprobe=0, allowed=None, mode="post"))
     ann.measured = {"recall_at_10": round(recall, 4), "ef_search": ann.ef}
     report("measuring recall", 1, 1)
 

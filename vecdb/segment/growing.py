@@ -5,6 +5,7 @@ never moves: a reader that pinned a view needs no lock and no copy.  The writer 
 published count, where nobody looks, and publishes them by making a new view.
 """
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from vecdb.ann.codes import RowCodes
-from vecdb.ann.hnsw import Graph, grow
+from vecdb.ann.found import Found
+from vecdb.ann.hnsw import Graph, Mode, Searcher, grow
 from vecdb.ann.space import Space
 from vecdb.core.ids import RecordId
 from vecdb.core.schema import AUTO_HNSW_RECORDS, CollectionSchema, IndexKind
 from vecdb.metadata import GrowingIndex
-from vecdb.segment.bits import Bits, cleared, full, head, members
+from vecdb.segment.bits import Bits, cleared, extended, full, head, members
 
 Run = Callable[[Sequence[Callable[[], None]]], None]
 GRAPH_SEED = 0x5EED
@@ -46,7 +48,8 @@ class GrowingSegment:
         self.metadata = GrowingIndex(schema.indexed_fields)
         self.graph: Graph | None = None
         self.frozen = False
-        self.view = GrowingView(self, 0, full(capacity), 0)
+        self._idle: deque[Searcher] = deque()
+        self.view = GrowingView(self, 0, full(0), 0)
 
     @property
     def name(self) -> str:
@@ -65,7 +68,9 @@ class GrowingSegment:
         if ids:
             self.metadata.append(old.count, metadata)
             self.ids.extend(ids)
-        live = cleared(old.live, dead) if len(dead) else old.live
+        live = extended(old.live, old.count + len(ids))
+        if len(dead):
+            live = cleared(live, dead)
         self.view = GrowingView(self, old.count + len(ids), live, old.live_count + len(ids) - len(dead))
 
     @property
@@ -94,6 +99,18 @@ class GrowingSegment:
         stop = self.view.count if upto is None else upto
         if stop > self.graph.count:
             grow(self.graph, self.space, self.rows, self.aux, stop, run, on_batch)
+
+    def search_graph(self, queries: npt.NDArray[Any], *, k: int, ef: int, allowed: Bits | None, count: int,
+                     mode: Mode) -> Found:
+        """Search the linked vertices below ``count``; distances are exact, raw."""
+        assert self.graph is not None
+        try:
+            searcher = self._idle.pop()
+        except IndexError:
+            searcher = Searcher(self.graph, self.codes)
+        found = searcher.search(queries, k=k, ef=ef, allowed=allowed, count=count, mode=mode)
+        self._idle.append(searcher)
+        return found
 
     def memory_bytes(self) -> dict[str, int]:
         """Bytes in use by component (reserved but untouched memory does not count)."""

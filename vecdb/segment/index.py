@@ -3,7 +3,9 @@
 An index is a projection of the rows: it is stored in one file of its own and can be built again.
 """
 
+from collections import deque
 from dataclasses import dataclass, field
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,7 @@ import numpy.typing as npt
 
 from vecdb.ann.codes import Codes, RowCodes
 from vecdb.ann.found import Found
-from vecdb.ann.hnsw import Graph, Mode, Scratch
-from vecdb.ann.hnsw import search as search_graph
+from vecdb.ann.hnsw import Graph, Mode, Searcher
 from vecdb.ann.ivf import Ivf
 from vecdb.ann.memory import allocate
 from vecdb.ann.quantize import Quantizer, from_state
@@ -48,6 +49,8 @@ class SealedAnn:
     nprobe: int = 0
     oversample: float = 1.0
     measured: dict[str, Any] = field(default_factory=dict)
+    idle: deque[Searcher] = field(default_factory=deque)
+    """Searchers no thread is using: as many are made as threads search at once."""
 
     @classmethod
     def none(cls, reason: str) -> "SealedAnn":
@@ -66,19 +69,20 @@ class SealedAnn:
         return max(base, k + base // 2) if k > 10 else max(base, k)
 
     def search(self, rows: RowCodes, queries: npt.NDArray[Any], *, k: int, ef: int, nprobe: int,
-               allowed: npt.NDArray[np.uint64] | None, mode: Mode, scratch: Scratch) -> Found:
+               allowed: npt.NDArray[np.uint64] | None, mode: Mode) -> Found:
         """Search (nq, row_items) stored queries; distances are exact, raw."""
         if self.ivf is not None:
-            wanted = max(k, int(np.ceil(k * self.oversample)))
+            wanted = max(k, ceil(k * self.oversample))
             found = self.ivf.search(queries, wanted, nprobe or self.nprobe, allowed)
             return found if self.kind is IndexKind.IVF_FLAT else rerank_on(rows, rows.prepare(queries), found, k)
         assert self.graph is not None
-        if self.codes is None:
-            return search_graph(self.graph, rows, queries, k=k, ef=ef, allowed=allowed, mode=mode, scratch=scratch)
-        wanted = min(ef, max(k, int(np.ceil(k * self.oversample))))
-        found = search_graph(self.graph, self.codes, queries, k=wanted, ef=ef, allowed=allowed, mode=mode,
-                             scratch=scratch)
-        return rerank_on(rows, rows.prepare(queries), found, k)
+        try:
+            searcher = self.idle.pop()
+        except IndexError:
+            searcher = Searcher(self.graph, rows if self.codes is None else self.codes, rows)
+        found = searcher.search(queries, k=k, ef=ef, keep=ceil(k * self.oversample), allowed=allowed, mode=mode)
+        self.idle.append(searcher)
+        return found
 
     def memory_bytes(self) -> dict[str, int]:
         out = {"graph": 0 if self.graph is None else self.graph.nbytes,

@@ -12,8 +12,7 @@ import numpy.typing as npt
 
 from vecdb.ann.flat import scan
 from vecdb.ann.found import Found
-from vecdb.ann.hnsw import Mode, Scratch
-from vecdb.ann.hnsw import search as search_graph
+from vecdb.ann.hnsw import Mode
 from vecdb.core.query import QueryRequest
 from vecdb.metadata.selectivity import Strategy, choose
 from vecdb.segment.bits import Bits, members, size
@@ -38,7 +37,7 @@ class SegmentAnswer:
 
 
 def search_view(view: GrowingView | SealedView, request: QueryRequest, queries: npt.NDArray[Any],
-                read_metadata: ReadMetadata, scratch: Scratch) -> SegmentAnswer:
+                read_metadata: ReadMetadata) -> SegmentAnswer:
     """Answer ``queries`` (nq, row_items), a part of ``request``'s, on one pinned view."""
     missing = None
     lost = view.lost() if isinstance(view, SealedView) else ()
@@ -50,7 +49,7 @@ def search_view(view: GrowingView | SealedView, request: QueryRequest, queries: 
         return SegmentAnswer(_nothing(len(queries)), {"segment": view.segment.name, "strategy": "none",
                                                       "matches": 0}, missing)
     strategy = _strategy(view, request, matches, filtered=request.filter is not None)
-    found = _run(view, request, queries, strategy, allowed, matches, k, scratch)
+    found = _run(view, request, queries, strategy, allowed, matches, k)
     plan = {"segment": view.segment.name, "records": view.live_count, "matches": matches,
             "selectivity": matches / view.live_count if view.live_count else 0.0, "strategy": strategy.kind,
             "reason": strategy.reason, **strategy.numbers, "hops": found.hops, "comparisons": found.comparisons}
@@ -89,20 +88,19 @@ def _strategy(view: GrowingView | SealedView, request: QueryRequest, matches: in
 
 
 def _run(view: GrowingView | SealedView, request: QueryRequest, queries: npt.NDArray[Any], strategy: Strategy,
-         allowed: Bits | None, matches: int, k: int, scratch: Scratch) -> Found:
+         allowed: Bits | None, matches: int, k: int) -> Found:
     if strategy.kind == "exact":
         return _exact(view, queries, k, 0, view.count, allowed, matches)
     mode: Mode = "filtered" if strategy.kind == "filtered_beam" else "post"
     ef = max(strategy.ef, k)
     if isinstance(view, SealedView):
         found = view.segment.ann.search(view.segment.codes, queries, k=k, ef=ef, nprobe=request.nprobe,
-                                        allowed=allowed, mode=mode, scratch=scratch)
+                                        allowed=allowed, mode=mode)
         return _completed(view, queries, found, k, view.count, allowed, matches)
     graph = view.segment.graph
     assert graph is not None
     linked = min(graph.count, view.count)
-    found = search_graph(graph, view.segment.codes, queries, k=k, ef=ef, allowed=allowed, count=linked, mode=mode,
-                         scratch=scratch)
+    found = view.segment.search_graph(queries, k=k, ef=ef, allowed=allowed, count=linked, mode=mode)
     if linked < view.count:
         tail = _exact(view, queries, k, linked, view.count, allowed, matches)
         found = join(found, tail, k)

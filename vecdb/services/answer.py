@@ -1,6 +1,5 @@
 """A query on a pinned view of a shard: each segment searched, answers joined, records attached."""
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -9,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from vecdb.ann.hnsw import Scratch
 from vecdb.core.ids import RecordId
 from vecdb.core.query import Matches, QueryRequest, QueryResult
 from vecdb.core.schema import Metric
@@ -24,8 +22,7 @@ MIN_ROWS_PER_THREAD = 8
 """Queries worth a thread hand-off: below, one thread answers sooner than two."""
 
 
-def answer(view: ShardView, request: QueryRequest, machine: ShardMachine, compute: Compute,
-           scratches: deque[Scratch]) -> QueryResult:
+def answer(view: ShardView, request: QueryRequest, machine: ShardMachine, compute: Compute) -> QueryResult:
     """Answer every row of ``request.vectors``; a damaged part of a segment is named in ``missing``."""
     queries = request.vectors
     segments = [segment for segment in view.segments if segment.live_count]
@@ -34,12 +31,8 @@ def answer(view: ShardView, request: QueryRequest, machine: ShardMachine, comput
 
     def work(place: int, lo: int, hi: int) -> Callable[[], None]:
         def run() -> None:
-            scratch = scratches.pop() if scratches else Scratch()
-            try:
-                answers[place] = [search_view(segment, request, queries[lo:hi], machine.read_metadata, scratch)
-                                  for segment in segments]
-            finally:
-                scratches.append(scratch)
+            answers[place] = [search_view(segment, request, queries[lo:hi], machine.read_metadata)
+                              for segment in segments]
         return run
 
     thunks = [work(place, lo, hi) for place, (lo, hi) in enumerate(chunks)]
@@ -107,7 +100,7 @@ def _identify(segments: Sequence[SegmentView], source: npt.NDArray[np.int32], or
     return ids, rids
 
 
-class StaleView(Exception):  # noqa: N818 - control flow: the answer is asked again on a newer view
+class StaleView(Exception):
     """A hit died after the view was pinned, and its metadata row is gone with it."""
 
 

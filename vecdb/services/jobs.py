@@ -14,7 +14,7 @@ from vecdb.core.errors import VecdbError
 from vecdb.ports.clock import Clock
 
 
-class JobCancelled(Exception):  # noqa: N818 - control flow, not an error a caller sees
+class JobCancelled(Exception):
     """Raised inside a job when the database closes."""
 
 

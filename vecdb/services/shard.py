@@ -8,7 +8,6 @@ opens the store anew, and if the unknown batch turns out to be there, the machin
 """
 
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from vecdb.ann.hnsw import Scratch
 from vecdb.core.errors import DataCorrupted, StorageError, StorageReadOnly
 from vecdb.core.filters.tree import Node
 from vecdb.core.ids import RecordId, id_from_key, id_key
@@ -54,7 +52,6 @@ class ShardService:
         self._lock = threading.RLock()
         self._store = open_store()
         self._broken = False
-        self._scratch: deque[Scratch] = deque()
         self.on_change: Callable[[], None] = lambda: None
         try:
             self.machine = self._recover()
@@ -129,11 +126,11 @@ class ShardService:
         """Answer a batch of queries, split over the pool's threads when there are many."""
         for _ in range(OPTIMISTIC_TRIES):
             try:
-                return answer(self.machine.view, request, self.machine, self._compute, self._scratch)
+                return answer(self.machine.view, request, self.machine, self._compute)
             except StaleView:  # hits died meanwhile: ask the newer view
                 continue
         with self._lock:
-            return answer(self.machine.view, request, self.machine, self._compute, self._scratch)
+            return answer(self.machine.view, request, self.machine, self._compute)
 
     def fetch(self, ids: Sequence[RecordId], *, include_metadata: bool, include_vectors: bool) -> list[Record]:
         """The records that exist, in the order asked; :class:`DataCorrupted` names those with damaged vectors."""
