@@ -11,7 +11,7 @@ residual ``v``
 without bias over ``P``, with an error of order |r| |v| / sqrt(D).  Two floats a row carry everything that does not
 depend on the query; the metric is folded into them.  The rotation is random signs, a Walsh-Hadamard transform of the
 greatest power of two that fits (at the front, then at the back), and one Kac step over the two halves,
-four times: O(D log D), and exactly orthogonal.
+four to six times: O(D log D), and exactly orthogonal.
 
 A row of codes: bit planes of 64 dimensions a word (uint64; 1, 2, 3, 5, 6, 7 bits), or nibbles or bytes (uint8; 4 and 8
 bits) which an integer dot product reads faster; then the two float32.

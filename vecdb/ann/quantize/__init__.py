@@ -97,7 +97,8 @@ def state_bytes(spec: IndexSpec, space: Space) -> int:
     if kind in (Quantization.SQ8, Quantization.SQ4):
         return 8 * space.dim
     if kind is Quantization.RABITQ:
-        return 4 * (space.dim + 4 * rabitq.turned_dim(space.dim))
+        size = rabitq.turned_dim(space.dim)
+        return 4 * (space.dim + rabitq.rounds(size) * size)
     if kind in (Quantization.PQ, Quantization.OPQ):
         cut = layout(space.dim, spec.subspaces, kind is Quantization.OPQ)
         rotation = 4 * cut.padded**2 // cut.blocks if kind is Quantization.OPQ else 0

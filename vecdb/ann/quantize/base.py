@@ -71,7 +71,7 @@ class QuantizedCodes:
     family: str
     codes: npt.NDArray[Any]
     aux: npt.NDArray[np.float32]
-    preparer: Preparer
+    source: Preparer
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "codes", frozen(self.codes))
@@ -79,13 +79,14 @@ class QuantizedCodes:
 
     @property
     def space(self) -> Space:
-        return self.preparer.space
+        return self.source.space
 
     def prepare(self, queries: Rows) -> Prepared:
-        return self.preparer.prepare(queries)
+        return self.source.prepare(queries)
 
-    def prepare_one(self, query: Rows, codes: npt.NDArray[Any], aux: npt.NDArray[np.float32]) -> None:
-        self.preparer.prepare_into(query, codes, aux)
+    def preparer(self, codes: npt.NDArray[Any], aux: npt.NDArray[np.float32]) -> Callable[[Rows], None]:
+        source = self.source
+        return lambda query: source.prepare_into(query, codes, aux)
 
 
 def no_aux(count: int) -> npt.NDArray[np.float32]:

@@ -28,13 +28,19 @@ from vecdb.ann.space import Space
 from vecdb.core.schema import Quantization
 from vecdb.kernels import rabitq as kernels
 
-_ROUNDS = 4
-"""Rounds of the rotation: with fewer, a one-hot vector's components are not yet like a random direction's."""
-
 
 def turned_dim(dim: int) -> int:
     """Dimensions after padding and rotation: whole words of 64."""
     return -(-dim // 64) * 64
+
+
+def rounds(size: int) -> int:
+    """Rounds of the rotation of ``size`` dimensions, enough to make a turned axis look like a random direction.
+
+    Measured by the fourth moment of the matrix (3 for a random one): at powers of two 3.0 after four rounds; at 960
+    dimensions, where a round transforms 512 of them, 15.7 after three, 6.1 after four and 3.2 after six.
+    """
+    return 4 if size & (size - 1) == 0 else 6
 
 
 def code_bytes(dim: int, bits: int) -> int:
@@ -54,8 +60,9 @@ class RabitQuantizer:
     @classmethod
     def train(cls, space: Space, sample: Rows, bits: int = 1, seed: int = 0, run: Run = serial) -> Self:
         """Take the sample's mean as the centre and draw the rotation from ``seed``."""
+        size = turned_dim(space.dim)
         centre = as_floats(space, sample).mean(axis=0, dtype=np.float64).astype(np.float32)
-        draws = np.random.default_rng(seed).integers(0, 2, (_ROUNDS, turned_dim(space.dim)))
+        draws = np.random.default_rng(seed).integers(0, 2, (rounds(size), size))
         return cls(space, bits, frozen(centre), frozen((2 * draws - 1).astype(np.float32)))
 
     @property
