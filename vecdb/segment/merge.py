@@ -11,6 +11,9 @@ from vecdb.ann.found import Found
 def top_k(parts: Sequence[Found], k: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32],
                                                   npt.NDArray[np.float32]]:
     """Return ``(part, ordinal, distance)`` arrays (nq, <=k), nearest first; -1, -1 and +inf where there are fewer."""
+    if len(parts) == 1:  # most queries: nothing to join
+        ordinals = parts[0].ordinals[:, :k]
+        return np.where(ordinals < 0, np.int32(-1), np.int32(0)), ordinals, parts[0].distances[:, :k]
     source = np.concatenate([np.full(part.ordinals.shape, place, np.int32) for place, part in enumerate(parts)], axis=1)
     ordinals = np.concatenate([part.ordinals for part in parts], axis=1)
     distances = np.concatenate([part.distances for part in parts], axis=1)

@@ -50,6 +50,8 @@ def search_view(view: GrowingView | SealedView, request: QueryRequest, queries: 
                                                       "matches": 0}, missing)
     strategy = _strategy(view, request, matches, filtered=request.filter is not None)
     found = _run(view, request, queries, strategy, allowed, matches, k)
+    if not request.explain:
+        return SegmentAnswer(found, missing=missing)
     plan = {"segment": view.segment.name, "records": view.live_count, "matches": matches,
             "selectivity": matches / view.live_count if view.live_count else 0.0, "strategy": strategy.kind,
             "reason": strategy.reason, **strategy.numbers, "hops": found.hops, "comparisons": found.comparisons}

@@ -50,7 +50,9 @@ def answer(view: ShardView, request: QueryRequest, machine: ShardMachine, comput
 
 
 def _chunks(count: int, threads: int) -> list[tuple[int, int]]:
-    parts = max(1, min(threads, count // MIN_ROWS_PER_THREAD))
+    parts = min(threads, count // MIN_ROWS_PER_THREAD)
+    if parts <= 1:
+        return [(0, count)]
     edges = np.linspace(0, count, parts + 1).astype(int).tolist()
     return [(lo, hi) for lo, hi in pairwise(edges) if hi > lo]
 
