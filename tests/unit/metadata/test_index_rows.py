@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from tests.oracles import filter_strategies as random_filters
 from tests.oracles import filters as oracle
 from vecdb.core.filters import evaluate, parse, to_node
+from vecdb.core.filters.tree import Compare, Contains, GeoBox, Op, Prefix, Time
 from vecdb.core.metadata import check_metadata, parse_metadata
 from vecdb.metadata import GrowingIndex, SealedIndex, merge
 
@@ -113,6 +114,58 @@ def test_larger_segments_with_dense_and_sparse_postings(text):
     again = merge([(sealed, half), (growing, rest)], count)
     moved = {int(half[row]) if half[row] >= 0 else int(rest[row]) for row in wanted}
     assert set(again.rows(node).bitmap) == moved
+
+
+POOL = (*random_filters.NUMBERS, *random_filters.STRINGS, *random_filters.TIMES, True, False, None)
+CONSTANTS = (*POOL, *random_filters.FOREIGN_NUMBERS, *map(Time, random_filters.INSTANTS))
+
+
+def both(records):
+    growing = grown(records)
+    return growing, merge([(growing, np.arange(len(records), dtype=np.int32))], len(records))
+
+
+@pytest.mark.parametrize("op", list(Op))
+def test_every_pair_of_values(op):
+    """Chance seldom compares a value with its own neighbour; this does."""
+    records = stored([{"a": value} for value in POOL] + [{"a": [value, "other"]} for value in POOL] + [{"b": 1}])
+    indexes = both(records)
+    for constant in CONSTANTS:
+        node = Compare("a", op, constant)
+        for index in indexes:
+            assert settled(index.rows(node, len(records)), records) == truth(node, records), node
+
+
+@pytest.mark.parametrize("make", [Prefix, Contains])
+def test_every_pair_of_strings(make):
+    texts = (*random_filters.STRINGS, *random_filters.TIMES, "x\u00ff", "\U0010ffff")
+    records = stored([{"a": text} for text in texts])
+    for index in both(records):
+        for text in (*texts, "g l", "z" * 3):
+            node = make("a", text)
+            assert settled(index.rows(node, len(records)), records) == truth(node, records), node
+
+
+def test_boxes_at_the_poles_and_the_antimeridian():
+    records = stored([{"a": {"lat": lat, "lon": lon}} for lat in random_filters.LATS for lon in random_filters.LONS])
+    indexes = both(records)
+    for south, north in ((-90, 90), (0, 90), (-90, -89.95), (90, 90), (-1, 1)):
+        for west in random_filters.LONS[:-1]:
+            for east in random_filters.LONS[:-1]:
+                node = GeoBox("a", float(south), float(west), float(north), float(east))
+                for index in indexes:
+                    assert set(index.rows(node, len(records)).bitmap) == truth(node, records), node
+
+
+def test_a_path_one_part_had_no_room_for_stays_unsure_for_its_rows_only():
+    crowded = grown(stored([{"x": 1, "a": 5}, {"x": 2}]), max_fields=1)
+    roomy = grown(stored([{"a": 5}, {"a": 6}]))
+    merged = merge([(crowded, np.array([2, 3], np.int32)), (roomy, np.array([0, 1], np.int32))], 4)
+    found = merged.rows(parse("a == 5"))
+    assert (set(found.bitmap), set(found.sure)) == ({0, 2}, {0})
+    twice = merge([(merged, np.array([3, -1, 1, 0], np.int32))], 4)
+    found = twice.rows(parse("not a == 5"))
+    assert (set(found.bitmap), set(found.sure)) == ({0, 1, 2}, {0, 2})
 
 
 def test_only_what_is_not_indexed_must_be_asked():
