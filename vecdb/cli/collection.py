@@ -46,7 +46,9 @@ def list_(data: o.Data = None,
 
 def described(found: "Description", schema: Any) -> dict[str, Any]:
     """A description as ``--json`` prints it."""
-    return {"name": found.name, "records": found.records, "schema": dataclasses.asdict(schema), **found.details}
+    told = dataclasses.asdict(schema)
+    return {"name": found.name, "records": found.records, "schema": told,
+            **{name: value for name, value in found.details.items() if name not in told}}
 
 
 def _lines(value: Any, prefix: str = "") -> list[tuple[str, str]]:
@@ -73,15 +75,30 @@ def show(out: Output, found: "Description", schema: Any) -> None:
         out.emit(details)
         return
     segments = details.pop("segments", None)
-    out.table(f"collection {found.name}", ["", ""], _lines(details), left=(0, 1))
+    details["schema"] = {"vectors": f"{schema.dim} x {schema.vector_type.value}, {schema.metric.value}",
+                         "index": _settings(schema.index)}
+    if schema.indexed_fields is not None:
+        details["schema"]["indexed_fields"] = schema.indexed_fields
+    out.table(f"collection {details.pop('name')}", ["", ""], _lines(details), left=(0, 1))
     if isinstance(segments, list) and segments and all(isinstance(one, dict) for one in segments):
-        flat = [dict(_lines(one)) for one in segments]
-        names = list(dict.fromkeys(name for one in flat for name in one))
-        if len(names) <= 9:
-            out.table("segments", names, [[one.get(name, "") for name in names] for one in flat], left=(0,))
-        else:
-            for place, one in enumerate(flat):
-                out.table(f"segment {place}", ["", ""], list(one.items()), left=(0, 1))
+        out.table("segments", ["", "state", "records", "dead", "index", "memory", "disk", "why"],
+                  [_segment_row(one) for one in segments], left=(1, 4, 7))
+
+
+def _settings(index: IndexSpec) -> str:
+    """The kind of an index and what was set otherwise than by default."""
+    usual = dataclasses.asdict(IndexSpec())
+    changed = [f"{name}={value}" for name, value in dataclasses.asdict(index).items()
+               if name != "kind" and value != usual[name]]
+    return ", ".join([index.kind.value, *changed])
+
+
+def _segment_row(one: dict[str, Any]) -> list[str]:
+    index = one.get("index", {})
+    codes = index.get("quantization", "none")
+    return [str(one.get("id", "")), str(one.get("state", "")), count(one.get("records")), count(one.get("dead")),
+            str(index.get("kind", "-")) + ("" if codes == "none" else f" on {codes}"), size(one.get("memory_bytes")),
+            size(one.get("disk_bytes")), str(index.get("reason", ""))]
 
 
 @commands.command()

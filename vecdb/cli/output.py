@@ -67,7 +67,12 @@ class Output:
         from rich import box
         from rich.table import Table
 
-        table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
+        if title:
+            # Not the table's own title, which would be wrapped to the width of a narrow table.
+            self.out.print()
+            self.out.print(title, style="bold", markup=False, highlight=False)
+        named = any(columns)
+        table = Table(box=box.SIMPLE_HEAD if named else box.SIMPLE, show_header=named)
         for place, name in enumerate(columns):
             table.add_column(name, justify="left" if place in left else "right",
                              overflow="fold" if place in left else "ellipsis", no_wrap=place not in left)
@@ -162,6 +167,9 @@ def _bars(console: "Console") -> Iterator[Callable[[str, int, int], None]]:
         yield report
 
 
+_FEW_STEPS = 10
+"""Up to so many steps a stage is only named: "writing files: 0 of 3" tells nobody anything."""
+
 _EVERY_S = 10.0
 """Seconds between two lines of progress where there is no terminal."""
 
@@ -202,12 +210,12 @@ class _StageLines:
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         now = time.monotonic()
-        finished = total > 0 and done >= total
+        finished = total > _FEW_STEPS and done >= total
         if stage == self._stage and now - self._said < _EVERY_S and not finished:
             return
         self._stage, self._said = stage, now
-        of = f" of {count(total)}" if total else ""
-        self._console.print(f"{stage}: {count(done)}{of}", markup=False, highlight=False)
+        far = f": {count(done)}" + (f" of {count(total)}" if total else "")
+        self._console.print(stage + (far if total == 0 or total > _FEW_STEPS else ""), markup=False, highlight=False)
 
 
 def count(number: int | float | None) -> str:

@@ -103,6 +103,7 @@ def _check(out: Output, data: Path | None, name: str | None) -> None:
             raise InvalidArgument("collection", f"{name} is empty: there is nothing to compare", got=0, limit="records")
         work = _observed(target, described.records)
         actual = _memory(described.details)
+        disk = described.details.get("disk_bytes", {})
     found = sizing.size(work)
     expected = {one.name: one for one in found.components}
     rows: list[dict[str, Any]] = []
@@ -114,16 +115,23 @@ def _check(out: Output, data: Path | None, name: str | None) -> None:
                      "ratio": round(foretold / used, 4) if used else None,
                      "estimate": part in expected and expected[part].estimate})
     total = sum(actual.values())
+    files = {"segments": sum(c.disk_bytes for c in found.components if c.name != "records"),
+             "rows": expected["records"].disk_bytes}
     ratio = round(found.memory_bytes / total, 4) if total else None
     if out.as_json:
         out.emit({"collection": name, "records": work.records, "components": rows, "planned_bytes": found.memory_bytes,
-                  "used_bytes": total, "ratio": ratio})
+                  "used_bytes": total, "ratio": ratio,
+                  "disk": {part: {"planned_bytes": planned, "used_bytes": disk.get(part, 0)}
+                           for part, planned in files.items()}})
         return
     table = [[r["component"] + (" (estimate)" if r["estimate"] else ""), size(r["planned_bytes"]),
               size(r["used_bytes"]), "-" if r["ratio"] is None else f"{r['ratio']:.3f}"] for r in rows]
-    table.append(["together", size(found.memory_bytes), size(total), "-" if ratio is None else f"{ratio:.3f}"])
+    table.append(["memory together", size(found.memory_bytes), size(total), "-" if ratio is None else f"{ratio:.3f}"])
     out.table(f"{name}: {count(work.records)} records, memory at rest", ["component", "planned", "used", "ratio"],
               table, totals=True)
+    out.table("disk", ["part", "planned", "used", "ratio"],
+              [[part, size(planned), size(disk.get(part, 0)),
+                f"{planned / disk[part]:.3f}" if disk.get(part) else "-"] for part, planned in files.items()])
 
 
 _SAMPLE = 1_000

@@ -90,7 +90,7 @@ def quickstart(data: o.Data = None,
         if as_json:
             out.emit(told)
         else:
-            _next_steps(out, directory if told["kept"] else None)
+            _next_steps(out, directory if told["kept"] else None, told["examples"][0]["hits"][0]["id"])
 
 
 def _run(database: "Database", directory: Path, queries: int, out: Output) -> dict[str, Any]:
@@ -238,21 +238,21 @@ def _examples(collection: "Collection", dataset: "Dataset", out: Output) -> list
         place = places[identity]
         text = str(dataset.query_metadata[place]["text"])
         hits = collection.query(dataset.queries[place], k=3, filter=where, include=["metadata"])
-        found = [{"score": round(hit.score, 4), "text": (hit.metadata or {})["text"]} for hit in hits]
+        found = [{"id": hit.id, "score": round(hit.score, 4), "text": (hit.metadata or {})["text"]} for hit in hits]
         told.append({"query": text, "filter": where, "hits": found})
         out.table(f"« {shorten(text, 100)} »" + (f"  where {where}" if where else ""), ["score", "nearest"],
                   [[f"{one['score']:.3f}", shorten(str(one["text"]), 110)] for one in found], left=(1,))
     return told
 
 
-def _next_steps(out: Output, directory: Path | None) -> None:
+def _next_steps(out: Output, directory: Path | None, identity: str) -> None:
     if directory is None:
         out.say("Try next (this database was temporary; --keep keeps it):")
         out.say("  vecdb quickstart --keep --data ./data")
     else:
         out.say(f"Try next (the database is in {directory}):")
         where = f" --data {directory}"
-        out.say(f"  vecdb query -c {_NAME}{where} --like ID -k 5 --filter \"lexname == 'noun.food'\" --explain")
+        out.say(f"  vecdb query -c {_NAME}{where} --like {identity} -k 5 --filter \"tag_count >= 1\" --explain")
         out.say(f"  vecdb collection describe {_NAME}{where}")
         out.say(f"  vecdb export -c {_NAME}{where} wordnet.parquet")
     out.say("  vecdb import vectors.parquet -c docs         (also .hdf5, .npy, .fvecs, .jsonl)")

@@ -38,7 +38,7 @@ SEAL_RECORDS: Final = 262_144
 SEAL_BYTES: Final = 1 << 30
 BLOCK_CACHE_BYTES: Final = 64 << 20
 WRITE_BUFFER_BYTES: Final = 128 << 20
-PROCESS_BYTES: Final = 170 << 20
+PROCESS_BYTES: Final = 165 << 20
 """Python, NumPy, Numba with LLVM, and loaded kernels, before any data (measured)."""
 
 
@@ -141,7 +141,7 @@ def size(work: Workload) -> Sizing:
         components.append(_graph(spec, n))
     if spec.kind in (IndexKind.IVF_FLAT, IndexKind.IVF_PQ):
         components.append(_inverted(schema, spec, n, segments))
-    if spec.quantization is not Quantization.NONE:
+    elif spec.quantization is not Quantization.NONE:
         components.append(_codes(schema, spec, n, segments))
     components += [_ids(work, reordered=spec.kind is IndexKind.HNSW), _live(n), _metadata(work), _store(work)]
     return Sizing(tuple(components), PROCESS_BYTES + BLOCK_CACHE_BYTES + WRITE_BUFFER_BYTES,
@@ -195,14 +195,20 @@ def _codes(schema: CollectionSchema, spec: IndexSpec, n: int, segments: int) -> 
 
 
 def lists_of(spec: IndexSpec, segment_records: int) -> int:
-    """How many inverted lists a segment gets: four times the square root of its records, unless told."""
-    return spec.nlist or max(1, min(segment_records, round(4 * math.sqrt(segment_records))))
+    """How many inverted lists a segment gets, unless told: four times the root, and no fewer than 8 rows a list."""
+    return spec.nlist or max(1, min(round(4 * math.sqrt(segment_records)), segment_records // 8))
 
 
 def _inverted(schema: CollectionSchema, spec: IndexSpec, n: int, segments: int) -> Component:
+    """Centroids, offsets and ordinals; and what is scored, in list order: residual codes with a term, or the rows."""
     lists = lists_of(spec, n // segments)
-    total = segments * lists * (row_bytes(schema) + 8) + 4 * n
-    return Component("lists", total, total, f"4 n + {lists} · ({row_bytes(schema)} + 8)")
+    centroid = 4 * schema.dim + 8
+    if spec.kind is IndexKind.IVF_PQ:
+        scored = _subspaces(schema.dim, spec.subspaces) + 4
+    else:
+        scored = row_bytes(schema)
+    total = n * (4 + scored) + segments * lists * centroid
+    return Component("lists", total, total, f"n · (4 + {scored}) + {lists} · {centroid}")
 
 
 def _ids(work: Workload, *, reordered: bool) -> Component:
@@ -214,7 +220,7 @@ def _ids(work: Workload, *, reordered: bool) -> Component:
 
 
 def _live(n: int) -> Component:
-    return Component("live", n // 8 + 8, 0, "n / 8")
+    return Component("live", 8 * -(-n // 64), 0, "n / 8")
 
 
 INDEX_BYTES_PER_VALUE: Final = 5.0
@@ -223,8 +229,7 @@ INDEX_BYTES_PER_VALUE: Final = 5.0
 
 def _metadata(work: Workload) -> Component:
     one = work.metadata_fields * INDEX_BYTES_PER_VALUE + work.text_bytes
-    total = round(work.records * one)
-    return Component("metadata", total, total, f"n · {one:g}", estimate=True)
+    return Component("metadata", 0, round(work.records * one), f"n · {one:g}, mapped from disk", estimate=True)
 
 
 STORE_BYTES_PER_RECORD: Final = 48

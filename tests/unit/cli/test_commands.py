@@ -20,7 +20,8 @@ def test_create_list_describe_count_drop(cli, backend) -> None:
     assert "cosine" in cli("collection", "list").out
     described = cli("collection", "describe", "a", "--json").json
     assert (described["records"], described["schema"]["dim"]) == (0, 8)
-    assert "schema.dim" in cli("collection", "describe", "a").out
+    assert "8 x float32, dot" in cli("collection", "describe", "a").out
+    assert "hnsw, m=24" in cli("collection", "describe", "a").out
     assert cli("collection", "count", "a").out == "0\n"
     refused = cli("collection", "drop", "a")
     assert refused.code == 2
