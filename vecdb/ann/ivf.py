@@ -159,6 +159,8 @@ class Ivf:
         cut = layout(self.space.dim, spec.subspaces, rotated)
         picked = np.sort(np.random.default_rng(seed).permutation(len(labels))[:16_384])
         points = as_floats(self.space, rows[picked]) - self.centroids[labels[picked]]
+        if not len(points):
+            points = np.zeros((1, self.space.dim), np.float32)
         books = Codebooks.train(points, cut, rotated=rotated, seed=seed, run=run)
         codes = np.zeros((len(labels), cut.subspaces), np.uint8)
         terms = np.zeros((len(labels), 1), np.float32)
@@ -221,6 +223,8 @@ class Ivf:
     def _calibrated(self, exact: RowCodes, rows: Rows, labels: npt.NDArray[np.int32], run: Run) -> int:
         """The smallest ``nprobe`` whose lists hold the wanted share of sampled rows' true neighbours."""
         count = len(labels)
+        if not count:
+            return 1
         sample = np.unique(np.linspace(0, count - 1, CALIBRATION_QUERIES).astype(np.int64))
         near = np.full((len(sample), CALIBRATION_K), -1, np.int32)
 
@@ -235,7 +239,7 @@ class Ivf:
             return neighbours
 
         run([block(lo, hi) for lo, hi in blocks(len(sample), 25)])
-        if not (near >= 0).any():
+        if not (near >= 0).any():  # a single row has no neighbours
             return 1
         probes, _ = self._ranked(as_floats(self.space, rows[sample]), self.nlist)
         rank = np.argsort(probes, axis=1, kind="stable")
@@ -261,6 +265,8 @@ class Ivf:
         # lists may be small or empty: unfiltered reading needs more than nprobe only where k is large
         depth = self.nlist if allowed is not None else min(self.nlist, max(least, 2 * enough * self.nlist // count + 1))
         words = _NO_WORDS if allowed is None else frozen(allowed)
+        if allowed is not None and len(words) * 64 < count:
+            raise ValueError(f"allowed has {len(words)} words, too few for {count} rows")
         heap = np.empty(k, np.uint64)
         width = 4 * self.residual.books.table_items if self.residual is not None else 4096
         step = max(1, _TABLE_BYTES // width)
