@@ -168,6 +168,23 @@ def test_ctrl_c_leaves_what_was_acknowledged(home: Path, tmp_path: Path) -> None
     assert answer("import", "in.jsonl", "-c", "a", cwd=tmp_path)["records"] == 2_000
 
 
+def test_quickstart_reaches_its_recall(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import dataclasses
+
+    from vecdb import datasets
+
+    whole = datasets.load_wordnet()
+    part = dataclasses.replace(whole, ids=whole.ids[::8], vectors=whole.vectors[::8], metadata=whole.metadata[::8])
+    monkeypatch.setattr(datasets, "load_wordnet", lambda: part)
+    told = answer("quickstart", "--queries", "40", "--data", tmp_path / "data", cwd=tmp_path)
+    assert told["records"] == 2_500
+    for one in told["queries"]:
+        assert one["recall"] >= 0.95, one
+    assert told["memory_bytes"]["graph"] > 0
+    assert told["resident_bytes"] > told["memory_bytes"]["vectors"] == 2_500 * 384 * 4
+    assert answer("collection", "count", "wordnet", "--data", tmp_path / "data", cwd=tmp_path)["count"] == 2_500
+
+
 @pytest.mark.parametrize(("shape", "index"), [
     ({"metric": "cosine"}, {"index": "hnsw"}),
     ({"metric": "l2"}, {"index": "hnsw", "quantization": "none", "m": 8}),

@@ -74,8 +74,8 @@ def _print(out: Output, work: "Workload", found: "Sizing") -> None:
               f"{found.index.value}, codes {found.quantization.value}, {count(found.segments)} segment"
               f"{'' if found.segments == 1 else 's'}",
               ["component", "memory", "disk", "bytes a record", "formula"], rows, left=(0, 4), totals=True)
-    out.say(f"and {size(found.overhead_bytes)} for the process (code, block cache, write buffers), "
-            f"up to {size(found.building_bytes)} more while segments are built and merged")
+    out.say(f"On top: {size(found.process_bytes)} for the process; up to {size(found.cache_bytes)} of block cache and "
+            f"write buffers; up to {size(found.building_bytes)} while segments are built and merged.")
 
 
 def _json(work: "Workload", found: "Sizing") -> dict[str, Any]:
@@ -86,7 +86,8 @@ def _json(work: "Workload", found: "Sizing") -> dict[str, Any]:
             "quantization": found.quantization.value, "segments": found.segments,
             "components": [asdict(one) for one in found.components],
             "memory_bytes": found.memory_bytes, "disk_bytes": found.disk_bytes,
-            "overhead_bytes": found.overhead_bytes, "building_bytes": found.building_bytes}
+            "process_bytes": found.process_bytes,
+            "cache_bytes": found.cache_bytes, "building_bytes": found.building_bytes}
 
 
 def _check(out: Output, data: Path | None, name: str | None) -> None:

@@ -84,12 +84,14 @@ class Component:
 class Sizing:
     """Components of a collection at rest, and what comes on top.
 
-    ``overhead_bytes``: of the process, whatever it holds.  ``building_bytes``: the most that growing, sealing and
+    ``process_bytes``: of the process, whatever it holds; ``cache_bytes``: the most its caches and write buffers
+    come to, all collections together.  ``building_bytes``: the most that growing, sealing and
     merging take for a while.  ``index`` and ``quantization``: what ``auto`` comes to.
     """
 
     components: tuple[Component, ...]
-    overhead_bytes: int
+    process_bytes: int
+    cache_bytes: int
     building_bytes: int
     segments: int
     index: IndexKind
@@ -144,7 +146,7 @@ def size(work: Workload) -> Sizing:
     elif spec.quantization is not Quantization.NONE:
         components.append(_codes(schema, spec, n, segments))
     components += [_ids(work, reordered=spec.kind is IndexKind.HNSW), _live(n), _metadata(work), _store(work)]
-    return Sizing(tuple(components), PROCESS_BYTES + BLOCK_CACHE_BYTES + WRITE_BUFFER_BYTES,
+    return Sizing(tuple(components), PROCESS_BYTES, BLOCK_CACHE_BYTES + WRITE_BUFFER_BYTES,
                   _building(work, spec, components), segments, spec.kind, spec.quantization)
 
 
