@@ -89,8 +89,11 @@ def made_cases(data: AnnSet, near: np.ndarray, uniform: np.ndarray, groups: np.n
     return cases
 
 
-def own_cases(file: h5py.File, count: int, k: int) -> list[Case]:
-    """The filters of the set, on its first ``count`` queries."""
+def own_cases(file: h5py.File, data: AnnSet, count: int, k: int) -> list[Case]:
+    """The filters of the set, on its first ``count`` queries.
+
+    The k-th distance is computed again from the file's nearest hundred: rows are of length 1 only up to float16.
+    """
     texts = {
         "pos_verb": 'pos == "verb"',
         "tag_count_ge1": "tag_count >= 1",
@@ -105,7 +108,9 @@ def own_cases(file: h5py.File, count: int, k: int) -> list[Case]:
         there = (group["neighbors"][:count, k - 1] >= 0).tolist()
         queries = [row for row in range(count) if there[row]]
         filters = [text.format(json.dumps(values[row])) for row in queries]
-        limits = [float(group["distances"][row, k - 1]) for row in queries]
+        near = group["neighbors"][:count]
+        true = (true_distances(data.train, data.test[row], near[row][near[row] >= 0], data.metric) for row in queries)
+        limits = [float(np.sort(distances)[k - 1]) for distances in true]
         cases.append(Case(name, float(group.attrs["selectivity"]), queries, filters, limits, k))
     return cases
 
@@ -193,7 +198,7 @@ def main() -> None:
         print(f"{data.name}: {len(data.train):,} records in {time.perf_counter() - began:.1f} s", flush=True)
         cases = made_cases(data, near, uniform, groups, options.k)
         if options.limit is None:
-            cases += own_cases(file, options.queries, options.k)
+            cases += own_cases(file, data, options.queries, options.k)
         rows = [measure(docs, data, case, options.k) for case in cases]
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

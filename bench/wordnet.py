@@ -97,7 +97,7 @@ def embeddings(texts: list[str]) -> np.ndarray:
 
 
 def nearest_inside(rows: np.ndarray, allowed: np.ndarray, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The exact nearest among ``rows``, of ordinals ``allowed``, padded with -1 and NaN; rows have length 1."""
+    """The exact nearest by cosine among ``rows``, of ordinals ``allowed``, padded with -1 and NaN; rows have length 1."""
     neighbors, distances = np.full(TRUTH, -1, np.int32), np.full(TRUTH, np.nan, np.float32)
     found = 1 - rows @ query
     order = np.lexsort((allowed, found))[:TRUTH]
@@ -105,9 +105,14 @@ def nearest_inside(rows: np.ndarray, allowed: np.ndarray, query: np.ndarray) -> 
     return neighbors, distances
 
 
+def unit(rows: np.ndarray) -> np.ndarray:
+    """Rows of length 1 up to float32: embeddings kept as float16 are so only roughly."""
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
 def add_filter(file: h5py.File, name: str, description: str, masks: list[np.ndarray], values: list[str] | None) -> None:
     """The exact nearest of each query inside its mask; ``masks`` holds one for all or one a query."""
-    train, test = file["train"][:], file["test"][:]
+    train, test = unit(file["train"][:]), unit(file["test"][:])
     if len(masks) == 1:
         allowed = np.flatnonzero(masks[0])
         rows = train[allowed]

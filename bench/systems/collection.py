@@ -2,7 +2,6 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from bench.systems.base import MissingError, Settings, System
 
 
 class Collection(System):
-    """Upsert, ``optimize``, query; ids are ordinals.  Building includes every durable write."""
+    """Upsert, ``optimize``, query; ids are ordinals.  Building includes every durable write, and opening again."""
 
     index = "hnsw"
     quantization = "none"
@@ -29,8 +28,16 @@ class Collection(System):
     def build(self, train: np.ndarray) -> None:
         chosen = self.settings
         self.folder = tempfile.mkdtemp(prefix="vecdb-bench-")
-        self.database = self.connect(self.folder)
-        self.docs = self.database.create_collection(
+        with self.connect(self.folder, threads=chosen.build_threads) as database:
+            self.fill(database, train)
+        self.database = self.connect(self.folder, threads=chosen.threads)
+        self.docs = self.database.collection("bench")
+        self.count = len(train)
+
+    def fill(self, database: Any, train: np.ndarray) -> None:
+        """Every record, durably, and the index built."""
+        chosen = self.settings
+        docs = database.create_collection(
             "bench",
             chosen.dim,
             chosen.metric,
@@ -39,9 +46,8 @@ class Collection(System):
             m=chosen.m,
             ef_construction=chosen.ef_construction,
         )
-        self.docs.upsert(ids=np.arange(len(train)), vectors=train)
-        self.docs.optimize()
-        self.count = len(train)
+        docs.upsert(ids=np.arange(len(train)), vectors=train)
+        docs.optimize()
 
     def set_effort(self, effort: int) -> None:
         self.effort = effort
@@ -58,7 +64,7 @@ class Collection(System):
         return found
 
     def bytes_per_vector(self) -> float:
-        return sum(memory_bytes(self.docs.describe().details)) / self.count
+        return self.docs.describe().details["memory_bytes"]["total"] / self.count
 
     def params(self) -> dict[str, int | float | str]:
         return super().params() | {"index": self.index, "quantization": self.quantization}
@@ -74,18 +80,6 @@ class Collection(System):
     def close(self) -> None:
         self.database.close()
         shutil.rmtree(self.folder)
-
-
-def memory_bytes(details: Any) -> Iterator[float]:
-    """The figure ``memory_bytes`` of a description, or of its segments where the whole has none."""
-    if isinstance(details, dict):
-        if isinstance(details.get("memory_bytes"), int | float):
-            yield float(details["memory_bytes"])
-            return
-        details = list(details.values())
-    if isinstance(details, list | tuple):
-        for value in details:
-            yield from memory_bytes(value)
 
 
 class CollectionSq8(Collection):
