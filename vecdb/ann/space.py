@@ -114,5 +114,6 @@ class Space:
         if self.metric is Metric.L2:
             if distance < 0:
                 return -1.0
-            distance = min(distance * distance, float(np.finfo(np.float32).max))
-        return float(np.nextafter(np.float32(distance), np.float32(np.inf)))
+            distance *= distance
+        with np.errstate(over="ignore"):
+            return float(np.nextafter(np.float32(distance), np.float32(np.inf)))

@@ -8,8 +8,10 @@ of everything an entry reaches: its code, and that of each helper, intrinsic and
 a stale kernel cannot be loaded and a kernel made per code family is found again by the next process.
 """
 
+import contextlib
 import functools
 import hashlib
+import pickle
 import types
 from collections.abc import Callable
 from typing import Any
@@ -71,10 +73,13 @@ class _KernelCache(FunctionCache):  # type: ignore[misc]
 
     def save_overload(self, sig: Any, data: Any) -> None:
         self._cache_file = self._file()
-        try:
-            super().save_overload(sig, data)
-        except OSError:  # a full or read-only disk: the kernel lives for this process only
-            return
+        # a full or read-only disk: the kernel lives for this process only; a damaged index is begun anew, once
+        with contextlib.suppress(OSError):
+            try:
+                super().save_overload(sig, data)
+            except (pickle.UnpicklingError, EOFError, ValueError, IndexError, AttributeError, ImportError):
+                self._cache_file.flush()
+                super().save_overload(sig, data)
 
     def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
         return (sig, codegen.magic_tuple(), self._print)

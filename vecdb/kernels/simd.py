@@ -172,24 +172,21 @@ hamming = _pairwise("hamming", None, _differing, _LINE_BYTES, _V8L, types.int64)
 """Differing bits of two rows of whole 64-byte lines."""
 
 
-def _mixed_step() -> tuple[Any, int]:
-    """How u8 codes meet s8 queries: the dot-product instruction where the host has it."""
-    if host_has("avx512vnni"):
-        vector = ir.VectorType(_I8, 64)
-
-        def step(_read: Any, builder: Any, acc: Any, left: Any, right: Any) -> Any:
-            return _call(builder, "llvm.x86.avx512.vpdpbusd.512", _V16I,
-                         [acc, _load(builder, left, vector), _load(builder, right, vector)])
-
-        return step, _LINE_BYTES
-
-    def widen(_read: Any, builder: Any, acc: Any, left: Any, right: Any) -> Any:
-        return builder.add(acc, builder.mul(_u8(builder, left), _i8(builder, right)))
-
-    return widen, 16
+def widen(_read: Any, builder: Any, acc: Any, left: Any, right: Any) -> Any:
+    """Sixteen products of u8 codes and an s8 query, on any target."""
+    return builder.add(acc, builder.mul(_u8(builder, left), _i8(builder, right)))
 
 
-dot_u8_i8 = _pairwise("dot_u8_i8", None, *_mixed_step(), _V16I, types.int32)
+def vpdpbusd(_read: Any, builder: Any, acc: Any, left: Any, right: Any) -> Any:
+    """Sixty-four products of u8 codes and an s8 query, in one instruction of AVX-512 VNNI."""
+    vector = ir.VectorType(_I8, 64)
+    return _call(builder, "llvm.x86.avx512.vpdpbusd.512", _V16I,
+                 [acc, _load(builder, left, vector), _load(builder, right, vector)])
+
+
+_MIXED = (vpdpbusd, _LINE_BYTES) if host_has("avx512vnni") else (widen, 16)
+
+dot_u8_i8 = _pairwise("dot_u8_i8", None, *_MIXED, _V16I, types.int32)
 """Dot of unsigned codes with a signed query: exact below 2**31, so for any row up to 65,536 items."""
 
 
