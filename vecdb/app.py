@@ -12,6 +12,7 @@ import structlog
 from vecdb.client.backend import Backend
 from vecdb.core.errors import FormatMismatch, InvalidArgument, StorageError
 from vecdb.runtime.clock import SystemClock
+from vecdb.runtime.memory import memory
 from vecdb.runtime.pool import KernelPool
 from vecdb.segment.files import from_os_error
 from vecdb.services.jobs import Job
@@ -23,6 +24,8 @@ from vecdb.storage.rocksdict import RocksStore
 
 FORMAT_NAME = "vecdb.format"
 FORMAT = "vecdb 1\n"
+MEMORY_SHARE = 0.7
+"""Of the memory the process may use, what segments may take: the rest is for queries, builds and the store."""
 
 _log = structlog.wrap_logger(logging.getLogger("vecdb"), wrapper_class=structlog.stdlib.BoundLogger,
                              processors=[structlog.stdlib.filter_by_level, structlog.processors.format_exc_info,
@@ -30,23 +33,25 @@ _log = structlog.wrap_logger(logging.getLogger("vecdb"), wrapper_class=structlog
 
 
 def open_embedded(path: str | os.PathLike[str], *, threads: int = 0, read_only: bool = False,
-                  seal_records: int = 0, background: bool = True, verify: bool = True) -> Backend:
+                  seal_records: int = 0, memory_bytes: int = 0, background: bool = True,
+                  verify: bool = True) -> Backend:
     """Open, and unless ``read_only`` create, the database in the directory ``path``.
 
     ``threads``: cores for builds and query batches (0: all).  ``seal_records``: records in a growing segment before
-    it is sealed (0: 262,144 or 1 GiB of vectors).  ``background=False`` leaves sealing and merging to ``optimize``.
+    it is sealed (0: 262,144 or 1 GiB of vectors).  ``memory_bytes``: what vectors, graphs and codes may take (0: 70 %
+    of the memory this process may use); beyond it vectors stay on disk and codes shrink.
+    ``background=False`` leaves sealing and merging to ``optimize``.
     ``verify=False`` trusts sealed files' vectors unread, for an opening that does not touch every byte.
     Raises :class:`~vecdb.core.errors.DatabaseLocked`, ``FormatMismatch``, ``StorageError`` or ``DataCorrupted``.
     """
-    for name, value in (("threads", threads), ("seal_records", seal_records)):
+    for name, value in (("threads", threads), ("seal_records", seal_records), ("memory_bytes", memory_bytes)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise InvalidArgument(name, f"must be a whole number from 0 on, not {value!r}", got=repr(value),
                                   limit="0 or more")
     directory = check_path(Path(path))
-    settings = EngineSettings(background=background, verify=verify, read_only=read_only)
-    if seal_records:
-        settings = EngineSettings(seal_records=seal_records, background=background, verify=verify,
-                                  read_only=read_only)
+    settings = EngineSettings(memory_bytes=memory_bytes or int(memory().total_bytes * MEMORY_SHARE),
+                              seal_records=seal_records or EngineSettings().seal_records, background=background,
+                              verify=verify, read_only=read_only)
     if read_only and not directory.is_dir():
         raise StorageError(f"there is no database at {directory}", path=str(directory))
     if not read_only:

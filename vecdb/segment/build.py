@@ -36,7 +36,8 @@ Run = Callable[[Sequence[Callable[[], None]]], None]
 Report = Callable[[str, int, int], None]
 """``(stage, done, total)``; may raise to end the job."""
 
-COPY_ROWS = 65_536
+COPY_ROWS = 8_192
+GATHERED = "gathered.tmp"
 TRAIN_SAMPLE = 65_536
 """Rows a quantizer learns from: 256 per centroid of an 8-bit codebook, FAISS's upper bound."""
 
@@ -53,27 +54,56 @@ class _Coded:
         return self.quantizer.codes(self.codes, self.aux)
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where large arrays lie while a segment is built: memory, or scratch files where vectors stay on disk."""
+
+    directory: Path | None
+
+    def take(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        if self.directory is None or not shape[0]:
+            return allocate(shape, dtype)
+        return np.memmap(self.directory / f"{name}.scratch", dtype, "w+", shape=shape)
+
+    def permuted(self, name: str, rows: npt.NDArray[Any], order: npt.NDArray[np.int32]) -> npt.NDArray[Any]:
+        """``rows[order]``."""
+        out = self.take(name, rows.shape, rows.dtype)
+        for start in range(0, len(order), COPY_ROWS):
+            np.take(rows, order[start : start + COPY_ROWS], axis=0, out=out[start : start + COPY_ROWS], mode="clip")
+        return out
+
+    def clear(self) -> None:
+        if self.directory is not None:
+            for path in self.directory.glob("*.scratch"):
+                path.unlink()
+
+
 def build_sealed(directory: Path, schema: CollectionSchema, parts: Sequence[GrowingView | SealedView], run: Run,
-                 report: Report) -> int:
+                 report: Report, budget: int | None = None) -> int:
     """Write the live records of ``parts`` as one sealed segment into the empty ``directory``; return how many.
 
-    Raises :class:`~vecdb.core.errors.StorageError` if the disk refuses.  Parts with damaged vectors must not
-    be given: their records would be lost.
+    ``budget``: bytes of memory the segment may take when it serves (None: no limit).  Raises
+    :class:`~vecdb.core.errors.StorageError` if the disk refuses.  Parts with damaged vectors must not be given: their
+    records would be lost.
     """
     ordered = sorted(parts, key=lambda view: view.live_count, reverse=True)
     space = Space(schema.metric, schema.vector_type, schema.dim)
     total = sum(view.live_count for view in ordered)
     living = [members(view.live, view.count) for view in ordered]
-    choice = choose(schema.index, space, total)
-    rows, rids = _gather(space, ordered, living, total, report)
+    choice = choose(schema.index, space, total, budget)
+    place = _Place(directory if choice.on_disk else None)
+    rows, rids = _gather(space, ordered, living, place.take("gathered", (total, space.row_width), space.row_dtype),
+                         report)
     base = _base_graph(ordered[0], living[0], total, schema.index, run) if choice.kind is IndexKind.HNSW else None
-    ann, order = _build(choice, schema.index, space, rows, base, run, report)
+    ann, rows, order = _build(choice, schema.index, space, rows, base, place, run, report)
     if order is not None:
-        rows, rids = permute(rows, order), rids[order]
+        rids = rids[order]
     report("writing files", 0, 3)
     ann.write(directory / INDEX)
     report("writing files", 1, 3)
-    write_arrays(directory / VECTORS, "vectors", {"rids": rids, "rows": rows}, {"count": total})
+    write_arrays(directory / VECTORS, "vectors", {"rids": rids, "rows": rows},
+                 {"count": total, "on_disk": choice.on_disk})
+    place.clear()
     report("writing files", 2, 3)
     _write_records(directory, ordered, living, order, rids)
     report("writing files", 3, 3)
@@ -82,15 +112,16 @@ def build_sealed(directory: Path, schema: CollectionSchema, parts: Sequence[Grow
 
 def rebuild_index(segment: SealedSegment, run: Run, report: Report) -> SealedAnn:
     """The index of a segment whose index file was damaged, over its rows where they are (no reordering)."""
-    choice = choose(segment.schema.index, segment.space, segment.count)
-    ann, _ = _build(choice, segment.schema.index, segment.space, segment.rows, None, run, report, in_place=True)
+    spec = segment.schema.index
+    choice = choose(spec, segment.space, segment.count)
+    ann, _, _ = _build(choice, spec, segment.space, segment.rows, None, None, run, report)
     return ann
 
 
 def _gather(space: Space, parts: Sequence[GrowingView | SealedView], living: Sequence[npt.NDArray[np.int64]],
-            total: int, report: Report) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-    """Rows and rids of all live records, part after part."""
-    rows = space.empty(total)
+            rows: npt.NDArray[Any], report: Report) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """Copy all live records' rows into ``rows``, part after part; return them and their rids."""
+    total = len(rows)
     rids = np.empty(total, np.int64)
     at = 0
     for view, ordinals in zip(parts, living, strict=True):
@@ -120,13 +151,17 @@ def _base_graph(view: GrowingView | SealedView, living: npt.NDArray[np.int64], t
     return base
 
 
-def _build(choice: Choice, spec: IndexSpec, space: Space, rows: npt.NDArray[Any], base: Graph | None, run: Run,
-           report: Report, *, in_place: bool = False) -> tuple[SealedAnn, npt.NDArray[np.int32] | None]:
-    """Index ``rows``; return it and, if it was reordered, the old ordinal of each new one."""
+def _build(choice: Choice, spec: IndexSpec, space: Space, rows: npt.NDArray[Any], base: Graph | None,
+           place: _Place | None, run: Run, report: Report
+           ) -> tuple[SealedAnn, npt.NDArray[Any], npt.NDArray[np.int32] | None]:
+    """Index ``rows``; return the index, the rows as it numbers them, and the old ordinal of each new one.
+
+    Without a ``place`` the rows stay as they are numbered (order None).
+    """
     if choice.kind in (IndexKind.IVF_FLAT, IndexKind.IVF_PQ):
-        return _build_ivf(choice, spec, space, rows, run, report), None
+        return _build_ivf(choice, spec, space, rows, run, report), rows, None
     if choice.kind is not IndexKind.HNSW:
-        return SealedAnn.none(choice.reason), None
+        return SealedAnn.none(choice.reason), rows, None
     total = len(rows)
     coded = _encode(choice, spec, space, rows, run, report)
     aux = space.aux(rows)
@@ -134,19 +169,20 @@ def _build(choice: Choice, spec: IndexSpec, space: Space, rows: npt.NDArray[Any]
     walk = coded.view() if coded is not None and choice.quantization is Quantization.SQ8 else None
     grow(graph, space, rows, aux, total, run, lambda done: report("building graph", done, total), codes=walk)
     order = None
-    if not in_place and total > 1:
+    if place is not None and total > 1:
         report("reordering", 0, 1)
         graph, order = reorder(graph)
-        rows, aux = permute(rows, order), (aux[order] if len(aux) else aux)
+        rows, aux = place.permuted("ordered", rows, order), (aux[order] if len(aux) else aux)
         if coded is not None:
             coded.codes, coded.aux = permute(coded.codes, order), coded.aux[order]
         report("reordering", 1, 1)
     ann = SealedAnn(choice.kind, choice.quantization, choice.reason, graph=graph)
     if coded is not None:
         ann.quantizer, ann.codes = coded.quantizer, coded.view()
-        ann.oversample = spec.oversample or default_oversample(choice.quantization, choice.bits, space.dim)
+        ann.oversample = spec.oversample or default_oversample(choice.quantization, choice.bits, space.dim,
+                                                               spec.subspaces)
     _measure(ann, RowCodes(space, rows, aux), spec, report)
-    return ann, order
+    return ann, rows, order
 
 
 def _encode(choice: Choice, spec: IndexSpec, space: Space, rows: npt.NDArray[Any], run: Run,
@@ -155,7 +191,7 @@ def _encode(choice: Choice, spec: IndexSpec, space: Space, rows: npt.NDArray[Any
         return None
     report("training codes", 0, 1)
     step = max(1, len(rows) // TRAIN_SAMPLE)
-    quantizer = train(replace(spec, quantization=choice.quantization), space,
+    quantizer = train(replace(spec, quantization=choice.quantization, bits=choice.bits), space,
                       rows[::step][:TRAIN_SAMPLE, : space.row_items], seed=SEED, run=run)
     report("training codes", 1, 1)
     codes, aux = quantizer.encode(rows, run)
@@ -170,7 +206,8 @@ def _build_ivf(choice: Choice, spec: IndexSpec, space: Space, rows: npt.NDArray[
                     on_progress=lambda share: report("building lists", round(share * len(rows)), len(rows)))
     ann = SealedAnn(choice.kind, choice.quantization, choice.reason, ivf=ivf, nprobe=spec.nprobe or ivf.nprobe)
     if choice.kind is IndexKind.IVF_PQ:
-        ann.oversample = spec.oversample or default_oversample(choice.quantization, choice.bits, space.dim)
+        ann.oversample = spec.oversample or default_oversample(choice.quantization, choice.bits, space.dim,
+                                                               spec.subspaces)
     return ann
 
 

@@ -210,7 +210,7 @@ def _rows(vectors: ArrayFile | None, space: Space, rids: npt.NDArray[np.int64], 
     if vectors is None or len(damage.lost) or vectors.shape("rows")[0] != count:
         damage.lost = np.arange(count, dtype=np.int64)
         rows = space.empty(count)
-    elif schema.index.vectors_on_disk:
+    elif vectors.meta.get("on_disk"):
         if verify:
             damage.lost = vectors.bad_rows("rows")
         rows = vectors.map("rows", random=True)

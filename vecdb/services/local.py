@@ -188,5 +188,10 @@ class LocalDatabase:
         shard = ShardService(entry.schema, folder,
                              lambda: self._open_store(folder / "rows", read_only=settings.read_only),
                              self._compute, settings)
-        return _Open(shard, Maintainer(shard, self._jobs, self._compute, self._clock, settings))
+        return _Open(shard, Maintainer(shard, self._jobs, self._compute, self._clock, settings, self._memory_used))
+
+    def _memory_used(self) -> int:
+        """Bytes that the segments of all open collections hold."""
+        return sum(sum(view.segment.memory_bytes().values())
+                   for opened in tuple(self._opened.values()) for view in opened.shard.view.segments)
 

@@ -37,12 +37,13 @@ class Maintainer:
     """Jobs of one shard.  One of them runs at a time: ``_turn`` is held meanwhile."""
 
     def __init__(self, shard: ShardService, jobs: JobRunner, compute: Compute, clock: Clock,
-                 settings: EngineSettings) -> None:
+                 settings: EngineSettings, memory_used: Callable[[], int]) -> None:
         self._shard = shard
         self._jobs = jobs
         self._compute = compute
         self._clock = clock
         self._settings = settings
+        self._memory_used = memory_used
         self._turn = threading.Lock()
         self._failed_at: dict[str, float] = {}
         self._policy = UpkeepPolicy(shard.machine.seal_records, settings.merge_factor, settings.max_segment_records,
@@ -154,13 +155,20 @@ class Maintainer:
             if isinstance(view, SealedView):
                 shutil.rmtree(view.segment.directory, ignore_errors=True)
 
+    def _budget(self, views: Sequence[SegmentView]) -> int | None:
+        """Bytes the segment that replaces ``views`` may take."""
+        if self._settings.memory_bytes is None:
+            return None
+        replaced = sum(sum(view.segment.memory_bytes().values()) for view in views)
+        return max(0, self._settings.memory_bytes - self._memory_used() + replaced)
+
     def _write_segment(self, target: Path, views: Sequence[SegmentView], report: Progress) -> None:
         folder = target.parent
         scratch = folder / f"{target.name}.tmp"
         try:
             shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir(parents=True)
-            build_sealed(scratch, self._shard.schema, views, self._compute.run, report)
+            build_sealed(scratch, self._shard.schema, views, self._compute.run, report, self._budget(views))
             os.rename(scratch, target)
             _sync_folder(folder)
         except OSError as error:

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 class EngineSettings:
     """``seal_records``/``seal_bytes``: a growing segment is sealed at whichever comes first.
 
+    ``memory_bytes``: what vectors, graphs and codes of sealed segments may take together (None: no limit); a
+    segment that would not fit leaves its vectors on disk and walks on smaller codes.
     ``merge_factor`` neighbours of similar size become one, up to ``max_segment_records`` records;
     ``dead_fraction`` of dead records makes a sealed segment worth rewriting.  ``background`` runs jobs by
     themselves (off: only ``optimize`` does).  ``verify`` checks every byte of sealed files at open.
     """
 
+    memory_bytes: int | None = None
     seal_records: int = 262_144
     seal_bytes: int = 1 << 30
     merge_factor: int = 4

@@ -22,7 +22,22 @@ FLOATS = Space(Metric.L2, VectorType.FLOAT32, 128)
 ])
 def test_choice(spec: IndexSpec, space: Space, count: int, kind: IndexKind, codes: Quantization) -> None:
     choice = choose(spec, space, count)
+    assert choice.on_disk == spec.vectors_on_disk
     assert (choice.kind, choice.quantization) == (kind, codes)
     assert choice.reason
     assert IndexKind.AUTO is not choice.kind
     assert Quantization.AUTO is not choice.quantization
+
+
+def test_less_memory_first_moves_vectors_to_disk_then_shrinks_codes() -> None:
+    count = 10**6
+    seen = []
+    for budget in (2000, 700, 330, 250, 220, 190, 10):
+        choice = choose(IndexSpec(), FLOATS, count, budget * count)
+        seen.append((choice.on_disk, choice.quantization.value, choice.bits if choice.quantization == "rabitq" else 8))
+    assert seen[0] == (False, "sq8", 8)
+    assert (True, "sq8", 8) in seen
+    assert seen[-1] == (True, "rabitq", 1)
+    steps = list(dict.fromkeys(seen))
+    assert steps == sorted(steps, key=lambda one: (one[0], -one[2]))
+    assert "disk" in choose(IndexSpec(), FLOATS, count, 10).reason
