@@ -97,7 +97,7 @@ def embeddings(texts: list[str]) -> np.ndarray:
 
 
 def nearest_inside(rows: np.ndarray, allowed: np.ndarray, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The exact nearest by cosine among ``rows``, of ordinals ``allowed``, padded with -1 and NaN; rows have length 1."""
+    """The exact nearest by cosine among unit ``rows``, of ordinals ``allowed``, padded with -1 and NaN."""
     neighbors, distances = np.full(TRUTH, -1, np.int32), np.full(TRUTH, np.nan, np.float32)
     found = 1 - rows @ query
     order = np.lexsort((allowed, found))[:TRUTH]
