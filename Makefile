@@ -23,9 +23,10 @@ $(VENV)/.bench: $(VENV)/.installed
 	@.ci/install $(VENV) dev,bench
 	@touch $@
 
-# The compiled kernels are cached; this spends the time once, so that no first command does.
+# Compiled kernels are cached, by what they are made of; this spends the time once, so that no first command does.
 $(VENV)/.warm: $(VENV)/.installed $(KERNELS)
-	@$(BIN)/python -m vecdb.kernels.warmup
+	@echo "install: compiling kernels, once (about a minute on two cores)"
+	@$(BIN)/python -c 'from vecdb.ann.warmup import warmup; warmup()'
 	@touch $@
 
 test: install  ## the whole test suite
