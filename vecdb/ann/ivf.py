@@ -33,6 +33,7 @@ from vecdb.ann import flat
 from vecdb.ann.codes import Codes, Prepared, RowCodes, frozen
 from vecdb.ann.found import Found
 from vecdb.ann.memory import allocate
+from vecdb.ann.quantize import code_bytes, state_bytes
 from vecdb.ann.quantize.base import QuantizedCodes, Quantizer, Rows, State
 from vecdb.ann.quantize.kmeans import Floats, Run, as_floats, assign, blocks, kmeans, serial
 from vecdb.ann.quantize.pq import Codebooks, layout
@@ -65,6 +66,17 @@ _NO_WORDS = frozen(np.zeros(0, np.uint64))
 def default_nlist(count: int) -> int:
     """Lists for ``count`` rows: four times the root, and no fewer than eight rows a list."""
     return max(1, min(round(4 * math.sqrt(count)), count // 8))
+
+
+def planned_bytes(space: Space, count: int, spec: IndexSpec, *, shared_rows: bool = False) -> int:
+    """What :attr:`Ivf.memory_bytes` will be for ``count`` rows; ``shared_rows``: they will be in list order."""
+    lists = spec.nlist or default_nlist(count)
+    own = lists * (4 * space.dim + 8) + 8 + 4 * count + 4 * (-(-lists // 16) * 16) * (space.dim + 1)
+    if spec.kind is not IndexKind.IVF_PQ:
+        return own + (0 if shared_rows else count * (space.row_bytes + (4 if space.has_aux else 0)))
+    kind = Quantization.OPQ if spec.quantization is Quantization.OPQ else Quantization.PQ
+    codes = replace(spec, quantization=kind)
+    return own + count * (code_bytes(codes, space) + 4) + state_bytes(codes, space)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -195,10 +207,14 @@ class Ivf:
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes of the lists, centroids and codes (or copied rows); rows shared with the segment are not counted."""
-        own = sum(array.nbytes for array in (self.centroids, self.offsets, self.ordinals))
-        shared = isinstance(self.scored, RowCodes) and _identity(self.ordinals)
-        return own + (0 if shared else self.scored.codes.nbytes + self.scored.aux.nbytes)
+        """Bytes of all it holds, codes (or copied rows) included; rows shared with the segment are not counted."""
+        own: list[npt.NDArray[Any]] = [self.centroids, self.centroids_t, self.half_norms, self.offsets, self.ordinals]
+        if not (isinstance(self.scored, RowCodes) and _identity(self.ordinals)):
+            own += [self.scored.codes, self.scored.aux]
+        if self.residual is not None:
+            books = self.residual.books
+            own += [*books.state().values(), books.centroids_t, books.half_norms]
+        return sum(array.nbytes for array in own)
 
     def _ranked(self, queries: Floats, depth: int) -> tuple[npt.NDArray[np.int32], Floats]:
         """The ``depth`` lists nearest to each query, nearest first, and the constants of their rows' scores."""

@@ -8,7 +8,7 @@ import pytest
 from tests import goldens
 from vecdb.ann import flat
 from vecdb.ann.codes import RowCodes
-from vecdb.ann.ivf import Ivf, default_nlist
+from vecdb.ann.ivf import Ivf, default_nlist, planned_bytes
 from vecdb.ann.quantize import train
 from vecdb.ann.rerank import rerank
 from vecdb.ann.space import Space
@@ -187,13 +187,20 @@ def test_arrays_give_it_back_on_any_threads(spec):
     assert again.memory_bytes == one.memory_bytes
 
 
+@pytest.mark.parametrize("kind", [VectorType.FLOAT32, VectorType.INT8])
+@pytest.mark.parametrize("spec", [FLAT, PQ, OPQ], ids=["flat", "pq", "opq"])
+def test_memory_is_known_beforehand(spec, kind):
+    space, rows, _ = made(Metric.COSINE, count=900, kind=kind)
+    assert planned_bytes(space, 900, spec) == Ivf.build(space, rows, 900, spec=spec).memory_bytes
+
+
 def test_rows_put_in_list_order_are_shared():
     space, rows, queries = made(Metric.L2)
     ivf = Ivf.build(space, rows, 3000)
     sorted_rows = space.pad(rows[ivf.ordinals, :24])
     moved = ivf.reordered(sorted_rows)
     assert np.shares_memory(moved.scored.codes, sorted_rows)
-    assert moved.memory_bytes < ivf.memory_bytes - rows.nbytes + 1
+    assert moved.memory_bytes == ivf.memory_bytes - rows.nbytes == planned_bytes(space, 3000, FLAT, shared_rows=True)
     before, after = ivf.search(queries, 10), moved.search(queries, 10)
     assert np.array_equal(before.distances, after.distances)
     assert np.array_equal(before.ordinals, ivf.ordinals[after.ordinals])

@@ -211,26 +211,20 @@ def test_scan_and_rerank(spec):
 
 _ASK = """
 import numpy as np
-from tests.oracles import quantizers as oracle
-from vecdb.ann.quantize import train
-from vecdb.ann.space import Space
-from vecdb.core.schema import IndexSpec, Metric, VectorType
-from vecdb.kernels import pq, rabitq
+from tests.oracles.quantizers import _make_scores
+from vecdb.ann.codes import frozen
 from vecdb.kernels.registry import made
 
-space = Space(Metric.L2, VectorType.FLOAT32, 8)
-rows = np.arange(80, dtype=np.float32).reshape(10, 8)
-entries = [pq.encode, pq.fill_tables, rabitq.encode, rabitq.prepare]
-for spec in (IndexSpec(quantization="pq"), IndexSpec(quantization="rabitq")):
-    quantizer = train(spec, space, rows)
-    oracle.scores(quantizer.codes(*quantizer.encode(rows)), rows[:2])
-    entries.append(made("tests.scores", quantizer.codes(*quantizer.encode(rows)).family, None))
-print(sum(sum(entry.stats.cache_hits.values()) for entry in entries), len(entries))
+entry = made("tests.scores", "pq", _make_scores)
+codes, tables = np.array([[3], [200]], np.uint8), np.arange(256, dtype=np.float32)[None]
+none, zero, out = np.zeros((2, 0), np.float32), np.zeros((1, 1), np.float32), np.zeros((1, 2), np.float32)
+entry(frozen(codes), frozen(none), frozen(tables), frozen(zero), out)
+print(out.tolist(), sum(entry.stats.cache_hits.values()))
 """
 
 
 def test_a_second_process_loads_what_the_first_compiled(tmp_path):
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
     said = [subprocess.run([sys.executable, "-c", _ASK], env=environment, capture_output=True, text=True, timeout=240,
-                           check=True).stdout.split() for _ in range(2)]
-    assert said == [["0", "6"], ["6", "6"]]
+                           check=True).stdout for _ in range(2)]
+    assert said == ["[[3.0, 200.0]] 0\n", "[[3.0, 200.0]] 1\n"]

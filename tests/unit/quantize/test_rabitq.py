@@ -51,7 +51,7 @@ def test_a_turned_axis_is_spread_over_all_dimensions(dim):
 @pytest.mark.parametrize(("metric", "bits", "dim"), [
     *((Metric.L2, bits, dim) for bits in BITS for dim in (1, 3, 64, 100)),
     *((metric, bits, dim) for metric in (Metric.DOT, Metric.COSINE) for bits in (1, 4, 8) for dim in (1, 17, 100)),
-    *((Metric.COSINE, bits, 784) for bits in (1, 4, 5, 8))])
+    *((Metric.COSINE, bits, 784) for bits in (1, 4))])
 def test_scores_are_the_estimate_up_to_the_querys_rounding(metric, bits, dim):
     space, rows, queries = data(metric, dim, count=60)
     quantizer = RabitQuantizer.train(space, rows, bits)
