@@ -27,7 +27,8 @@ class EngineSettings(BaseModel):
     """``[engine]``: how an embedded engine is opened, by the names of :func:`vecdb.app.open_embedded`.
 
     ``threads``: for builds and batch queries; 0 is one per core.  ``seal_records``: records in a growing segment
-    before it is sealed; 0 lets the size of a vector decide.  ``background``: seal and merge while the database
+    before it is sealed; 0 lets the size of a vector decide.  ``memory_bytes``: what vectors, graphs and codes may
+    take; 0 is 70 % of the memory there is.  ``background``: seal and merge while the database
     is open.  ``verify``: read every byte of sealed files at opening and hold it against its checksum.
     """
 
@@ -35,6 +36,7 @@ class EngineSettings(BaseModel):
 
     threads: int = Field(default=0, ge=0, le=1024)
     seal_records: int = Field(default=0, ge=0, le=1 << 30)
+    memory_bytes: int = Field(default=0, ge=0)
     background: bool = True
     verify: bool = True
 

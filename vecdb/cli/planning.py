@@ -1,6 +1,7 @@
 """``vecdb plan``: the memory and disk a collection will need, or whether a real one needs what was foretold."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,6 +29,21 @@ def parse_count(text: str) -> int:
     return round(float(found[1].replace("_", "").replace(",", "")) * exponent)
 
 
+def parse_size(text: str) -> int:
+    """``8GiB``, ``500MB`` or plain bytes as an integer."""
+    number, _, unit = re.sub(r"([A-Za-z])", r" \1", text.strip(), count=1).partition(" ")
+    scale = {"": 1, "b": 1, **{f"{k}{end}": 1000 ** (n + 1) for n, k in enumerate("kmgt") for end in ("", "b")},
+             **{f"{k}ib": 1024 ** (n + 1) for n, k in enumerate("kmgt")}}.get(unit.strip().lower())
+    try:
+        size_bytes = float(number) * (scale or 0)
+    except ValueError:
+        size_bytes = 0
+    if not 1 <= size_bytes < 1e18:
+        raise InvalidArgument("memory", f"{text[:40]!r} is no size; write 8GiB, 500MB or a number of bytes",
+                              got=text[:40], limit="a size")
+    return round(size_bytes)
+
+
 def plan(records: Annotated[str | None, typer.Option("--records", "-n", help="How many: 1000000, 1e9, 10M.")] = None,
          dim: Annotated[int | None, typer.Option("--dim", "-d", help="Components of a vector.")] = None,
          metric: o.OptMetric = None, vector_type: o.OptVectorType = None, index: o.OptIndex = IndexKind.AUTO,
@@ -40,6 +56,8 @@ def plan(records: Annotated[str | None, typer.Option("--records", "-n", help="Ho
          metadata_fields: Annotated[float, typer.Option("--metadata-fields", help="Indexed scalars a record.")] = 0,
          text_bytes: Annotated[float, typer.Option("--text-bytes", help="Of a record's indexed strings that no other "
                                                    "record has.")] = 0.0,
+         memory: Annotated[str | None, typer.Option("--memory", help="Fit vectors, graphs and codes into this: 8GiB, "
+                                                    "500MB.")] = None,
          check: Annotated[bool, typer.Option("--check", help="Compare with a real collection.")] = False,
          collection: Annotated[str | None, typer.Option("--collection", "-c", help="Which, for --check.")] = None,
          data: o.Data = None, as_json: o.Json = False) -> None:
@@ -58,7 +76,8 @@ def plan(records: Annotated[str | None, typer.Option("--records", "-n", help="Ho
     chosen = metric or (Metric.HAMMING if kind is VectorType.BINARY else Metric.COSINE)
     spec = IndexSpec(**o.index_settings(locals()))
     schema = CollectionSchema("plan", dim, chosen, kind, spec)
-    work = sizing.Workload(parse_count(records), schema, id_bytes, metadata_bytes, metadata_fields, text_bytes)
+    work = sizing.Workload(parse_count(records), schema, id_bytes, metadata_bytes, metadata_fields, text_bytes,
+                           None if memory is None else parse_size(memory))
     _print(out, work, sizing.size(work))
 
 
@@ -71,19 +90,28 @@ def _print(out: Output, work: "Workload", found: "Sizing") -> None:
                               f"{c.memory_bytes / n:.1f}", c.formula] for c in found.components]
     rows.append(["together", size(found.memory_bytes), size(found.disk_bytes), f"{found.memory_bytes / n:.1f}", ""])
     out.table(f"{count(n)} records, dim {schema.dim}, {schema.metric}, {schema.vector_type}: "
-              f"{found.index.value}, codes {found.quantization.value}, {count(found.segments)} segment"
+              f"{found.index.kind.value}, {_codes(found)}, {count(found.segments)} segment"
               f"{'' if found.segments == 1 else 's'}",
               ["component", "memory", "disk", "bytes a record", "formula"], rows, left=(0, 4), totals=True)
     out.say(f"On top: {size(found.process_bytes)} for the process; up to {size(found.cache_bytes)} of block cache and "
             f"write buffers; up to {size(found.building_bytes)} while segments are built and merged.")
 
 
+def _codes(found: "Sizing") -> str:
+    spec = found.index
+    codes = {"none": "no codes", "rabitq": f"{spec.bits}-bit codes"}.get(spec.quantization.value,
+                                                                          f"{spec.quantization.value} codes")
+    return codes + (", vectors on disk" if spec.vectors_on_disk else "")
+
+
 def _json(work: "Workload", found: "Sizing") -> dict[str, Any]:
     from dataclasses import asdict
 
     return {"records": work.records, "dim": work.schema.dim, "metric": work.schema.metric.value,
-            "vector_type": work.schema.vector_type.value, "index": found.index.value,
-            "quantization": found.quantization.value, "segments": found.segments,
+            "vector_type": work.schema.vector_type.value, "index": found.index.kind.value,
+            "quantization": found.index.quantization.value, "bits": found.index.bits,
+            "vectors_on_disk": found.index.vectors_on_disk, "memory_limit": work.memory_limit,
+            "segments": found.segments,
             "components": [asdict(one) for one in found.components],
             "memory_bytes": found.memory_bytes, "disk_bytes": found.disk_bytes,
             "process_bytes": found.process_bytes,
@@ -102,7 +130,7 @@ def _check(out: Output, data: Path | None, name: str | None) -> None:
         described = target.describe()
         if not described.records:
             raise InvalidArgument("collection", f"{name} is empty: there is nothing to compare", got=0, limit="records")
-        work = _observed(target, described.records)
+        work = _observed(target, described.records, _built(target.schema, described.details))
         actual = _memory(described.details)
         disk = described.details.get("disk_bytes", {})
     found = sizing.size(work)
@@ -138,7 +166,19 @@ def _check(out: Output, data: Path | None, name: str | None) -> None:
 _SAMPLE = 1_000
 
 
-def _observed(target: Any, records: int) -> "Workload":
+def _built(schema: CollectionSchema, details: dict[str, Any]) -> CollectionSchema:
+    """The schema with the index that its largest sealed segment has: memory may have asked for another than usual."""
+    sealed = [one for one in details.get("segments", []) if one.get("state") == "sealed"]
+    if not sealed:
+        return schema
+    index = max(sealed, key=lambda one: int(one["records"]))["index"]
+    on_disk = not details["memory_bytes"].get("vectors")
+    spec = replace(schema.index, kind=index["kind"], quantization=index["quantization"], vectors_on_disk=on_disk,
+                   bits=index.get("bits", schema.index.bits))
+    return replace(schema, index=spec)
+
+
+def _observed(target: Any, records: int, schema: CollectionSchema) -> "Workload":
     """The workload a collection turns out to be, from its first records."""
     import itertools
     from collections import Counter
@@ -155,7 +195,7 @@ def _observed(target: Any, records: int) -> "Workload":
     seen = Counter(value for row in scalars for value in row if isinstance(value, str))
     alone = sum(min(len(text.encode()), MAX_INDEXED_STRING_BYTES) for text, times in seen.items() if times == 1)
     some = max(1, len(sample))
-    return Workload(records, target.schema, sum(ids) / some, sum(metadata) / some, sum(map(len, scalars)) / some,
+    return Workload(records, schema, sum(ids) / some, sum(metadata) / some, sum(map(len, scalars)) / some,
                     alone / some)
 
 

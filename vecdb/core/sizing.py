@@ -30,6 +30,9 @@ MAX_RECORDS: Final = 10**15
 PQ_CENTROIDS: Final = 256
 ITEM_BYTES: Final = {VectorType.FLOAT32: 4, VectorType.FLOAT16: 2, VectorType.INT8: 1, VectorType.UINT8: 1,
                      VectorType.BINARY: 1}
+OTHER_BYTES: Final = 24
+"""What the choice of a layout counts for a record's ids, beside vectors, links and codes."""
+
 MIN_CODED_DIM: Final = 32
 """Below this many dimensions ``quantization="auto"`` walks a graph on the vectors themselves."""
 
@@ -48,7 +51,8 @@ class Workload:
 
     ``id_bytes``: 0 for integer ids, else the bytes of a string id.  ``metadata_bytes``: of one object as JSON;
     ``metadata_fields``: its indexed scalars; ``text_bytes``: of its indexed strings that no other record has (a
-    title, a text), each of which is a term of the index.
+    title, a text), each of which is a term of the index.  ``memory_limit``: of vectors, graphs and codes, None for
+    no limit: ``quantization="auto"`` makes room by leaving vectors on disk, then by smaller codes.
     """
 
     records: int
@@ -57,6 +61,7 @@ class Workload:
     metadata_bytes: float = 0.0
     metadata_fields: float = 0
     text_bytes: float = 0.0
+    memory_limit: int | None = None
     max_segment_records: int = MAX_SEGMENT_RECORDS
 
     def __post_init__(self) -> None:
@@ -86,7 +91,7 @@ class Sizing:
 
     ``process_bytes``: of the process, whatever it holds; ``cache_bytes``: the most its caches and write buffers
     come to, all collections together.  ``building_bytes``: the most that growing, sealing and
-    merging take for a while.  ``index`` and ``quantization``: what ``auto`` comes to.
+    merging take for a while.  ``index``: the settings with what ``auto`` comes to.
     """
 
     components: tuple[Component, ...]
@@ -94,8 +99,7 @@ class Sizing:
     cache_bytes: int
     building_bytes: int
     segments: int
-    index: IndexKind
-    quantization: Quantization
+    index: IndexSpec
 
     @property
     def memory_bytes(self) -> int:
@@ -115,29 +119,47 @@ def _lines(size: int) -> int:
     return -(-size // LINE_BYTES) * LINE_BYTES
 
 
-def resolve(schema: CollectionSchema, segment_records: int) -> IndexSpec:
-    """The index a segment of that many records gets, with no ``auto`` left in it."""
+def resolve(schema: CollectionSchema, segment_records: int, budget: int | None = None) -> IndexSpec:
+    """The index a segment of that many records gets within ``budget`` bytes, with no ``auto`` left in it."""
     spec = schema.index
     kind = spec.kind
     if kind is IndexKind.AUTO:
         kind = IndexKind.FLAT if segment_records < AUTO_HNSW_RECORDS else IndexKind.HNSW
-    quantization = spec.quantization
+    spec = replace(spec, kind=kind)
+    if kind is not IndexKind.HNSW:
+        return replace(spec, quantization=Quantization.PQ if kind is IndexKind.IVF_PQ else Quantization.NONE)
+    if spec.quantization is not Quantization.AUTO:
+        return spec
+    if schema.vector_type is VectorType.BINARY:
+        return replace(spec, quantization=Quantization.NONE)
+    return _fitting(schema, spec, segment_records, budget)
+
+
+def _fitting(schema: CollectionSchema, spec: IndexSpec, count: int, budget: int | None) -> IndexSpec:
+    """The fastest layout that fits: vectors go to disk first, then codes shrink."""
     is_float = schema.vector_type in (VectorType.FLOAT32, VectorType.FLOAT16)
-    if kind is IndexKind.IVF_PQ:
-        quantization = Quantization.PQ
-    elif kind is not IndexKind.HNSW:
-        quantization = Quantization.NONE
-    elif quantization is Quantization.AUTO:
-        coded = is_float and (spec.vectors_on_disk or schema.dim >= MIN_CODED_DIM)
-        quantization = Quantization.SQ8 if coded else Quantization.NONE
-    return replace(spec, kind=kind, quantization=quantization)
+    plain = Quantization.SQ8 if is_float and schema.dim >= MIN_CODED_DIM else Quantization.NONE
+    ladder = [(plain, spec.bits, False), (Quantization.SQ8, 8, True), (Quantization.RABITQ, 4, True),
+              (Quantization.RABITQ, 2, True)]
+    for codes, bits, on_disk in ladder:
+        if (on_disk and codes is Quantization.SQ8 and not is_float) or (spec.vectors_on_disk and not on_disk):
+            continue
+        step = replace(spec, quantization=codes, bits=bits, vectors_on_disk=on_disk)
+        each = code_bytes(schema, step) + (0 if on_disk else row_bytes(schema)) + _graph_bytes(spec.m) + OTHER_BYTES
+        if budget is None or count * each <= budget:
+            return step
+    return replace(spec, quantization=Quantization.RABITQ, bits=1, vectors_on_disk=True)
+
+
+def _graph_bytes(m: int) -> float:
+    return 8 * m + 5 + 4 * m / (m - 1)
 
 
 def size(work: Workload) -> Sizing:
     """Return what a workload takes, component by component."""
     schema, n = work.schema, work.records
     segments = max(1, -(-n // work.max_segment_records))
-    spec = resolve(schema, n // segments)
+    spec = resolve(schema, n // segments, None if work.memory_limit is None else work.memory_limit // segments)
     components = [_vectors(schema, spec, n)]
     if spec.kind is IndexKind.HNSW:
         components.append(_graph(spec, n))
@@ -147,7 +169,7 @@ def size(work: Workload) -> Sizing:
         components.append(_codes(schema, spec, n, segments))
     components += [_ids(work, reordered=spec.kind is IndexKind.HNSW), _live(n), _metadata(work), _store(work)]
     return Sizing(tuple(components), PROCESS_BYTES, BLOCK_CACHE_BYTES + WRITE_BUFFER_BYTES,
-                  _building(work, spec, components), segments, spec.kind, spec.quantization)
+                  _building(work, spec, components), segments, spec)
 
 
 def _vectors(schema: CollectionSchema, spec: IndexSpec, n: int) -> Component:
@@ -202,15 +224,24 @@ def lists_of(spec: IndexSpec, segment_records: int) -> int:
 
 
 def _inverted(schema: CollectionSchema, spec: IndexSpec, n: int, segments: int) -> Component:
-    """Centroids, offsets and ordinals; and what is scored, in list order: residual codes with a term, or the rows."""
+    """Ordinals and what is scored, in list order: residual codes with a term, or the rows; and centroids, twice."""
+    dim = schema.dim
     lists = lists_of(spec, n // segments)
-    centroid = 4 * schema.dim + 8
+    turned = -(-lists // 16) * 16
+    stored, fixed = 4 * lists * dim + 8 * (lists + 1), 4 * turned * (dim + 1)
+    scored = row_bytes(schema)
     if spec.kind is IndexKind.IVF_PQ:
-        scored = _subspaces(schema.dim, spec.subspaces) + 4
-    else:
-        scored = row_bytes(schema)
-    total = n * (4 + scored) + segments * lists * centroid
-    return Component("lists", total, total, f"n · (4 + {scored}) + {lists} · {centroid}")
+        subspaces = _subspaces(dim, spec.subspaces)
+        book = 4 * PQ_CENTROIDS * subspaces * -(-dim // subspaces)
+        scored, stored, fixed = subspaces + 4, stored + book, fixed + book + 4 * PQ_CENTROIDS * subspaces
+    disk = n * (4 + scored) + segments * stored
+    return Component("lists", disk + segments * fixed, disk,
+                     f"n · (4 + {scored}) + {_size_words(stored + fixed)} of centroids a segment")
+
+
+def _size_words(number: int) -> str:
+    """Bytes in KiB or MiB, for formulas."""
+    return f"{number / 1024:.0f} KiB" if number < 1 << 20 else f"{number / (1 << 20):.1f} MiB"
 
 
 def _ids(work: Workload, *, reordered: bool) -> Component:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from vecdb.ann.hnsw import Graph
 from vecdb.ann.quantize import train
 from vecdb.ann.space import Space
-from vecdb.cli.planning import parse_count
+from vecdb.cli.planning import parse_count, parse_size
 from vecdb.core import sizing
 from vecdb.core.errors import InvalidArgument, LimitExceeded
 from vecdb.core.schema import CollectionSchema, IndexKind, IndexSpec, Metric, Quantization, VectorType
@@ -41,12 +41,16 @@ def test_rows_are_as_wide_as_the_engines(metric, kind, dim) -> None:
 
 @pytest.mark.parametrize(("metric", "kind"), PAIRS)
 def test_auto_comes_to_what_the_engine_chooses(metric, kind) -> None:
-    for count, on_disk, index, dim in itertools.product((100, 19_999, 20_000, 10**7), (False, True), IndexKind,
-                                                        (16, 64)):
+    for count, on_disk, index, dim, each in itertools.product(
+            (100, 19_999, 20_000, 10**6), (False, True), IndexKind, (16, 64), (None, 150, 200, 230, 300, 1000)):
         wanted = schema(dim, metric, kind, kind=index, vectors_on_disk=on_disk)
-        ours = sizing.resolve(wanted, count)
-        theirs = choose(wanted.index, Space(metric, kind, dim), count)
-        assert (ours.kind, ours.quantization) == (theirs.kind, theirs.quantization), (count, on_disk, index, dim)
+        budget = None if each is None else count * each
+        ours = sizing.resolve(wanted, count, budget)
+        theirs = choose(wanted.index, Space(metric, kind, dim), count, budget)
+        assert (ours.kind, ours.quantization, ours.vectors_on_disk) == (
+            theirs.kind, theirs.quantization, theirs.on_disk), (count, on_disk, index, dim, each)
+        if ours.quantization is Quantization.RABITQ:
+            assert ours.bits == theirs.bits
 
 
 @pytest.mark.parametrize("m", [4, 16, 48])
@@ -80,7 +84,7 @@ shapes = st.builds(
 @given(shape=shapes, count=st.integers(1, 10**12), more=st.integers(0, 10**9))
 def test_more_records_never_take_less(shape, count, more) -> None:
     small, large = size(Workload(count, shape)), size(Workload(count + more, shape))
-    if (small.index, small.quantization) == (large.index, large.quantization):
+    if small.index == large.index:
         assert small.memory_bytes <= large.memory_bytes
         assert small.disk_bytes <= large.disk_bytes
     for one in small.components:
@@ -94,7 +98,15 @@ def test_leaving_vectors_on_disk_leaves_codes_in_memory() -> None:
     assert part(there, "vectors").memory_bytes == 0
     assert part(there, "vectors").disk_bytes == part(here, "vectors").disk_bytes == 512 * 10**6
     assert part(there, "codes").memory_bytes == 128 * 10**6
-    assert there.quantization is Quantization.SQ8
+    assert there.index.quantization is Quantization.SQ8
+
+
+def test_a_limit_is_kept_by_the_ladder() -> None:
+    shape = schema(768, Metric.COSINE)
+    for limit, codes, on_disk in ((10**11, "sq8", False), (10**10, "sq8", True), (6 * 10**9, "rabitq", True)):
+        found = size(Workload(10**7, shape, memory_limit=limit))
+        assert (found.index.quantization.value, found.index.vectors_on_disk) == (codes, on_disk)
+        assert found.memory_bytes <= limit * 1.01
 
 
 def test_a_billion_is_many_segments() -> None:
@@ -122,6 +134,18 @@ def test_averages_are_numbers(name: str, bad: float) -> None:
 ])
 def test_counts_as_people_write_them(text: str, number: int) -> None:
     assert parse_count(text) == number
+
+
+@pytest.mark.parametrize(("text", "number"), [("8GiB", 8 << 30), ("500MB", 5 * 10**8), ("1024", 1024),
+                                              ("1.5 kib", 1536), ("2T", 2 * 10**12)])
+def test_sizes_as_people_write_them(text: str, number: int) -> None:
+    assert parse_size(text) == number
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-1GB", "1XB", "nan", "inf", "1e30"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(InvalidArgument, match="memory"):
+        parse_size(text)
 
 
 @pytest.mark.parametrize("text", ["", "many", "-5", "1e999", "1x", "e6", "1.2.3"])
