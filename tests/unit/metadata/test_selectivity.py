@@ -15,12 +15,26 @@ def plan(part, count=1_000_000, **options):
 def test_the_narrower_the_filter_the_more_exact():
     assert plan(1.0, filtered=False).kind == "beam"
     assert plan(1.0).kind == "beam"
-    assert plan(0.5).kind == "beam_then_filter"
+    assert plan(0.98).kind == "beam_then_filter"
+    assert plan(0.5).kind == "filtered_beam"
+    assert plan(0.1).kind == "filtered_beam"
     assert plan(0.01).kind == "exact"
     assert plan(0.001).kind == "exact"
-    assert plan(0.1, row_bytes=6_144).kind == "filtered_beam"
-    assert [plan(part, count=50_000).kind for part in (0.5, 0.1, 0.01)] == ["exact"] * 3
     assert plan(0.9, count=1_000_000, matches=300, live=300, filtered=False).kind == "exact"  # nearly all are dead
+
+
+def test_small_segments_and_cheap_rows_are_scanned():
+    assert [plan(part, count=50_000).kind for part in (0.5, 0.1, 0.01)] == ["exact"] * 3
+    assert plan(0.1, row_bytes=64).kind == "exact"
+    assert plan(0.1, queries=64).kind == "exact"
+    assert plan(0.1, row_bytes=16_384).kind == "filtered_beam"
+
+
+def test_the_narrower_the_filter_the_wider_its_beam():
+    widths = [plan(part, count=50_000_000).ef for part in (0.5, 0.05, 0.02, 0.01, 0.003)]
+    assert widths[0] == widths[1] == 128
+    assert widths == sorted(widths)
+    assert widths[-1] == 8 * 64
 
 
 @settings(max_examples=400, deadline=None)
@@ -38,7 +52,7 @@ def test_any_figures_give_a_plan_that_can_be_carried_out(count, alive, part, k, 
         assert matches > k
         assert k <= strategy.ef <= MAX_EF
         assert max(ef, k) <= strategy.ef
-    if filtered and exact_us(matches, count, row_bytes) <= EXACT_BUDGET_US and matches < 0.9 * count:
+    if filtered and exact_us(matches, row_bytes) <= EXACT_BUDGET_US and matches < 0.9 * count:
         assert strategy.kind == "exact"
 
 
