@@ -3,11 +3,8 @@
 ``open_embedded`` is the whole database in this process; a node of a cluster will be composed here too.
 """
 
-import logging
 import os
 from pathlib import Path
-
-import structlog
 
 from vecdb.client.backend import Backend
 from vecdb.core.errors import FormatMismatch, InvalidArgument, StorageError
@@ -26,10 +23,6 @@ FORMAT_NAME = "vecdb.format"
 FORMAT = "vecdb 1\n"
 MEMORY_SHARE = 0.7
 """Of the memory the process may use, what segments may take: the rest is for queries, builds and the store."""
-
-_log = structlog.wrap_logger(logging.getLogger("vecdb"), wrapper_class=structlog.stdlib.BoundLogger,
-                             processors=[structlog.stdlib.filter_by_level, structlog.processors.format_exc_info,
-                                         structlog.processors.KeyValueRenderer(key_order=["event"])])
 
 
 def open_embedded(path: str | os.PathLike[str], *, threads: int = 0, read_only: bool = False,
@@ -108,4 +101,6 @@ def _mark_format(directory: Path) -> None:
 
 
 def _report(job: Job, error: Exception) -> None:
-    _log.error("job_failed", kind=job.kind, collection=job.collection, stage=job.stage, error=str(error))
+    from vecdb.runtime.logs import logger  # a fifth of a second that a start without trouble need not spend
+
+    logger().error("job_failed", kind=job.kind, collection=job.collection, stage=job.stage, error=str(error))

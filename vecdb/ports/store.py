@@ -27,6 +27,10 @@ class Store(Protocol):
         """Return once every earlier write is on stable storage.  Concurrent calls share one fsync; the GIL is free."""
         ...
 
+    def compact(self, start: bytes, stop: bytes) -> None:
+        """Give back the space of what was deleted in ``[start, stop)``; slow, and free of the GIL."""
+        ...
+
     def checkpoint(self, target: Path) -> None:
         """A consistent copy, by hard links, in a folder that must not exist."""
         ...

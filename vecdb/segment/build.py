@@ -176,7 +176,7 @@ def _build(choice: Choice, spec: IndexSpec, space: Space, rows: npt.NDArray[Any]
         if coded is not None:
             coded.codes, coded.aux = permute(coded.codes, order), coded.aux[order]
         report("reordering", 1, 1)
-    ann = SealedAnn(choice.kind, choice.quantization, choice.reason, graph=graph)
+    ann = SealedAnn(choice.kind, choice.quantization, choice.reason, choice.bits, graph=graph)
     if coded is not None:
         ann.quantizer, ann.codes = coded.quantizer, coded.view()
         ann.oversample = spec.oversample or default_oversample(choice.quantization, choice.bits, space.dim,

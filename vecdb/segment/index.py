@@ -41,6 +41,7 @@ class SealedAnn:
     kind: IndexKind
     quantization: Quantization
     reason: str
+    bits: int = 0
     graph: Graph | None = None
     ivf: Ivf | None = None
     quantizer: Quantizer | None = None
@@ -93,6 +94,8 @@ class SealedAnn:
 
     def describe(self) -> dict[str, Any]:
         out: dict[str, Any] = {"kind": self.kind.value, "quantization": self.quantization.value, "reason": self.reason}
+        if self.quantization is Quantization.RABITQ:
+            out["bits"] = self.bits
         if self.graph is not None:
             out |= {"ef_search": self.ef, "m": self.graph.m, "oversample": self.oversample}
         if self.ivf is not None:
@@ -109,7 +112,8 @@ class SealedAnn:
             arrays |= {f"quantizer.{name}": array for name, array in self.quantizer.state().items()}
             arrays |= {"codes.codes": self.codes.codes, "codes.aux": self.codes.aux}
         meta = {"kind": self.kind.value, "quantization": self.quantization.value, "reason": self.reason,
-                "ef": self.ef, "nprobe": self.nprobe, "oversample": self.oversample, "measured": self.measured,
+                "bits": self.bits, "ef": self.ef, "nprobe": self.nprobe, "oversample": self.oversample,
+                "measured": self.measured,
                 "ef_construction": 0 if self.graph is None else self.graph.ef_construction}
         write_arrays(path, FILE_KIND, arrays, meta)
 
@@ -124,8 +128,8 @@ class SealedAnn:
             parts[part][rest] = file.load(name, allocate)
         meta = file.meta
         try:
-            ann = cls(IndexKind(meta["kind"]), Quantization(meta["quantization"]), meta["reason"], ef=meta["ef"],
-                      nprobe=meta["nprobe"], oversample=meta["oversample"], measured=meta["measured"])
+            ann = cls(IndexKind(meta["kind"]), Quantization(meta["quantization"]), meta["reason"], meta["bits"],
+                      ef=meta["ef"], nprobe=meta["nprobe"], oversample=meta["oversample"], measured=meta["measured"])
             if parts["graph"]:
                 ann.graph = Graph.from_arrays(parts["graph"], ef_construction=meta["ef_construction"], seed=SEED)
                 if (wrong := ann.graph.damage()) is not None:

@@ -24,6 +24,7 @@ from vecdb.services.jobs import Job, JobRunner
 from vecdb.services.recovery import segment_directory
 from vecdb.services.settings import EngineSettings
 from vecdb.services.shard import ShardService
+from vecdb.shard import rows
 from vecdb.shard.upkeep import Rewrite, UpkeepPolicy, full_rewrite, next_rewrite
 from vecdb.shard.view import SegmentView
 
@@ -154,6 +155,9 @@ class Maintainer:
         for view in views:
             if isinstance(view, SealedView):
                 shutil.rmtree(view.segment.directory, ignore_errors=True)
+        report("compacting", 0, 1)
+        shard.store.compact(rows.vector_row(views[0].rid_range[0]), rows.vector_row(views[-1].rid_range[1]))
+        report("compacting", 1, 1)
 
     def _budget(self, views: Sequence[SegmentView]) -> int | None:
         """Bytes the segment that replaces ``views`` may take."""

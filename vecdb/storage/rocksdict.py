@@ -153,8 +153,8 @@ class RocksStore:
             except Exception as error:
                 raise self._fail(error, "flushing") from error
 
-    def compact(self) -> None:
-        """Bring all rows into the lowest level and drop what was deleted.  The GIL is free meanwhile.
+    def compact(self, start: bytes | None = None, stop: bytes | None = None) -> None:
+        """Rewrite the rows of ``[start, stop)``, by default all, and drop what was deleted.  The GIL is free.
 
         If it meets damage in what it rewrites (background work does so as well), it raises, and writes are refused
         as after a failed write: RocksDB will not build on damaged tables.
@@ -162,7 +162,7 @@ class RocksStore:
         with self._gate.entered():
             self._check_writable()
             try:
-                self._db.compact_range(None, None)
+                self._db.compact_range(start, stop)
                 self._db.write(WriteBatch(raw_mode=True))  # compact_range tells no errors; a write does
             except Exception as error:
                 raise self._fail(error, "compacting") from error
