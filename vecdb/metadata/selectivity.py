@@ -9,8 +9,8 @@ Three ways, by what they cost and what they risk:
   unfiltered beam while the filter has nothing to do with the query, but where what is near the query is what the
   filter excludes it comes back short, and all matches must be scored after all.
 
-So: exact while it is cheap, because nothing is gained by risking recall for less; beam_then_filter where nearly everything
-matches; filtered_beam between.  A filter that leaves everything is a plain *beam*.
+So: exact while it is cheap, because nothing is gained by risking recall for less; beam_then_filter where nearly
+everything matches; filtered_beam between.  A filter that leaves everything is a plain *beam*.
 
 Measured on glove-100 (100,000 x 100, cosine, m = 16, one query a call; recall@10 where the filter excludes what is near
 the query / is independent of it; the plain beam at ef 64 / 128: 0.913 / 0.962 in 55 / 111 us):
