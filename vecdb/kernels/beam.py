@@ -53,6 +53,10 @@ P_TALLY = P_ROWS + 9
 P_ITEMS = P_TALLY + T_ITEMS
 
 _CHECK_STOP_EVERY = 16
+_ENOUGH = 4
+"""A filtered hop that found a row's width divided by this many allowed vertices looks no further ..."""
+_LOOK_THROUGH = 4
+"""... and none looks through more than this many times a row's width."""
 _PREFETCH_LINES = 16
 _MIDDLE = np.uint64(MAX_VERTICES - 1)
 
@@ -164,38 +168,48 @@ def gather(links, row, count, tags, tag, near, codes, lines):
 
 @inline
 def gather_allowed(links, row, count, allowed, tags, tag, near, codes, lines):
-    """As :func:`gather`, but allowed vertices only, reached directly or through one that is not allowed."""
-    n = 0
-    through = len(near)
+    """As :func:`gather`, but allowed vertices only, reached directly or through others that are not.
+
+    Every direct neighbour that is not allowed is looked through.  Where the filter is so narrow that this yields
+    little, further ones are, breadth first, up to a bound.  Those met and not looked through count as unvisited.
+    ``near`` holds what is found from its front and what is to be looked through from its end.
+    """
     width = links.shape[1]
-    for j in range(width):
-        v = np.int64(links[row, j])
-        if v < 0:
-            break
-        if v >= count or tags[v] == tag:
-            continue
-        tags[v] = tag
-        if has_bit(allowed, v):
-            simd.prefetch(codes, v, lines)
-            near[n] = v
-            n += 1
-        else:
-            through -= 1
-            near[through] = v
-            simd.prefetch(links, v, 2)
-    for t in range(through, len(near)):
-        middle = np.int64(near[t])
-        if n >= 2 * width:
-            break
+    n = 0
+    end = len(near)
+    low = end
+    at = end
+    direct = 0
+    looked = 0
+    source = row
+    while True:
         for j in range(width):
-            v = np.int64(links[middle, j])
+            v = np.int64(links[source, j])
             if v < 0:
                 break
-            if v < count and tags[v] != tag and has_bit(allowed, v):
+            if v >= count or tags[v] == tag or n >= low:
+                continue
+            if has_bit(allowed, v):
                 tags[v] = tag
                 simd.prefetch(codes, v, lines)
                 near[n] = v
                 n += 1
+            elif looked == 0 or n < width // _ENOUGH:
+                tags[v] = tag
+                simd.prefetch(links, v, 2)
+                low -= 1
+                near[low] = v
+        if looked == 0:
+            direct = end - low
+        looked += 1
+        if at == low or n >= 2 * width:
+            break
+        if looked > direct and (n >= width // _ENOUGH or looked > _LOOK_THROUGH * width):
+            break
+        at -= 1
+        source = np.int64(near[at])
+    for middle in range(low, at):
+        tags[near[middle]] = np.uint8(0)
     return n
 
 

@@ -158,8 +158,8 @@ class Scratch:
 
     def reserve(self, vertices: int, beam: int, m0: int) -> None:
         """Make room for marks of ``vertices``, a beam of that many entries, and rows of ``m0`` links."""
-        # neighbours gathered in one hop: two rows of a two-hop expansion, one row over, the middles of another
-        near = 4 * m0
+        # neighbours gathered in one hop, and in a filtered one those looked through, of which a few rows' worth matter
+        near = 32 * m0
         if len(self.beam) > beam + 1 and len(self.tags) >= vertices and len(self.near) >= near:
             return
         if len(self.beam) <= beam + 1:

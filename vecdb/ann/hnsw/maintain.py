@@ -7,8 +7,9 @@ import numpy as np
 import numpy.typing as npt
 
 from vecdb.ann.codes import RowCodes, frozen
-from vecdb.ann.hnsw.build import Linker, Run, grow, serial
+from vecdb.ann.hnsw.build import Run, grow, serial
 from vecdb.ann.hnsw.graph import Graph, draw_levels, publish, upper_rows
+from vecdb.ann.hnsw.search import Searcher
 from vecdb.ann.memory import allocate
 from vecdb.ann.space import Space
 from vecdb.kernels import order as kernels
@@ -19,7 +20,7 @@ _CHUNK = 1_024
 REBUILD_BELOW = 0.7
 """Share of live vertices below which mending costs recall and the live ones are linked afresh."""
 _REPAIRS = 3
-"""Rounds of relinking what cannot be reached: each may cut another vertex off, ever fewer."""
+"""Rounds of linking what cannot be reached: one is enough unless a place had to be taken from another."""
 
 
 def reorder(graph: Graph, capacity: int | None = None) -> tuple[Graph, Order]:
@@ -69,7 +70,7 @@ def consolidate(graph: Graph, space: Space, rows: npt.NDArray[Any], aux: npt.NDA
 
 
 def repair(graph: Graph, space: Space, rows: npt.NDArray[Any], aux: npt.NDArray[np.float32]) -> int:
-    """Link again, in place, what a walk from the entry cannot reach; return how many such vertices there were."""
+    """Lead, in place, to what a walk from the entry cannot reach; return how many such vertices there were."""
     return _repair(graph, RowCodes(space, rows, aux))
 
 
@@ -135,15 +136,44 @@ def _mend_level(graph: Graph, exact: RowCodes, members: Order, level: int, live:
 
 
 def _repair(graph: Graph, exact: RowCodes) -> int:
-    first = 0
-    for attempt in range(_REPAIRS):
+    first = -1
+    for _ in range(_REPAIRS):
         order, reached = _breadth_first(graph)
         lost = np.sort(order[reached:])
-        if attempt == 0:
-            first = len(lost)
+        first = len(lost) if first < 0 else first
         if not len(lost):
             break
-        linker = Linker(graph, exact, exact, serial)
-        for lo in range(0, len(lost), 256):
-            linker.link(lost[lo:lo + 256])
+        searcher = Searcher(graph, exact)
+        width = max(graph.ef_construction, 2 * graph.m0)
+        for lo in range(0, len(lost), _CHUNK):
+            part = lost[lo:lo + _CHUNK]
+            near = searcher.search(_queries(exact, part), k=width, ef=width).ordinals
+            for vertex, candidates in zip(part.tolist(), near, strict=True):
+                _lead_to(graph, vertex, candidates[(candidates >= 0) & (candidates != vertex)])
     return first
+
+
+def _queries(exact: RowCodes, ordinals: Order) -> npt.NDArray[Any]:
+    space = exact.space
+    rows: npt.NDArray[Any] = exact.codes.view(space.row_dtype)[ordinals, :space.row_items]
+    return rows
+
+
+def _lead_to(graph: Graph, vertex: int, candidates: npt.NDArray[np.int32]) -> None:
+    """Link ``vertex`` from the nearest of ``candidates`` with a free place, so that no other loses its only link.
+
+    A vertex that lost all its own links gets the nearest candidates.  The farthest link of the nearest gives way where
+    no candidate has room.
+    """
+    if not len(candidates):
+        return
+    if graph.links0[vertex, 0] < 0:
+        graph.links0[vertex, :graph.m] = -1
+        near = candidates[:graph.m]
+        graph.links0[vertex, :len(near)] = near
+    rows = graph.links0[candidates]
+    free = np.flatnonzero(rows[:, -1] < 0)
+    source = int(candidates[free[0]] if len(free) else candidates[0])
+    row = graph.links0[source]
+    place = int(np.argmax(row < 0)) if len(free) else graph.m0 - 1
+    row[place] = vertex
