@@ -74,6 +74,7 @@ def _steps(space: Space, quantization: Quantization) -> Sequence[tuple[str, Call
         searcher = hnsw.Searcher(graph, codes, exact)
         searcher.search(stored[:1], k=2, ef=4)
         searcher.search(stored[:2], k=2, ef=4)
+        flat.scan(codes, stored[:2], k=2)
         hnsw.grow(hnsw.Graph.allocate(_COUNT, m=4, ef_construction=8, seed=0), space, rows, aux, _COUNT, codes=codes)
 
     steps: list[tuple[str, Callable[[], object]]] = [
@@ -91,3 +92,12 @@ def _vectors(space: Space) -> npt.NDArray[Any]:
     """A few distinct stored vectors."""
     values = np.arange(_COUNT * space.row_items).reshape(_COUNT, space.row_items) * 37 % 101
     return space.encode(values.astype(np.uint8 if space.vector_type is VectorType.BINARY else np.float32))
+
+
+def main() -> None:
+    """Warm the usual kernels up, saying which."""
+    warmup(progress=lambda done, of, step: print(f"kernels {done}/{of} {step}", flush=True))
+
+
+if __name__ == "__main__":
+    main()

@@ -51,16 +51,28 @@ def test_only_allowed_vertices_are_found_and_nearly_all_of_the_nearest(mode, sha
     assert recall_among(found, truth, members) >= 0.95
 
 
-@pytest.mark.parametrize("share", [0.02, 0.1])
-def test_filters_that_exclude_all_that_is_near_still_find_an_entrance(share):
+@pytest.mark.parametrize("mode", ["post", "filtered"])
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.5, 0.9])
+def test_filters_that_exclude_all_that_is_near_still_find_the_nearest_allowed(share, mode):
     rows, graph, queries, truth = shared()
     # a half-space away from each query: what is allowed is far from where the walk begins and ends
     far = np.argsort(-truth[0])[:int(share * COUNT)]
     flags = np.zeros(COUNT, bool)
     flags[far] = True
-    found = hnsw.search(graph, exact(L2, rows), queries[:1], k=10, ef=120, allowed=oracle.bitset(flags),
-                        mode="filtered")
+    found = hnsw.search(graph, exact(L2, rows), queries[:1], k=10, ef=120, allowed=oracle.bitset(flags), mode=mode)
     assert recall_among(found, truth[:1], np.sort(far)) >= 0.9
+
+
+@pytest.mark.parametrize("mode", ["post", "filtered"])
+def test_k_are_found_whenever_k_are_allowed_in_a_batch_of_near_and_far(mode):
+    rows, graph, queries, truth = shared()
+    for share in (0.004, 0.03, 0.3, 0.6):
+        flags = np.zeros(COUNT, bool)
+        flags[np.argsort(truth[3])[:int(share * COUNT)]] = True
+        found = hnsw.search(graph, exact(L2, rows), queries, k=12, ef=30, allowed=oracle.bitset(flags), mode=mode)
+        assert (found.ordinals >= 0).all()
+        assert flags[found.ordinals].all()
+        assert (np.diff(found.distances, axis=1) >= 0).all()
 
 
 def test_no_allowed_vertex_no_result():

@@ -10,6 +10,7 @@ from vecdb.ann import flat
 from vecdb.ann.codes import Codes, Prepared, QuickCodes, RowCodes, address, frozen
 from vecdb.ann.found import Found
 from vecdb.ann.hnsw.graph import Graph, Scratch
+from vecdb.ann.rerank import rerank_on
 from vecdb.core.limits import MAX_EF
 from vecdb.kernels import beam as kernels
 from vecdb.kernels.beam import FILTERED, PLAIN, POST
@@ -17,8 +18,17 @@ from vecdb.kernels.bitmaps import count_bits, sample_bits
 
 Mode = Literal["post", "filtered"]
 Bits = npt.NDArray[np.uint64]
+Stop = npt.NDArray[np.int32] | None
 SEEDS = 48
 """Allowed vertices a filtered search starts from besides the entry: the filter may exclude all that lies near it."""
+_PROBE = 48
+"""Nearest vertices looked at to see whether a filter leaves anything near a query."""
+_PROBE_MEANS = 2.0
+"""Fewer of them expected to be allowed than this say nothing: so narrow a filter is walked as it is."""
+_PROBE_FAR = 4.0
+"""Below the expected number divided by this, the filter's matches count as far from the query."""
+_COMMON = 0.5
+"""Share of allowed vertices from which a walk over all of them finds some near any query, but for odd cases."""
 _QUICK_K = 256
 """Most results of a single query whose buffers are kept."""
 _QUERIES_AT = (kernels.P_CODES + 5, kernels.P_ROWS + 5)
@@ -59,29 +69,70 @@ class Searcher:
 
     def search(self, queries: npt.NDArray[Any] | Prepared, *, k: int, ef: int, keep: int = 0,
                allowed: Bits | None = None, count: int | None = None, mode: Mode = "post",
-               stop: npt.NDArray[np.int32] | None = None) -> Found:
+               stop: Stop = None) -> Found:
         """The ``k`` nearest vertices to each query, as far as a beam of ``ef`` (at least ``k``) finds them.
 
         ``queries``: (nq, row_items) stored dtype, or prepared by the codes when nothing is reranked.  ``keep``: how
         many of a beam are reranked (0: all).  ``allowed``: a bitset of ordinals; others are no results.
         ``mode="post"`` walks all vertices and suits filters that leave a good part; ``"filtered"`` walks allowed ones,
-        reaching over others, and suits narrow ones.  Only vertices below ``count`` (default: the published count) are
+        reaching over others, and suits narrow ones; where a filter leaves nothing near a query, what it does leave is
+        scanned instead in either mode.  Only vertices below ``count`` (default: the published count) are
         seen.  ``stop`` int32 (1,): set non-zero by another thread, it ends the search within some hops; what was found
         by then is the answer.
         """
+        count = self.graph.count if count is None else min(count, self.graph.count)
+        if allowed is not None:
+            matches = _matches(allowed, count)
+            if matches < count:
+                return self._filtered(queries, k, ef, keep, frozen(allowed), matches, count, mode, stop)
+        return self._run(queries, k, ef, keep, None, 0, count, mode, stop)
+
+    def _filtered(self, queries: npt.NDArray[Any] | Prepared, k: int, ef: int, keep: int, words: Bits, matches: int,
+                  count: int, mode: Mode, stop: Stop) -> Found:
+        """Walk where the filter leaves something near the query, scan what it leaves where that is far away.
+
+        A graph leads to what is near.  When hardly any of a query's nearest vertices is allowed, far fewer than the
+        filter's share of all, the nearest allowed ones lie on a front all around it, and no walk finds them reliably.
+        """
+        nq = len(queries)
+        found = Found(np.full((nq, k), -1, np.int32), np.full((nq, k), np.inf, np.float32))
+        far = np.zeros(nq, bool)
+        expected = _PROBE * matches / count
+        # a filter that leaves most (deletions, usually) is not worth a probe with every query
+        if expected >= _PROBE_MEANS and not (mode == "post" and matches >= _COMMON * count):
+            probe = self._run(queries, _PROBE, _PROBE, 1, None, 0, count, mode, stop)
+            bits = words[probe.ordinals >> 6] >> (probe.ordinals & 63).astype(np.uint64) & np.uint64(1)
+            far = np.where(probe.ordinals >= 0, bits, 0).sum(axis=1) < expected / _PROBE_FAR
+            found = Found(found.ordinals, found.distances, probe.hops, probe.comparisons, probe.stopped)
+        found = _patched(found, queries, ~far, lambda part: self._run(part, k, ef, keep, words, matches, count, mode,
+                                                                     stop))
+        # what came back short is scanned too, so that k are found whenever there are k
+        far |= (found.ordinals >= 0).sum(axis=1) < min(k, matches)
+        if found.stopped:
+            return found
+        return _patched(found, queries, far, lambda part: self._scan(part, k, max(k, keep or ef), words, count, stop))
+
+    def _scan(self, queries: npt.NDArray[Any] | Prepared, k: int, keep: int, words: Bits, count: int,
+              stop: Stop) -> Found:
+        if self._exact is None or isinstance(queries, Prepared):
+            return flat.scan(self.codes, queries, k=k, hi=count, allowed=words, stop=stop)
+        found = flat.scan(self.codes, queries, k=keep, hi=count, allowed=words, stop=stop)
+        return rerank_on(self._exact, self._exact.prepare(queries), found, k)
+
+    def _run(self, queries: npt.NDArray[Any] | Prepared, k: int, ef: int, keep: int, words: Bits | None, matches: int,
+             count: int, mode: Mode, stop: Stop) -> Found:
         graph = self.graph
         quick = self._quick_for(queries, k)
         call = quick or self._call
         holders = None if quick else self._prepare(queries)
-        count = graph.count if count is None else min(count, graph.count)
         ef = max(ef, k)
-        kind, cap, words, seeds = _admission(allowed, count, ef, mode)
+        kind, cap, seeds = _admission(words, matches, count, ef, mode)
         self._scratch.reserve(graph.capacity, cap, graph.m0)
         plan = call.plan
         numbers = (k, ef, cap, max(k, min(keep, ef)) if keep else ef, kind, count)
         if numbers != call.numbers:
             plan[kernels.P_K:kernels.P_QUERIES] = call.numbers = numbers
-        pointed = allowed is not None or stop is not None
+        pointed = words is not None or stop is not None
         if pointed or call.pointed:
             call.pointed = pointed
             plan[kernels.P_ALLOWED:kernels.P_ORDINALS] = (
@@ -158,7 +209,7 @@ class Quick(Call):
 
 def search(graph: Graph, codes: Codes, queries: npt.NDArray[Any] | Prepared, *, k: int, ef: int,
            allowed: Bits | None = None, count: int | None = None, mode: Mode = "post", scratch: Scratch | None = None,
-           stop: npt.NDArray[np.int32] | None = None) -> Found:
+           stop: Stop = None) -> Found:
     """One search without rerank and without a :class:`Searcher` to keep; see :meth:`Searcher.search`."""
     return Searcher(graph, codes, scratch=scratch).search(queries, k=k, ef=ef, allowed=allowed, count=count, mode=mode,
                                                           stop=stop)
@@ -166,7 +217,7 @@ def search(graph: Graph, codes: Codes, queries: npt.NDArray[Any] | Prepared, *, 
 
 def search_within(graph: Graph, codes: Codes, queries: npt.NDArray[Any] | Prepared, *, radius: float, k: int, ef: int,
                   allowed: Bits | None = None, count: int | None = None, mode: Mode = "post",
-                  scratch: Scratch | None = None, stop: npt.NDArray[np.int32] | None = None) -> Found:
+                  scratch: Scratch | None = None, stop: Stop = None) -> Found:
     """The nearest ``k`` vertices within the raw distance ``radius`` (as ``codes`` measure it), per query.
 
     A beam that ends nearer than ``radius`` may have left out some: it is widened until it reaches beyond the radius
@@ -200,24 +251,39 @@ def search_within(graph: Graph, codes: Codes, queries: npt.NDArray[Any] | Prepar
     return Found(ordinals, distances, hops, compared, stopped)
 
 
-def _admission(allowed: Bits | None, count: int, ef: int,
-               mode: Mode) -> tuple[int, int, Bits | None, npt.NDArray[np.int32] | None]:
-    """The kernel's mode, the beam's room, the words and the seeds."""
-    if allowed is None:
+def _matches(allowed: Bits, count: int) -> int:
+    if len(allowed) * 64 < count:
+        raise ValueError(f"allowed has {len(allowed)} words, too few for {count} vertices")
+    return int(count_bits(frozen(allowed), count))
+
+
+def _admission(words: Bits | None, matches: int, count: int, ef: int,
+               mode: Mode) -> tuple[int, int, npt.NDArray[np.int32] | None]:
+    """The kernel's mode, the beam's room and the seeds."""
+    if words is None:
         # one more than ef: the entry itself may be barred, as a vertex above the count
-        return PLAIN, ef + 1, None, None
-    words = frozen(allowed)
-    if len(words) * 64 < count:
-        raise ValueError(f"allowed has {len(words)} words, too few for {count} vertices")
+        return PLAIN, ef + 1, None
     if mode == "filtered":
         seeds = np.empty(SEEDS, np.int32)
-        return FILTERED, ef + 1, words, seeds[:sample_bits(words, count, seeds)]
-    matches = int(count_bits(words, count))
-    if matches == count:
-        return PLAIN, ef + 1, None, None
+        return FILTERED, ef + 1, seeds[:sample_bits(words, count, seeds)]
     # room for the barred vertices that stand between ef allowed ones, were the filter independent of the query,
     # twice over
-    return POST, int(min(count, 2 * ef * count // max(matches, 1) + 64, 4 * MAX_EF)) + 1, words, None
+    return POST, int(min(count, 2 * ef * count // max(matches, 1) + 64, 4 * MAX_EF)) + 1, None
+
+
+def _patched(found: Found, queries: npt.NDArray[Any] | Prepared, which: npt.NDArray[np.bool_],
+             search: Callable[[Any], Found]) -> Found:
+    """``found`` with the rows of ``which`` queries as ``search`` answers them, its counts added."""
+    if not which.any():
+        return found
+    if isinstance(queries, Prepared):
+        part = search(Prepared(queries.codes[which], queries.aux[which]))
+    else:
+        part = search(queries[which])
+    ordinals, distances = found.ordinals.copy(), found.distances.copy()
+    ordinals[which], distances[which] = part.ordinals, part.distances
+    return Found(ordinals, distances, found.hops + part.hops, found.comparisons + part.comparisons,
+                 found.stopped or part.stopped)
 
 
 def _describe(plan: npt.NDArray[np.int64], at: int, codes: Codes) -> None:
