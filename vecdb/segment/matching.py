@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from pyroaring import BitMap
 
-from vecdb.core.filters.evaluate import evaluate
+from vecdb.core.filters import predicate
 from vecdb.core.filters.tree import Node
 from vecdb.metadata.bits import to_words
 from vecdb.segment.bits import Bits, head, members
@@ -46,9 +46,10 @@ def _checked(view: "GrowingView | SealedView", words: Bits, sure: Bits, residual
     """Keep those candidates that are sure or whose records match: for paths no index holds, records are read."""
     candidates = members(words & ~sure, view.count)
     keep: list[int] = []
+    matches = predicate(residual)
     for start in range(0, len(candidates), _RESIDUAL_CHUNK):
         chunk = candidates[start : start + _RESIDUAL_CHUNK]
         rids = view.rids(chunk.astype(np.int32))
         keep += [ordinal for ordinal, metadata in zip(chunk.tolist(), read_metadata(rids), strict=True)
-                 if metadata is not None and evaluate(residual, metadata)]
+                 if metadata is not None and matches(metadata)]
     return sure | to_words(BitMap(keep), view.count)
