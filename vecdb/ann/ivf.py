@@ -17,7 +17,20 @@ put them so (``rows[ivf.ordinals]``) and call :meth:`Ivf.reordered`: then the ro
 
 How many lists to read (``nprobe``) depends on the data more than on anything one could compute from sizes, so it is
 measured when the lists are built: for a sample of rows the true neighbours are found by exact scan, and the
-smallest ``nprobe`` is kept whose lists hold 97 % of them.  A filter leaves fewer rows to a list: reading goes on past
+smallest ``nprobe`` is kept whose lists hold 97 % of them.  Measured on 50,000 rows in 894 lists with the data sets' own
+queries: glove-100 reads 102 lists for a recall@10 of .972, wordnet-minilm-384 66 for .964, fashion-mnist-784 10 for
+.980; IVF-PQ (d / 4) with 4 candidates a result reranked .959, .964 and .984.  A filter leaves fewer rows to a list:
+reading goes on past ``nprobe`` until enough allowed rows were scored, so a query returns k matches whenever k exist.
+
+Whatever is scored lies in list order: scattered rows, prefetched, cost 1.2 (784 float32) to 1.8 times (100) as much.
+IVF-Flat therefore copies a segment's rows, unless they are in list order already.  A segment that is sealed can
+put them so (``rows[ivf.ordinals]``) and call :meth:`Ivf.reordered`: then the rows are shared, and may stay on disk.
+
+How many lists to read (``nprobe``) depends on the data more than on anything one could compute from sizes, so it is
+measured when the lists are built: for a sample of rows the true neighbours are found by exact scan, and the
+smallest ``nprobe`` is kept whose lists hold 97 % of them.  Measured on 50,000 rows and the data sets' own queries, 894
+lists: glove-100 reads 102 of them for a recall@10 of .972, wordnet-minilm-384 66 for .964, fashion-mnist-784 10 for .980;
+IVF-PQ (d / 4) with 4 candidates a result reranked .959, .964, .984.  A filter leaves fewer rows to a list: reading goes on past
 ``nprobe`` until enough allowed rows were scored, so a query returns k matches whenever k exist.
 """
 
@@ -66,6 +79,16 @@ _NO_WORDS = frozen(np.zeros(0, np.uint64))
 def default_nlist(count: int) -> int:
     """Lists for ``count`` rows: four times the root, and no fewer than eight rows a list."""
     return max(1, min(round(4 * math.sqrt(count)), count // 8))
+
+
+def _widened(nprobe: int, k: int, filtered: bool) -> int:
+    """``nprobe`` for what lies farther away than the ten nearest of all rows, on which it was measured.
+
+    Recall on 50,000 rows, before and after: half of them allowed, wordnet-minilm-384 .944 and .960, glove-100 .970 and
+    .983; k = 100, .912 and .946, .942 and .972.
+    """
+    widening = (1.5 if filtered else 1.0) * (1 + 0.5 * math.log2(max(k, 40) / 40))
+    return math.ceil(nprobe * widening)
 
 
 def planned_bytes(space: Space, count: int, spec: IndexSpec, *, shared_rows: bool = False) -> int:
@@ -266,11 +289,12 @@ class Ivf:
     def search(self, queries: Rows, k: int, nprobe: int = 0, allowed: npt.NDArray[np.uint64] | None = None) -> Found:
         """The ``k`` nearest of the lists read: raw distances, exact for IVF-Flat, approximate on codes (rerank them).
 
-        ``queries`` (nq, row_items) in stored dtype.  ``nprobe`` 0: the calibrated one.  ``allowed``: bitset over
-        ordinals; reading goes on past ``nprobe`` until ``128 k`` allowed rows were scored or all lists are read.
+        ``queries`` (nq, row_items) in stored dtype.  ``nprobe`` 0: the calibrated one; a large k or a filter widens it.
+        ``allowed``: bitset over ordinals; reading goes on until ``128 k`` allowed rows were scored or all lists are
+        read.
         ``hops`` counts lists, ``comparisons`` rows.
         """
-        least = min(nprobe or self.nprobe, self.nlist)
+        least = min(_widened(nprobe or self.nprobe, k, allowed is not None), self.nlist)
         enough = (ENOUGH_PER_RESULT if allowed is None else ENOUGH_PER_RESULT_FILTERED) * k
         nq, count = len(queries), len(self.ordinals)
         found = np.full((nq, k), -1, np.int32)

@@ -3,9 +3,13 @@
 
 Ge, He, Ke, Sun: Optimized Product Quantization, CVPR 2013, the non-parametric form: given codes, the best rotation is
 an orthogonal Procrustes problem; given the rotation, codebooks take a Lloyd step; in turns.  It starts from the
-parametric solution (principal axes dealt to the subspaces so that the products of their variances are even),
-which saves most of the turns.  Above 1,024 dimensions the rotation is block diagonal: whole subspaces are turned
-together, in blocks of up to 1,024 dimensions, because the cost of one matrix grows with the cube.
+parametric solution (principal axes dealt to the subspaces so that the products of their variances are even).
+Measured with d / 8 subspaces, loss without rotation / parametric / after 2 to 12 turns more: glove-100 .283 / .240 /
+.239 to .240; wordnet-minilm-384 .268 / .147 / .147; fashion-mnist-784 (in 10,000s) 16.7 / 13.6 / 13.6 to 13.7.  So the
+start is nearly everything, and two turns are made, for data whose principal axes say less.
+
+Above 1,024 dimensions the rotation is block diagonal: whole subspaces are turned together, in blocks of up to 1,024
+dimensions, because the cost of one matrix grows with the cube.
 
 Products of matrices use our own kernel, the same bits on any number of threads.  The two decompositions are LAPACK's:
 their last bits may differ with BLAS's build or thread count, though not with ``run``'s.
@@ -22,7 +26,7 @@ from vecdb.kernels import kmeans as kernels
 from vecdb.kernels import pq as pq_kernels
 
 BLOCK_DIMS = 1_024
-_TURNS = 8
+_TURNS = 2
 _SAMPLE_ROWS = 8_192
 _BLOCK_ROWS = 1_024
 
@@ -56,7 +60,7 @@ def learn(points: Floats, subspaces: int, seed: int, run: Run = serial) -> Float
     """A rotation float32 (b, b) of one block's ``points`` (n, b), b a multiple of ``subspaces``."""
     if len(points) > _SAMPLE_ROWS:
         points = points[np.sort(np.random.default_rng(seed).permutation(len(points))[:_SAMPLE_ROWS])]
-    rotation = _principal(points, subspaces)
+    rotation = _principal(points, subspaces, run)
     width = points.shape[1] // subspaces
     columns = frozen(np.ascontiguousarray(points.T))
     turned = matmul(points, rotation, run)
@@ -90,11 +94,11 @@ def _quantized(turned: Floats, codebooks: list[Floats], iterations: int, run: Ru
     return out
 
 
-def _principal(points: Floats, subspaces: int) -> Floats:
+def _principal(points: Floats, subspaces: int, run: Run) -> Floats:
     """Principal axes as columns, dealt so that subspaces get even products of variances."""
     width = points.shape[1] // subspaces
     centred = (points - points.mean(axis=0, dtype=np.float64)).astype(np.float32)
-    covariance = matmul(np.ascontiguousarray(centred.T), centred).astype(np.float64) / len(points)
+    covariance = matmul(np.ascontiguousarray(centred.T), centred, run).astype(np.float64) / len(points)
     variances, axes = np.linalg.eigh((covariance + covariance.T) / 2)
     logs = np.log(np.maximum(variances, 1e-12 * max(float(variances[-1]), 1e-30)))
     loads = np.zeros(subspaces)
