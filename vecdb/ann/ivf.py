@@ -21,17 +21,6 @@ smallest ``nprobe`` is kept whose lists hold 97 % of them.  Measured on 50,000 r
 queries: glove-100 reads 102 lists for a recall@10 of .972, wordnet-minilm-384 66 for .964, fashion-mnist-784 10 for
 .980; IVF-PQ (d / 4) with 4 candidates a result reranked .959, .964 and .984.  A filter leaves fewer rows to a list:
 reading goes on past ``nprobe`` until enough allowed rows were scored, so a query returns k matches whenever k exist.
-
-Whatever is scored lies in list order: scattered rows, prefetched, cost 1.2 (784 float32) to 1.8 times (100) as much.
-IVF-Flat therefore copies a segment's rows, unless they are in list order already.  A segment that is sealed can
-put them so (``rows[ivf.ordinals]``) and call :meth:`Ivf.reordered`: then the rows are shared, and may stay on disk.
-
-How many lists to read (``nprobe``) depends on the data more than on anything one could compute from sizes, so it is
-measured when the lists are built: for a sample of rows the true neighbours are found by exact scan, and the
-smallest ``nprobe`` is kept whose lists hold 97 % of them.  Measured on 50,000 rows and the data sets' own queries, 894
-lists: glove-100 reads 102 of them for a recall@10 of .972, wordnet-minilm-384 66 for .964, fashion-mnist-784 10 for .980;
-IVF-PQ (d / 4) with 4 candidates a result reranked .959, .964, .984.  A filter leaves fewer rows to a list: reading goes on past
-``nprobe`` until enough allowed rows were scored, so a query returns k matches whenever k exist.
 """
 
 import math
