@@ -34,7 +34,7 @@ def open_embedded(path: str | os.PathLike[str], *, threads: int = 0, read_only: 
     it is sealed (0: 262,144 or 1 GiB of vectors).  ``memory_bytes``: what vectors, graphs and codes may take (0: 70 %
     of the memory this process may use); beyond it vectors stay on disk and codes shrink.
     ``background=False`` leaves sealing and merging to ``optimize``.
-    ``verify=False`` trusts sealed files' vectors unread, for an opening that does not touch every byte.
+    ``verify=False`` trusts what sealed files keep on disk (ids, metadata, vectors there) unread, for a quicker opening.
     Raises :class:`~vecdb.core.errors.DatabaseLocked`, ``FormatMismatch``, ``StorageError`` or ``DataCorrupted``.
     """
     for name, value in (("threads", threads), ("seal_records", seal_records), ("memory_bytes", memory_bytes)):

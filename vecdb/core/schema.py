@@ -13,7 +13,6 @@ from typing import Any, Self, TypeVar
 from vecdb.core.errors import InvalidArgument, LimitExceeded, VecdbError
 from vecdb.core.limits import MAX_DIM, MAX_EF, MAX_INDEXED_FIELDS, MAX_M, MAX_NAME_BYTES
 
-
 _E = TypeVar("_E", bound=StrEnum)
 
 

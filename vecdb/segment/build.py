@@ -24,7 +24,7 @@ from vecdb.core.ids import RecordId
 from vecdb.core.schema import CollectionSchema, IndexKind, IndexSpec, Quantization
 from vecdb.metadata import merge
 from vecdb.segment.bits import head, members
-from vecdb.segment.calibrate import calibrate
+from vecdb.segment.calibrate import SAMPLE, calibrate
 from vecdb.segment.choice import Choice, choose
 from vecdb.segment.files import write_arrays
 from vecdb.segment.growing import GrowingView
@@ -95,7 +95,9 @@ def build_sealed(directory: Path, schema: CollectionSchema, parts: Sequence[Grow
     rows, rids = _gather(space, ordered, living, place.take("gathered", (total, space.row_width), space.row_dtype),
                          report)
     base = _base_graph(ordered[0], living[0], total, schema.index, run) if choice.kind is IndexKind.HNSW else None
+    moved = _hold_out(rows, 0 if base is None else base.count) if choice.kind is IndexKind.HNSW else None
     ann, rows, order = _build(choice, schema.index, space, rows, base, place, run, report)
+    order = order if moved is None else moved if order is None else moved[order]
     if order is not None:
         rids = rids[order]
     report("writing files", 0, 3)
@@ -167,7 +169,21 @@ def _build(choice: Choice, spec: IndexSpec, space: Space, rows: npt.NDArray[Any]
     aux = space.aux(rows)
     graph = base or Graph.allocate(total, m=spec.m, ef_construction=spec.ef_construction, seed=SEED)
     walk = coded.view() if coded is not None and choice.quantization is Quantization.SQ8 else None
-    grow(graph, space, rows, aux, total, run, lambda done: report("building graph", done, total), codes=walk)
+    ann = SealedAnn(choice.kind, choice.quantization, choice.reason, choice.bits, graph=graph)
+    if coded is not None:
+        ann.quantizer, ann.codes = coded.quantizer, coded.view()
+        ann.oversample = spec.oversample or default_oversample(choice.quantization, choice.bits, space.dim,
+                                                               spec.subspaces)
+
+    def tell(done: int) -> None:
+        report("building graph", done, total)
+
+    if total >= 4 * SAMPLE:
+        grow(graph, space, rows, aux, max(graph.count, total - SAMPLE), run, tell, codes=walk)
+    else:
+        grow(graph, space, rows, aux, total, run, tell, codes=walk)
+    _measure(ann, RowCodes(space, rows, aux), total, spec, report)
+    grow(graph, space, rows, aux, total, run, tell, codes=walk)
     order = None
     if place is not None and total > 1:
         report("reordering", 0, 1)
@@ -175,14 +191,28 @@ def _build(choice: Choice, spec: IndexSpec, space: Space, rows: npt.NDArray[Any]
         rows, aux = place.permuted("ordered", rows, order), (aux[order] if len(aux) else aux)
         if coded is not None:
             coded.codes, coded.aux = permute(coded.codes, order), coded.aux[order]
+            ann.codes = coded.view()
         report("reordering", 1, 1)
-    ann = SealedAnn(choice.kind, choice.quantization, choice.reason, choice.bits, graph=graph)
-    if coded is not None:
-        ann.quantizer, ann.codes = coded.quantizer, coded.view()
-        ann.oversample = spec.oversample or default_oversample(choice.quantization, choice.bits, space.dim,
-                                                               spec.subspaces)
-    _measure(ann, RowCodes(space, rows, aux), spec, report)
+        ann.graph = graph
+        ann.idle.clear()
     return ann, rows, order
+
+
+def _hold_out(rows: npt.NDArray[Any], linked: int) -> npt.NDArray[np.int32] | None:
+    """Swap a random sample of the rows that no graph holds yet to the end; return the old ordinal of each new one."""
+    total = len(rows)
+    if total - linked < 2 * SAMPLE:
+        return None
+    order = np.arange(total, dtype=np.int32)
+    first = total - SAMPLE
+    picked = linked + np.random.default_rng(SEED).permutation(total - linked)[:SAMPLE]
+    outside = np.sort(picked[picked < first])
+    free = np.setdiff1d(np.arange(first, total), picked)
+    kept = rows[outside].copy()
+    rows[outside] = rows[free]
+    rows[free] = kept
+    order[outside], order[free] = free, outside
+    return order
 
 
 def _encode(choice: Choice, spec: IndexSpec, space: Space, rows: npt.NDArray[Any], run: Run,
@@ -211,15 +241,20 @@ def _build_ivf(choice: Choice, spec: IndexSpec, space: Space, rows: npt.NDArray[
     return ann
 
 
-def _measure(ann: SealedAnn, rows: RowCodes, spec: IndexSpec, report: Report) -> None:
-    """Set the segment's default beam width."""
+def _measure(ann: SealedAnn, rows: RowCodes, total: int, spec: IndexSpec, report: Report) -> None:
+    """Set the segment's default beam width, with the rows not linked yet where there are enough of them."""
     if spec.ef_search:
         ann.ef = spec.ef_search
         return
+    assert ann.graph is not None
+    linked = ann.graph.count
     report("measuring recall", 0, 1)
-    ann.ef, recall = calibrate(rows, lambda queries, k, ef: ann.search(
-        rows, queries, k=k, ef=ef, nprobe=0, allowed=None, mode="post"))
-    ann.measured = {"recall_at_10": round(recall, 4), "ef_search": ann.ef}
+    asked = np.arange(linked, total, dtype=np.int64)
+    if len(asked) < SAMPLE // 2:
+        asked = np.unique(np.linspace(0, linked - 1, min(SAMPLE, linked)).astype(np.int64))
+    measured = calibrate(rows, asked, linked, lambda queries, k, ef: ann.search(
+        rows, queries, k=k, ef=ef, nprobe=0, allowed=None, mode="post", count=linked))
+    ann.ef, ann.measured = measured.width, measured.describe()
     report("measuring recall", 1, 1)
 
 

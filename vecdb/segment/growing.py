@@ -21,12 +21,19 @@ from vecdb.core.ids import RecordId
 from vecdb.core.schema import AUTO_HNSW_RECORDS, CollectionSchema, IndexKind
 from vecdb.metadata import GrowingIndex
 from vecdb.segment.bits import Bits, cleared, extended, full, head, members
+from vecdb.segment.calibrate import SAMPLE, calibrate
 
 Run = Callable[[Sequence[Callable[[], None]]], None]
 GRAPH_SEED = 0x5EED
 """Of every graph: the same records in the same order make the same graph anywhere."""
 GRAPH_STEP = 512
 """Fewest new records worth linking at once: below, scanning them costs less than waking the builder."""
+
+
+GROWING_EF = 128
+"""Beam's width until it has been measured."""
+MEASURE_FROM = 4_096
+"""Linked records from which, at every doubling, the width is measured."""
 
 
 class GrowingSegment:
@@ -49,6 +56,8 @@ class GrowingSegment:
         self.graph: Graph | None = None
         self.frozen = False
         self._idle: deque[Searcher] = deque()
+        self.ef = GROWING_EF
+        self._measured_at = 0
         self.view = GrowingView(self, 0, full(0), 0)
 
     @property
@@ -97,8 +106,18 @@ class GrowingSegment:
             self.graph = Graph.allocate(self.capacity, m=spec.m, ef_construction=spec.ef_construction,
                                         seed=GRAPH_SEED)
         stop = self.view.count if upto is None else upto
+        if stop - self.graph.count >= SAMPLE and self.graph.count >= max(MEASURE_FROM, 2 * self._measured_at):
+            self._measure(stop)
         if stop > self.graph.count:
             grow(self.graph, self.space, self.rows, self.aux, stop, run, on_batch)
+
+    def _measure(self, stop: int) -> None:
+        """Set the beam's width with records that wait to be linked: queries the graph has not seen."""
+        linked = self.linked
+        asked = np.linspace(linked, stop - 1, SAMPLE).astype(np.int64)
+        self.ef = calibrate(self.codes, asked, linked, lambda queries, k, ef: self.search_graph(
+            queries, k=k, ef=ef, allowed=None, count=linked, mode="post")).width
+        self._measured_at = linked
 
     def search_graph(self, queries: npt.NDArray[Any], *, k: int, ef: int, allowed: Bits | None, count: int,
                      mode: Mode) -> Found:

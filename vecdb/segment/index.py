@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from vecdb.ann.codes import Codes, RowCodes
 from vecdb.ann.found import Found
-from vecdb.ann.hnsw import Graph, Mode, Searcher
+from vecdb.ann.hnsw import Graph, Mode, Run, Searcher, serial
 from vecdb.ann.ivf import Ivf
 from vecdb.ann.memory import allocate
 from vecdb.ann.quantize import Quantizer, from_state
@@ -25,7 +25,6 @@ from vecdb.core.schema import IndexKind, Quantization
 from vecdb.segment.files import ArrayFile, write_arrays
 
 FILE_KIND = "index"
-MIN_EF = 16
 SEED = 0x5EED
 """Of every sealed segment's graph and quantizer: the same records make the same index anywhere."""
 
@@ -62,16 +61,9 @@ class SealedAnn:
     def searchable(self) -> bool:
         return self.graph is not None or self.ivf is not None
 
-    def ef_for(self, k: int, asked: int) -> int:
-        """The beam's width: as asked, or as measured and widened with ``k``; never below ``k``."""
-        if asked:
-            return max(asked, k)
-        base = max(self.ef, MIN_EF)
-        return max(base, k + base // 2) if k > 10 else max(base, k)
-
     def search(self, rows: RowCodes, queries: npt.NDArray[Any], *, k: int, ef: int, nprobe: int,
-               allowed: npt.NDArray[np.uint64] | None, mode: Mode) -> Found:
-        """Search (nq, row_items) stored queries; distances are exact, raw."""
+               allowed: npt.NDArray[np.uint64] | None, mode: Mode, count: int | None = None) -> Found:
+        """Search (nq, row_items) stored queries, seeing ordinals below ``count``; distances are exact, raw."""
         if self.ivf is not None:
             wanted = max(k, ceil(k * self.oversample))
             found = self.ivf.search(queries, wanted, nprobe or self.nprobe, allowed)
@@ -81,7 +73,8 @@ class SealedAnn:
             searcher = self.idle.pop()
         except IndexError:
             searcher = Searcher(self.graph, rows if self.codes is None else self.codes, rows)
-        found = searcher.search(queries, k=k, ef=ef, keep=ceil(k * self.oversample), allowed=allowed, mode=mode)
+        found = searcher.search(queries, k=k, ef=ef, keep=ceil(k * self.oversample), allowed=allowed, mode=mode,
+                                count=count)
         self.idle.append(searcher)
         return found
 
@@ -118,14 +111,14 @@ class SealedAnn:
         write_arrays(path, FILE_KIND, arrays, meta)
 
     @classmethod
-    def open(cls, path: Path, space: Space, rows: npt.NDArray[Any], aux: npt.NDArray[np.float32], *,
-             verify: bool = True) -> "SealedAnn":
+    def open(cls, path: Path, space: Space, rows: npt.NDArray[Any], aux: npt.NDArray[np.float32],
+             run: Run = serial) -> "SealedAnn":
         """Load an index into memory; :class:`DataCorrupted` if any of its bytes is damaged."""
-        file = ArrayFile.open(path, verify=verify)
+        file = ArrayFile.open(path, verify=False)  # loading verifies
         parts: dict[str, dict[str, npt.NDArray[Any]]] = {"graph": {}, "ivf": {}, "quantizer": {}, "codes": {}}
         for name in file.names:
             part, _, rest = name.partition(".")
-            parts[part][rest] = file.load(name, allocate)
+            parts[part][rest] = file.load(name, allocate, run=run)
         meta = file.meta
         try:
             ann = cls(IndexKind(meta["kind"]), Quantization(meta["quantization"]), meta["reason"], meta["bits"],

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vecdb.ann.codes import RowCodes
+from vecdb.ann.hnsw import Run, serial
 from vecdb.ann.memory import allocate
 from vecdb.ann.space import Space
 from vecdb.core.errors import DataCorrupted, FormatMismatch, StorageError, VecdbError
@@ -158,7 +159,8 @@ class SealedView:
 
 
 def open_sealed(segment_id: int, directory: Path, schema: CollectionSchema, read_records: ReadRecords,
-                rids_between: Callable[[], npt.NDArray[np.int64]], *, verify: bool = True) -> SealedSegment:
+                rids_between: Callable[[], npt.NDArray[np.int64]], *, verify: bool = True,
+                run: Run = serial) -> SealedSegment:
     """Open a segment's files, rebuilding what can be rebuilt and naming what is lost.
 
     ``read_records``/``rids_between`` read the shard's rows, and are called only if a file is damaged.
@@ -166,13 +168,13 @@ def open_sealed(segment_id: int, directory: Path, schema: CollectionSchema, read
     """
     damage = Damage()
     space = Space(schema.metric, schema.vector_type, schema.dim)
-    records = _try_open(directory / RECORDS, verify, damage)
-    vectors = _try_open(directory / VECTORS, verify, damage, whole=False)
+    records = _try_open(directory / RECORDS, verify, damage, run)
+    vectors = _try_open(directory / VECTORS, False, damage, run)
     rids = _rids(vectors, records, rids_between, damage)
-    rows, aux = _rows(vectors, space, rids, schema, verify, damage)
+    rows, aux = _rows(vectors, space, rids, verify, damage, run)
     ids, metadata = _records(records, rids, read_records, schema, damage)
     try:
-        ann = SealedAnn.open(directory / INDEX, space, rows, aux, verify=verify)
+        ann = SealedAnn.open(directory / INDEX, space, rows, aux, run)
     except (DataCorrupted, FormatMismatch, StorageError) as error:
         damage.messages.append(f"{error.message}; the index is rebuilt from the vectors, until then scanned")
         damage.rebuild_index = True
@@ -182,10 +184,10 @@ def open_sealed(segment_id: int, directory: Path, schema: CollectionSchema, read
     return SealedSegment(segment_id, directory, schema, rids, rows, aux, ids, metadata, ann, damage)
 
 
-def _try_open(path: Path, verify: bool, damage: Damage, whole: bool = True) -> ArrayFile | None:
-    """Open a file; None and a message if its frame, or with ``whole`` any of its bytes, is damaged."""
+def _try_open(path: Path, verify: bool, damage: Damage, run: Run) -> ArrayFile | None:
+    """Open a file; None and a message if its frame, or with ``verify`` any of its bytes, is damaged."""
     try:
-        file = ArrayFile.open(path, verify=verify and whole)
+        file = ArrayFile.open(path, verify=verify, run=run)
     except VecdbError as error:
         damage.messages.append(error.message)
         return None
@@ -203,8 +205,8 @@ def _rids(vectors: ArrayFile | None, records: ArrayFile | None, rids_between: Ca
     return rids
 
 
-def _rows(vectors: ArrayFile | None, space: Space, rids: npt.NDArray[np.int64], schema: CollectionSchema,
-          verify: bool, damage: Damage) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
+def _rows(vectors: ArrayFile | None, space: Space, rids: npt.NDArray[np.int64], verify: bool, damage: Damage,
+          run: Run) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
     """Rows and their aux, mapped or loaded; damaged rows go to ``damage.lost``."""
     count = len(rids)
     if vectors is None or len(damage.lost) or vectors.shape("rows")[0] != count:
@@ -212,11 +214,11 @@ def _rows(vectors: ArrayFile | None, space: Space, rids: npt.NDArray[np.int64], 
         rows = space.empty(count)
     elif vectors.meta.get("on_disk"):
         if verify:
-            damage.lost = vectors.bad_rows("rows")
+            damage.lost = vectors.bad_rows("rows", run=run)
         rows = vectors.map("rows", random=True)
     else:
         try:
-            rows = vectors.load("rows", allocate)
+            rows = vectors.load("rows", allocate, run=run)
         except DataCorrupted:
             damage.lost = vectors.bad_rows("rows")
             rows = allocate(vectors.shape("rows"), vectors.dtype("rows"))

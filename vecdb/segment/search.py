@@ -16,13 +16,12 @@ from vecdb.ann.hnsw import Mode
 from vecdb.core.query import QueryRequest
 from vecdb.metadata.selectivity import Strategy, choose
 from vecdb.segment.bits import Bits, members, size
+from vecdb.segment.calibrate import ef_for
 from vecdb.segment.growing import GrowingView
 from vecdb.segment.matching import ReadMetadata, allowed_bits
 from vecdb.segment.merge import join
 from vecdb.segment.sealed import SealedView
 
-GROWING_EF = 64
-"""Beam of a growing segment's graph: it is small, and its tail is scanned anyway."""
 SPARSE = 4
 """A filter that keeps fewer than one in this many is scanned by a list of ordinals: 24 to 30 ns a match against
 about 40 by bitset at 5 to 10 % (448-byte rows)."""
@@ -78,11 +77,11 @@ def _strategy(view: GrowingView | SealedView, request: QueryRequest, matches: in
     code_bytes = 0
     if isinstance(view, GrowingView):
         searchable = view.segment.linked > 0
-        ef = max(request.ef_search or GROWING_EF, request.k)
+        ef = ef_for(view.segment.ef, request.k, request.ef_search)
     else:
         ann = view.segment.ann
         searchable = ann.searchable
-        ef = ann.ef_for(request.k, request.ef_search)
+        ef = ef_for(ann.ef, request.k, request.ef_search)
         code_bytes = 0 if ann.codes is None else ann.codes.codes.strides[0]
     if request.exact or not searchable:
         return Strategy("exact", 0, "exact was asked for" if request.exact else "no index here")

@@ -99,7 +99,7 @@ class LocalDatabase:
             opened = self._opened.pop(name, None)
             self._jobs.forget(name)
             if opened is not None:
-                opened.shard.close()
+                opened.shard.close(dropped=True)
             shutil.rmtree(self._directory / COLLECTIONS / entry.folder, ignore_errors=True)
 
     def list_collections(self) -> list[str]:

@@ -139,7 +139,8 @@ class Maintainer:
         try:
             if any(view.live_count for view in views):
                 self._write_segment(target, views, report)
-                new = open_sealed(segment_id, target, shard.schema, _no_records, _no_rids, verify=True)
+                new = open_sealed(segment_id, target, shard.schema, _no_records, _no_rids, verify=True,
+                                  run=self._compute.run)
                 if new.damage.messages:
                     raise DataCorrupted(f"what was just written does not read back: {new.damage.messages[0]}",
                                         path=str(target))

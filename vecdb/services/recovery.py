@@ -19,6 +19,7 @@ from vecdb.core.errors import DataCorrupted
 from vecdb.core.ids import RecordId, id_from_key
 from vecdb.core.limits import MAX_BATCH_BYTES, MAX_BATCH_RECORDS
 from vecdb.core.schema import CollectionSchema
+from vecdb.ports.compute import Compute
 from vecdb.ports.store import Store
 from vecdb.segment.growing import GrowingSegment
 from vecdb.segment.sealed import RebuiltRecord, SealedView, open_sealed
@@ -42,7 +43,8 @@ def growing_capacity(schema: CollectionSchema, settings: EngineSettings, row_byt
     return seal, seal + batch
 
 
-def recover(schema: CollectionSchema, directory: Path, store: Store, settings: EngineSettings) -> ShardMachine:
+def recover(schema: CollectionSchema, directory: Path, store: Store, settings: EngineSettings,
+            compute: Compute) -> ShardMachine:
     """Build the machine from ``store`` and the segment files below ``directory``."""
     state_row, manifest_row = store.multi_get([rows.STATE_KEY, rows.MANIFEST_KEY])
     state = rows.State() if state_row is None else rows.State.from_bytes(state_row)
@@ -56,7 +58,7 @@ def recover(schema: CollectionSchema, directory: Path, store: Store, settings: E
     growing: GrowingSegment | None = None
     for place, entry in enumerate(manifest.entries):
         if entry.sealed:
-            views.append(_open_sealed(schema, directory, store, entry, settings))
+            views.append(_open_sealed(schema, directory, store, entry, settings, compute))
             continue
         last = place == len(manifest.entries) - 1
         stop = state.next_rid if last else manifest.entries[place + 1].first_rid
@@ -83,7 +85,7 @@ def _remove_orphans(directory: Path, manifest: Manifest) -> None:
 
 
 def _open_sealed(schema: CollectionSchema, directory: Path, store: Store, entry: Entry,
-                 settings: EngineSettings) -> SealedView:
+                 settings: EngineSettings, compute: Compute) -> SealedView:
     def read_records(rids: npt.NDArray[np.int64]) -> Sequence[RebuiltRecord | None]:
         return _read_records(store, rids)
 
@@ -92,7 +94,7 @@ def _open_sealed(schema: CollectionSchema, directory: Path, store: Store, entry:
         return np.array([rows.rid_of(key) for key, _ in found], np.int64)
 
     segment = open_sealed(entry.segment_id, segment_directory(directory, entry.segment_id), schema, read_records,
-                          rids_between, verify=settings.verify)
+                          rids_between, verify=settings.verify, run=compute.run)
     dead = np.array([rows.rid_of(key) for key, _ in store.scan(rows.dead_row(entry.first_rid),
                                                                rows.dead_row(entry.stop_rid))], np.int64)
     ordinals = segment.ordinals(dead) if len(dead) else dead

@@ -10,13 +10,21 @@ opens the store anew, and if the unknown batch turns out to be there, the machin
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 
-from vecdb.core.errors import DataCorrupted, StorageError, StorageReadOnly
+from vecdb.core.errors import (
+    CollectionNotFound,
+    DatabaseClosed,
+    DataCorrupted,
+    InvalidArgument,
+    StorageError,
+    StorageReadOnly,
+    VecdbError,
+)
 from vecdb.core.filters.tree import Node
 from vecdb.core.ids import RecordId, id_from_key, id_key
 from vecdb.core.query import QueryRequest, QueryResult, ScanPage, ScanRequest
@@ -35,6 +43,7 @@ from vecdb.shard.mutations import Mutations
 from vecdb.shard.view import ShardView, rid_array
 
 OpenStore = Callable[[], Store]
+T = TypeVar("T")
 OPTIMISTIC_TRIES = 3
 """Attempts at an answer with metadata before writers are held off for one."""
 
@@ -52,6 +61,8 @@ class ShardService:
         self._lock = threading.RLock()
         self._store = open_store()
         self._broken = False
+        self._closed = False
+        self._dropped = False
         self.on_change: Callable[[], None] = lambda: None
         try:
             self.machine = self._recover()
@@ -66,6 +77,8 @@ class ShardService:
         if self._settings.read_only:
             raise StorageReadOnly("the database was opened read-only", path=str(self.directory))
         with self._lock:
+            if self._closed:
+                raise self._gone()
             self._mend()
             applied = self.machine.apply(self.machine.state.applied + 1, command)
             if applied.error is not None:
@@ -100,7 +113,7 @@ class ShardService:
         self._broken = False
 
     def _recover(self) -> ShardMachine:
-        return recover(self.schema, self.directory, self._store, self._settings)
+        return recover(self.schema, self.directory, self._store, self._settings, self._compute)
 
     def exclusive(self) -> threading.RLock:
         """The write lock, for maintenance steps that change the set of segments."""
@@ -124,6 +137,14 @@ class ShardService:
 
     def query(self, request: QueryRequest) -> QueryResult:
         """Answer a batch of queries, split over the pool's threads when there are many."""
+        space = self.machine.growing.space
+        if request.vectors.shape[1:] != (space.row_items,) or request.vectors.dtype != space.row_dtype:
+            raise InvalidArgument("vector", f"{request.vectors.shape} {request.vectors.dtype} does not fit "
+                                  f"(n, {space.row_items}) {space.row_dtype}", got=str(request.vectors.shape),
+                                  limit=f"(n, {space.row_items})")
+        return self._reading(lambda: self._query(request))
+
+    def _query(self, request: QueryRequest) -> QueryResult:
         for _ in range(OPTIMISTIC_TRIES):
             try:
                 return answer(self.machine.view, request, self.machine, self._compute)
@@ -134,7 +155,7 @@ class ShardService:
 
     def fetch(self, ids: Sequence[RecordId], *, include_metadata: bool, include_vectors: bool) -> list[Record]:
         """The records that exist, in the order asked; :class:`DataCorrupted` names those with damaged vectors."""
-        records = self._fetch(ids, include_metadata, include_vectors)
+        records = self._reading(lambda: self._fetch(ids, include_metadata, include_vectors))
         if records is None:  # an update between the look-up and the view: look again where nothing moves
             with self._lock:
                 records = self._fetch(ids, include_metadata, include_vectors)
@@ -177,6 +198,9 @@ class ShardService:
 
     def scan(self, request: ScanRequest) -> ScanPage:
         """One page in rid order; ``after`` is one more than the last rid of the page before."""
+        return self._reading(lambda: self._scan(request))
+
+    def _scan(self, request: ScanRequest) -> ScanPage:
         view = self.machine.view
         rids: list[int] = []
         for segment in view.segments:
@@ -207,12 +231,28 @@ class ShardService:
         view = self.machine.view
         if where is None:
             return view.state.records
-        return sum(size(allowed_bits(segment, where, self.machine.read_metadata)) for segment in view.segments)
+        return self._reading(lambda: sum(size(allowed_bits(segment, where, self.machine.read_metadata))
+                                         for segment in view.segments))
+
+    def _reading(self, read: Callable[[], T]) -> T:
+        """Run a read; one that met the store while a write had it reopened runs again once that is done."""
+        try:
+            return read()
+        except DatabaseClosed:
+            if not self._closed:
+                with self._lock:
+                    return read()
+            raise self._gone() from None
+
+    def _gone(self) -> VecdbError:
+        return CollectionNotFound(self.schema.name) if self._dropped else DatabaseClosed("the database is closed")
 
     @property
     def store(self) -> Store:
         return self._store
 
-    def close(self) -> None:
+    def close(self, *, dropped: bool = False) -> None:
+        """Let go of the store; calls still running end with DatabaseClosed, or if dropped CollectionNotFound."""
         with self._lock:
+            self._closed, self._dropped = True, dropped
             self._store.close()
