@@ -167,7 +167,7 @@ def size(work: Workload) -> Sizing:
         components.append(_inverted(schema, spec, n, segments))
     elif spec.quantization is not Quantization.NONE:
         components.append(_codes(schema, spec, n, segments))
-    components += [_ids(work, reordered=spec.kind is IndexKind.HNSW), _live(n), _metadata(work), _store(work)]
+    components += [_ids(work, reordered=spec.kind is not IndexKind.FLAT), _live(n), _metadata(work), _store(work)]
     return Sizing(tuple(components), PROCESS_BYTES, BLOCK_CACHE_BYTES + WRITE_BUFFER_BYTES,
                   _building(work, spec, components), segments, spec)
 
@@ -224,12 +224,12 @@ def lists_of(spec: IndexSpec, segment_records: int) -> int:
 
 
 def _inverted(schema: CollectionSchema, spec: IndexSpec, n: int, segments: int) -> Component:
-    """Ordinals and what is scored, in list order: residual codes with a term, or the rows; and centroids, twice."""
+    """Ordinals, residual codes with a term (IVF-Flat reads the segment's own rows), and centroids, twice."""
     dim = schema.dim
     lists = lists_of(spec, n // segments)
     turned = -(-lists // 16) * 16
     stored, fixed = 4 * lists * dim + 8 * (lists + 1), 4 * turned * (dim + 1)
-    scored = row_bytes(schema)
+    scored = 0
     if spec.kind is IndexKind.IVF_PQ:
         subspaces = _subspaces(dim, spec.subspaces)
         book = 4 * PQ_CENTROIDS * subspaces * -(-dim // subspaces)

@@ -161,7 +161,13 @@ def _build(choice: Choice, spec: IndexSpec, space: Space, rows: npt.NDArray[Any]
     Without a ``place`` the rows stay as they are numbered (order None).
     """
     if choice.kind in (IndexKind.IVF_FLAT, IndexKind.IVF_PQ):
-        return _build_ivf(choice, spec, space, rows, run, report), rows, None
+        ann = _build_ivf(choice, spec, space, rows, run, report)
+        if place is None or ann.ivf is None:
+            return ann, rows, None
+        listed = np.array(ann.ivf.ordinals)
+        rows = place.permuted("ordered", rows, listed)  # in list order, which IVF-Flat reads without a copy of its own
+        ann.ivf = ann.ivf.reordered(rows, space.aux(rows))
+        return ann, rows, listed
     if choice.kind is not IndexKind.HNSW:
         return SealedAnn.none(choice.reason), rows, None
     total = len(rows)
