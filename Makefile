@@ -26,7 +26,7 @@ $(VENV)/.bench: $(VENV)/.installed
 # Compiled kernels are cached, by what they are made of; this spends the time once, so that no first command does.
 $(VENV)/.warm: $(VENV)/.installed $(KERNELS)
 	@echo "install: compiling kernels, once (about a minute on two cores)"
-	@$(BIN)/python -c 'from vecdb.ann.warmup import warmup; warmup()'
+	@$(BIN)/python -m vecdb.ann.warmup
 	@touch $@
 
 test: install  ## the whole test suite

@@ -113,7 +113,7 @@ def _kernel_cache() -> Check:
     text = ", ".join(f"{count(number)} compiled kernels in {folder}" for folder, number in found)
     if not warm:
         return Check("kernels", "warn", text or "no cache", "the first query compiles for about half a minute; "
-                     "python -m vecdb.kernels.warmup does it now")
+                     "python -m vecdb.ann.warmup does it now")
     return Check("kernels", "ok", text)
 
 
