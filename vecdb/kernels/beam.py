@@ -1,9 +1,9 @@
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="no-untyped-def, assignment"
 """The beam: best-first search of a graph, one sorted array for candidates, results and what is left to expand.
 
 An entry of the beam is one uint64 *key*: the distance's order-preserving bits, then the vertex (30 bits), then two
-flags.  Comparing keys compares (distance, vertex), so ties are settled the same way everywhere; inserting is a binary
-search and a shift of eight-byte words.  ``EXPANDED``: its links were followed.  ``BARRED``: it may be walked through
+flags.  Comparing keys compares (distance, vertex), so ties are settled the same way everywhere; inserting is a count
+of smaller keys and a shift, both over whole vectors.  ``EXPANDED``: its links were followed.  ``BARRED``: it may be walked through
 but is no result.  The beam holds at most ``ef`` unbarred entries and ``cap`` in all.  As soon as there are ``ef``
 unbarred ones, whatever lies beyond the last of them is cut off, which is hnswlib's stopping rule (a candidate
 farther than the worst of ``ef`` results is not expanded) without a second queue.
@@ -53,6 +53,8 @@ P_TALLY = P_ROWS + 9
 P_ITEMS = P_TALLY + T_ITEMS
 
 _CHECK_STOP_EVERY = 16
+_COUNTED = 96
+"""A stretch of the beam this short is counted through with vectors instead of halved."""
 _ENOUGH = 4
 """A filtered hop that found a row's width divided by this many allowed vertices looks no further ..."""
 _LOOK_THROUGH = 4
@@ -113,14 +115,14 @@ def lower_bound(keys, size, key):
     """The first place of ``keys[:size]``, ascending, that is not below ``key``."""
     lo = 0
     left = size
-    while left > 0:
+    while left > _COUNTED:
         half = left >> 1
         if keys[lo + half] < key:
             lo += half + 1
             left -= half + 1
         else:
             left = half
-    return lo
+    return lo + simd.count_below(keys, lo, lo + left, key)
 
 
 @inline
@@ -158,11 +160,12 @@ def gather(links, row, count, tags, tag, near, codes, lines):
         v = np.int64(links[row, j])
         if v < 0:
             break
-        if v < count and tags[v] != tag:
+        if v < count:
+            # whether it was visited cannot be predicted: written in any case, counted if new
+            near[n] = v
+            n += np.int64(tags[v] != tag)
             tags[v] = tag
             simd.prefetch(codes, v, lines)
-            near[n] = v
-            n += 1
     return n
 
 
@@ -277,6 +280,15 @@ def make_walk(score: Any) -> Any:
             for t in range(n):
                 scores[t] = score(codes, aux, qcodes, qaux, q, np.int64(near[t]))
             compared += n
+            if admitted >= ef or size >= cap:
+                # most are too far, which ones cannot be predicted: the others are moved to the front first
+                worst = distance_of(beam[size - 1])
+                better = 0
+                for t in range(n):
+                    scores[better] = scores[t]
+                    near[better] = near[t]
+                    better += np.int64(scores[t] <= worst)
+                n = better
             for t in range(n):
                 key = key_of(scores[t], near[t])
                 if (admitted >= ef or size >= cap) and key >= beam[size - 1]:

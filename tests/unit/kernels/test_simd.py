@@ -79,3 +79,21 @@ def test_bits_are_counted_listed_and_sampled(n, seed, share):
     assert set(taken) <= set(where.tolist())
     assert sorted(set(taken)) == taken
     assert bool(taken) == bool(len(where))
+
+
+@kernel("test.insert")
+def _insert(keys, size, key):
+    at = simd.count_below(keys, 0, size, key)
+    simd.make_room(keys, at, size)
+    keys[at] = key
+    return at
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 2**64 - 1), max_size=70))
+def test_keys_are_inserted_in_order_whatever_lies_behind_them(values):
+    keys = np.zeros(len(values) + 16, np.uint64)  # smaller than any key: they must not be counted
+    for size, value in enumerate(values):
+        expected = sum(other < value for other in values[:size])
+        assert _insert(keys, size, np.uint64(value)) == expected
+        assert keys[:size + 1].tolist() == sorted(values[:size + 1])

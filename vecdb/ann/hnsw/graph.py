@@ -9,6 +9,8 @@ from vecdb.ann.memory import allocate
 from vecdb.kernels.beam import H_COUNT, H_ENTRY, H_MAX_LEVEL, H_UPPER_USED, MAX_VERTICES
 
 _HEADER_ITEMS = 8
+_OVERREAD = 16
+"""Keys beyond a beam's room that may be read (a vector's worth) or written (one too many, before one is dropped)."""
 MAX_LEVEL = 15
 """Highest level: at m = 2 a vertex above it is one in 32,768, and each level costs every search a little."""
 
@@ -160,10 +162,10 @@ class Scratch:
         """Make room for marks of ``vertices``, a beam of that many entries, and rows of ``m0`` links."""
         # neighbours gathered in one hop, and in a filtered one those looked through, of which a few rows' worth matter
         near = 32 * m0
-        if len(self.beam) > beam + 1 and len(self.tags) >= vertices and len(self.near) >= near:
+        if len(self.beam) >= beam + _OVERREAD and len(self.tags) >= vertices and len(self.near) >= near:
             return
-        if len(self.beam) <= beam + 1:
-            self.beam = np.zeros(2 * beam + 64, np.uint64)
+        if len(self.beam) < beam + _OVERREAD:
+            self.beam = np.zeros(2 * beam + _OVERREAD, np.uint64)
         if len(self.tags) < vertices:
             self.tags = allocate(vertices, np.uint8)
             self.context[7] = 0
