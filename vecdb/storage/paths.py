@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from vecdb.core.errors import InvalidArgument
+from vecdb.segment.files.durable import sync_directory
 from vecdb.segment.files.errors import from_os_error
 
 
@@ -38,12 +39,3 @@ def make_directory(path: Path | str) -> Path:
     except OSError as error:
         raise from_os_error(error, target, "creating") from error
     return target
-
-
-def sync_directory(path: Path) -> None:
-    """Make the names in ``path`` durable."""
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

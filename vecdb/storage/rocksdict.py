@@ -131,7 +131,10 @@ class RocksStore:
             self._commit.sync()
 
     def checkpoint(self, target: Path) -> None:
-        """A consistent copy, by hard links where the file system is the same, in a folder that must not exist."""
+        """A consistent copy, by hard links where the file system is the same, in a folder that must not exist.
+
+        For snapshots: a copy of a shard is this and its segment files.
+        """
         target = Path(target).absolute()
         with self._gate.entered():
             self._check_writable()

@@ -20,8 +20,9 @@ ids (vectors), while the rest goes on serving.  xxh3 (not a cryptographic hash) 
 loading stays bound by memory and disk.
 """
 
+from vecdb.segment.files.durable import sync_directory
 from vecdb.segment.files.errors import from_os_error
 from vecdb.segment.files.reader import ArrayFile
-from vecdb.segment.files.writer import StreamingWriter, remove_leftovers, write_arrays
+from vecdb.segment.files.writer import StreamingWriter, write_arrays
 
-__all__ = ["ArrayFile", "StreamingWriter", "from_os_error", "remove_leftovers", "write_arrays"]
+__all__ = ["ArrayFile", "StreamingWriter", "from_os_error", "sync_directory", "write_arrays"]

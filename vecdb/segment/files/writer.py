@@ -13,6 +13,7 @@ import numpy.typing as npt
 import xxhash
 
 from vecdb.core.errors import InvalidArgument
+from vecdb.segment.files.durable import sync_directory
 from vecdb.segment.files.errors import from_os_error
 from vecdb.segment.files.layout import (
     BLOCK_BYTES,
@@ -120,7 +121,7 @@ class StreamingWriter:
             handle, self._handle = self._handle, None
             os.close(handle)
             os.replace(self._partial, self._path)
-            _sync_directory(self._path.parent)
+            sync_directory(self._path.parent)
         except OSError as error:
             self.abort()
             raise from_os_error(error, self._path, "writing") from error
@@ -178,22 +179,3 @@ def write_arrays(path: Path | str, kind: str, arrays: Mapping[str, npt.NDArray[A
         for name, array in arrays.items():
             out.add(name, array)
         return out.finish(meta)
-
-
-def remove_leftovers(directory: Path) -> list[Path]:
-    """Delete what a killed writer left in ``directory``; return what was deleted."""
-    try:
-        found = sorted(directory.glob("*" + TEMPORARY_SUFFIX))
-        for leftover in found:
-            leftover.unlink(missing_ok=True)
-    except OSError as error:
-        raise from_os_error(error, directory, "cleaning") from error
-    return found
-
-
-def _sync_directory(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
