@@ -4,9 +4,9 @@
 An entry of the beam is one uint64 *key*: the distance's order-preserving bits, then the vertex (30 bits), then two
 flags.  Comparing keys compares (distance, vertex), so ties are settled the same way everywhere; inserting is a count
 of smaller keys and a shift, both over whole vectors.  ``EXPANDED``: its links were followed.  ``BARRED``: it may be
-walked through but is no result.  The beam holds at most ``ef`` unbarred entries and ``cap`` in all.  As soon as there are ``ef``
-unbarred ones, whatever lies beyond the last of them is cut off, which is hnswlib's stopping rule (a candidate
-farther than the worst of ``ef`` results is not expanded) without a second queue.
+walked through but is no result.  The beam holds at most ``ef`` unbarred entries and ``cap`` in all.  As soon as there
+are ``ef`` unbarred ones, whatever lies beyond the last of them is cut off, which is hnswlib's stopping rule (a
+candidate farther than the worst of ``ef`` results is not expanded) without a second queue.
 
 Visited marks are one byte per vertex holding the number of the search that saw it: nothing is cleared but once in 255
 searches, and the marks of a million vertices stay in the second-level cache.
