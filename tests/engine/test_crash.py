@@ -53,6 +53,9 @@ def test_kill_loses_nothing_acknowledged(tmp_path: Path, stop_after: int) -> Non
     for round_ in range(2):
         lines = kill_during(WRITER, path, stop_after + round_, next_batch,
                             until=lambda seen: len(seen) >= stop_after)
+        wrote = [line.split() for line in lines if line.startswith("wrote")]
+        # the delete after the last acknowledged batch may have landed without its acknowledgement
+        may_be_gone = {int(one) for one in wrote[-1][2:5]} if int(wrote[-1][1]) % 5 == 0 else set()
         known, last = _play([line for line in lines if line.startswith(("wrote", "gone"))], known)
         next_batch = last + 2
         with vecdb.connect(path, seal_records=150) as db:
@@ -61,7 +64,7 @@ def test_kill_loses_nothing_acknowledged(tmp_path: Path, stop_after: int) -> Non
                      docs.scan(include=["metadata", "vector"])}
             for one, batch in known.items():
                 # at most one batch beyond the last acknowledgement may have landed, as a whole
-                assert one in found or last % 5 == 0, f"record {one} of batch {batch} is lost"
+                assert one in found or one in may_be_gone, f"record {one} of batch {batch} is lost"
                 if one in found:
                     assert found[one][0] in (batch, last + 1), (one, batch, found[one][0])
             for metadata, vector in found.values():

@@ -112,10 +112,10 @@ def build_sealed(directory: Path, schema: CollectionSchema, parts: Sequence[Grow
     return total
 
 
-def rebuild_index(segment: SealedSegment, run: Run, report: Report) -> SealedAnn:
+def rebuild_index(segment: SealedSegment, run: Run, report: Report, budget: int | None = None) -> SealedAnn:
     """The index of a segment whose index file was damaged, over its rows where they are (no reordering)."""
     spec = segment.schema.index
-    choice = choose(spec, segment.space, segment.count)
+    choice = choose(spec, segment.space, segment.count, budget)
     ann, _, _ = _build(choice, spec, segment.space, segment.rows, None, None, run, report)
     return ann
 

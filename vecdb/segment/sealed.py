@@ -79,10 +79,18 @@ class SealedSegment:
 
     def ordinals(self, rids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Ordinals of rids, -1 where this segment does not hold one."""
+        if not self.count:
+            return np.full(len(rids), -1, np.int64)
         at = np.searchsorted(self._sorted, rids)
         at[at == self.count] = 0
         hit = self._sorted[at] == rids
         return np.where(hit, at if self._by_rid is None else self._by_rid[at], -1)
+
+    def replace_index(self, ann: SealedAnn) -> None:
+        """Take an index that was rebuilt; readers see the old or the new one whole."""
+        self.ann = ann
+        self.damage.rebuild_index = False
+        self.damage.messages.append("the index was rebuilt from the vectors")
 
     def served(self) -> Bits | None:
         """Ordinals with readable vectors; None if that is all of them."""
@@ -207,22 +215,20 @@ def _rids(vectors: ArrayFile | None, records: ArrayFile | None, rids_between: Ca
 
 def _rows(vectors: ArrayFile | None, space: Space, rids: npt.NDArray[np.int64], verify: bool, damage: Damage,
           run: Run) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
-    """Rows and their aux, mapped or loaded; damaged rows go to ``damage.lost``."""
+    """Rows and their aux, mapped or loaded; damaged rows are zero and go to ``damage.lost``."""
     count = len(rids)
     if vectors is None or len(damage.lost) or vectors.shape("rows")[0] != count:
         damage.lost = np.arange(count, dtype=np.int64)
         rows = space.empty(count)
     elif vectors.meta.get("on_disk"):
         if verify:
-            damage.lost = vectors.bad_rows("rows", run=run)
+            damage.lost = vectors.blank("rows", run=run)
         rows = vectors.map("rows", random=True)
     else:
         try:
             rows = vectors.load("rows", allocate, run=run)
         except DataCorrupted:
-            damage.lost = vectors.bad_rows("rows")
-            rows = allocate(vectors.shape("rows"), vectors.dtype("rows"))
-            np.copyto(rows, vectors.map("rows"))
+            rows, damage.lost = vectors.salvage("rows", allocate, run=run)
     return rows, space.aux(rows)
 
 

@@ -12,6 +12,7 @@ from vecdb.core.ids import RecordId
 from vecdb.core.query import Matches, QueryRequest, QueryResult
 from vecdb.core.schema import Metric
 from vecdb.ports.compute import Compute
+from vecdb.segment.matching import StaleView
 from vecdb.segment.merge import top_k
 from vecdb.segment.search import SegmentAnswer, search_view
 from vecdb.shard import rows
@@ -43,6 +44,8 @@ def answer(view: ShardView, request: QueryRequest, machine: ShardMachine, comput
     matches: list[Matches] = []
     for part in answers:
         matches += _matches(segments, part, request, machine)
+    if not segments:
+        matches = [_nothing(request, machine) for _ in range(len(queries))]
     first = answers[0] if answers else []
     missing = tuple(one.missing for one in first if one.missing is not None)
     plan = _plan(request, [one for part in answers for one in part], first) if request.explain else None
@@ -86,6 +89,14 @@ def _matches(segments: Sequence[SegmentView], parts: Sequence[SegmentAnswer], re
     return out
 
 
+def _nothing(request: QueryRequest, machine: ShardMachine) -> Matches:
+    """The answer of an empty collection."""
+    space = machine.growing.space
+    vectors = np.empty((0, space.row_items), space.row_dtype)
+    return Matches([], np.empty(0, np.float32), [] if request.include_metadata else None,
+                   vectors if request.include_vectors else None)
+
+
 def _identify(segments: Sequence[SegmentView], source: npt.NDArray[np.int32], ordinals: npt.NDArray[np.int32]
               ) -> tuple[list[RecordId], npt.NDArray[np.int64]]:
     """Ids and rids of (segment, ordinal) pairs."""
@@ -100,10 +111,6 @@ def _identify(segments: Sequence[SegmentView], source: npt.NDArray[np.int32], or
             for position, one in zip(at.tolist(), segment.ids(ordinals[at]), strict=True):
                 ids[position] = one
     return ids, rids
-
-
-class StaleView(Exception):
-    """A hit died after the view was pinned, and its metadata row is gone with it."""
 
 
 def _metadata(rids: npt.NDArray[np.int64], machine: ShardMachine) -> list[dict[str, Any]]:

@@ -186,7 +186,7 @@ class LocalDatabase:
         folder = self._directory / COLLECTIONS / entry.folder
         settings = self._settings
         shard = ShardService(entry.schema, folder,
-                             lambda: self._open_store(folder / "rows", read_only=settings.read_only),
+                             lambda *, read_only: self._open_store(folder / "rows", read_only=read_only),
                              self._compute, settings)
         return _Open(shard, Maintainer(shard, self._jobs, self._compute, self._clock, settings, self._memory_used))
 

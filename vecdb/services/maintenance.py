@@ -14,13 +14,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from vecdb.core.errors import DataCorrupted, VecdbError
+from vecdb.core.errors import DataCorrupted, Overloaded, StorageError, StorageReadOnly
 from vecdb.ports.clock import Clock
 from vecdb.ports.compute import Compute
 from vecdb.segment.build import build_sealed, rebuild_index
-from vecdb.segment.files import from_os_error
+from vecdb.segment.files import from_os_error, sync_directory
+from vecdb.segment.growing import GrowingView
 from vecdb.segment.sealed import INDEX, RebuiltRecord, SealedSegment, SealedView, open_sealed
-from vecdb.services.jobs import Job, JobRunner
+from vecdb.services.jobs import Job, JobCancelled, JobRunner
 from vecdb.services.recovery import segment_directory
 from vecdb.services.settings import EngineSettings
 from vecdb.services.shard import ShardService
@@ -30,6 +31,11 @@ from vecdb.shard.view import SegmentView
 
 RETRY_S = 60.0
 """How long a job that failed waits before it is tried again: a full disk does not empty in a moment."""
+
+MAX_FROZEN = 4
+"""Full segments that may wait to be sealed: each holds its vectors in memory."""
+HOLD_S = 30.0
+"""Longest a writer is made to wait for one before it is refused."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -46,21 +52,26 @@ class Maintainer:
         self._settings = settings
         self._memory_used = memory_used
         self._turn = threading.Lock()
+        self._sealed = threading.Condition()
         self._failed_at: dict[str, float] = {}
         self._policy = UpkeepPolicy(shard.machine.seal_records, settings.merge_factor, settings.max_segment_records,
                                     settings.dead_fraction)
         self._name = shard.schema.name
         if settings.background and not settings.read_only:
-            shard.on_change = self.look
-            self.look()
+            shard.on_change = self.queue_due
+            shard.before_write = self.hold_back
+            self.queue_due()
 
-    def look(self) -> None:
+    def queue_due(self) -> None:
         """Queue what has become worth doing.  Called after every write, so it only compares numbers."""
-        machine = self._shard.machine
-        if machine.wants_seal:
-            with self._shard.exclusive():
-                if machine is self._shard.machine and machine.wants_seal:
-                    machine.freeze()
+        shard = self._shard
+        if shard.closed:
+            return
+        if shard.machine.wants_seal:
+            with shard.writing():
+                if shard.machine.wants_seal:
+                    shard.machine.freeze()
+        machine = shard.machine
         if machine.growing.wants_graph and self._may("graph"):
             self._jobs.submit("graph", self._name, ("graph", self._name), self._guarded("graph", self._link))
         if self._may("index") and any(isinstance(view, SealedView) and view.segment.damage.rebuild_index
@@ -69,20 +80,34 @@ class Maintainer:
         if self._may("rewrite") and (todo := next_rewrite(machine.view.segments, self._policy)) is not None:
             self._jobs.submit(todo.kind, self._name, ("rewrite", self._name), self._guarded("rewrite", self._upkeep))
 
+    def hold_back(self) -> None:
+        """Let a writer wait while too much waits to be sealed: memory is bounded by slowing writes, not by luck."""
+        if self._frozen() <= MAX_FROZEN:
+            return
+        with self._sealed:
+            seen = self._sealed.wait_for(lambda: self._frozen() <= MAX_FROZEN or not self._may("rewrite")
+                                         or self._shard.closed, HOLD_S)
+        if self._frozen() > MAX_FROZEN and not self._shard.closed:
+            why = "sealing is slower than writing" if not seen else "sealing fails: see the collection's jobs"
+            self.queue_due()
+            raise Overloaded(f"{self._frozen()} segments wait to be sealed; {why}", retry_after_s=HOLD_S / 10)
+
     def optimize(self, on_progress: Progress | None) -> None:
-        """Seal and merge in the calling thread until nothing is left to do."""
+        """Seal and merge in the calling thread: everything there is at the call, once."""
+        if self._settings.read_only:
+            raise StorageReadOnly("the database was opened read-only", path=str(self._shard.directory))
         report = on_progress or (lambda stage, done, total: None)
         with self._turn:
-            with self._shard.exclusive():
+            with self._shard.writing():
                 self._shard.machine.freeze()
             self._rebuild_all(report)
-            while (todo := full_rewrite(self._shard.view.segments, self._policy)) is not None:
+            for todo in full_rewrite(self._shard.view.segments, self._policy):
                 self._rewrite(todo, report)
-        self.look_later()
+        if self._settings.background:
+            self.queue_due()
 
-    def look_later(self) -> None:
-        if self._settings.background and not self._settings.read_only:
-            self.look()
+    def _frozen(self) -> int:
+        return sum(isinstance(view, GrowingView) for view in self._shard.view.segments) - 1
 
     def _may(self, kind: str) -> bool:
         failed = self._failed_at.get(kind)
@@ -90,14 +115,22 @@ class Maintainer:
 
     def _guarded(self, kind: str, work: Callable[[Job], None]) -> Callable[[Job], None]:
         def run(job: Job) -> None:
-            with self._turn:
-                try:
+            if not self._turn.acquire(blocking=False):
+                return  # optimize is at it, and queues what is left when it is done
+            try:
+                if not self._shard.closed:
                     work(job)
-                except VecdbError:
-                    self._failed_at[kind] = self._clock.monotonic()
-                    raise
                 self._failed_at.pop(kind, None)
-            self.look()
+            except JobCancelled:
+                raise
+            except Exception:
+                self._failed_at[kind] = self._clock.monotonic()
+                raise
+            finally:
+                self._turn.release()
+                with self._sealed:
+                    self._sealed.notify_all()
+            self.queue_due()
         return run
 
     # --- jobs -------------------------------------------------------------------------------------
@@ -119,45 +152,44 @@ class Maintainer:
     def _rebuild_all(self, report: Progress) -> None:
         for view in self._shard.view.segments:
             if isinstance(view, SealedView) and view.segment.damage.rebuild_index:
-                segment = view.segment
-                ann = rebuild_index(segment, self._compute.run, report)
-                if not self._settings.read_only:
-                    ann.write(segment.directory / INDEX)
-                segment.ann = ann
-                segment.damage.rebuild_index = False
+                ann = rebuild_index(view.segment, self._compute.run, report, self._budget((view,)))
+                ann.write(view.segment.directory / INDEX)
+                view.segment.replace_index(ann)
 
     def _rewrite(self, todo: Rewrite, report: Progress) -> None:
-        """Write one segment out of ``todo.views``, put it in their place, delete them."""
+        """Write one segment out of ``todo.views``, put it in their place, delete them.
+
+        Once the batch that names the new segment was attempted, its folder stays whatever happens: the batch may
+        have landed, and the next opening knows.
+        """
         shard = self._shard
-        with shard.exclusive():
+        with shard.writing():
             machine = shard.machine
             segment_id = machine.take_segment_id()
-        views = tuple(view for view in machine.view.segments
-                      if any(view.segment is old.segment for old in todo.views))
+            views = tuple(view for view in machine.view.segments
+                          if any(view.segment is old.segment for old in todo.views))
+        if not views:
+            return
         target = segment_directory(shard.directory, segment_id)
-        new: SealedSegment | None = None
+        attempted = False
         try:
-            if any(view.live_count for view in views):
-                self._write_segment(target, views, report)
-                new = open_sealed(segment_id, target, shard.schema, _no_records, _no_rids, verify=True,
-                                  run=self._compute.run)
-                if new.damage.messages:
-                    raise DataCorrupted(f"what was just written does not read back: {new.damage.messages[0]}",
-                                        path=str(target))
-            with shard.exclusive():
+            new = self._write_segment(target, views, report)
+            with shard.writing():
                 if shard.machine is not machine:
-                    raise VecdbError("the shard was recovered meanwhile; the job starts again")
+                    raise StorageError("the shard was recovered meanwhile; ask again", path=str(shard.directory))
                 mutations, show = machine.replacement(views, new)
+                attempted = True
                 shard.write_rows(mutations)
                 show()
         except BaseException:
-            shutil.rmtree(target, ignore_errors=True)
+            if not attempted:
+                shutil.rmtree(target, ignore_errors=True)
             raise
         for view in views:
             if isinstance(view, SealedView):
                 shutil.rmtree(view.segment.directory, ignore_errors=True)
         report("compacting", 0, 1)
-        shard.store.compact(rows.vector_row(views[0].rid_range[0]), rows.vector_row(views[-1].rid_range[1]))
+        shard.compact(rows.vector_row(views[0].rid_range[0]), rows.vector_row(views[-1].rid_range[1]))
         report("compacting", 1, 1)
 
     def _budget(self, views: Sequence[SegmentView]) -> int | None:
@@ -167,19 +199,31 @@ class Maintainer:
         replaced = sum(sum(view.segment.memory_bytes().values()) for view in views)
         return max(0, self._settings.memory_bytes - self._memory_used() + replaced)
 
-    def _write_segment(self, target: Path, views: Sequence[SegmentView], report: Progress) -> None:
+    def _write_segment(self, target: Path, views: Sequence[SegmentView], report: Progress) -> SealedSegment | None:
+        """Build, sync and read back; None if no record of ``views`` lives."""
+        if not any(view.live_count for view in views):
+            return None
         folder = target.parent
         scratch = folder / f"{target.name}.tmp"
         try:
             shutil.rmtree(scratch, ignore_errors=True)
-            scratch.mkdir(parents=True)
+            if not folder.exists():
+                folder.mkdir(parents=True)
+                sync_directory(folder.parent)
+            scratch.mkdir()
             build_sealed(scratch, self._shard.schema, views, self._compute.run, report, self._budget(views))
             os.rename(scratch, target)
-            _sync_folder(folder)
+            sync_directory(folder)
         except OSError as error:
             raise from_os_error(error, target, "writing a segment to") from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+        new = open_sealed(int(target.name), target, self._shard.schema, _no_records, _no_rids, verify=True,
+                          run=self._compute.run)
+        if new.damage.messages:
+            raise DataCorrupted(f"what was just written does not read back: {new.damage.messages[0]}",
+                                path=str(target))
+        return new
 
 
 def _no_records(rids: npt.NDArray[np.int64]) -> list[RebuiltRecord | None]:
@@ -188,11 +232,3 @@ def _no_records(rids: npt.NDArray[np.int64]) -> list[RebuiltRecord | None]:
 
 def _no_rids() -> npt.NDArray[np.int64]:
     return np.empty(0, np.int64)
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -68,7 +68,7 @@ def recover(schema: CollectionSchema, directory: Path, store: Store, settings: E
             views.append(growing.view)
     if growing is None or growing.frozen:
         raise DataCorrupted("the manifest names no growing segment", path=str(directory))
-    return ShardMachine(schema, store, state, views, growing, manifest.next_segment, seal)
+    return ShardMachine(schema, store, state, views, growing, manifest.next_segment, seal, manifest_row)
 
 
 def _row_bytes(schema: CollectionSchema) -> int:

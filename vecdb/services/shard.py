@@ -1,57 +1,62 @@
-"""One shard, alive: writes under a lock and group commit, queries on pinned views, recovery, maintenance.
+"""One shard, alive: writes under a lock and group commit, queries on pinned views, recovery after a disk refused.
 
-**A write**: lock → ``machine.apply`` → one batch to the store → ``machine.commit`` publishes → unlock → ``sync``
-(an fsync shared by all who wait) → acknowledged.  If the store refuses, nothing is published; the next write
-opens the store anew, and if the unknown batch turns out to be there, the machine is rebuilt from the rows.
+**A write**: lock, ``machine.apply``, one batch to the store, ``machine.commit`` publishes, unlock, ``sync`` (an fsync
+shared by all who wait), acknowledge.
 
-**A read** takes ``machine.view`` and never waits for a writer.
+**A refusal**: after a write or sync that failed nobody knows what of it is on the disk, and the store takes no more.
+The next write opens the store anew and takes its word: if state and manifest are what the machine last wrote, it
+goes on; if the unknown batch is there, the machine is rebuilt from the rows.  If the store cannot be opened for writing
+it is opened for reading, so that answers go on.
+
+**A read** takes ``machine.view`` and waits for nobody, but for a store that is being opened anew, and after three
+answers that were overtaken by writes.
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
-
-import numpy as np
-import numpy.typing as npt
-import orjson
+from typing import Protocol, TypeVar
 
 from vecdb.core.errors import (
     CollectionNotFound,
     DatabaseClosed,
-    DataCorrupted,
     InvalidArgument,
+    OutcomeUnknown,
     StorageError,
     StorageReadOnly,
     VecdbError,
 )
 from vecdb.core.filters.tree import Node
-from vecdb.core.ids import RecordId, id_from_key, id_key
+from vecdb.core.ids import RecordId
 from vecdb.core.query import QueryRequest, QueryResult, ScanPage, ScanRequest
 from vecdb.core.records import Command, Record, WriteResult
 from vecdb.core.schema import CollectionSchema
 from vecdb.ports.compute import Compute
 from vecdb.ports.store import Store
-from vecdb.segment.bits import size
-from vecdb.segment.matching import allowed_bits, matching_ordinals
-from vecdb.services.answer import StaleView, answer
+from vecdb.segment.matching import StaleView
+from vecdb.services import reads
+from vecdb.services.answer import answer
 from vecdb.services.recovery import recover
 from vecdb.services.settings import EngineSettings
 from vecdb.shard import rows
-from vecdb.shard.machine import ShardMachine
+from vecdb.shard.machine import Applied, ShardMachine
 from vecdb.shard.mutations import Mutations
-from vecdb.shard.view import ShardView, rid_array
+from vecdb.shard.view import ShardView
 
-OpenStore = Callable[[], Store]
 T = TypeVar("T")
 OPTIMISTIC_TRIES = 3
-"""Attempts at an answer with metadata before writers are held off for one."""
+"""Answers that may be overtaken by writes before writers are held off for one."""
+
+
+class OpenShardStore(Protocol):
+    def __call__(self, *, read_only: bool) -> Store: ...
 
 
 class ShardService:
     """The only writer of its store and directory.  Safe to use from many threads."""
 
-    def __init__(self, schema: CollectionSchema, directory: Path, open_store: OpenStore, compute: Compute,
+    def __init__(self, schema: CollectionSchema, directory: Path, open_store: OpenShardStore, compute: Compute,
                  settings: EngineSettings) -> None:
         self.schema = schema
         self.directory = directory
@@ -59,10 +64,12 @@ class ShardService:
         self._compute = compute
         self._settings = settings
         self._lock = threading.RLock()
-        self._store = open_store()
+        self._store = open_store(read_only=settings.read_only)
         self._broken = False
         self._closed = False
         self._dropped = False
+        self._recovered_at = -1
+        self.before_write: Callable[[], None] = lambda: None
         self.on_change: Callable[[], None] = lambda: None
         try:
             self.machine = self._recover()
@@ -73,59 +80,92 @@ class ShardService:
     # --- writes -----------------------------------------------------------------------------------
 
     def write(self, command: Command) -> WriteResult:
-        """Carry out one command; durable when this returns."""
+        """Carry out one command; durable when this returns.
+
+        Raises what the command is refused for, :class:`~vecdb.core.errors.StorageError` if the disk refuses (then
+        nothing is shown, and what was acknowledged before is safe), ``OutcomeUnknown``, ``Overloaded``.
+        """
         if self._settings.read_only:
             raise StorageReadOnly("the database was opened read-only", path=str(self.directory))
-        with self._lock:
-            if self._closed:
-                raise self._gone()
-            self._mend()
+        self.before_write()
+        with self.writing():
             applied = self.machine.apply(self.machine.state.applied + 1, command)
-            if applied.error is not None:
-                raise applied.error
             store = self._store
             try:
                 store.write(applied.mutations)
-            except StorageError:
+            except VecdbError:
                 self._broken = True
-                raise
-            self.machine.commit(applied)
-        try:
-            store.sync()
-        except StorageError:
-            self._broken = True
-            raise
+                if applied.error is None:
+                    raise
+            else:
+                self.machine.commit(applied)
+        if applied.error is not None:
+            raise applied.error
+        self._sync(store, applied)
         self.on_change()
         return applied.result
 
+    def _sync(self, store: Store, applied: Applied) -> None:
+        try:
+            store.sync()
+        except DatabaseClosed:  # another writer's failure had the store opened anew: is our batch there?
+            with self._lock:
+                if self._closed or self._broken or applied.result.log_index > self._recovered_at:
+                    raise OutcomeUnknown("the store was opened anew before the write was synced",
+                                         path=str(self.directory)) from None
+                self._store.sync()
+        except VecdbError:
+            self._broken = True
+            raise
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """The write lock over a machine that agrees with its store."""
+        with self._lock:
+            if self._closed:
+                raise self._gone()
+            if self._broken:
+                self._mend()
+            yield
+
     def _mend(self) -> None:
-        """After a refused write: open the store again and take its word for what was written."""
-        if not self._broken:
-            return
+        """Open the store again and take its word for what was written."""
         self._store.close()
-        self._store = self._open_store()
-        value = self._store.multi_get([rows.STATE_KEY])[0]
-        state = rows.State() if value is None else rows.State.from_bytes(value)
-        if state == self.machine.state:
+        try:
+            store = self._open_store(read_only=False)
+        except VecdbError:
+            self._store = self._open_store(read_only=True)
             self.machine.use(self._store)
+            raise
+        self._store = store
+        state_row, manifest_row = store.multi_get([rows.STATE_KEY, rows.MANIFEST_KEY])
+        state = rows.State() if state_row is None else rows.State.from_bytes(state_row)
+        if state == self.machine.state and manifest_row == self.machine.written_manifest:
+            self.machine.use(store)
         else:
             self.machine = self._recover()
+        self._recovered_at = state.applied
         self._broken = False
 
     def _recover(self) -> ShardMachine:
         return recover(self.schema, self.directory, self._store, self._settings, self._compute)
 
-    def exclusive(self) -> threading.RLock:
-        """The write lock, for maintenance steps that change the set of segments."""
-        return self._lock
-
     def write_rows(self, mutations: Mutations) -> None:
-        """Write a maintenance batch durably; the caller holds the lock."""
-        self._mend()
+        """Write a maintenance batch durably, inside :meth:`writing`; if it fails its outcome is unknown."""
         try:
             self._store.write(mutations)
             self._store.sync()
-        except StorageError:
+        except VecdbError:
+            self._broken = True
+            raise
+
+    def compact(self, start: bytes, stop: bytes) -> None:
+        """Give back the space of rows deleted in ``[start, stop)``."""
+        try:
+            self._store.compact(start, stop)
+        except DatabaseClosed:
+            return  # space is given back by a later one
+        except VecdbError:
             self._broken = True
             raise
 
@@ -142,114 +182,42 @@ class ShardService:
             raise InvalidArgument("vector", f"{request.vectors.shape} {request.vectors.dtype} does not fit "
                                   f"(n, {space.row_items}) {space.row_dtype}", got=str(request.vectors.shape),
                                   limit=f"(n, {space.row_items})")
-        return self._reading(lambda: self._query(request))
-
-    def _query(self, request: QueryRequest) -> QueryResult:
-        for _ in range(OPTIMISTIC_TRIES):
-            try:
-                return answer(self.machine.view, request, self.machine, self._compute)
-            except StaleView:  # hits died meanwhile: ask the newer view
-                continue
-        with self._lock:
-            return answer(self.machine.view, request, self.machine, self._compute)
+        return self._reading(lambda machine: answer(machine.view, request, machine, self._compute))
 
     def fetch(self, ids: Sequence[RecordId], *, include_metadata: bool, include_vectors: bool) -> list[Record]:
-        """The records that exist, in the order asked; :class:`DataCorrupted` names those with damaged vectors."""
-        records = self._reading(lambda: self._fetch(ids, include_metadata, include_vectors))
-        if records is None:  # an update between the look-up and the view: look again where nothing moves
-            with self._lock:
-                records = self._fetch(ids, include_metadata, include_vectors)
-        assert records is not None
-        return records
-
-    def _fetch(self, ids: Sequence[RecordId], include_metadata: bool, include_vectors: bool) -> list[Record] | None:
-        machine = self.machine
-        store = self._store
-        found = store.multi_get([rows.id_row(id_key(one)) for one in ids])
-        present = [(one, rows.unpack_rid(value)) for one, value in zip(ids, found, strict=True) if value is not None]
-        out: list[Record] = []
-        vectors: npt.NDArray[Any] | None = None
-        if include_vectors and present:
-            space = machine.growing.space
-            vectors, readable = machine.view.vectors(rid_array([rid for _, rid in present]), space.row_items,
-                                                     space.row_dtype)
-            if not readable.all():
-                self._raise_if_damaged(machine, present, readable)
-                return None
-        values = machine.read_records([rid for _, rid in present]) if include_metadata else [b""] * len(present)
-        for place, ((one, _), value) in enumerate(zip(present, values, strict=True)):
-            if value is None:
-                return None
-            metadata = orjson.loads(rows.record_metadata(value)) if include_metadata else {}
-            out.append(Record(one, metadata, None if vectors is None else vectors[place]))
-        return out
-
-    def _raise_if_damaged(self, machine: ShardMachine, present: Sequence[tuple[RecordId, int]],
-                          readable: npt.NDArray[np.bool_]) -> None:
-        """Return if the view was merely older than the rows; otherwise raise the damage."""
-        wrong = [present[int(p)] for p in np.flatnonzero(~readable)]
-        view = machine.view
-        lost: list[RecordId] = []
-        for _, segment, positions, ordinals in view.locate(rid_array([rid for _, rid in wrong])):
-            lost += [wrong[int(p)][0] for p in positions[segment.damaged(ordinals)]]
-        if lost:
-            raise DataCorrupted(f"the vectors of {len(lost)} records are damaged on disk",
-                                path=str(self.directory), ids=tuple(lost))
+        """The records that exist, in the order asked; ``DataCorrupted`` names those with damaged vectors."""
+        return self._reading(lambda machine: reads.fetch(
+            machine, self.directory, ids, include_metadata=include_metadata, include_vectors=include_vectors))
 
     def scan(self, request: ScanRequest) -> ScanPage:
-        """One page in rid order; ``after`` is one more than the last rid of the page before."""
-        return self._reading(lambda: self._scan(request))
-
-    def _scan(self, request: ScanRequest) -> ScanPage:
-        view = self.machine.view
-        rids: list[int] = []
-        for segment in view.segments:
-            if segment.rid_range[1] <= request.after or len(rids) > request.limit:
-                continue
-            ordinals = matching_ordinals(segment, request.filter, self.machine.read_metadata)
-            wanted = np.sort(segment.rids(ordinals))
-            rids += wanted[np.searchsorted(wanted, request.after):][: request.limit + 1 - len(rids)].tolist()
-        more = len(rids) > request.limit
-        rids = rids[: request.limit]
-        cursor = rids[-1] + 1 if more else None
-        living = [(rid, value) for rid, value in zip(rids, self.machine.read_records(rids), strict=True)
-                  if value is not None]
-        vectors = None
-        if request.include_vectors:
-            space = self.machine.growing.space
-            vectors, readable = view.vectors(rid_array([rid for rid, _ in living]), space.row_items, space.row_dtype)
-            if not readable.all():
-                lost = [id_from_key(rows.record_id_key(living[int(p)][1])) for p in np.flatnonzero(~readable)]
-                raise DataCorrupted(f"the vectors of {len(lost)} records are damaged on disk",
-                                    path=str(self.directory), ids=tuple(lost))
-        metadata = None
-        if request.include_metadata:
-            metadata = [orjson.loads(rows.record_metadata(value)) for _, value in living]
-        return ScanPage([id_from_key(rows.record_id_key(value)) for _, value in living], metadata, vectors, cursor)
+        return self._reading(lambda machine: reads.scan(machine, self.directory, request))
 
     def count(self, where: Node | None) -> int:
-        view = self.machine.view
-        if where is None:
-            return view.state.records
-        return self._reading(lambda: sum(size(allowed_bits(segment, where, self.machine.read_metadata))
-                                         for segment in view.segments))
+        return self._reading(lambda machine: reads.count(machine, where))
 
-    def _reading(self, read: Callable[[], T]) -> T:
-        """Run a read; one that met the store while a write had it reopened runs again once that is done."""
-        try:
-            return read()
-        except DatabaseClosed:
-            if not self._closed:
-                with self._lock:
-                    return read()
-            raise self._gone() from None
+    def _reading(self, read: Callable[[ShardMachine], T]) -> T:
+        """Run a read on the machine of the moment; again if writes overtook it or the store was opened anew."""
+        for _ in range(OPTIMISTIC_TRIES):
+            try:
+                return read(self.machine)
+            except StaleView:
+                continue
+            except DatabaseClosed:
+                break
+        with self._lock:
+            if self._closed:
+                raise self._gone()
+            try:
+                return read(self.machine)
+            except StaleView as error:
+                raise StorageError("a record's row is missing from the store", path=str(self.directory)) from error
 
     def _gone(self) -> VecdbError:
         return CollectionNotFound(self.schema.name) if self._dropped else DatabaseClosed("the database is closed")
 
     @property
-    def store(self) -> Store:
-        return self._store
+    def closed(self) -> bool:
+        return self._closed
 
     def close(self, *, dropped: bool = False) -> None:
         """Let go of the store; calls still running end with DatabaseClosed, or if dropped CollectionNotFound."""

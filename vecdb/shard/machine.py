@@ -18,7 +18,7 @@ import numpy.typing as npt
 import orjson
 
 from vecdb.core.errors import DataCorrupted, InvalidArgument, InvalidMetadata, LimitExceeded, VecdbError
-from vecdb.core.ids import RecordId, id_from_key, id_key
+from vecdb.core.ids import RecordId, check_id, id_from_key, id_key
 from vecdb.core.limits import MAX_BATCH_BYTES, MAX_BATCH_RECORDS, MAX_METADATA_BYTES
 from vecdb.core.records import Command, DeleteIds, DeleteWhere, UpdateMetadata, UpsertBatch, WriteResult
 from vecdb.core.schema import CollectionSchema
@@ -34,7 +34,7 @@ from vecdb.shard.view import SegmentView, ShardView, rid_array
 VECTOR_BLOCK_BYTES = 1 << 20
 """Vectors of consecutive rids share a row up to this size: fewer rows to write, and to read at recovery."""
 READ_CHUNK = 4_096
-"""Rows asked of the store at once: bounds the memory of a command that touches everything."""
+"""Rows asked of the store at once, and records held at once by a command that touches everything."""
 
 
 class Reads(Protocol):
@@ -61,6 +61,8 @@ class Applied:
     mutations: Mutations
     state: State
     staged: Staged
+    manifest: bytes | None = None
+    """The manifest as it stands in the rows after this batch."""
 
 
 @dataclass(slots=True)
@@ -84,13 +86,13 @@ class ShardMachine:
     """Segments in rid order, the last one growing; ``view`` is the moment readers pin."""
 
     def __init__(self, schema: CollectionSchema, reads: Reads, state: State, segments: Sequence[SegmentView],
-                 growing: GrowingSegment, next_segment: int, seal_records: int) -> None:
+                 growing: GrowingSegment, next_segment: int, seal_records: int, manifest: bytes | None = None) -> None:
         self.schema = schema
         self._reads = reads
         self.seal_records = seal_records
         self._next_segment = next_segment
         self._growing = growing
-        self._manifest_written = False
+        self.written_manifest = manifest
         self.view = ShardView((*segments, growing.view), state)
 
     @property
@@ -121,16 +123,17 @@ class ShardMachine:
         try:
             result = self._dispatch(change, command)
             error = None
-        except VecdbError as refused:
+        except InvalidArgument as refused:  # the command's own fault; a disk's is no outcome and goes up
             change = _Change(state, total=state.digest)
             result, error = WriteResult(), refused
         staged = change.staged
         after = State(log_index, state.next_rid + len(staged.ids),
                       state.records + len(staged.ids) - len(staged.dead), change.total)
         change.mutations.puts.append((rows.STATE_KEY, after.to_bytes()))
-        if not self._manifest_written:
-            change.mutations.puts.append((rows.MANIFEST_KEY, self.manifest().to_bytes()))
-        return Applied(replace(result, log_index=log_index), error, change.mutations, after, staged)
+        manifest = self.manifest().to_bytes()
+        if manifest != self.written_manifest:
+            change.mutations.puts.append((rows.MANIFEST_KEY, manifest))
+        return Applied(replace(result, log_index=log_index), error, change.mutations, after, staged, manifest)
 
     def commit(self, applied: Applied) -> None:
         """Publish what was applied; call it after its mutations are written, in log order."""
@@ -148,7 +151,8 @@ class ShardMachine:
                 views[place] = view.segment.view
         self._growing.publish(staged.ids, staged.metadata, gone)
         views[-1] = self._growing.view
-        self._manifest_written = self._manifest_written or bool(applied.mutations.puts)
+        if applied.manifest is not None:
+            self.written_manifest = applied.manifest
         self.view = ShardView(tuple(views), applied.state)
 
     def _dispatch(self, change: _Change, command: Command) -> WriteResult:
@@ -161,11 +165,14 @@ class ShardMachine:
                 return self._delete_where(change, command)
             case UpdateMetadata():
                 return self._update_metadata(change, command)
+            case _:
+                raise InvalidArgument("command", f"unknown kind {type(command).__name__}", got=type(command).__name__,
+                                      limit="UpsertBatch, DeleteIds, DeleteWhere, UpdateMetadata")
 
     def _upsert(self, change: _Change, batch: UpsertBatch) -> WriteResult:
         self._check_batch(batch)
         ids, vectors, metadata = batch.ids, batch.vectors, batch.metadata
-        keys = [id_key(one) for one in ids]
+        keys = _keys(ids)
         last = {key: position for position, key in enumerate(keys)}
         if len(last) != len(keys):
             keep = sorted(last.values())
@@ -217,10 +224,10 @@ class ShardMachine:
             puts.append((rows.vector_row(first + start), bytes(raw[start * width : (start + step) * width])))
         change.total = total
         change.staged.ids.extend(ids)
-        change.staged.metadata.extend({} if body == b"{}" else orjson.loads(body) for body in metadata)
+        change.staged.metadata.extend({} if body == b"{}" else _object(body) for body in metadata)
 
     def _delete(self, change: _Change, ids: Sequence[RecordId]) -> WriteResult:
-        keys = list(dict.fromkeys(id_key(one) for one in ids))
+        keys = list(dict.fromkeys(_keys(ids)))
         deleted = 0
         for key, (rid, record) in zip(keys, self._living(keys), strict=True):
             if record is not None:
@@ -234,15 +241,22 @@ class ShardMachine:
         for view in self.view.segments:
             ordinals = matching_ordinals(view, command.filter, self.read_metadata)
             rids = view.rids(ordinals).tolist()
-            for rid, record in zip(rids, self.read_records(rids), strict=True):
-                if record is not None:
-                    change.bury(rid, record)
-                    change.mutations.deletes.append(rows.id_row(rows.record_id_key(record)))
-                    deleted += 1
+            for start in range(0, len(rids), READ_CHUNK):
+                chunk = rids[start : start + READ_CHUNK]
+                for rid, record in zip(chunk, self.read_records(chunk), strict=True):
+                    if record is not None:
+                        change.bury(rid, record)
+                        change.mutations.deletes.append(rows.id_row(rows.record_id_key(record)))
+                        deleted += 1
         return WriteResult(deleted=deleted)
 
     def _update_metadata(self, change: _Change, command: UpdateMetadata) -> WriteResult:
-        keys = [id_key(one) for one in command.ids]
+        keys = _keys(command.ids)
+        space = self._growing.space
+        most = min(MAX_BATCH_RECORDS, max(1, MAX_BATCH_BYTES // (space.row_items * space.row_dtype.itemsize)))
+        if len(keys) > most or len(command.patch) != len(keys):
+            raise LimitExceeded("ids", f"an update of {len(keys)} records with {len(command.patch)} patches; at most "
+                                f"{most} records, one patch each", got=len(keys), limit=most)
         patches: dict[bytes, list[bytes]] = {}
         for key, patch in zip(keys, command.patch, strict=True):
             patches.setdefault(key, []).append(patch)
@@ -253,7 +267,6 @@ class ShardMachine:
                 body = _patched(rows.record_metadata(record), patches[key], command.merge)
                 moved.append((key, rid, record, body))
         if moved:
-            space = self._growing.space
             vectors, readable = self.view.vectors(rid_array([rid for _, rid, _, _ in moved]), space.row_items,
                                                   space.row_dtype)
             if not readable.all():
@@ -280,6 +293,10 @@ class ShardMachine:
             out[position] = (rid, record)
         return out
 
+    def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Rows by key."""
+        return self._reads.multi_get(keys)
+
     def read_records(self, rids: Sequence[int]) -> list[bytes | None]:
         """Record rows of rids, None where that version is gone."""
         out: list[bytes | None] = []
@@ -305,7 +322,6 @@ class ShardMachine:
         old.frozen = True
         self._growing = GrowingSegment(self._next_segment, old.first_rid + old.view.count, self.schema, old.capacity)
         self._next_segment += 1
-        self._manifest_written = False
         self.view = ShardView((*self.view.segments, self._growing.view), self.view.state)
 
     def take_segment_id(self) -> int:
@@ -336,10 +352,11 @@ class ShardMachine:
         mutations.ranges += [(rows.dead_row(start), rows.dead_row(stop)),
                              (rows.vector_row(start), rows.vector_row(stop))]
         mutations.puts += [(rows.dead_row(rid), b"") for rid in still_dead.tolist()]
-        mutations.puts.append((rows.MANIFEST_KEY, Manifest.of(segments, self._next_segment).to_bytes()))
+        manifest = Manifest.of(segments, self._next_segment).to_bytes()
+        mutations.puts.append((rows.MANIFEST_KEY, manifest))
 
         def show() -> None:
-            self._manifest_written = True
+            self.written_manifest = manifest
             self.view = ShardView(tuple(segments), self.view.state)
 
         return mutations, show
@@ -351,13 +368,30 @@ class ShardMachine:
         raise VecdbError(f"{pinned.segment.name} is no longer part of the shard")
 
 
+def _keys(ids: Sequence[RecordId]) -> list[bytes]:
+    """Keys of ids, which are checked: a command may come from anywhere."""
+    return [id_key(check_id(one, position)) for position, one in enumerate(ids)]
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    """A metadata object's value; :class:`InvalidMetadata` if the bytes are none."""
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidMetadata("metadata", f"is not JSON: {error}", got="bytes", limit="a JSON object") from None
+    if not isinstance(value, dict):
+        raise InvalidMetadata("metadata", "is no JSON object", got=type(value).__name__, limit="a JSON object")
+    return value
+
+
 def _patched(old: bytes, patches: Sequence[bytes], merge: bool) -> bytes:
     """Metadata after ``patches`` in turn; :class:`LimitExceeded` if it grew too large."""
     if not merge:
+        _object(patches[-1])
         return patches[-1]
     merged: dict[str, Any] = orjson.loads(old)
     for patch in patches:
-        for key, value in orjson.loads(patch).items():
+        for key, value in _object(patch).items():
             if value is None:
                 merged.pop(key, None)
             else:

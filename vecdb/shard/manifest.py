@@ -36,6 +36,8 @@ class Manifest:
         entries = []
         for view in views:
             start, stop = view.rid_range
+            if isinstance(view, GrowingView) and not view.segment.frozen:
+                stop = start  # where it ends is the state row's to say
             entries.append(Entry(view.segment.segment_id, not isinstance(view, GrowingView), start, stop))
         return cls(tuple(entries), next_segment)
 

@@ -40,31 +40,51 @@ class Rewrite:
 def next_rewrite(views: Sequence[SegmentView], policy: UpkeepPolicy) -> Rewrite | None:
     """The most useful rewrite now, None if the shard is in shape.  The last view is the growing one."""
     settled = views[:-1]
-    for view in settled:
-        if isinstance(view, GrowingView):
-            return Rewrite("seal", (view,))
+    frozen = _first_frozen(settled, policy)
+    if frozen:
+        return Rewrite("seal", frozen)
     for view in settled:
         if not _damaged(view) and view.count - view.live_count > policy.dead_fraction * view.count:
             return Rewrite("compact", (view,))
     return _tier_merge(settled, policy)
 
 
-def full_rewrite(views: Sequence[SegmentView], policy: UpkeepPolicy) -> Rewrite | None:
-    """The next step towards as few segments as the size limit allows, without dead records (``optimize``)."""
+def _first_frozen(views: Sequence[SegmentView], policy: UpkeepPolicy) -> tuple[SegmentView, ...]:
+    """The first run of frozen neighbours, which become one segment as far as the size limit allows."""
+    run: list[SegmentView] = []
+    records = 0
+    for view in views:
+        if isinstance(view, GrowingView) and (not run or records + view.live_count <= policy.max_segment_records):
+            run.append(view)
+            records += view.live_count
+        elif run:
+            break
+    return tuple(run)
+
+
+def full_rewrite(views: Sequence[SegmentView], policy: UpkeepPolicy) -> list[Rewrite]:
+    """What makes as few segments as the size limit allows, without dead records (``optimize``)."""
+    out: list[Rewrite] = []
     group: list[SegmentView] = []
     records = 0
     for view in views[:-1]:
         fits = records + view.live_count <= policy.max_segment_records
         if group and (_damaged(view) or not fits):
             if _worth(group):
-                return Rewrite("merge" if len(group) > 1 else "compact", tuple(group))
+                out.append(Rewrite(_kind(group), tuple(group)))
             group, records = [], 0
         if not _damaged(view):
             group.append(view)
             records += view.live_count
     if group and _worth(group):
-        return Rewrite("merge" if len(group) > 1 else "compact", tuple(group))
-    return None
+        out.append(Rewrite(_kind(group), tuple(group)))
+    return out
+
+
+def _kind(group: Sequence[SegmentView]) -> str:
+    if len(group) > 1:
+        return "merge"
+    return "seal" if isinstance(group[0], GrowingView) else "compact"
 
 
 def _worth(group: Sequence[SegmentView]) -> bool:

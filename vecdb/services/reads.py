@@ -1,0 +1,88 @@
+"""Reads of records on one moment of a shard: by id, page by page, counted.
+
+Each function looks at one view.  What it needs of a record that died since the view was taken is gone from the
+rows: it then raises :class:`StaleView`, and the caller asks again on a newer view.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from vecdb.core.errors import DataCorrupted
+from vecdb.core.filters.tree import Node
+from vecdb.core.ids import RecordId, id_from_key, id_key
+from vecdb.core.query import ScanPage, ScanRequest
+from vecdb.core.records import Record
+from vecdb.segment.bits import size
+from vecdb.segment.matching import StaleView, allowed_bits, matching_rids
+from vecdb.shard import rows
+from vecdb.shard.machine import ShardMachine
+from vecdb.shard.view import ShardView, rid_array
+
+
+def fetch(machine: ShardMachine, directory: Path, ids: Sequence[RecordId], *, include_metadata: bool,
+          include_vectors: bool) -> list[Record]:
+    """The records that exist, in the order asked."""
+    view = machine.view
+    found = machine.read([rows.id_row(id_key(one)) for one in ids])
+    present = [(one, rows.unpack_rid(value)) for one, value in zip(ids, found, strict=True) if value is not None]
+    vectors = None
+    if include_vectors:
+        vectors = _vectors(machine, view, directory, [rid for _, rid in present], [one for one, _ in present])
+    if not include_metadata:
+        return [Record(one, {}, None if vectors is None else vectors[place]) for place, (one, _) in enumerate(present)]
+    out = []
+    for place, ((one, _), value) in enumerate(zip(present, machine.read_records([rid for _, rid in present]),
+                                                  strict=True)):
+        if value is None:
+            raise StaleView
+        out.append(Record(one, orjson.loads(rows.record_metadata(value)), None if vectors is None else vectors[place]))
+    return out
+
+
+def scan(machine: ShardMachine, directory: Path, request: ScanRequest) -> ScanPage:
+    """One page in rid order; ``after`` is one more than the last rid of the page before."""
+    view = machine.view
+    rids: list[int] = []
+    for segment in view.segments:
+        if segment.rid_range[1] > request.after and len(rids) <= request.limit:
+            rids += matching_rids(segment, request.filter, machine.read_metadata, request.after,
+                                  request.limit + 1 - len(rids))
+    more = len(rids) > request.limit
+    rids = rids[: request.limit]
+    values = machine.read_records(rids)
+    if any(value is None for value in values):
+        raise StaleView
+    living = [value for value in values if value is not None]
+    ids = [id_from_key(rows.record_id_key(value)) for value in living]
+    vectors = _vectors(machine, view, directory, rids, ids) if request.include_vectors else None
+    metadata = [orjson.loads(rows.record_metadata(value)) for value in living] if request.include_metadata else None
+    return ScanPage(ids, metadata, vectors, rids[-1] + 1 if more else None)
+
+
+def count(machine: ShardMachine, where: Node | None) -> int:
+    """Live records, or those that match."""
+    view = machine.view
+    if where is None:
+        return view.state.records
+    return sum(size(allowed_bits(segment, where, machine.read_metadata)) for segment in view.segments)
+
+
+def _vectors(machine: ShardMachine, view: ShardView, directory: Path, rids: Sequence[int],
+             ids: Sequence[RecordId]) -> npt.NDArray[Any]:
+    """Stored vectors of rids; :class:`DataCorrupted` names those that are damaged."""
+    space = machine.growing.space
+    wanted = rid_array(rids)
+    vectors, readable = view.vectors(wanted, space.row_items, space.row_dtype)
+    if readable.all():
+        return vectors
+    wrong = np.flatnonzero(~readable)
+    lost = [ids[int(wrong[int(place)])] for _, segment, places, ordinals in view.locate(wanted[wrong])
+            for place in places[segment.damaged(ordinals)]]
+    if not lost:  # the view was merely older than the rows
+        raise StaleView
+    raise DataCorrupted(f"the vectors of {len(lost)} records are damaged on disk", path=str(directory), ids=tuple(lost))
