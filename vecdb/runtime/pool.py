@@ -96,8 +96,11 @@ class KernelPool:
                 thunk()
             return
         work = _Round(thunks)
-        for _ in range(helpers):
-            self.submit(work.help)
+        try:
+            for _ in range(helpers):
+                self.submit(work.help)
+        except DatabaseClosed:  # closing, or the interpreter is: the caller finishes what it began alone
+            pass
         work.help()
         work.finish()
 

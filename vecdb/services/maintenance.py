@@ -34,6 +34,8 @@ RETRY_S = 60.0
 
 MAX_FROZEN = 4
 """Full segments that may wait to be sealed: each holds its vectors in memory."""
+COMPACT_BYTES = 64 << 20
+"""Vectors a rewrite must have moved for the store to be asked at once for their space; less waits for its own time."""
 HOLD_S = 30.0
 """Longest a writer is made to wait for one before it is refused."""
 
@@ -103,6 +105,7 @@ class Maintainer:
             self._rebuild_all(report)
             for todo in full_rewrite(self._shard.view.segments, self._policy):
                 self._rewrite(todo, report)
+            self._compact(0, self._shard.machine.state.next_rid, report)
         if self._settings.background:
             self.queue_due()
 
@@ -188,8 +191,13 @@ class Maintainer:
         for view in views:
             if isinstance(view, SealedView):
                 shutil.rmtree(view.segment.directory, ignore_errors=True)
+        if sum(view.count for view in views) * views[0].segment.space.row_bytes >= COMPACT_BYTES:
+            self._compact(views[0].rid_range[0], views[-1].rid_range[1], report)
+
+    def _compact(self, first_rid: int, stop_rid: int, report: Progress) -> None:
+        """Give back the space of vector rows that files have replaced."""
         report("compacting", 0, 1)
-        shard.compact(rows.vector_row(views[0].rid_range[0]), rows.vector_row(views[-1].rid_range[1]))
+        self._shard.compact(rows.vector_row(first_rid), rows.vector_row(stop_rid))
         report("compacting", 1, 1)
 
     def _budget(self, views: Sequence[SegmentView]) -> int | None:

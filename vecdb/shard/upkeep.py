@@ -1,8 +1,9 @@
 """Which segments should be rewritten into one: a pure policy over the segments in rid order.
 
-Sealing is rewriting one frozen segment.  Merging is tiered: when ``merge_factor`` neighbours are of one tier
+Sealing is rewriting frozen segments.  Merging is tiered: when ``merge_factor`` neighbours are of one tier
 (sizes within that factor), they become one segment of the next, so a record is rewritten a logarithmic
-number of times.  A segment with many dead records is rewritten alone.  Segments with damaged vectors are left
+number of times.  Neighbours with many dead
+records are rewritten together.  Segments with damaged vectors are left
 where they are, since rewriting would drop what a repair may still need.
 """
 
@@ -25,6 +26,10 @@ class UpkeepPolicy:
     dead_fraction: float
 
 
+CHURN = 2
+"""With more than so many dead to one live record, giving back what is dead comes before sealing what is new."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rewrite:
     """Neighbouring segments that should become one; ``kind`` is seal, merge or compact."""
@@ -41,12 +46,32 @@ def next_rewrite(views: Sequence[SegmentView], policy: UpkeepPolicy) -> Rewrite 
     """The most useful rewrite now, None if the shard is in shape.  The last view is the growing one."""
     settled = views[:-1]
     frozen = _first_frozen(settled, policy)
+    decayed = _longest_decayed(settled, policy)
+    live = sum(view.live_count for view in settled)
+    dead = sum(view.count for view in settled) - live
+    if decayed and (not frozen or dead > max(CHURN * live, policy.base)):
+        return Rewrite("compact", decayed)
     if frozen:
         return Rewrite("seal", frozen)
-    for view in settled:
-        if not _damaged(view) and view.count - view.live_count > policy.dead_fraction * view.count:
-            return Rewrite("compact", (view,))
     return _tier_merge(settled, policy)
+
+
+def _longest_decayed(views: Sequence[SegmentView], policy: UpkeepPolicy) -> tuple[SegmentView, ...]:
+    """The longest run of sealed neighbours with many dead: rewritten together, they become few."""
+    best: list[SegmentView] = []
+    run: list[SegmentView] = []
+    records = 0
+    for view in views:
+        decayed = (isinstance(view, SealedView) and not _damaged(view)
+                   and view.count - view.live_count > policy.dead_fraction * view.count)
+        if not decayed or records + view.live_count > policy.max_segment_records:
+            run, records = [], 0
+        if decayed:
+            run.append(view)
+            records += view.live_count
+        if len(run) > len(best):
+            best = list(run)
+    return tuple(best)
 
 
 def _first_frozen(views: Sequence[SegmentView], policy: UpkeepPolicy) -> tuple[SegmentView, ...]:

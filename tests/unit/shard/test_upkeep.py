@@ -64,6 +64,17 @@ def test_dead_records_make_a_segment_worth_rewriting() -> None:
     assert plan(Sealed(0, 100, dead=26), growing(1)) == ("compact", (0,))
 
 
+def test_decayed_neighbours_are_rewritten_together() -> None:
+    views = [Sealed(0, 100, dead=90), Sealed(1, 100), Sealed(2, 100, dead=90), Sealed(3, 100, dead=30), growing(9)]
+    assert plan(*views) == ("compact", (2, 3))
+
+
+def test_under_churn_the_dead_go_before_the_new_are_sealed() -> None:
+    dead = [Sealed(place, 100, dead=100) for place in range(5)]
+    assert plan(*dead, growing(7, 100), growing(8)) == ("compact", (0, 1, 2, 3, 4))
+    assert plan(Sealed(0, 100, dead=90), growing(7, 100), growing(8)) == ("seal", (7,))
+
+
 def test_neighbours_of_a_size_are_merged() -> None:
     four = [Sealed(place, 100) for place in range(4)]
     assert plan(*four, growing(9)) == ("merge", (0, 1, 2, 3))
