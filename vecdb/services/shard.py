@@ -108,14 +108,16 @@ class ShardService:
     def _sync(self, store: Store, applied: Applied) -> None:
         try:
             store.sync()
-        except DatabaseClosed:  # another writer's failure had the store opened anew: is our batch there?
+        except VecdbError as error:
             with self._lock:
-                if self._closed or self._broken or applied.result.log_index > self._recovered_at:
-                    raise OutcomeUnknown("the store was opened anew before the write was synced",
-                                         path=str(self.directory)) from None
-                self._store.sync()
-        except VecdbError:
-            self._broken = True
+                if self._store is store:
+                    self._broken = True
+                elif not self._closed and not self._broken and applied.result.log_index <= self._recovered_at:
+                    self._store.sync()  # another writer's failure had the store opened anew, and our batch was there
+                    return
+            if isinstance(error, DatabaseClosed):
+                raise OutcomeUnknown("the store was opened anew before the write was synced",
+                                     path=str(self.directory)) from None
             raise
 
     @contextmanager
