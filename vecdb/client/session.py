@@ -6,9 +6,13 @@ closes the backend, so no thread ever sees a store vanish under it.  A call that
 
 Sessions that ``connect`` opened are closed at the interpreter's end if nobody did: a background job would
 otherwise meet a half taken down interpreter.  What was acknowledged is durable either way.
+
+A session belongs to the process that opened it: in a forked child, which has none of the engine's threads and whose
+locks may be held by nobody, every call is refused before a lock is touched, and ``close`` forgets.
 """
 
 import atexit
+import os
 import threading
 from contextlib import suppress
 from types import TracebackType
@@ -34,12 +38,18 @@ class Session:
         self._closing = False
         self._ended = False
         self._mine = threading.local()
+        self._pid = os.getpid()
 
     @property
     def closed(self) -> bool:
-        return self._closing
+        return self._closing or self._pid != os.getpid()
 
     def check_open(self) -> None:
+        if self._pid != os.getpid():
+            raise DatabaseClosed(
+                f"the handle of the database {self.label} was opened in process {self._pid}, and this is process "
+                f"{os.getpid()}, forked from it; connect again in the new process, and start it by spawn or exec, not "
+                "by fork (multiprocessing: get_context('spawn'))", target=self.label, opened_in=self._pid)
         if self._closing:
             raise DatabaseClosed(f"the database {self.label} is closed", target=self.label)
 
@@ -47,6 +57,8 @@ class Session:
         return _Call(self)
 
     def enter(self) -> Backend:
+        if self._pid != os.getpid():
+            self.check_open()
         with self._state:
             self.check_open()
             self._running += 1
@@ -54,6 +66,8 @@ class Session:
         return self._backend
 
     def leave(self) -> None:
+        if self._pid != os.getpid():  # forked inside the call
+            return
         self._mine.depth -= 1
         with self._state:
             self._running -= 1
@@ -65,6 +79,8 @@ class Session:
 
     def close(self, timeout_s: float | None = None) -> None:
         """Close once; further calls do nothing.  If calls run on past ``timeout_s``, the last of them closes."""
+        if self._pid != os.getpid():
+            return
         with self._state:
             self._closing = True
             if getattr(self._mine, "depth", 0):

@@ -17,7 +17,7 @@ from rocksdict import AccessType, Checkpoint, Options, Rdict, ReadOptions, Write
 
 from vecdb.core.errors import DatabaseClosed, DataCorrupted, InvalidArgument, StorageError, StorageReadOnly, VecdbError
 from vecdb.shard.mutations import Mutations
-from vecdb.storage import wal
+from vecdb.storage import forks, wal
 from vecdb.storage.errors import from_rocksdb
 from vecdb.storage.gate import Gate
 from vecdb.storage.group_commit import GroupCommit
@@ -63,12 +63,15 @@ class RocksStore:
         self._write_lock = threading.Lock()
         self._failure: VecdbError | None = None
         self._scans: weakref.WeakSet[RowScan] = weakref.WeakSet()
-        self._gate = Gate(lambda: DatabaseClosed(f"the store at {self._path} is closed", path=str(self._path)))
+        self._gate = Gate(lambda: DatabaseClosed(f"the store at {self._path} is closed", path=str(self._path)),
+                          lambda pid: forks.foreign(self._path, pid))
         self._commit = GroupCommit(self._flush_log, self._check_writable)
         self._unstalled = WriteOptions()
         self._unstalled.no_slowdown = True
         self._view: Path | None = None
+        forks.check_may_open(self._path)
         self._db = self._open()
+        forks.guard(self)
         self._gate.open()
 
     @property
@@ -186,17 +189,23 @@ class RocksStore:
 
     def reopen(self) -> None:
         """Close and open anew, which settles what a failed write left.  If opening fails the store stays closed."""
+        self._gate.check_process()
         self._shut(quiet=True)
         self._db = self._open()
         self._failure = None
         self._commit = GroupCommit(self._flush_log, self._check_writable)
         self._gate.open()
 
+    def native(self) -> list[object]:
+        """What a forked child must not free."""
+        return [self._db, self._resources, self._unstalled]
+
     def close(self) -> None:
         """Make everything durable and let go of the files; a second call does nothing.
 
         Waits for calls in flight and ends open scans.  Raises if the last rows could not be made durable (but not
         a second time what a failed write or sync has raised already); the store is closed all the same.
+        In a child forked from the process that opened the store it does nothing.
         """
         self._shut(quiet=self._failure is not None)
 
@@ -276,7 +285,8 @@ class RocksStore:
             except Exception as error:
                 raise self._error(error, "reading") from error
             scan = RowScan(iterator, start, lambda error: self._error(error, "reading"),
-                           lambda: DatabaseClosed(f"the store at {self._path} was closed", path=str(self._path)))
+                           lambda: DatabaseClosed(f"the store at {self._path} was closed", path=str(self._path)),
+                           self._gate.check_process)
             self._scans.add(scan)
             return scan
 

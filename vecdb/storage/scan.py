@@ -7,10 +7,12 @@ iterator is one by itself, and releasing a snapshot makes RocksDB rewrite its lo
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 from rocksdict import RdictIter
 
-from vecdb.core.errors import VecdbError
+from vecdb.core.errors import DatabaseClosed, VecdbError
+from vecdb.storage import forks
 
 CHUNK_ROWS = 512
 CHUNK_BYTES = 1 << 20
@@ -24,16 +26,19 @@ class RowScan:
     """
 
     def __init__(self, iterator: RdictIter, start: bytes, map_error: Callable[[BaseException], VecdbError],
-                 ended: Callable[[], VecdbError]) -> None:
+                 ended: Callable[[], VecdbError], check_process: Callable[[], None]) -> None:
+        self._check_process = check_process
         self._lock = threading.Lock()
         self._iterator: RdictIter | None = iterator
         self._start: bytes | None = start
         self._map_error = map_error
         self._ended = ended
         self._complete = False
+        forks.guard(self)
 
     def read(self) -> list[tuple[bytes, bytes]]:
         """The next chunk; empty at the end."""
+        self._check_process()
         with self._lock:
             if self._complete:
                 return []
@@ -53,8 +58,14 @@ class RowScan:
 
     def close(self) -> None:
         """Let go of RocksDB's iterator."""
-        with self._lock:
-            self._iterator = None
+        with suppress(DatabaseClosed):
+            self._check_process()
+            with self._lock:
+                self._iterator = None
+
+    def native(self) -> list[object]:
+        """What a forked child must not free."""
+        return [self._iterator]
 
     def _chunk(self, iterator: RdictIter) -> list[tuple[bytes, bytes]]:
         if self._start is not None:
