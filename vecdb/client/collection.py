@@ -6,22 +6,32 @@ CollectionNotFound.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, overload
 
 import numpy.typing as npt
 
-from vecdb.client import ingest, queries, writing
-from vecdb.client.options import check_filter, check_flag, check_include, check_int, check_text, kind_of
+from vecdb.client import ingest, queries, reading, writing
+from vecdb.client.options import (
+    check_choice,
+    check_filter,
+    check_flag,
+    check_include,
+    check_int,
+    check_some,
+    check_text,
+    kind_of,
+)
 from vecdb.client.parts import batches
 from vecdb.client.progress import ProgressOption, reporting
 from vecdb.client.results import Hits, Records
 from vecdb.client.session import Session
-from vecdb.core.errors import InvalidArgument, InvalidFilter, InvalidMetadata
-from vecdb.core.filters import And, Everything, FilterLike, Node
+from vecdb.core.errors import InvalidArgument, InvalidMetadata
+from vecdb.core.filters import FilterLike
 from vecdb.core.ids import RecordId, check_id
 from vecdb.core.limits import MAX_BATCH_BYTES, MAX_BATCH_RECORDS
 from vecdb.core.metadata import check_metadata
-from vecdb.core.query import Description, ScanPage, ScanRequest
+from vecdb.core.query import Description, ScanRequest
 from vecdb.core.records import DeleteIds, DeleteWhere, Record, WriteResult
 from vecdb.core.schema import CollectionSchema, Metric
 from vecdb.core.vectors import row_bytes
@@ -164,7 +174,7 @@ class Collection:
                progress: ProgressOption = None) -> WriteResult:
         """Delete records by ``ids`` or by ``filter`` (exactly one); ids that do not exist are counted as missing.
 
-        A filter that matches everything by saying nothing (``""``, ``{}``) is refused: drop the collection instead.
+        A filter that matches everything by saying nothing (``""``, ``{}``) is refused; ``filter="true"`` says it.
 
         >>> docs = db.create_collection("docs", dim=1, metric="l2")
         >>> _ = docs.upsert(ids=[1, 2, 3], vectors=[[1], [2], [3]], metadata=[{"n": 1}, {"n": 2}, {"n": 3}])
@@ -174,7 +184,7 @@ class Collection:
         _one_of(ids, filter)
         with reporting(progress) as report:
             if filter is not None:
-                where = _some(check_filter(filter))
+                where = check_some(filter)
                 with self._session.call() as backend:
                     return backend.delete(self._name, DeleteWhere(where))
             listed = list(dict.fromkeys(ingest.list_ids(ids)))
@@ -201,54 +211,57 @@ class Collection:
         """
         _one_of(ids, filter)
         merge = check_flag("merge", merge)
-        where = None if filter is None else _some(check_filter(filter))
+        where = None if filter is None else check_some(filter)
         listed = [] if filter is not None else ingest.list_ids(ids)
         patches = _patches(metadata, listed if filter is None else None)
         with self._session.call() as backend, reporting(progress) as report:
-            backend.schema(self._name)
+            most = max(1, MAX_BATCH_BYTES // row_bytes(backend.schema(self._name)))
             if where is not None:
                 # All ids first: an updated record is written anew, and a scan would come upon it again.
                 request = ScanRequest(where, limit=10_000, include_metadata=False)
                 listed = [identity for page in self._pages(request) for identity in page.ids]
                 patches *= len(listed)
-            return writing.apply_all(writing.updates(listed, patches, merge),
+            return writing.apply_all(writing.updates(listed, patches, merge, most),
                                      lambda update: backend.update_metadata(self._name, update),
                                      "update", len(listed), report)
 
     def scan(self, filter: FilterLike | None = None, include: Iterable[str] | None = ("metadata",),
-             batch_size: int = 1_000) -> Iterator[Record]:
+             batch_size: int = 1_000, on_damage: str = "raise") -> Iterator[Record]:
         """Iterate over all records, or those that match, fetching them page by page.
 
         Records written meanwhile may or may not be seen; each that stays unchanged is seen once.
+        ``on_damage``: where vectors on disk are damaged, ``"raise"`` DataCorrupted, or ``"skip"`` those records;
+        :meth:`scan_batches` says which they were.
 
         >>> docs = db.create_collection("docs", dim=1, metric="l2")
         >>> _ = docs.upsert((i, [i], {"n": i}) for i in range(10))
         >>> [record.id for record in docs.scan(filter="n > 7")]
         [8, 9]
         """
-        return (record for page in self.scan_batches(filter, include, batch_size) for record in page)
+        return (record for page in self.scan_batches(filter, include, batch_size, on_damage) for record in page)
 
     def scan_batches(self, filter: FilterLike | None = None, include: Iterable[str] | None = ("metadata",),
-                     batch_size: int = 1_000) -> Iterator[Records]:
-        """Like :meth:`scan`, as columns of at most ``batch_size`` records (fewer where vectors are large)."""
+                     batch_size: int = 1_000, on_damage: str = "raise") -> Iterator[Records]:
+        """Like :meth:`scan`, as columns of at most ``batch_size`` records (fewer where vectors are large).
+
+        With ``on_damage="skip"`` a batch's ``damaged`` are the ids left out of it; a batch may be those alone.
+        """
         wanted = check_include(include)
         limit = check_int("batch_size", batch_size, 1, MAX_BATCH_RECORDS)
         where = check_filter(filter)
+        skip = check_choice("on_damage", on_damage, ("raise", "skip")) == "skip"
         schema = self.schema
         if "vector" in wanted:
             limit = max(1, min(limit, MAX_BATCH_BYTES // row_bytes(schema)))
-        request = ScanRequest(where, limit, 0, "metadata" in wanted, "vector" in wanted)
-        return map(Records, self._pages(request))
+        return self._pages(ScanRequest(where, limit, 0, "metadata" in wanted, "vector" in wanted), skip)
 
-    def _pages(self, request: ScanRequest) -> Iterator[ScanPage]:
+    def _pages(self, request: ScanRequest, skip: bool = False) -> Iterator[Records]:
         """Non-empty pages; each is one call, so that nothing is held between them."""
         after: int | None = request.after
         while after is not None:
             with self._session.call() as backend:
-                page = backend.scan(self._name, ScanRequest(request.filter, request.limit, after,
-                                                            request.include_metadata, request.include_vectors))
-            after = page.cursor
-            if page.ids:
+                page, after = reading.page(backend, self._name, replace(request, after=after), skip)
+            if page.ids or page.damaged:
                 yield page
 
     def count(self, filter: FilterLike | None = None) -> int:
@@ -315,14 +328,6 @@ def _one_of(ids: object, filter: object) -> None:
     if (ids is None) == (filter is None):
         raise InvalidArgument("ids", "give either ids or filter" + ("" if ids is None else ", not both"),
                               got="neither" if ids is None else "both", limit="one of ids, filter")
-
-
-def _some(where: Node | None) -> Node:
-    """Refuse a filter that says nothing: a forgotten value must not empty a collection."""
-    if where is None or isinstance(where, Everything) or (isinstance(where, And) and not where.nodes):
-        raise InvalidFilter("an empty filter would change every record; to delete all, drop the collection",
-                            got="an empty filter", limit="at least one condition")
-    return where
 
 
 def _patches(metadata: object, ids: list[RecordId] | None) -> list[bytes]:

@@ -13,8 +13,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from vecdb.core.errors import InvalidArgument, LimitExceeded
-from vecdb.core.filters import Node, to_node
+from vecdb.core.errors import InvalidArgument, InvalidFilter, LimitExceeded
+from vecdb.core.filters import Everything, Node, to_node
 from vecdb.core.schema import CollectionSchema, IndexSpec, Metric, VectorType
 
 INDEX_ALIASES: Final = {"M": "m", "efConstruction": "ef_construction", "ef": "ef_search"}
@@ -128,6 +128,27 @@ def check_include(value: object) -> frozenset[str]:
 def check_filter(value: Any) -> Node | None:
     """Parse any of the three forms; None stays None."""
     return to_node(value)
+
+
+def check_some(value: Any) -> Node:
+    """Parse a filter that picks what is changed, refusing one that says nothing.
+
+    A forgotten value must not empty a collection: every record is meant only by saying ``"true"``.
+    """
+    node = to_node(value)
+    if node is None or (isinstance(node, Everything) and not isinstance(value, str)):
+        raise InvalidFilter("an empty filter would change every record; filter='true' says that this is meant",
+                            got="an empty filter", limit="at least one condition, or 'true'")
+    return node
+
+
+def check_choice(argument: str, value: object, known: tuple[str, ...]) -> str:
+    """Return one of a few words."""
+    if not isinstance(value, str) or value not in known:
+        shown = repr(value[:100]) if isinstance(value, str) else kind_of(value)
+        raise InvalidArgument(argument, f"{shown} is none of {', '.join(map(repr, known))}", got=shown,
+                              limit=", ".join(known))
+    return str(value)
 
 
 def _plain(value: object) -> object:

@@ -114,11 +114,15 @@ class Hits(Sequence[Hit]):
 
 
 class Records(Sequence[Record]):
-    """Records as columns: ``ids`` list, ``metadata`` list of dicts or None, ``vectors`` (n, row_items) or None."""
+    """Records as columns: ``ids`` list, ``metadata`` list of dicts or None, ``vectors`` (n, row_items) or None.
 
-    __slots__ = ("ids", "metadata", "vectors")
+    ``damaged``: ids of records left out because their vectors are damaged on disk (a scan that skips them).
+    """
 
-    def __init__(self, page: ScanPage) -> None:
+    __slots__ = ("damaged", "ids", "metadata", "vectors")
+
+    def __init__(self, page: ScanPage, damaged: tuple[RecordId, ...] = ()) -> None:
+        self.damaged = damaged
         self.ids = page.ids
         self.metadata = page.metadata
         self.vectors = page.vectors
@@ -140,7 +144,7 @@ class Records(Sequence[Record]):
         if not isinstance(index, slice):
             return self._record(range(len(self))[index])
         return Records(ScanPage(self.ids[index], None if self.metadata is None else self.metadata[index],
-                                None if self.vectors is None else self.vectors[index], None))
+                                None if self.vectors is None else self.vectors[index], None), self.damaged)
 
     def __repr__(self) -> str:
-        return f"<Records {len(self)}>"
+        return f"<Records {len(self)}{f', {len(self.damaged)} damaged left out' if self.damaged else ''}>"

@@ -48,12 +48,17 @@ def runs(ids: Sequence[RecordId], size: int = DEFAULT_BATCH_RECORDS) -> Iterator
         yield len(part), part
 
 
-def updates(ids: Sequence[RecordId], patches: Sequence[bytes], merge: bool) -> Iterator[tuple[int, UpdateMetadata]]:
-    """Updates with no id twice in one: patches to one record are applied in their order, in several."""
+def updates(ids: Sequence[RecordId], patches: Sequence[bytes], merge: bool,
+            most: int = DEFAULT_BATCH_RECORDS) -> Iterator[tuple[int, UpdateMetadata]]:
+    """Updates with no id twice in one: patches to one record are applied in their order, in several.
+
+    ``most``: records whose vectors fit one batch, for an updated record is written anew with its vector.
+    """
+    room = min(DEFAULT_BATCH_RECORDS, most)
     seen: dict[RecordId, Any] = {}
     size = 0
     for identity, patch in zip(ids, patches, strict=True):
-        if identity in seen or len(seen) >= DEFAULT_BATCH_RECORDS or size + len(patch) > DEFAULT_BATCH_BYTES:
+        if identity in seen or len(seen) >= room or size + len(patch) > DEFAULT_BATCH_BYTES:
             yield len(seen), UpdateMetadata(tuple(seen), tuple(seen.values()), merge)
             seen, size = {}, 0
         seen[identity] = patch

@@ -10,9 +10,11 @@ from tests.unit.client.conftest import Refused
 from vecdb import F
 from vecdb.client import ingest, writing
 from vecdb.client.collection import Collection
-from vecdb.core.errors import InvalidArgument, InvalidFilter, InvalidId, InvalidMetadata, LimitExceeded
+from vecdb.client.database import Database
+from vecdb.core.errors import DataCorrupted, InvalidArgument, InvalidFilter, InvalidId, InvalidMetadata, LimitExceeded
 from vecdb.core.filters import Everything
 from vecdb.core.query import ScanPage, ScanRequest
+from vecdb.core.records import WriteResult
 
 
 def test_fetch_gives_what_exists_in_the_order_asked(docs: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,6 +42,71 @@ def test_delete_by_ids_and_by_filter(docs: Collection) -> None:
     assert docs.delete(["c"]).deleted == 1
     assert docs.delete(filter=F.lang == "de").deleted == 1
     assert len(docs) == 0
+
+
+def test_every_record_is_meant_only_by_saying_true(docs: Collection, refused: Refused) -> None:
+    for forgotten in ("", {}, {"$and": []}, Everything()):
+        with refused(InvalidFilter, "filter"):
+            docs.delete(filter=forgotten)
+    assert docs.update_metadata(filter="true", metadata={"seen": 1}).updated == 3
+    assert docs.delete(filter="true").deleted == 3
+
+
+def test_updates_are_cut_by_the_bytes_of_the_vectors_they_rewrite(db: Database, backend: MemoryBackend,
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    dim = 32_768
+    most = (64 << 20) // (4 * dim)
+    wide = db.create_collection("wide", dim=dim, metric="l2")
+    sizes = []
+    monkeypatch.setattr(backend, "update_metadata", lambda name, update: (
+        sizes.append(len(update.ids)), WriteResult(updated=len(update.ids)))[1])
+    assert wide.update_metadata(ids=range(2 * most + 3), metadata={"a": 1}).updated == 2 * most + 3
+    assert sizes == [most, most, 3]
+
+
+class Damaged(MemoryBackend):
+    """Raises as the engine does where vectors of ``lost`` records are wanted."""
+
+    lost: frozenset = frozenset()
+
+    def _check(self, ids: list) -> None:
+        found = tuple(one for one in ids if one in self.lost)
+        if found:
+            raise DataCorrupted(f"the vectors of {len(found)} records are damaged on disk", path="x", ids=found)
+
+    def scan(self, name: str, request: ScanRequest) -> ScanPage:
+        page = super().scan(name, request)
+        if request.include_vectors:
+            self._check(page.ids)
+        return page
+
+    def fetch(self, name, ids, *, include_metadata=True, include_vectors=True):
+        if include_vectors:
+            self._check(ids)
+        return super().fetch(name, ids, include_metadata=include_metadata, include_vectors=include_vectors)
+
+
+def test_a_scan_reads_around_damaged_vectors() -> None:
+    backend = Damaged()
+    docs = Database(backend).create_collection("docs", dim=2, metric="l2")
+    docs.upsert((n, [n, 0], {"n": n}) for n in range(20))
+    backend.lost = frozenset((3, 4, 12, 15, 16, 17))
+    with pytest.raises(DataCorrupted) as caught:
+        list(docs.scan(include=["vector"], batch_size=3))
+    assert caught.value.fields["ids"] == (3, 4)
+    pages = list(docs.scan_batches("n >= 1", include=["metadata", "vector"], batch_size=3, on_damage="skip"))
+    good = [n for n in range(1, 20) if n not in backend.lost]
+    assert [identity for page in pages for identity in page.ids] == good
+    assert [row[0] for page in pages for row in page.vectors] == good
+    assert [row["n"] for page in pages for row in page.metadata] == good
+    assert [identity for page in pages for identity in page.damaged] == sorted(backend.lost)
+    assert [record.id for record in docs.scan(include=["vector"], batch_size=3, on_damage="skip")] == [0, *good]
+    assert len(list(docs.scan(include=["metadata"]))) == 20
+    backend.lost = frozenset(range(20))
+    (page,) = docs.scan_batches(include="vector", on_damage="skip")
+    assert (page.ids, page.metadata, page.vectors.shape, len(page.damaged)) == ([], None, (0, 2), 20)
+    with pytest.raises(InvalidArgument, match="on_damage"):
+        docs.scan(on_damage="ignore")
 
 
 def test_update_metadata(docs: Collection) -> None:
