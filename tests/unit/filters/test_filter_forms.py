@@ -150,6 +150,21 @@ def test_a_long_chain_of_the_builder_is_wide_not_deep():
     assert len(node.nodes) == 201
 
 
+def test_a_time_without_zone_is_utc_in_every_form():
+    at = dt.datetime(2024, 1, 31, 12)
+    utc = F.t > at.replace(tzinfo=dt.UTC)
+    for form in (F.t > at, {"t": {"$gt": at}}, {"t": {"$gt": {"$time": "2024-01-31T12:00:00"}}},
+                 "t > time('2024-01-31T12:00:00')", "t > time('2024-01-31 12:00:00.0')"):
+        assert to_node(form) == to_node(utc)
+
+
+def test_a_long_list_has_room_in_the_forms_that_are_no_text():
+    values = list(range(10**9, 10**9 + 20_000))
+    with pytest.raises(InvalidFilter, match="the mapping form and F"):
+        to_node(f"a in {values}")
+    assert to_node({"a": {"$in": values}}) == to_node(F.a.in_(values))
+
+
 def test_none_is_no_filter_and_a_tree_is_itself():
     assert to_node(None) is None
     assert to_node(And((Compare("a", Op.EQ, None),))) == IsNull("a")

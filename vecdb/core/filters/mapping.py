@@ -4,7 +4,7 @@ Keys are paths or ``$and $or $nor`` (lists) and ``$not`` (a mapping); all of a m
 plain value (equality) or operators: ``$eq $ne $gt $gte $lt $lte $in $nin $exists $null $prefix $contains $not``,
 ``$geo_radius`` (``{"lat", "lon", "radius_m"}`` or three numbers) and ``$geo_box`` (``{"south", "west", "north",
 "east"}`` or four).
-A value ``{"$time": "2024-01-31T12:00:00Z"}`` is an instant, for those who send JSON.
+A value ``{"$time": "2024-01-31T12:00:00Z"}`` is an instant (without offset: UTC), for those who send JSON.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from vecdb.core.errors import InvalidFilter
 from vecdb.core.filters import check
 from vecdb.core.filters.check import Budget
 from vecdb.core.filters.paths import check_path
-from vecdb.core.filters.times import parse_time
+from vecdb.core.filters.times import parse_literal
 from vecdb.core.filters.tree import And, Everything, Exists, IsNull, Node, Not, Or, Time
 
 _COMPARISONS = {"$eq": "==", "$ne": "!=", "$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
@@ -118,8 +118,8 @@ def _geo(path: str, op: str, operand: object) -> Node:
 def _value(value: object) -> object:
     if isinstance(value, Mapping) and set(value) == {"$time"}:
         text = check.check_text(value["$time"], "$time")
-        unix_ns = parse_time(text)
+        unix_ns = parse_literal(text)
         if unix_ns is None:
-            raise _refuse("", f"{text[:48]!r} is no RFC 3339 time (the offset is needed)", text[:48], "RFC 3339")
+            raise _refuse("", f"{text[:48]!r} is no RFC 3339 time (without an offset: UTC)", text[:48], "RFC 3339")
         return Time(unix_ns)
     return value

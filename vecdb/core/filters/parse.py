@@ -10,7 +10,7 @@
                  | path [not] startswith 'x' | path [not] contains 'x' | prefix(path, 'x') | contains(path, 'x')
                  | geo_radius(path, lat, lon, metres) | geo_box(path, south, west, north, east)
     operand     := path | value
-    value       := 'string' | number | true | false | null | time('RFC 3339')
+    value       := 'string' | number | true | false | null | time('RFC 3339')         without offset: UTC
 
 Keywords are read in any case.  ``and or not in is null true false`` are reserved (as keys they need backticks); the
 names of functions are names of fields wherever they are not called.
@@ -21,7 +21,7 @@ from typing import NoReturn
 from vecdb.core.errors import InvalidFilter
 from vecdb.core.filters import check
 from vecdb.core.filters.check import Budget
-from vecdb.core.filters.times import parse_time
+from vecdb.core.filters.times import parse_literal
 from vecdb.core.filters.tokens import CONTEXTUAL, Token, tokenize
 from vecdb.core.filters.tree import And, Everything, Exists, IsNull, Node, Not, Or, Time, Value
 from vecdb.core.limits import MAX_FILTER_BYTES, MAX_IN_VALUES
@@ -41,7 +41,8 @@ def parse(text: str, *, max_bytes: int = MAX_FILTER_BYTES) -> Node:
         raise InvalidFilter(f"an expression must be a str, not {type(text).__name__}", got=type(text).__name__,
                             limit="str")
     if len(text) > max_bytes or len(text.encode("utf-8", "surrogatepass")) > max_bytes:
-        raise InvalidFilter(f"an expression of {len(text)} characters is longer than {max_bytes} bytes",
+        raise InvalidFilter(f"an expression of {len(text)} characters is longer than {max_bytes} bytes; the mapping form "
+                            f"and F take 'in' lists of up to {MAX_IN_VALUES} values",
                             position=max_bytes, got=len(text), limit=max_bytes)
     return _Parser(tokenize(text)).whole()
 
@@ -298,10 +299,10 @@ class _Parser:
     def instant(self) -> Time:
         self.place += 2
         token = self.peek()
-        unix_ns = parse_time(self.string("time"))
+        unix_ns = parse_literal(self.string("time"))
         if unix_ns is None:
-            raise InvalidFilter(f"{token.text[:48]} is no RFC 3339 time (the offset, as in 2024-01-31T12:00:00Z, is "
-                                "needed)", position=token.at, got=token.text[:48], limit="RFC 3339")
+            raise InvalidFilter(f"{token.text[:48]} is no RFC 3339 time, as 2024-01-31T12:00:00Z is (without an offset: "
+                                "UTC)", position=token.at, got=token.text[:48], limit="RFC 3339")
         self.expect(")", "to close time")
         return Time(unix_ns)
 

@@ -1,7 +1,9 @@
 """RFC 3339 times as integers: nanoseconds since the Unix epoch.
 
 Read are a full ``date-time`` (``2024-01-31T12:00:00.5+01:00``, ``T`` and ``Z`` in either case, a blank for ``T``) and a
-``full-date``, which means its midnight in UTC.  A time without offset is no instant and is not read.  Digits below
+``full-date``, which means its midnight in UTC.  Without offset, a time written as a value of a filter
+(``time('2024-01-31T12:00:00')``, ``{"$time": ...}``) is UTC, as a datetime object without zone is there and in
+metadata; a string of a record without offset stays a string, for nobody said that it is a time at all.  Digits below
 a nanosecond are cut off.  Instants outside the int64 nanoseconds (the years 1677 to 2262) are clamped to
 their ends, so that ``9999-12-31T23:59:59Z``, the usual *never*, still sorts after every other.
 """
@@ -50,6 +52,12 @@ def parse_time(text: str) -> int | None:
         seconds += shift if sign == "-" else -shift
     nanos = int((fraction or "")[:9].ljust(9, "0"))
     return clamp_ns(seconds * 1_000_000_000 + nanos)
+
+
+def parse_literal(text: str) -> int | None:
+    """Like :func:`parse_time`, for what a filter declares to be a time: without offset it is UTC."""
+    found = parse_time(text)
+    return parse_time(f"{text}Z") if found is None else found
 
 
 def format_time(unix_ns: int) -> str:
