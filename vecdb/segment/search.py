@@ -22,6 +22,8 @@ from vecdb.segment.matching import ReadMetadata, allowed_bits
 from vecdb.segment.merge import join
 from vecdb.segment.sealed import SealedView
 
+SURELY_BEAM = 20_000
+"""Records from which a search without a filter need not compare its cost with a scan's."""
 SPARSE = 4
 """A filter that keeps fewer than one in this many is scanned by a list of ordinals: 24 to 30 ns a match against
 about 40 by bitset at 5 to 10 % (448-byte rows)."""
@@ -83,6 +85,8 @@ def _strategy(view: GrowingView | SealedView, request: QueryRequest, matches: in
         searchable = ann.searchable
         ef = ef_for(ann.ef, request.k, request.ef_search)
         code_bytes = 0 if ann.codes is None else ann.codes.codes.strides[0]
+    if request.filter is None and matches == view.count >= SURELY_BEAM and searchable and not request.exact:
+        return Strategy("beam", ef, "no filter")
     if request.exact or not searchable:
         return Strategy("exact", 0, "exact was asked for" if request.exact else "no index here")
     return choose(count=view.count, live=view.live_count, matches=matches, k=request.k, ef=ef, row_bytes=row_bytes,

@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from vecdb.ann.found import Found
+from vecdb.ann.space import Space
 from vecdb.core.ids import RecordId
 from vecdb.core.query import Matches, QueryRequest, QueryResult
 from vecdb.core.schema import Metric
@@ -66,10 +68,10 @@ def _matches(segments: Sequence[SegmentView], parts: Sequence[SegmentAnswer], re
     space = machine.growing.space
     if not parts:
         return []
+    if len(parts) == 1 and len(parts[0].found.ordinals) == 1 and request.within is None:
+        return [_one_match(segments[0], parts[0].found, request, machine)]
     source, ordinals, raw = top_k([part.found for part in parts], request.k)
-    distances = space.to_distance(raw).astype(np.float32, copy=False)
-    if space.metric is Metric.COSINE:  # rounding may put a vector a hair closer to itself than itself
-        distances = np.maximum(distances, np.float32(0))
+    distances = _distances(space, raw)
     keep = ordinals >= 0
     if request.within is not None:
         keep &= raw <= space.from_distance(request.within)
@@ -87,6 +89,25 @@ def _matches(segments: Sequence[SegmentView], parts: Sequence[SegmentAnswer], re
                            None if vectors is None else vectors[start:stop]))
         start = stop
     return out
+
+
+def _distances(space: Space, raw: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Users' distances."""
+    distances = space.to_distance(raw).astype(np.float32, copy=False)
+    if space.metric is Metric.COSINE:  # rounding may put a vector a hair closer to itself than itself
+        return np.maximum(distances, np.float32(0))
+    return distances
+
+
+def _one_match(segment: SegmentView, found: Found, request: QueryRequest, machine: ShardMachine) -> Matches:
+    """One query answered by one segment, as most are: nothing to join, little to lay out."""
+    ordinals, raw = found.ordinals[0], found.distances[0]
+    if len(ordinals) and ordinals[-1] < 0:
+        there = ordinals >= 0
+        ordinals, raw = ordinals[there], raw[there]
+    return Matches(segment.ids(ordinals), _distances(machine.growing.space, raw),
+                   _metadata(segment.rids(ordinals), machine) if request.include_metadata else None,
+                   segment.vectors(ordinals) if request.include_vectors else None)
 
 
 def _nothing(request: QueryRequest, machine: ShardMachine) -> Matches:
