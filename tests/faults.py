@@ -33,6 +33,23 @@ def truncate(path: Path, size: int) -> None:
     os.truncate(path, size if size >= 0 else path.stat().st_size + size)
 
 
+@contextlib.contextmanager
+def unreadable(path: Path, offset: int) -> Iterator[None]:
+    """Let every ``preadv`` of ``path`` that covers the byte at ``offset`` fail, as a bad sector does."""
+    inode, real = path.stat().st_ino, os.preadv
+
+    def preadv(handle: int, buffers: list[memoryview], at: int) -> int:
+        if os.fstat(handle).st_ino == inode and at <= offset < at + sum(len(one) for one in buffers):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(handle, buffers, at)
+
+    os.preadv = preadv  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        os.preadv = real
+
+
 def can_mount() -> bool:
     """Whether this process may mount a small file system (root outside a container, mostly)."""
     try:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import vecdb
-from tests.faults import flip_byte, truncate
+from tests.faults import flip_byte, truncate, unreadable
 from vecdb import errors
 
 N, DIM = 3_000, 512
@@ -92,6 +92,47 @@ def test_flipped_vector_byte_names_its_records_and_the_rest_serves(path: Path) -
         assert docs.describe().details["damage"][0]["lost_records"] == len(lost) - 1
         docs.optimize()
         assert docs.describe().details["damage"][0]["lost_records"] == len(lost) - 1, "optimize drops nothing"
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_an_unreadable_sector_loses_its_records_and_garbage_reaches_no_index(tmp_path: Path, on_disk: bool) -> None:
+    rng = np.random.default_rng(5)
+    with vecdb.connect(tmp_path / "db", background=False) as db:
+        docs = db.create_collection("c", DIM, metric="l2", index="hnsw", m=8, ef_construction=40,
+                                    vectors_on_disk=on_disk)
+        docs.upsert(ids=np.arange(N), vectors=rng.standard_normal((N, DIM)))
+        docs.optimize()
+    _segment_file(tmp_path / "db", "index.vdb").unlink()
+    file = _segment_file(tmp_path / "db", "vectors.vdb")
+    with file.open("r+b") as bytes_of:
+        bytes_of.seek(file.stat().st_size // 2)
+        bytes_of.write(b"\xff" * 4096)  # NaN, if anybody looked
+    with unreadable(file, file.stat().st_size // 2), vecdb.connect(tmp_path / "db", background=False) as db:
+        docs = db.collection("c")
+        lost = docs.describe().details["damage"][0]["lost_ids"]
+        assert 0 < len(lost) < N
+        docs.optimize()
+        assert docs.describe().details["segments"][0]["index"]["kind"] == "hnsw"
+        hits = docs.query(np.zeros(DIM), k=N)
+        assert hits.partial
+        assert sorted(hits.ids) == sorted(set(range(N)) - set(lost))
+        with pytest.raises(errors.DataCorrupted):
+            docs.fetch([lost[0]])
+
+
+def test_a_segment_of_which_nothing_is_known_or_alive_opens(path: Path) -> None:
+    with vecdb.connect(path, background=False) as db:
+        db.collection("c").delete(ids=list(range(N)))
+    for name in ("vectors.vdb", "records.vdb"):
+        _segment_file(path, name).unlink()
+    with vecdb.connect(path, background=False) as db:
+        docs = db.collection("c")
+        assert docs.query(np.zeros(DIM), k=5).ids == ["late"]
+        docs.upsert(ids=[3], vectors=np.ones((1, DIM)))
+        assert docs.count() == 2
+        assert docs.get(3) is not None
+        docs.optimize()
+        assert sorted(docs.query(np.zeros(DIM), k=5).ids, key=str) == [3, "late"]
 
 
 def test_missing_vector_file_loses_only_its_vectors(path: Path) -> None:

@@ -1,17 +1,14 @@
 """Damage is found wherever it is, named with its place, and costs only the rows it touched."""
 
 import copy
-import errno
-import os
 import random
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import xxhash
 
-from tests.faults import flip_byte, run_python, truncate, zero_bytes
+from tests.faults import flip_byte, run_python, truncate, unreadable, zero_bytes
 from vecdb.core.errors import DataCorrupted, FormatMismatch, VecdbError
 from vecdb.segment.files import ArrayFile, write_arrays
 from vecdb.segment.files.layout import BLOCK_BYTES, PAGE_BYTES
@@ -155,16 +152,34 @@ def test_a_directory_that_makes_no_sense_is_refused(tmp_path: Path, monkeypatch:
         ArrayFile.open(tmp_path / "a")
 
 
-def test_a_medium_that_cannot_be_read_is_damage(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = ArrayFile.open(path)
+def test_a_medium_that_cannot_be_read_is_damage_of_its_block(path: Path) -> None:
+    want = ArrayFile.open(path).load("rows")
+    row_bytes = WIDTH * 4
+    with unreadable(path, PAGE_BYTES + BLOCK_BYTES + 5_000), ArrayFile.open(path, verify=False) as file:
+        for use in (file.check, lambda: file.load("rows")):
+            with pytest.raises(DataCorrupted, match=f"bytes {PAGE_BYTES + BLOCK_BYTES} to"):
+                use()
+        bad = file.bad_rows("rows")
+        assert bad.tolist() == list(range(BLOCK_BYTES // row_bytes, 2 * BLOCK_BYTES // row_bytes))
+        assert file.bad_rows("ids").tolist() == []
+        rows, lost = file.salvage("rows")
+        assert lost.tolist() == bad.tolist()
+        want[bad] = 0
+        assert np.array_equal(rows, want)
+    with unreadable(path, 100), pytest.raises(DataCorrupted, match="Input/output error"):
+        ArrayFile.open(path)
 
-    def fails(*_: Any) -> int:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(os, "preadv", fails)
-    for use in (file.verify, lambda: file.load("rows"), lambda: file.bad_rows("ids")):
-        with pytest.raises(DataCorrupted, match="Input/output error"):
-            use()
+def test_blanked_blocks_are_zero_where_they_are_mapped(path: Path) -> None:
+    want = ArrayFile.open(path).load("rows")
+    flip_byte(path, PAGE_BYTES + BLOCK_BYTES + 5_000)
+    with ArrayFile.open(path, verify=False) as file:
+        bad = file.blank("rows")
+        assert len(bad) == BLOCK_BYTES // (WIDTH * 4)
+        want[bad] = 0
+        assert np.array_equal(file.map("rows"), want)
+        assert np.array_equal(file.map("ids"), np.arange(ROWS))
+        assert file.blank("ids").tolist() == []
 
 
 def test_cut_short_after_opening_is_an_error_not_a_signal(path: Path) -> None:

@@ -4,6 +4,7 @@ Everything that is checked is read with ``pread``: a medium that fails gives an 
 fault in a mapping would give SIGBUS.  Only ``map`` maps, after the file's size was checked against its header.
 """
 
+import ctypes
 import mmap
 import os
 from collections.abc import Callable, Sequence
@@ -34,6 +35,8 @@ Allocate: TypeAlias = Callable[[tuple[int, ...], np.dtype[Any]], npt.NDArray[Any
 Span: TypeAlias = tuple[int, int]
 
 _BLOCKS_PER_TASK = 64
+_MAP_FIXED = 0x10
+"""The same on Linux and macOS; the mmap module does not name it."""
 
 
 def _serial(thunks: Sequence[Callable[[], None]]) -> None:
@@ -150,6 +153,29 @@ class ArrayFile:
             raise _bad_blocks(self._path, bad)
         return array
 
+    def salvage(self, name: str, allocate: Allocate = np.empty, *,
+                run: Run = _serial) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+        """Like ``load``, for a damaged file: the array with its :meth:`bad_rows` zero, and which they are."""
+        entry = self._entry(name)
+        array = allocate(entry.shape, np.dtype(entry.dtype))
+        if not entry.nbytes:
+            return array, np.empty(0, np.int64)
+        bad = _rows_of(entry, self._check(entry.offset, entry.offset + entry.nbytes, run, _bytes_of(array)))
+        array[bad] = 0
+        return array, bad
+
+    def blank(self, name: str, *, run: Run = _serial) -> npt.NDArray[np.int64]:
+        """Return :meth:`bad_rows`, and lay zero pages over bad blocks in what ``map`` gives from now on.
+
+        So nobody meets their bytes there, nor SIGBUS where the medium cannot give them.  Where pages are larger
+        than the payload's alignment this cannot be done, and :class:`StorageError` says so if there are bad blocks.
+        """
+        entry = self._entry(name)
+        spans = self._check(entry.offset, entry.offset + entry.nbytes, run, None) if entry.nbytes else []
+        for start, stop in spans:
+            _lay_zeros(self._path, self._map_file(), start, stop)
+        return _rows_of(entry, spans)
+
     def check(self, *, run: Run = _serial) -> None:
         """Raise :class:`DataCorrupted` with the byte ranges of the payload's bad blocks, if there are any."""
         bad = self.verify(run=run)
@@ -165,13 +191,7 @@ class ArrayFile:
         entry = self._entry(name)
         if not entry.nbytes:
             return np.empty(0, np.int64)
-        row_bytes = entry.nbytes // entry.shape[0]
-        spoiled = [np.empty(0, np.int64)]
-        for start, stop in self._check(entry.offset, entry.offset + entry.nbytes, run, None):
-            low = max(start - entry.offset, 0) // row_bytes
-            high = -(-min(stop - entry.offset, entry.nbytes) // row_bytes)
-            spoiled.append(np.arange(low, high, dtype=np.int64))
-        return np.unique(np.concatenate(spoiled))
+        return _rows_of(entry, self._check(entry.offset, entry.offset + entry.nbytes, run, None))
 
     def close(self) -> None:
         """Close the file; arrays given out stay valid.  A second call does nothing."""
@@ -233,17 +253,24 @@ class ArrayFile:
         low, high = self._span(block)
         if into is not None and start <= low and high <= stop:
             piece = into[low - start:high - start]  # wholly the caller's: read it in place
-            self._read(piece, low)
-            return xxhash.xxh3_64_intdigest(piece) == int(self._hashes[block])
+            return self._read(piece, low) and xxhash.xxh3_64_intdigest(piece) == int(self._hashes[block])
         piece = scratch[:high - low]
-        self._read(piece, low)
+        if not self._read(piece, low):
+            return False
         if into is not None:
             inner_low, inner_high = max(low, start), min(high, stop)
             into[inner_low - start:inner_high - start] = piece[inner_low - low:inner_high - low]
         return xxhash.xxh3_64_intdigest(piece) == int(self._hashes[block])
 
-    def _read(self, piece: memoryview, at: int) -> None:
-        _read_fully(self._path, self._file(), piece, at)
+    def _read(self, piece: memoryview, at: int) -> bool:
+        """Fill ``piece``; False where the medium cannot give its bytes, which spoils this block and no other."""
+        try:
+            _read_fully(self._path, self._file(), piece, at)
+        except DataCorrupted as error:
+            if error.fields.get("region") != "medium":
+                raise
+            return False
+        return True
 
 
 def _read_frame(path: Path, handle: int, kind: str | None) -> tuple[Page, Directory, npt.NDArray[np.uint64]]:
@@ -281,6 +308,30 @@ def _bad_blocks(path: Path, bad: list[Span]) -> DataCorrupted:
     shown = ", ".join(f"{low} to {high}" for low, high in bad[:4]) + (", ..." if len(bad) > 4 else "")
     return DataCorrupted(f"{path} is damaged in its payload, bytes {shown}", path=str(path), region="payload",
                          ranges=tuple(bad))
+
+
+def _rows_of(entry: ArrayEntry, spans: list[Span]) -> npt.NDArray[np.int64]:
+    """Indices along the first axis of the rows that lie, wholly or partly, in ``spans`` of the file."""
+    spoiled = [np.empty(0, np.int64)]
+    if spans:
+        row_bytes = entry.nbytes // entry.shape[0]
+        for start, stop in spans:
+            low = max(start - entry.offset, 0) // row_bytes
+            high = -(-min(stop - entry.offset, entry.nbytes) // row_bytes)
+            spoiled.append(np.arange(low, high, dtype=np.int64))
+    return np.unique(np.concatenate(spoiled))
+
+
+def _lay_zeros(path: Path, mapping: mmap.mmap, start: int, stop: int) -> None:
+    """Replace the pages of ``[start, stop)`` of a mapping by zero ones; nothing there is read."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+    where = np.frombuffer(mapping, np.uint8).ctypes.data + start
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED
+    if libc.mmap(where, stop - start, mmap.PROT_READ, flags, -1, 0) != where:
+        number = ctypes.get_errno()
+        raise from_os_error(OSError(number, os.strerror(number)), path, "blanking damage of")
 
 
 def _bytes_of(array: npt.NDArray[Any]) -> memoryview:
