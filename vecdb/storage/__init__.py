@@ -16,5 +16,7 @@ and thereby settles the question.  Reads go on.
 **Damage is an error, never an absence.** Every block and log record carries a checksum; a scan asks for
 the iterator's status where it ends (rocksdict's own ``items`` takes an unreadable block for the end of the
 data); the log's chain of sequence numbers is checked before RocksDB replays it
-(:mod:`vecdb.storage.wal`).
+(:mod:`vecdb.storage.wal`); what the MANIFEST is known to hold is kept beside it (:mod:`vecdb.storage.expect`).
+
+**A handle belongs to one process.** RocksDB does not live through ``fork`` (:mod:`vecdb.storage.forks`).
 """

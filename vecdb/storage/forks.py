@@ -38,8 +38,8 @@ def guard(holder: Inherited) -> None:
 def check_may_open(path: object) -> None:
     """Raise :class:`DatabaseClosed` in a child of a process that had used RocksDB before it forked."""
     if _orphaned:
-        raise DatabaseClosed(f"the store at {path} cannot be opened: process {os.getpid()} was forked from one that had "
-                             f"used a database, and the engine's threads are not forked with it; {ADVICE}",
+        raise DatabaseClosed(f"the store at {path} cannot be opened: process {os.getpid()} was forked from one that "
+                             f"had used a database, and the engine's threads are not forked with it; {ADVICE}",
                              path=str(path))
 
 

@@ -19,6 +19,7 @@ from vecdb.core.errors import DatabaseClosed, DataCorrupted, InvalidArgument, St
 from vecdb.shard.mutations import Mutations
 from vecdb.storage import forks, wal
 from vecdb.storage.errors import from_rocksdb
+from vecdb.storage.expect import ManifestNote, check_manifest
 from vecdb.storage.gate import Gate
 from vecdb.storage.group_commit import GroupCommit
 from vecdb.storage.options import StoreResources, shared_resources, store_options
@@ -69,6 +70,7 @@ class RocksStore:
         self._unstalled = WriteOptions()
         self._unstalled.no_slowdown = True
         self._view: Path | None = None
+        self._manifest = ManifestNote(self._path)
         forks.check_may_open(self._path)
         self._db = self._open()
         forks.guard(self)
@@ -158,6 +160,7 @@ class RocksStore:
                 self._db.flush(True)
             except Exception as error:
                 raise self._fail(error, "flushing") from error
+            self._manifest.renew()
 
     def compact(self, start: bytes | None = None, stop: bytes | None = None) -> None:
         """Rewrite the rows of ``[start, stop)``, by default all, and drop what was deleted.  The GIL is free.
@@ -172,6 +175,7 @@ class RocksStore:
                 self._db.write(WriteBatch(raw_mode=True))  # compact_range tells no errors; a write does
             except Exception as error:
                 raise self._fail(error, "compacting") from error
+            self._manifest.renew()
 
     def stats(self) -> StoreStats:
         with self._gate.entered():
@@ -216,6 +220,7 @@ class RocksStore:
         self.close()
 
     def _open(self) -> Rdict:
+        check_manifest(self._path)
         self._check_logs()
         try:
             options = store_options(self._resources, create=not self._read_only)
@@ -223,7 +228,9 @@ class RocksStore:
                 self._view = _mirror(self._path, logs=True)
                 return _opened(self._view, options, AccessType.read_only(False))
             make_directory(self._path)
-            return _opened(self._path, options, AccessType.read_write())
+            opened = _opened(self._path, options, AccessType.read_write())
+            self._manifest.renew()
+            return opened
         except Exception as error:
             self._drop_view()
             raise self._error(error, "opening") from error
@@ -267,6 +274,8 @@ class RocksStore:
         finally:
             with contextlib.suppress(Exception):  # it tries to empty the memtable; what it cannot, the log has
                 self._db.close()
+            if not self._read_only:
+                self._manifest.renew()
             self._drop_view()
 
     def _drop_view(self) -> None:
@@ -321,6 +330,7 @@ class RocksStore:
             self._db.flush_wal(True)
         except Exception as error:
             raise self._fail(error, "syncing") from error
+        self._manifest.renew()  # a look at its size, unless a flush or compaction has ended meanwhile
 
     def _check_writable(self) -> None:
         if self._read_only:
