@@ -58,11 +58,21 @@ class GrowingSegment:
         self._idle: deque[Searcher] = deque()
         self.ef = GROWING_EF
         self._measured_at = 0
-        self.view = GrowingView(self, 0, full(0), 0)
+        self._published: tuple[int, Bits, int] = (0, full(0), 0)
 
     @property
     def name(self) -> str:
         return f"segment {self.segment_id} ({'frozen' if self.frozen else 'growing'})"
+
+    @property
+    def view(self) -> "GrowingView":
+        """What is published now.  Not kept: a segment that held its view would outlive its last reader."""
+        return GrowingView(self, *self._published)
+
+    @property
+    def count(self) -> int:
+        """Published records, dead ones included."""
+        return self._published[0]
 
     def stage(self, first_ordinal: int, stored: npt.NDArray[Any]) -> None:
         """Copy vectors (n, row_items) to ordinals that no view reaches yet."""
@@ -73,14 +83,14 @@ class GrowingSegment:
 
     def publish(self, ids: Sequence[RecordId], metadata: Sequence[dict[str, Any]], dead: npt.NDArray[np.int64]) -> None:
         """Show staged rows and hide dead ordinals, in one step for readers; ``dead`` may name new ones."""
-        old = self.view
+        count, live, live_count = self._published
         if ids:
-            self.metadata.append(old.count, metadata)
+            self.metadata.append(count, metadata)
             self.ids.extend(ids)
-        live = extended(old.live, old.count + len(ids))
+        live = extended(live, count + len(ids))
         if len(dead):
             live = cleared(live, dead)
-        self.view = GrowingView(self, old.count + len(ids), live, old.live_count + len(ids) - len(dead))
+        self._published = (count + len(ids), live, live_count + len(ids) - len(dead))
 
     @property
     def wants_graph(self) -> bool:
@@ -88,7 +98,7 @@ class GrowingSegment:
         kind = self.schema.index.kind
         if kind in (IndexKind.FLAT, IndexKind.IVF_FLAT, IndexKind.IVF_PQ):
             return False
-        count, linked = self.view.count, self.linked
+        count, linked = self.count, self.linked
         if kind is IndexKind.AUTO and linked == 0 and count < AUTO_HNSW_RECORDS:
             return False
         return count - linked >= max(GRAPH_STEP, linked // 64)
@@ -105,7 +115,7 @@ class GrowingSegment:
             spec = self.schema.index
             self.graph = Graph.allocate(self.capacity, m=spec.m, ef_construction=spec.ef_construction,
                                         seed=GRAPH_SEED)
-        stop = self.view.count if upto is None else upto
+        stop = self.count if upto is None else upto
         if stop - self.graph.count >= SAMPLE and self.graph.count >= max(MEASURE_FROM, 2 * self._measured_at):
             self._measure(stop)
         if stop > self.graph.count:
@@ -133,10 +143,10 @@ class GrowingSegment:
 
     def memory_bytes(self) -> dict[str, int]:
         """Bytes in use by component (reserved but untouched memory does not count)."""
-        count = self.view.count
+        count, live, _ = self._published
         graph = 0 if self.graph is None else self.graph.nbytes
         return {"vectors": count * int(self.rows.strides[0]) + 4 * min(count, self.aux.size), "graph": graph,
-                "metadata": self.metadata.memory_bytes(), "ids": 64 * count, "live": self.view.live.nbytes}
+                "metadata": self.metadata.memory_bytes(), "ids": 64 * count, "live": live.nbytes}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -45,7 +45,7 @@ class Damage:
 
 
 class SealedSegment:
-    """Arrays of one sealed segment; ``view`` is the view with every readable record alive."""
+    """Arrays of one sealed segment."""
 
     def __init__(self, segment_id: int, directory: Path, schema: CollectionSchema, rids: npt.NDArray[np.int64],
                  rows: npt.NDArray[Any], aux: npt.NDArray[np.float32], ids: IdColumn, metadata: SealedIndex,
@@ -67,7 +67,11 @@ class SealedSegment:
         self._by_rid = None if ascending else np.argsort(rids, kind="stable").astype(np.int32)
         self._sorted = rids if self._by_rid is None else rids[self._by_rid]
         self._served = cleared(full(self.count), damage.lost) if len(damage.lost) else None
-        self.view = SealedView(self, full(self.count), self.count)
+
+    @property
+    def view(self) -> "SealedView":
+        """Every record alive.  Not kept: a segment that held its view would outlive its last reader."""
+        return SealedView(self, full(self.count), self.count)
 
     @property
     def name(self) -> str:
@@ -102,7 +106,7 @@ class SealedSegment:
         by_rid = 0 if self._by_rid is None else self._by_rid.nbytes + self._sorted.nbytes
         return {"vectors": 0 if mapped else self.rows.nbytes + self.aux.nbytes, **self.ann.memory_bytes(),
                 "metadata": self.metadata.memory_bytes(), "ids": self.ids.nbytes + self.rids.nbytes + by_rid,
-                "live": self.view.live.nbytes}
+                "live": 8 * ((self.count + 63) >> 6)}
 
     def disk_bytes(self) -> int:
         """Bytes of the segment's files; 0 once a merge has deleted them under a reader."""

@@ -75,12 +75,12 @@ class Maintainer:
                     shard.machine.freeze()
         machine = shard.machine
         if machine.growing.wants_graph and self._may("graph"):
-            self._jobs.submit("graph", self._name, ("graph", self._name), self._guarded("graph", self._link))
+            self._jobs.submit("graph", self._name, ("graph", id(self)), self._guarded("graph", self._link))
         if self._may("index") and any(isinstance(view, SealedView) and view.segment.damage.rebuild_index
                                       for view in machine.view.segments):
-            self._jobs.submit("index", self._name, ("index", self._name), self._guarded("index", self._rebuild))
+            self._jobs.submit("index", self._name, ("index", id(self)), self._guarded("index", self._rebuild))
         if self._may("rewrite") and (todo := next_rewrite(machine.view.segments, self._policy)) is not None:
-            self._jobs.submit(todo.kind, self._name, ("rewrite", self._name), self._guarded("rewrite", self._upkeep))
+            self._jobs.submit(todo.kind, self._name, ("rewrite", id(self)), self._guarded("rewrite", self._upkeep))
 
     def hold_back(self) -> None:
         """Let a writer wait while too much waits to be sealed: memory is bounded by slowing writes, not by luck."""
@@ -141,7 +141,7 @@ class Maintainer:
     def _link(self, job: Job) -> None:
         growing = self._shard.machine.growing
         while growing.wants_graph and not growing.frozen:
-            total = growing.view.count
+            total = growing.count
             growing.grow_graph(self._compute.run, total, lambda done: job.report("linking", done, total))  # noqa: B023
 
     def _upkeep(self, job: Job) -> None:

@@ -225,4 +225,5 @@ class ShardService:
         """Let go of the store; calls still running end with DatabaseClosed, or if dropped CollectionNotFound."""
         with self._lock:
             self._closed, self._dropped = True, dropped
+            self.before_write = self.on_change = lambda: None  # let go of the maintainer, which holds this
             self._store.close()

@@ -106,7 +106,7 @@ class ShardMachine:
     @property
     def wants_seal(self) -> bool:
         """Whether the growing segment is large enough to be sealed."""
-        return self._growing.view.count >= self.seal_records
+        return self._growing.count >= self.seal_records
 
     def use(self, reads: Reads) -> None:
         """Read from another handle of the same rows."""
@@ -206,7 +206,7 @@ class ShardMachine:
         """Stage new versions and the rows that make them durable."""
         if not len(ids):
             return
-        if self._growing.view.count + len(ids) > self._growing.capacity:
+        if self._growing.count + len(ids) > self._growing.capacity:
             self.freeze()
         first = change.state.next_rid + len(change.staged.ids)
         self._growing.stage(first - self._growing.first_rid, vectors)
@@ -317,10 +317,10 @@ class ShardMachine:
     def freeze(self) -> None:
         """Close the growing segment to writes and start another; the next batch writes the manifest."""
         old = self._growing
-        if old.view.count == 0:
+        if old.count == 0:
             return
         old.frozen = True
-        self._growing = GrowingSegment(self._next_segment, old.first_rid + old.view.count, self.schema, old.capacity)
+        self._growing = GrowingSegment(self._next_segment, old.first_rid + old.count, self.schema, old.capacity)
         self._next_segment += 1
         self.view = ShardView((*self.view.segments, self._growing.view), self.view.state)
 

@@ -14,8 +14,3 @@ class Mutations:
     """Half-open ``[start, stop)``."""
     deletes: list[bytes] = field(default_factory=list)
     puts: list[tuple[bytes, bytes]] = field(default_factory=list)
-
-    def extend(self, other: "Mutations") -> None:
-        self.ranges += other.ranges
-        self.deletes += other.deletes
-        self.puts += other.puts
