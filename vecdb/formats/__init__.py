@@ -21,6 +21,8 @@ Decisions:
 - A record without an id gets its row number, so that importing the same file twice replaces and never doubles.
 - In columnar files a null or NaN cell of metadata means that the record lacks the key: that is how columns say
   "absent".  In JSONL an explicit null stays one.
+- Metric and vector type travel with an export (:mod:`~vecdb.formats.about`): in the schema of Parquet, in the
+  attributes of HDF5, in ``NAME.vecdb.json`` beside the others, which say neither.
 - Metadata is exported as one JSON text per record (marked as such, and read back as objects): a column per key
   would need to know all keys and their types before the first row, and could not hold a key with two types.
 - pyarrow and h5py are imported when such a file is opened, not before: they cost a third of a second together.

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from vecdb.core.schema import CollectionSchema, VectorType
+from vecdb.formats.about import About, Noted
 from vecdb.formats.base import Sink, Source, SourceOptions, bad_file
 
 SUFFIXES = (".hdf5", ".h5", ".parquet", ".npy", ".fvecs", ".bvecs", ".ivecs", ".jsonl", ".ndjson")
@@ -40,19 +41,20 @@ def open_sink(path: Path, schema: CollectionSchema) -> Sink:
     """Create a file for the records of a collection; its name says the format."""
     suffix = path.suffix.lower()
     dtype: np.dtype[Any] = np.dtype(np.uint8 if schema.vector_type is VectorType.BINARY else schema.vector_type.value)
-    width = schema.row_items
+    width, about = schema.row_items, About.of(schema)
     if suffix in (".jsonl", ".ndjson"):
         from vecdb.formats.jsonl import JsonlSink
-        return JsonlSink(path)
+        return Noted(JsonlSink(path), path, about)
     if suffix == ".parquet":
         from vecdb.formats.parquet import ParquetSink
-        return ParquetSink(path, dtype, width)
+        return ParquetSink(path, dtype, width, about)
     if suffix in (".hdf5", ".h5"):
         from vecdb.formats.hdf5 import Hdf5Sink
-        return Hdf5Sink(path, dtype, width, schema.metric.value)
+        return Hdf5Sink(path, dtype, width, about)
     if suffix in (".npy", ".fvecs", ".bvecs"):
         from vecdb.formats.flatfiles import NpySink, VecsSink
-        return NpySink(path, dtype, width) if suffix == ".npy" else VecsSink(path, dtype, width)
+        flat = NpySink(path, dtype, width) if suffix == ".npy" else VecsSink(path, dtype, width)
+        return Noted(flat, path, about)
     raise _unknown(path)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vecdb.core.ids import RecordId
+from vecdb.formats.about import bits, read_beside
 from vecdb.formats.base import (
     Batch,
     PartFile,
@@ -38,10 +39,18 @@ class _Flat:
         self.metric: str | None = None
         self.vector_type: str | None = None
         self.dim = 0
+        self._width = 0
         self.rows: int | None = 0
         self._options = options
         if options.vector_column is not None:
             raise bad_file(path, "has no columns to choose a vector from", got=options.vector_column, limit="none")
+
+    def _tell(self, width: int) -> None:
+        """Take what the file beside says, if there is one, of rows of ``width`` items."""
+        self._width = self.dim = width
+        told = read_beside(self.path, width)
+        if told is not None:
+            self.dim, self.metric, self.vector_type = told.dim, told.metric, told.vector_type
 
     def _blocks(self, room: int) -> Iterator[npt.NDArray[Any]]:
         raise bad_file(self.path, "has no rows")
@@ -50,8 +59,10 @@ class _Flat:
         beside = self._options.metadata_path
         extra = None if beside is None else Beside(beside, self._options.id_column, self.path)
         first = 0
-        for block in self._blocks(rows_per_batch(size, 4 * self.dim)):
+        for block in self._blocks(rows_per_batch(size, 4 * self._width)):
             vectors = check_vectors(self.path, block, first)
+            if self.vector_type == "binary":
+                vectors = bits(self.path, vectors, first)
             if extra is None:
                 yield Batch(first, row_numbers(first, len(vectors)), vectors)
             else:
@@ -75,9 +86,9 @@ class NpySource(_Flat):
             raise bad_file(path, f"an array of {self._array.ndim} dimensions; (rows, dim) is wanted",
                            got=str(self._array.shape), limit="(rows, dim)")
         self.rows = int(self._array.shape[0])
-        self.dim = check_dim(path, int(self._array.shape[1]))
         if self._array.dtype.kind in "iu" and self._array.dtype.itemsize == 1:
             self.vector_type = str(self._array.dtype)
+        self._tell(check_dim(path, int(self._array.shape[1])))
         check_vectors(path, self._array[:0], 0)
 
     def _open(self) -> npt.NDArray[Any]:
@@ -109,11 +120,11 @@ class VecsSource(_Flat):
             total = os.fstat(stream.fileno()).st_size
         if len(head) < 4:
             raise bad_file(path, f"{total} bytes are too few for one vector", row=0, got=total, limit="at least 5")
-        self.dim = check_dim(path, int.from_bytes(head, "little", signed=True), row=0)
-        self._row_bytes = 4 + self.dim * self._dtype.itemsize
-        self.rows, self._rest = divmod(total, self._row_bytes)
         if self._dtype == np.uint8:
             self.vector_type = "uint8"
+        self._tell(check_dim(path, int.from_bytes(head, "little", signed=True), row=0))
+        self._row_bytes = 4 + self._width * self._dtype.itemsize
+        self.rows, self._rest = divmod(total, self._row_bytes)
 
     def _blocks(self, room: int) -> Iterator[npt.NDArray[Any]]:
         first = 0
@@ -122,11 +133,11 @@ class VecsSource(_Flat):
                 whole = len(raw) // self._row_bytes
                 table = np.frombuffer(raw, np.uint8, whole * self._row_bytes).reshape(whole, self._row_bytes)
                 widths = np.ascontiguousarray(table[:, :4]).view("<i4")[:, 0]
-                wrong = np.flatnonzero(widths != self.dim)
+                wrong = np.flatnonzero(widths != self._width)
                 if wrong.size:
                     row = int(wrong[0])
-                    raise bad_file(self.path, f"the row says {int(widths[row])} components, the first one {self.dim}",
-                                   row=first + row, got=int(widths[row]), limit=self.dim)
+                    raise bad_file(self.path, f"the row says {int(widths[row])} components, the first one "
+                                   f"{self._width}", row=first + row, got=int(widths[row]), limit=self._width)
                 if whole:
                     yield np.ascontiguousarray(table[:, 4:]).view(self._dtype)
                 first += whole

@@ -14,6 +14,7 @@ import orjson
 
 from vecdb.core.errors import Unsupported
 from vecdb.core.ids import RecordId
+from vecdb.formats.about import MARK, About
 from vecdb.formats.base import (
     ID_NAMES,
     Batch,
@@ -100,6 +101,11 @@ class Hdf5Source:
         if self._packed or self.metric == "hamming":
             return "binary"
         dtype = self._train.dtype
+        said = self._file.attrs.get(MARK)
+        if isinstance(said, str | bytes):
+            told = About.from_bytes(self.path, said)
+            if told.row_items == self.dim and told.vector_type != "binary":
+                return told.vector_type
         return str(dtype) if dtype.kind in "iu" and dtype.itemsize == 1 else None
 
     def _find_columns(self, options: SourceOptions) -> tuple[Any, list[tuple[str, Any, bool]]]:
@@ -194,7 +200,7 @@ def id_kind(path: Path, ids: Sequence[RecordId]) -> type[int] | type[str]:
 class Hdf5Sink:
     """Writes ``train``, ``train_id`` and ``train_metadata`` (JSON texts), growing them a batch at a time."""
 
-    def __init__(self, path: Path, dtype: np.dtype[Any], width: int, metric: str) -> None:
+    def __init__(self, path: Path, dtype: np.dtype[Any], width: int, about: About) -> None:
         self._h5py = _h5py()
         self._path = path
         self._part = path.with_name(path.name + ".part")
@@ -204,7 +210,8 @@ class Hdf5Sink:
         chunk = max(1, min(1024, (1 << 20) // (width * dtype.itemsize)))
         with writing(path):
             self._file = self._h5py.File(self._part, "w")
-            self._file.attrs.update({"type": "dense", "distance": _NAMES[metric], "dimension": width,
+            self._file.attrs.update({"type": "dense", "distance": _NAMES[about.metric],
+                                     "dimension": width, MARK: about.to_bytes().decode(),
                                      "point_type": "float" if dtype.kind == "f" else "int"})
             self._train = self._file.create_dataset("train", (0, width), dtype, maxshape=(None, width),
                                                     chunks=(chunk, width))

@@ -15,6 +15,7 @@ import orjson
 
 from vecdb.core.ids import RecordId
 from vecdb.core.limits import MAX_DIM, MAX_METADATA_BYTES
+from vecdb.formats.about import bits, read_beside
 from vecdb.formats.base import (
     ID_NAMES,
     VECTOR_NAMES,
@@ -82,7 +83,11 @@ class JsonlSource:
         self.metric: str | None = None
         self.vector_type: str | None = None
         self._options = options
-        self._vector_name, self.dim = self._look()
+        self._vector_name, self._width = self._look()
+        self.dim = self._width
+        told = read_beside(path, self._width)
+        if told is not None:
+            self.dim, self.metric, self.vector_type = told.dim, told.metric, told.vector_type
 
     def _look(self) -> tuple[str, int]:
         """The vector's key and width, from the first record."""
@@ -103,10 +108,10 @@ class JsonlSource:
         return vector
 
     def batches(self, size: int | None = None) -> Iterator[Batch]:
-        room = rows_per_batch(size, 4 * self.dim)
+        room = rows_per_batch(size, 4 * self._width)
         ids: list[RecordId] = []
         metadata: list[dict[str, Any]] = []
-        vectors = np.empty((room, self.dim), dtype=np.float32)
+        vectors = np.empty((room, self._width), dtype=np.float32)
         first = 0
         for number, value in lines(self.path):
             vector = self._vector(number, value, self._vector_name)
@@ -115,16 +120,19 @@ class JsonlSource:
             ids.append(first + len(ids) if record_id is None else record_id)
             metadata.append(entry)
             if len(ids) == room:
-                yield Batch(first, ids, vectors, metadata)
+                yield Batch(first, ids, self._stored(vectors, first), metadata)
                 first += room
-                ids, metadata, vectors = [], [], np.empty((room, self.dim), dtype=np.float32)
+                ids, metadata, vectors = [], [], np.empty((room, self._width), dtype=np.float32)
         if ids:
-            yield Batch(first, ids, vectors[:len(ids)], metadata)
+            yield Batch(first, ids, self._stored(vectors[:len(ids)], first), metadata)
+
+    def _stored(self, vectors: npt.NDArray[np.float32], first: int) -> npt.NDArray[Any]:
+        return bits(self.path, vectors, first) if self.vector_type == "binary" else vectors
 
     def _numbers(self, number: int, vector: list[Any]) -> npt.NDArray[np.float32]:
-        if len(vector) != self.dim:
-            raise bad_file(self.path, f"the vector has {len(vector)} components, the first one has {self.dim}",
-                           line=number, got=len(vector), limit=self.dim)
+        if len(vector) != self._width:
+            raise bad_file(self.path, f"the vector has {len(vector)} components, the first one has {self._width}",
+                           line=number, got=len(vector), limit=self._width)
         for item in vector:
             # A bool is an int to Python, a string of digits a number to NumPy: neither is a component.
             if type(item) is not float and type(item) is not int:

@@ -14,6 +14,7 @@ import orjson
 
 from vecdb.core.errors import Unsupported
 from vecdb.core.ids import RecordId
+from vecdb.formats.about import MARK, About, bits
 from vecdb.formats.base import (
     ID_NAMES,
     VECTOR_NAMES,
@@ -63,7 +64,17 @@ class ParquetSource:
         self._id = self._id_name(options.id_column)
         kind = self._schema.field(self._vector).type.value_type
         self.vector_type = str(kind) if str(kind) in ("int8", "uint8") else None
-        self.dim = self._width()
+        self._items = self.dim = self._width()
+        self._tell()
+
+    def _tell(self) -> None:
+        """Take what an export wrote into the schema, unless the vectors have been cut to another width since."""
+        said = (self._schema.metadata or {}).get(MARK.encode())
+        if said is None:
+            return
+        told = About.from_bytes(self.path, said)
+        if told.row_items == self._items:
+            self.dim, self.metric, self.vector_type = told.dim, told.metric, told.vector_type
 
     def _vector_name(self, wanted: str | None) -> str:
         types = self._pa.types
@@ -116,7 +127,7 @@ class ParquetSource:
         first = 0
         names = [name for name in self._schema.names if name not in (self._vector, self._id)]
         flat = [name for name in names if not self._is_json(name)]
-        for table in self._decoded(rows_per_batch(size, 4 * self.dim)):
+        for table in self._decoded(rows_per_batch(size, 4 * self._items)):
             if not len(table):
                 continue
             vectors = check_vectors(self.path, self._vectors(table.column(self._vector), first), first)
@@ -129,6 +140,8 @@ class ParquetSource:
                     if name not in flat:
                         for place, text in enumerate(table.column(name).to_pylist()):
                             metadata[place].update(json_object(self.path, name, text, first + place))
+            if self.vector_type == "binary":
+                vectors = bits(self.path, vectors, first)
             yield Batch(first, self._ids(table, first), vectors, metadata)
             first += len(table)
 
@@ -157,18 +170,18 @@ class ParquetSource:
             raise bad_file(self.path, f"{self._vector!r} is null", row=first + row, got="null", limit="list of numbers")
         if not self._pa.types.is_fixed_size_list(column.type):
             widths = column.value_lengths().to_numpy(zero_copy_only=False)
-            wrong = np.flatnonzero(widths != self.dim)
+            wrong = np.flatnonzero(widths != self._items)
             if wrong.size:
                 row = int(wrong[0])
                 raise bad_file(self.path, f"{self._vector!r} has {int(widths[row])} components, the first one has "
-                               f"{self.dim}", row=first + row, got=int(widths[row]), limit=self.dim)
+                               f"{self._items}", row=first + row, got=int(widths[row]), limit=self._items)
         values = column.flatten()
         if values.null_count:
             place = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
-            raise bad_file(self.path, f"a component of {self._vector!r} is null", row=first + place // self.dim,
+            raise bad_file(self.path, f"a component of {self._vector!r} is null", row=first + place // self._items,
                            got="null", limit="number")
         flat: npt.NDArray[Any] = values.to_numpy(zero_copy_only=False)
-        return flat.reshape(len(column), self.dim)
+        return flat.reshape(len(column), self._items)
 
     def close(self) -> None:
         self._file.close()
@@ -177,7 +190,8 @@ class ParquetSource:
 class ParquetSink:
     """Writes ``id``, ``vector`` (a list of fixed width) and ``metadata`` (JSON texts, marked as such)."""
 
-    def __init__(self, path: Path, dtype: np.dtype[Any], width: int) -> None:
+    def __init__(self, path: Path, dtype: np.dtype[Any], width: int, about: About) -> None:
+        self._about = about
         self._pa, self._pq = _parquet()
         self._path = path
         self._part = path.with_name(path.name + ".part")
@@ -189,7 +203,8 @@ class ParquetSink:
         schema = self._pa.schema([
             self._pa.field("id", self._pa.int64() if kind is int else self._pa.string(), nullable=False),
             self._pa.field("vector", self._vector, nullable=False),
-            self._pa.field("metadata", self._pa.string(), nullable=False, metadata={_JSON_MARK: b"1"})])
+            self._pa.field("metadata", self._pa.string(), nullable=False, metadata={_JSON_MARK: b"1"})],
+            metadata={MARK.encode(): self._about.to_bytes()})
         self._kind = kind
         with writing(self._path):
             self._writer = self._pq.ParquetWriter(self._part, schema, compression="zstd",

@@ -227,3 +227,23 @@ def test_a_column_of_ids_has_one_kind(tmp_path: Path, suffix: str) -> None:
     with pytest.raises(InvalidArgument, match="one kind"):
         sink.write(["a"], np.ones((1, 2), np.float32), [{}])
     sink.abort()
+
+
+@pytest.mark.parametrize(("said", "words"), [
+    ('{"name": "c", "dim": 5, "metric": "l2", "vector_type": "float32"}', "it is of another file"),
+    ('{"name": "c", "dim": 32, "metric": "l2", "vector_type": "binary"}', "hamming"),
+    ('{"name": "c", "dim": 4, "metric": "manhattan", "vector_type": "float32"}', "manhattan"),
+    ('{"name": "c", "dim": "4", "metric": "l2", "vector_type": "float32"}', "integer"),
+    ('{"dim": 4}', "cannot be understood"), ("[]", "cannot be understood"), ("[" * 9_000, "cannot be understood"),
+    ("", "cannot be understood"), ('{"name": null}', "cannot be understood"),
+])
+def test_what_stands_beside_a_file_is_checked(tmp_path: Path, said: str, words: str) -> None:
+    np.save(tmp_path / "v.npy", np.ones((3, 4), np.float32))
+    (tmp_path / "v.npy.vecdb.json").write_text(said)
+    assert "v.npy.vecdb.json" in refused(tmp_path / "v.npy", words).message
+
+
+def test_bits_must_be_bytes(tmp_path: Path) -> None:
+    np.save(tmp_path / "v.npy", np.array([[1, 255], [1, 256]], np.float32))
+    (tmp_path / "v.npy.vecdb.json").write_text('{"name": "c", "dim": 16, "metric": "hamming", "vector_type": "binary"}')
+    assert refused(tmp_path / "v.npy", "no byte").fields["row"] == 1

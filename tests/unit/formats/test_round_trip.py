@@ -111,6 +111,41 @@ def test_bits_are_packed_from_bools_and_stay_packed(tmp_path: Path) -> None:
     again.close()
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet", ".hdf5", ".npy", ".fvecs"])
+@pytest.mark.parametrize(("metric", "vector_type"), [("l2", "float32"), ("dot", "float16"), ("cosine", "int8"),
+                                                     ("l2", "uint8"), ("hamming", "binary")])
+def test_metric_and_vector_type_travel_with_the_file(tmp_path: Path, suffix: str, metric: str,
+                                                     vector_type: str) -> None:
+    schema = CollectionSchema("c", 16, Metric(metric), VectorType(vector_type))
+    dtype = np.uint8 if vector_type == "binary" else vector_type
+    vectors = np.arange(3 * schema.row_items).reshape(3, -1).astype(dtype)
+    sink = open_sink(tmp_path / f"out{suffix}", schema)
+    sink.write([1, 2, 3], vectors, [{}] * 3)
+    sink.close()
+    source = open_source(tmp_path / f"out{suffix}")
+    assert (source.metric, source.vector_type, source.dim) == (metric, vector_type, 16)
+    (batch,) = source.batches()
+    source.close()
+    np.testing.assert_array_equal(batch.vectors, vectors)
+    if vector_type == "binary":
+        assert batch.vectors.dtype == np.uint8
+
+
+def test_a_table_cut_to_another_width_says_nothing_of_its_metric(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+    path = tmp_path / "out.parquet"
+    sink = open_sink(path, schema_of("float32"))
+    sink.write([1], np.ones((1, 8), np.float32), [{}])
+    sink.close()
+    table = pq.read_table(path)
+    cut = pa.FixedSizeListArray.from_arrays(pa.array(np.ones(4, np.float32)), 4)
+    pq.write_table(table.set_column(1, "vector", cut).replace_schema_metadata(table.schema.metadata), path)
+    source = open_source(path)
+    assert (source.metric, source.dim) == (None, 4)
+    source.close()
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet", ".hdf5", ".npy"])
 def test_an_aborted_file_leaves_nothing(tmp_path: Path, suffix: str) -> None:
     sink = open_sink(tmp_path / f"out{suffix}", schema_of("float32"))
