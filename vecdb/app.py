@@ -4,14 +4,17 @@
 """
 
 import os
+import resource
+from contextlib import suppress
 from pathlib import Path
 
 from vecdb.client.backend import Backend
 from vecdb.core.errors import FormatMismatch, InvalidArgument, StorageError
+from vecdb.core.limits import MAX_COLLECTIONS
 from vecdb.runtime.clock import SystemClock
 from vecdb.runtime.memory import memory
 from vecdb.runtime.pool import KernelPool
-from vecdb.segment.files import from_os_error
+from vecdb.segment.files import from_os_error, sync_directory
 from vecdb.services.jobs import Job
 from vecdb.services.local import LocalDatabase
 from vecdb.services.settings import EngineSettings
@@ -21,6 +24,8 @@ from vecdb.storage.rocksdict import RocksStore
 
 FORMAT_NAME = "vecdb.format"
 FORMAT = "vecdb 1\n"
+FILES_PER_COLLECTION = 16
+"""Of the files the process may have open, what one open collection is counted for: logs, tables, segments."""
 MEMORY_SHARE = 0.7
 """Of the memory the process may use, what segments may take: the rest is for queries, builds and the store."""
 
@@ -44,7 +49,7 @@ def open_embedded(path: str | os.PathLike[str], *, threads: int = 0, read_only: 
     directory = check_path(Path(path))
     settings = EngineSettings(memory_bytes=memory_bytes or int(memory().total_bytes * MEMORY_SHARE),
                               seal_records=seal_records or EngineSettings().seal_records, background=background,
-                              verify=verify, read_only=read_only)
+                              verify=verify, read_only=read_only, max_open_collections=_open_collections())
     if read_only and not directory.is_dir():
         raise StorageError(f"there is no database at {directory}", path=str(directory))
     if not read_only:
@@ -71,32 +76,49 @@ def open_embedded(path: str | os.PathLike[str], *, threads: int = 0, read_only: 
         raise
 
 
+def _open_collections() -> int:
+    """How many collections may be open at once within the process's limit of open files."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit == resource.RLIM_INFINITY:
+        return MAX_COLLECTIONS
+    return min(MAX_COLLECTIONS, max(8, limit // FILES_PER_COLLECTION))
+
+
 def _check_format(directory: Path, *, may_be_new: bool) -> None:
-    """Refuse a directory of another version, and one that holds something else."""
+    """Refuse a directory of another version, and one that holds something else.
+
+    Names are read before the marker: whatever an opener ahead of us has made, it made the marker first.  An empty
+    marker is what an older version left when it was killed at its first opening, and counts as none.
+    """
+    ours = (LOCK_NAME, FORMAT_NAME, FORMAT_NAME + ".partial")
+    others = [name for name in os.listdir(directory) if name not in ours]
     marker = directory / FORMAT_NAME
-    if marker.exists():
-        text = marker.read_text(encoding="utf-8", errors="replace")
-        if text != FORMAT:
-            found, wanted = text.strip()[:40], FORMAT.strip()
-            raise FormatMismatch(f"{directory} has the format {found!r}, this version reads {wanted!r}",
-                                 path=str(directory), got=found, limit=wanted)
-        return
-    others = [name for name in os.listdir(directory) if name != LOCK_NAME]
-    if others or not may_be_new:
+    text = marker.read_text(encoding="utf-8", errors="replace") if marker.exists() else ""
+    if text not in ("", FORMAT):
+        found, wanted = text.strip()[:40], FORMAT.strip()
+        raise FormatMismatch(f"{directory} has the format {found!r}, this version reads {wanted!r}",
+                             path=str(directory), got=found, limit=wanted)
+    if not text and (others or not may_be_new):
         raise FormatMismatch(f"{directory} is no vecdb database (it holds {sorted(others)[:3]} and no {FORMAT_NAME})",
                              path=str(directory))
 
 
 def _mark_format(directory: Path) -> None:
+    """Make the marker, whole or not at all."""
     marker = directory / FORMAT_NAME
-    if marker.exists():
+    if marker.exists() and marker.stat().st_size:
         return
+    partial = directory / (FORMAT_NAME + ".partial")
     try:
-        with open(marker, "x", encoding="utf-8") as file:
+        with open(partial, "w", encoding="utf-8") as file:
             file.write(FORMAT)
             file.flush()
             os.fsync(file.fileno())
+        os.replace(partial, marker)
+        sync_directory(directory)
     except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
         raise from_os_error(error, marker, "creating") from error
 
 

@@ -51,7 +51,9 @@ def recover(schema: CollectionSchema, directory: Path, store: Store, settings: E
     if manifest_row is None and state.next_rid:
         raise DataCorrupted("the shard has records but no manifest", path=str(directory))
     manifest = Manifest((Entry(0, False, 0, 0),), 1) if manifest_row is None else Manifest.from_bytes(manifest_row)
-    if not settings.read_only:
+    if manifest_row is None:
+        _check_new(directory)
+    elif not settings.read_only:
         _remove_orphans(directory, manifest)
     seal, capacity = growing_capacity(schema, settings, _row_bytes(schema))
     views: list[SegmentView] = []
@@ -73,6 +75,13 @@ def recover(schema: CollectionSchema, directory: Path, store: Store, settings: E
 
 def _row_bytes(schema: CollectionSchema) -> int:
     return Space(schema.metric, schema.vector_type, schema.dim).row_bytes
+
+
+def _check_new(directory: Path) -> None:
+    """A store without a manifest is new or lost its rows: then its segments are all that is left, and stay."""
+    folder = directory / SEGMENTS
+    if folder.is_dir() and any(folder.iterdir()):
+        raise DataCorrupted(f"{folder} holds segments, and the shard's store has no manifest", path=str(directory))
 
 
 def _remove_orphans(directory: Path, manifest: Manifest) -> None:
