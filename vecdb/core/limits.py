@@ -51,7 +51,7 @@ MAX_NAME_BYTES: Final = 128
 """Longest collection name; it becomes a folder's name."""
 
 MAX_COLLECTIONS: Final = 10_000
-"""Most collections in one database: each holds a store open."""
+"""Most collections in one database: each has a row in the catalog and a folder; those idle longest are closed."""
 
 MAX_INDEXED_FIELDS: Final = 256
 """Most distinct metadata paths indexed per shard; further ones are filtered by reading records."""

@@ -105,3 +105,12 @@ def test_exists(db: Database, backend: MemoryBackend) -> None:
     assert backend.state() == before
     with pytest.raises(InvalidArgument):
         db.get_or_create_collection("docs", 3, if_exists="error")
+
+
+@pytest.mark.parametrize("settings", [{"index": kind} for kind in ("ivf_flat", "ivf_pq")] + [
+    {"quantization": codes} for codes in ("sq8", "sq4", "pq", "opq", "rabitq")])
+def test_binary_vectors_take_no_index_or_codes_of_numbers(db: Database, settings: dict[str, str]) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        db.create_collection("bits", dim=64, metric="hamming", vector_type="binary", **settings)
+    assert caught.value.fields["argument"] == next(iter(settings))
+    assert db.list_collections() == []
