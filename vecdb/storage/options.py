@@ -13,7 +13,8 @@ they are sealed; one scan of everything at opening.  So:
 power cut that tore an unsynced, unacknowledged record.  ``kPointInTime`` (RocksDB's default) stops at
 the first damaged record and silently drops all that follow, acknowledged or not.  The tolerant mode
 accepts an incomplete record at the end of a log and reports every checksum mismatch as corruption.  What
-it still lets pass is caught by :mod:`vecdb.storage.wal` before RocksDB sees the log.
+it still lets pass is caught by :mod:`vecdb.storage.wal` before RocksDB sees the log; where it refuses only what an
+interrupted write left, :mod:`vecdb.storage.torn` cuts that off first.
 """
 
 from dataclasses import dataclass, field

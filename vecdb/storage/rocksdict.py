@@ -17,7 +17,7 @@ from rocksdict import AccessType, Checkpoint, Options, Rdict, ReadOptions, Write
 
 from vecdb.core.errors import DatabaseClosed, DataCorrupted, InvalidArgument, StorageError, StorageReadOnly, VecdbError
 from vecdb.shard.mutations import Mutations
-from vecdb.storage import forks, wal
+from vecdb.storage import forks, torn, wal
 from vecdb.storage.errors import from_rocksdb
 from vecdb.storage.expect import ManifestNote, check_manifest
 from vecdb.storage.gate import Gate
@@ -70,6 +70,7 @@ class RocksStore:
         self._unstalled = WriteOptions()
         self._unstalled.no_slowdown = True
         self._view: Path | None = None
+        self._tail: torn.TornTail | None = None
         self._manifest = ManifestNote(self._path)
         forks.check_may_open(self._path)
         self._db = self._open()
@@ -84,6 +85,11 @@ class RocksStore:
     def failure(self) -> VecdbError | None:
         """The error that ended writing, until ``reopen``."""
         return self._failure
+
+    @property
+    def recovered_tail(self) -> torn.TornTail | None:
+        """What opening dropped of the newest log as an interrupted write's remains; None where there was nothing."""
+        return self._tail
 
     def multi_get(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Values in the order of ``keys``, None where there is none.  The GIL is free meanwhile."""
@@ -221,11 +227,42 @@ class RocksStore:
 
     def _open(self) -> Rdict:
         check_manifest(self._path)
-        self._check_logs()
+        self._tail = None
+        try:
+            self._check_logs()
+            if not torn.ends_in_zeros(self._path):
+                return self._open_checked()
+        except DataCorrupted:
+            if not self._found_torn():
+                raise
+        else:
+            self._found_torn()
+        if self._tail is not None:
+            self._check_logs()
+            if not self._read_only:
+                self._open_view()  # raises, with nothing changed, if more than the end is bad
+                self._tail = torn.cut_off(self._tail)
+        return self._open_checked()
+
+    def _open_view(self) -> None:
+        try:
+            self._view = _mirror(self._path, logs=True, cut=self._cut())
+            options = store_options(self._resources, create=False)
+            _opened(self._view, options, AccessType.read_only(False)).close()
+        except Exception as error:
+            raise self._error(error, "opening") from error
+        finally:
+            self._drop_view()
+
+    def _found_torn(self) -> bool:
+        self._tail = torn.find(self._path, self._oldest_log_needed() or 0)
+        return self._tail is not None
+
+    def _open_checked(self) -> Rdict:
         try:
             options = store_options(self._resources, create=not self._read_only)
             if self._read_only:
-                self._view = _mirror(self._path, logs=True)
+                self._view = _mirror(self._path, logs=True, cut=self._cut())
                 return _opened(self._view, options, AccessType.read_only(False))
             make_directory(self._path)
             opened = _opened(self._path, options, AccessType.read_write())
@@ -235,15 +272,18 @@ class RocksStore:
             self._drop_view()
             raise self._error(error, "opening") from error
 
+    def _cut(self) -> tuple[Path, int] | None:
+        return (self._tail.log, self._tail.offset) if self._tail is not None and self._tail.kept is None else None
+
     def _check_logs(self) -> None:
         try:
-            wal.check_logs(self._path)
+            wal.check_logs(self._path, cut=self._cut())
         except DataCorrupted:
             # A power cut may bring back a log whose rows had long been in table files; RocksDB does not read it.
             oldest = self._oldest_log_needed()
             if oldest is None:
                 raise
-            wal.check_logs(self._path, oldest)
+            wal.check_logs(self._path, oldest, self._cut())
 
     def _oldest_log_needed(self) -> int | None:
         """What the manifest says, by a look without the logs; None if that fails as well."""
@@ -364,7 +404,7 @@ def _text(path: Path) -> str:
 _UNMIRRORED = ("LOG", "LOCK", "rocksdict-config")
 
 
-def _mirror(path: Path, *, logs: bool) -> Path:
+def _mirror(path: Path, *, logs: bool, cut: tuple[Path, int] | None = None) -> Path:
     """A private folder of links to the store's files: even to read, rocksdict and RocksDB write notes beside them."""
     try:
         names = sorted(os.listdir(path))
@@ -374,6 +414,10 @@ def _mirror(path: Path, *, logs: bool) -> Path:
         for name in names:
             if not name.startswith(_UNMIRRORED) and (logs or not name.endswith(".log")):
                 os.symlink(path / name, view / name)
+        if cut is not None:
+            (view / cut[0].name).unlink()
+            shutil.copyfile(cut[0], view / cut[0].name)
+            os.truncate(view / cut[0].name, cut[1])
     except OSError as error:
         raise from_rocksdb(error, path, "opening") from error
     return view

@@ -27,9 +27,9 @@ from vecdb.core.errors import DataCorrupted
 from vecdb.segment.files.errors import from_os_error
 
 BLOCK_BYTES = 32 << 10
-_HEADER = struct.Struct("<IHB")
+HEADER = struct.Struct("<IHB")
 _CHAIN = struct.Struct("<QI")
-_FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
+FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 _LOG_NAME = re.compile(r"\d+\.log")
 
 
@@ -43,16 +43,23 @@ class Fragment:
     torn: bool = False
 
 
-def check_logs(directory: Path, oldest: int = 0) -> None:
-    """Raise :class:`DataCorrupted`, naming file and offset, if a log numbered ``oldest`` or above lost records."""
+def logs_of(directory: Path, oldest: int = 0) -> list[Path]:
+    """The logs numbered ``oldest`` and above, oldest first; raises ``OSError``."""
+    names = os.listdir(directory) if directory.is_dir() else []
+    logs = (directory / name for name in names if _LOG_NAME.fullmatch(name))
+    return sorted((log for log in logs if int(log.stem) >= oldest), key=lambda log: int(log.stem))
+
+
+def check_logs(directory: Path, oldest: int = 0, cut: tuple[Path, int] | None = None) -> None:
+    """Raise :class:`DataCorrupted`, naming file and offset, if a log numbered ``oldest`` or above lost records.
+
+    ``cut``: a log, and the size it is to be taken for.
+    """
     try:
-        names = os.listdir(directory) if directory.is_dir() else []
-        logs = sorted((directory / name for name in names if _LOG_NAME.fullmatch(name)), key=lambda log: int(log.stem))
-        logs = [log for log in logs if int(log.stem) >= oldest]
         torn_before: tuple[Path, int] | None = None
         after = None
-        for log in logs:
-            first, last, torn_at = _follow(log)
+        for log in logs_of(directory, oldest):
+            first, last, torn_at = _follow(log, cut[1] if cut is not None and cut[0] == log else None)
             if torn_before is not None and first is not None and after is not None and first > after:
                 raise _damaged(*torn_before, f"the log ends early and {log.name} goes on {first - after} writes later")
             if last is not None:
@@ -62,23 +69,23 @@ def check_logs(directory: Path, oldest: int = 0) -> None:
         raise from_os_error(error, directory, "checking the logs of") from error
 
 
-def _follow(log: Path) -> tuple[int | None, int | None, int | None]:
+def _follow(log: Path, size: int | None) -> tuple[int | None, int | None, int | None]:
     """Return the first record's sequence number, the one after the last's, and where a torn tail begins."""
     first: int | None = None
     expected: int | None = None
     head = b""
     began: int | None = None
-    for fragment in _fragments(log):
+    for fragment in _fragments(log, size):
         if fragment.torn:
             return first, expected, fragment.offset if began is None else began
-        starts = fragment.kind in (_FULL, _FIRST)
+        starts = fragment.kind in (FULL, FIRST)
         if starts == (began is not None):
             raise _damaged(log, fragment.offset, "a piece of a record is missing")
         if starts:
             began, head = fragment.offset, b""
         if len(head) < _CHAIN.size:
             head += fragment.payload[:_CHAIN.size]
-        if fragment.kind in (_FULL, _LAST) and began is not None:
+        if fragment.kind in (FULL, LAST) and began is not None:
             if len(head) < _CHAIN.size:
                 raise _damaged(log, began, "a record is shorter than its own header")
             sequence, count = _CHAIN.unpack_from(head)
@@ -90,30 +97,30 @@ def _follow(log: Path) -> tuple[int | None, int | None, int | None]:
     return first, expected, began
 
 
-def _fragments(log: Path) -> Iterator[Fragment]:
+def _fragments(log: Path, size: int | None = None) -> Iterator[Fragment]:
     with log.open("rb", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
+        size = os.fstat(file.fileno()).st_size if size is None else size
         for start in range(0, size, BLOCK_BYTES):
-            block = os.pread(file.fileno(), BLOCK_BYTES, start)
+            block = os.pread(file.fileno(), min(BLOCK_BYTES, size - start), start)
             at = 0
-            while len(block) - at >= _HEADER.size:
-                crc, length, kind = _HEADER.unpack_from(block, at)
+            while len(block) - at >= HEADER.size:
+                crc, length, kind = HEADER.unpack_from(block, at)
                 if kind == 0 and length == 0:
                     if _zero_to_end(file.fileno(), start + at):
                         return  # space allocated ahead of the writer
                     raise _damaged(log, start + at, "zeros where a record should be")
-                if kind not in (_FULL, _FIRST, _MIDDLE, _LAST):
+                if kind not in (FULL, FIRST, MIDDLE, LAST):
                     raise _damaged(log, start + at, f"unknown kind of record {kind}")
-                payload = block[at + _HEADER.size:at + _HEADER.size + length]
+                payload = block[at + HEADER.size:at + HEADER.size + length]
                 torn = len(payload) < length
                 if torn and len(block) == BLOCK_BYTES:
                     raise _damaged(log, start + at, "a record runs past its block")
-                if torn and _matches_a_prefix(crc, kind, payload):
+                if torn and matches_a_prefix(crc, kind, payload):
                     raise _damaged(log, start + at, "a record's length is wrong")
                 yield Fragment(start + at, kind, payload, torn)
-                at += _HEADER.size + length
+                at += HEADER.size + length
             if len(block) < BLOCK_BYTES and len(block) - at > 0:
-                yield Fragment(start + at, _FULL, b"", torn=True)
+                yield Fragment(start + at, FULL, b"", torn=True)
 
 
 def _zero_to_end(handle: int, start: int) -> bool:
@@ -124,16 +131,31 @@ def _zero_to_end(handle: int, start: int) -> bool:
     return True
 
 
-def _matches_a_prefix(masked_crc: int, kind: int, payload: bytes) -> bool:
+def matches_a_prefix(masked_crc: int, kind: int, payload: bytes) -> bool:
+    """Whether the checksum is that of some first part of ``payload``: then only the length is wrong."""
     table = _crc32c_table()
-    rotated = (masked_crc - 0xA282EAD8) & 0xFFFFFFFF
-    wanted = ((rotated >> 17) | (rotated << 15)) & 0xFFFFFFFF
+    wanted = unmasked(masked_crc) ^ 0xFFFFFFFF
     crc = 0xFFFFFFFF
     for byte in (kind, *payload):
         crc = table[(crc ^ byte) & 0xFF] ^ (crc >> 8)
-        if crc ^ 0xFFFFFFFF == wanted:
+        if crc == wanted:
             return True
     return False
+
+
+def unmasked(stored: int) -> int:
+    """The checksum itself: LevelDB and RocksDB store it rotated and shifted."""
+    rotated = (stored - 0xA282EAD8) & 0xFFFFFFFF
+    return ((rotated >> 17) | (rotated << 15)) & 0xFFFFFFFF
+
+
+def crc32c(data: bytes, before: int = 0) -> int:
+    """CRC-32C of ``data``, going on from the checksum ``before`` of what precedes it.  Slow: for looking at damage."""
+    table = _crc32c_table()
+    crc = before ^ 0xFFFFFFFF
+    for byte in data:
+        crc = table[(crc ^ byte) & 0xFF] ^ (crc >> 8)
+    return crc ^ 0xFFFFFFFF
 
 
 @cache
