@@ -175,7 +175,8 @@ class CollectionSchema:
                                   "multiple of 8", got=self.dim, limit="a multiple of 8")
         if binary and self.index.kind in (IndexKind.IVF_FLAT, IndexKind.IVF_PQ):
             raise InvalidArgument("index", f"{self.index.kind.value} averages vectors, which bits do not allow; binary "
-                                  "vectors take auto, flat or hnsw", got=self.index.kind.value, limit="auto, flat, hnsw")
+                                  "vectors take auto, flat or hnsw", got=self.index.kind.value,
+                                  limit="auto, flat, hnsw")
         if binary and self.index.quantization not in (Quantization.AUTO, Quantization.NONE):
             raise InvalidArgument("quantization", f"{self.index.quantization.value} codes numbers, and binary vectors "
                                   "are codes already", got=self.index.quantization.value, limit="auto, none")
