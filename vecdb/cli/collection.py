@@ -106,7 +106,21 @@ def describe(name: o.Name, data: o.Data = None, as_json: o.Json = False) -> None
     """Counts, segments, bytes in memory and on disk, and the state of the index."""
     with open_database(data) as database:
         collection = database.collection(name)
-        show(Output(as_json), collection.describe(), collection.schema)
+        found, schema = collection.describe(), collection.schema
+    out = Output(as_json)
+    show(out, found, schema)
+    _warn_of_memory(out, found)
+
+
+def _warn_of_memory(out: Output, found: "Description") -> None:
+    """Say when a collection alone is above the limit that was set: the smallest layout may not be small enough."""
+    from vecdb.config import load_settings
+
+    limit, used = load_settings().engine.memory_bytes, found.details.get("memory_bytes", {})
+    taken = sum(used.get(part, 0) for part in ("vectors", "graph", "codes", "lists"))
+    if limit and taken > limit:
+        out.warn(f"vectors, graphs and codes of {found.name} take {size(taken)}, more than memory_bytes={limit} "
+                 f"({size(limit)}): the smallest layout is larger, or records came in since the last optimize")
 
 
 @commands.command()
@@ -170,3 +184,5 @@ def count_(name: o.Name, data: o.Data = None, where: o.Filter = None, as_json: o
     if as_json:
         out.emit({"collection": name, "filter": where, "count": number})
     out.say(str(number))
+    if not number:
+        out.hint_paths(where)

@@ -1,6 +1,7 @@
 """``vecdb import``: a file of vectors into a collection, batch by batch."""
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +11,7 @@ import typer
 from vecdb.cli import options as o
 from vecdb.cli.output import Advance, Output, count, duration
 from vecdb.cli.session import open_database
-from vecdb.core.errors import InvalidArgument
+from vecdb.core.errors import InvalidArgument, VecdbError
 from vecdb.core.schema import IndexKind, IndexSpec, Metric, Quantization, VectorType
 
 if TYPE_CHECKING:
@@ -21,12 +22,13 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Tally:
-    """What an import did; ``row`` is the next row of the file."""
+    """What an import did; ``row`` is the next row of the file, ``merged`` rows another of their batch replaced."""
 
     row: int = 0
     read: int = 0
     inserted: int = 0
     updated: int = 0
+    merged: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -63,9 +65,15 @@ def import_(file: Annotated[Path, typer.Argument(metavar="FILE", help=".hdf5 (an
     source = open_source(file, SourceOptions(id_column, vector_column, metadata))
     try:
         with open_database(data, create=create, write=True) as database:
+            is_new = collection not in database.list_collections()
             target = _target(database, collection, source, create, metric, vector_type, indexed_field, spec, out)
             tally = Tally(row=start_row)
-            _copy(source, target, tally, batch_size, limit, out)
+            try:
+                _copy(source, target, tally, batch_size, limit, out)
+            except BaseException:
+                if is_new:
+                    _undo(database, target, out)
+                raise
             if build:
                 begin = time.monotonic()
                 with out.stages() as report:
@@ -74,6 +82,14 @@ def import_(file: Annotated[Path, typer.Argument(metavar="FILE", help=".hdf5 (an
             _report(out, file, target, tally)
     finally:
         source.close()
+
+
+def _undo(database: "Database", made: "Collection", out: Output) -> None:
+    """Drop the collection that a failed import made, if nothing is in it; the import's own error comes first."""
+    with suppress(VecdbError):
+        if not made.count():
+            database.drop_collection(made.name)
+            out.note(f"dropped collection {made.name} again: nothing was stored")
 
 
 def _target(database: "Database", name: str, source: "Source", create: bool, metric: Metric | None,
@@ -87,6 +103,9 @@ def _target(database: "Database", name: str, source: "Source", create: bool, met
         made = database.create_collection(name, dim, chosen, vector_type=kind, index=spec,
                                           indexed_fields=indexed_field or None)
         out.note(f"made collection {name}: dim {dim}, {chosen}, {kind}")
+        if metric is None and source.metric is None and kind != "binary":
+            out.warn(f"{source.path} does not say its metric: took {chosen}, the default, which stores unit vectors "
+                     "and not their lengths; --metric l2 or dot keeps them")
         return made
     found = database.collection(name)
     schema = found.schema
@@ -144,6 +163,7 @@ def _write(source: "Source", target: "Collection", batch: "Batch", part: slice, 
                               path=str(source.path), row=first) from error
     tally.inserted += done.inserted
     tally.updated += done.updated
+    tally.merged += len(ids) - done.inserted - done.updated
     tally.read += len(ids)
     tally.row = first + len(ids)
     advance(tally.read, None)
@@ -153,13 +173,15 @@ def _report(out: Output, file: Path, target: "Collection", tally: Tally) -> None
     records = target.count()
     if out.as_json:
         told: dict[str, Any] = {"file": str(file), "collection": target.name, "rows": tally.read,
-                                "inserted": tally.inserted, "updated": tally.updated, "records": records,
+                                "inserted": tally.inserted, "updated": tally.updated,
+                                "duplicates": tally.merged, "records": records,
                                 "next_row": tally.row,
                                 "seconds": {name: round(spent, 3) for name, spent in tally.seconds.items()}}
         out.emit(told)
         return
     spent = max(tally.seconds["import"], 1e-9)
     built = f", index built in {duration(tally.seconds['optimize'])}" if "optimize" in tally.seconds else ""
+    merged = f", {count(tally.merged)} replaced by a later row of their batch" if tally.merged else ""
     out.say(f"{count(tally.read)} rows in {duration(spent)} ({count(round(tally.read / spent))}/s){built}: "
-            f"{count(tally.inserted)} inserted, {count(tally.updated)} updated; "
+            f"{count(tally.inserted)} inserted, {count(tally.updated)} updated{merged}; "
             f"{target.name} has {count(records)} records")

@@ -19,7 +19,8 @@ Filter: TypeAlias = Annotated[str | None, typer.Option(
     "--filter", "-f", help="Only records that match, as in \"year >= 2020 and lang in ['en', 'de']\".")]
 
 OptMetric: TypeAlias = Annotated[Metric | None, typer.Option(
-    "--metric", help="How near two vectors are.", rich_help_panel=_ABOUT, case_sensitive=False)]
+    "--metric", help="How near two vectors are.  [default: what a file says, else cosine]", show_default=False,
+    rich_help_panel=_ABOUT, case_sensitive=False)]
 OptVectorType: TypeAlias = Annotated[VectorType | None, typer.Option(
     "--vector-type", help="How a component is stored.", rich_help_panel=_ABOUT, case_sensitive=False)]
 IndexedField: TypeAlias = Annotated[list[str] | None, typer.Option(

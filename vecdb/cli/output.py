@@ -59,6 +59,18 @@ class Output:
         """Print a warning on stderr, always."""
         sys.stderr.write(f"vecdb: warning: {text}\n")
 
+    def hint_paths(self, where: str | None) -> None:
+        """Where a filter matched nothing, say what a dot in its paths means: keys that hold one are often meant."""
+        if where is None or self.as_json:
+            return
+        from vecdb.core.filters import parse, paths_of
+        from vecdb.core.filters.paths import split_path
+
+        nested = [path for path in paths_of(parse(where)) if len(split_path(path)) > 1]
+        if nested:
+            keys = ".".join(split_path(nested[0]))
+            self.note(f"{nested[0]} is a key inside an object; a key that itself holds a dot is written `{keys}`")
+
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *,
               left: Sequence[int] = (0,), totals: bool = False) -> None:
         """Print a table, for people only; columns in ``left`` are text, the others are numbers."""

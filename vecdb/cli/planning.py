@@ -78,7 +78,12 @@ def plan(records: Annotated[str | None, typer.Option("--records", "-n", help="Ho
     schema = CollectionSchema("plan", dim, chosen, kind, spec)
     work = sizing.Workload(parse_count(records), schema, id_bytes, metadata_bytes, metadata_fields, text_bytes,
                            None if memory is None else parse_size(memory))
-    _print(out, work, sizing.size(work))
+    found = sizing.size(work)
+    _print(out, work, found)
+    if found.exceeds is not None and work.memory_limit is not None:
+        which = "even the smallest layout takes" if spec.quantization is Quantization.AUTO else "this layout takes"
+        out.warn(f"{which} {size(work.memory_limit + found.exceeds)} for vectors, graphs and codes: more than the "
+                 f"{size(work.memory_limit)} of --memory, which will not be kept")
 
 
 def _print(out: Output, work: "Workload", found: "Sizing") -> None:
@@ -111,6 +116,7 @@ def _json(work: "Workload", found: "Sizing") -> dict[str, Any]:
             "vector_type": work.schema.vector_type.value, "index": found.index.kind.value,
             "quantization": found.index.quantization.value, "bits": found.index.bits,
             "vectors_on_disk": found.index.vectors_on_disk, "memory_limit": work.memory_limit,
+            "fits": None if work.memory_limit is None else found.exceeds is None,
             "segments": found.segments,
             "components": [asdict(one) for one in found.components],
             "memory_bytes": found.memory_bytes, "disk_bytes": found.disk_bytes,

@@ -9,7 +9,7 @@ from vecdb.cli import options as o
 from vecdb.cli.exits import DATA_LOSS, NotFoundError
 from vecdb.cli.output import Output, duration, shorten
 from vecdb.cli.session import open_database, parse_id
-from vecdb.core.errors import InvalidArgument
+from vecdb.core.errors import InvalidArgument, LimitExceeded
 
 if TYPE_CHECKING:
     from vecdb.client.collection import Collection
@@ -55,6 +55,8 @@ def query(collection: o.Collection, data: o.Data = None,
             answers = found if isinstance(found, list) else [found]
         spent = time.perf_counter() - begin
     _print(out, collection, k, answers, spent)
+    if not any(len(hits) for hits in answers):
+        out.hint_paths(where)
     missing = [name for hits in answers for name in hits.missing]
     if missing:
         out.warn(f"the answer is partial: {', '.join(dict.fromkeys(missing))} could not be searched")
@@ -104,8 +106,12 @@ def _read(path: Path) -> Any:
 def _near(target: "Collection", like: str, k: int, settings: dict[str, Any]) -> "Hits":
     """Query by a record's own vector; one more is asked for, and the record itself is taken out."""
     from vecdb.client.results import Hits
+    from vecdb.core.limits import MAX_K
     from vecdb.core.query import Matches
 
+    if not 1 <= k < MAX_K:
+        raise LimitExceeded("k", f"{k} is outside 1..{MAX_K - 1}: with --like the record itself is asked for too, and "
+                            "left out", got=k, limit=f"1..{MAX_K - 1}")
     for identity in parse_id(like):
         record = target.get(identity, include=("vector",))
         if record is not None:
@@ -118,7 +124,8 @@ def _near(target: "Collection", like: str, k: int, settings: dict[str, Any]) -> 
     matches = Matches([hits.ids[n] for n in kept], hits.distances[kept],
                       None if hits.metadata is None else [hits.metadata[n] for n in kept],
                       None if hits.vectors is None else hits.vectors[kept])
-    return Hits(matches, target.metric, hits.plan, hits.missing)
+    plan = hits.plan if hits.plan is None or "k" not in hits.plan else {**hits.plan, "k": k}
+    return Hits(matches, target.metric, plan, hits.missing)
 
 
 def _print(out: Output, collection: str, k: int, answers: "list[Hits]", spent: float) -> None:

@@ -31,14 +31,16 @@ PQ_CENTROIDS: Final = 256
 ITEM_BYTES: Final = {VectorType.FLOAT32: 4, VectorType.FLOAT16: 2, VectorType.INT8: 1, VectorType.UINT8: 1,
                      VectorType.BINARY: 1}
 OTHER_BYTES: Final = 24
-"""What the choice of a layout counts for a record's ids, beside vectors, links and codes."""
+"""A record's id, rid and its place by rid, beside vectors, links and codes, in the choice of a layout."""
 
 MIN_CODED_DIM: Final = 32
-"""Below this many dimensions ``quantization="auto"`` walks a graph on the vectors themselves."""
+"""Below this many dimensions ``quantization="auto"`` walks a graph on the vectors themselves: codes would save no
+cache line worth a second pass over the best."""
 
 MAX_SEGMENT_RECORDS: Final = 16_000_000
 SEAL_RECORDS: Final = 262_144
 SEAL_BYTES: Final = 1 << 30
+"""Defaults of the engine: the most records of a segment, and what a growing one is sealed at."""
 BLOCK_CACHE_BYTES: Final = 64 << 20
 WRITE_BUFFER_BYTES: Final = 128 << 20
 PROCESS_BYTES: Final = 165 << 20
@@ -91,7 +93,8 @@ class Sizing:
 
     ``process_bytes``: of the process, whatever it holds; ``cache_bytes``: the most its caches and write buffers
     come to, all collections together.  ``building_bytes``: the most that growing, sealing and
-    merging take for a while.  ``index``: the settings with what ``auto`` comes to.
+    merging take for a while.  ``index``: the settings with what ``auto`` comes to.  ``exceeds``: by how many bytes
+    vectors, graphs and codes are above the limit even so, None where they keep it or there is none.
     """
 
     components: tuple[Component, ...]
@@ -100,6 +103,7 @@ class Sizing:
     building_bytes: int
     segments: int
     index: IndexSpec
+    exceeds: int | None = None
 
     @property
     def memory_bytes(self) -> int:
@@ -167,9 +171,10 @@ def size(work: Workload) -> Sizing:
         components.append(_inverted(schema, spec, n, segments))
     elif spec.quantization is not Quantization.NONE:
         components.append(_codes(schema, spec, n, segments))
+    over = 0 if work.memory_limit is None else sum(one.memory_bytes for one in components) - work.memory_limit
     components += [_ids(work, reordered=spec.kind is not IndexKind.FLAT), _live(n), _metadata(work), _store(work)]
     return Sizing(tuple(components), PROCESS_BYTES, BLOCK_CACHE_BYTES + WRITE_BUFFER_BYTES,
-                  _building(work, spec, components), segments, spec)
+                  _building(work, spec, components), segments, spec, over if over > 0 else None)
 
 
 def _vectors(schema: CollectionSchema, spec: IndexSpec, n: int) -> Component:

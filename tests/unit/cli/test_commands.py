@@ -74,6 +74,25 @@ def test_query_like_leaves_the_record_itself_out(cli, docs) -> None:
     assert "nobody" in missing.err
 
 
+def test_query_like_bounds_k_and_explains_what_was_asked(cli, docs) -> None:
+    for k in ("0", "-1", "10000", "10001"):
+        ran = cli("query", "-c", "docs", "--like", "20", "-k", k)
+        assert ran.code == 2
+        assert f"{k} is outside 1..9999" in ran.err
+    assert len(cli("query", "-c", "docs", "--like", "20", "-k", "9999", "--json").json["results"][0]["hits"]) == 49
+
+
+def test_a_filter_that_matches_nothing_says_how_keys_with_dots_are_written(cli, docs) -> None:
+    docs.upsert(ids=[1], vectors=[[1, 0, 0, 0]], metadata=[{"a.b": 7}])
+    nothing = cli("collection", "count", "docs", "--filter", "a.b == 7")
+    assert nothing.out == "0\n"
+    assert "`a.b`" in nothing.err
+    assert "`a.b`" in cli("query", "-c", "docs", "--like", "1", "--filter", "a.b == 7").err
+    found = cli("collection", "count", "docs", "--filter", "`a.b` == 7")
+    assert (found.out, found.err) == ("1\n", "")
+    assert cli("collection", "count", "docs", "--filter", "x == 7").err == ""
+
+
 def test_query_with_a_file_of_vectors(cli, docs, tmp_path: Path) -> None:
     np.save(tmp_path / "one.npy", np.array([5, 0, 0, 0], np.float32))
     np.save(tmp_path / "two.npy", np.array([[5, 0, 0, 0], [7, 0, 0, 0]], np.float32))
@@ -181,6 +200,92 @@ def test_import_checks_the_collection_it_finds(cli, docs, tmp_path: Path) -> Non
     assert cli("import", "v.npy", "-c", "new", "--no-create").code == 3
     limited = cli("import", "v.npy", "-c", "docs", "--limit", "2", "--json")
     assert limited.json["rows"] == 2
+
+
+def test_a_failed_import_leaves_no_empty_collection(cli, docs, backend, tmp_path: Path) -> None:
+    good = [orjson.dumps({"id": n, "vector": [n, 1]}).decode() for n in range(5)]
+    (tmp_path / "in.jsonl").write_text("\n".join([*good, '{"id": 3, "vector": [1]}']))
+    ran = cli("import", "in.jsonl", "-c", "new")
+    assert ran.code == 2
+    assert "dropped collection new" in ran.err
+    assert backend.list_collections() == ["docs"]
+    assert cli("import", "in.jsonl", "-c", "new", "--batch-size", "2").code == 2
+    assert backend.count("new") == 4  # what was stored stays, and --start-row goes on from it
+    made = cli("collection", "create", "mine", "-d", "2")
+    assert (made.code, cli("import", "in.jsonl", "-c", "mine").code) == (0, 2)
+    assert "mine" in backend.list_collections()
+
+
+def test_the_figures_of_an_import_add_up(cli, tmp_path: Path) -> None:
+    ids = [1, 2, 2, 3, 1, 4, 4, 4]
+    (tmp_path / "in.jsonl").write_text("\n".join(orjson.dumps({"id": i, "vector": [i, 1]}).decode() for i in ids))
+    told = cli("import", "in.jsonl", "-c", "a", "--batch-size", "4", "--json").json
+    assert (told["rows"], told["inserted"], told["updated"], told["duplicates"]) == (8, 4, 1, 3)
+    assert "1 updated, 3 replaced by a later row of their batch" in cli(
+        "import", "in.jsonl", "-c", "b", "--batch-size", "4").out
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".npy", ".hdf5", ".fvecs"])
+def test_metric_and_type_survive_export_and_import(cli, backend, suffix: str) -> None:
+    for name, shape in (("a", {"metric": "l2"}), ("b", {"metric": "dot", "vector_type": "float16"}),
+                        ("c", {"metric": "hamming", "vector_type": "binary"})):
+        made = Database(backend).create_collection(name, dim=16, **shape)
+        made.upsert(ids=[0, 1], vectors=np.arange(2 * made.schema.row_items).reshape(2, -1).astype(np.uint8))
+        assert cli("export", f"{name}{suffix}", "-c", name).code == 0
+        ran = cli("import", f"{name}{suffix}", "-c", f"{name}2")
+        assert (ran.code, "warning" in ran.err) == (0, False), ran
+        copy = Database(backend).collection(f"{name}2")
+        assert (copy.metric, copy.dim, copy.schema.vector_type) == (made.metric, 16, made.schema.vector_type)
+        for record in made.scan(include=["vector"]):
+            assert copy.get(record.id).vector.tolist() == record.vector.tolist()
+
+
+def test_a_metric_taken_by_default_is_told(cli, backend, tmp_path: Path) -> None:
+    np.save(tmp_path / "v.npy", np.ones((3, 4), np.float32))
+    assert "does not say its metric: took cosine" in cli("import", "v.npy", "-c", "a", "--json").err
+    assert cli("import", "v.npy", "-c", "a", "--json").err == ""
+    assert cli("import", "v.npy", "-c", "b", "--metric", "l2", "--json").err == ""
+    assert backend.schema("b").metric == "l2"
+
+
+def test_export_around_damage(cli, docs, backend, monkeypatch, tmp_path: Path) -> None:
+    from vecdb.core.errors import DataCorrupted
+    lost = (3, 4, 30)
+    scan, fetch = backend.scan, backend.fetch
+
+    def broken(name, request):
+        page = scan(name, request)
+        found = tuple(one for one in page.ids if one in lost)
+        if request.include_vectors and found:
+            raise DataCorrupted(f"the vectors of {len(found)} records are damaged on disk", path="x", ids=found)
+        return page
+
+    monkeypatch.setattr(backend, "scan", broken)
+    refused = cli("export", "out.jsonl", "-c", "docs")
+    assert refused.code == 6
+    assert "--skip-damaged" in refused.err
+    assert not list(tmp_path.glob("out*"))
+    ran = cli("export", "out.jsonl", "-c", "docs", "--skip-damaged", "--batch-size", "10", "--json")
+    assert (ran.code, ran.json["records"], ran.json["damaged"], ran.json["damaged_ids"]) == (6, 47, 3, list(lost))
+    assert "3 records were left out, their vectors are damaged: 3, 4, 30" in ran.err
+    written = [orjson.loads(line)["id"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert written == [one for one in [*range(49), "last"] if one not in lost]
+    assert fetch("docs", [3])
+
+
+def test_a_limit_of_memory_that_cannot_be_kept_is_told(cli, docs, backend, monkeypatch) -> None:
+    few = ["plan", "-n", "1e6", "-d", "384", "--json"]
+    small = cli(*few, "--memory", "1MB")
+    assert (small.code, small.json["fits"]) == (0, False)
+    assert "even the smallest layout takes" in small.err
+    assert (cli(*few, "--memory", "10GB").json["fits"], cli(*few).json["fits"]) == (True, None)
+    from vecdb.core.query import Description
+    monkeypatch.setattr(backend, "describe", lambda name: Description(
+        name, 50, {"memory_bytes": {"vectors": 3_000, "graph": 2_000, "ids": 900, "total": 5_900}}))
+    monkeypatch.setenv("VECDB_ENGINE__MEMORY_BYTES", "4096")
+    assert "take 4.9 KiB, more than memory_bytes=4096" in cli("collection", "describe", "docs").err
+    monkeypatch.setenv("VECDB_ENGINE__MEMORY_BYTES", "5000")
+    assert cli("collection", "describe", "docs", "--json").err == ""
 
 
 def test_import_takes_shape_and_metric_from_the_file(cli, backend, tmp_path: Path) -> None:

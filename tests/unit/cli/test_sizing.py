@@ -43,6 +43,8 @@ def test_rows_are_as_wide_as_the_engines(metric, kind, dim) -> None:
 def test_auto_comes_to_what_the_engine_chooses(metric, kind) -> None:
     for count, on_disk, index, dim, each in itertools.product(
             (100, 19_999, 20_000, 10**6), (False, True), IndexKind, (16, 64), (None, 150, 200, 230, 300, 1000)):
+        if kind is VectorType.BINARY and index in (IndexKind.IVF_FLAT, IndexKind.IVF_PQ):
+            continue
         wanted = schema(dim, metric, kind, kind=index, vectors_on_disk=on_disk)
         budget = None if each is None else count * each
         ours = sizing.resolve(wanted, count, budget)
@@ -107,6 +109,15 @@ def test_a_limit_is_kept_by_the_ladder() -> None:
         found = size(Workload(10**7, shape, memory_limit=limit))
         assert (found.index.quantization.value, found.index.vectors_on_disk) == (codes, on_disk)
         assert found.memory_bytes <= limit * 1.01
+
+
+def test_a_limit_that_no_layout_keeps_is_told_by_how_much() -> None:
+    shape = schema(768, Metric.COSINE)
+    assert size(Workload(10**7, shape)).exceeds is None
+    assert size(Workload(10**7, shape, memory_limit=10**10)).exceeds is None
+    found = size(Workload(10**7, shape, memory_limit=10**8))
+    needed = part(found, "vectors").memory_bytes + part(found, "graph").memory_bytes + part(found, "codes").memory_bytes
+    assert found.exceeds == needed - 10**8
 
 
 def test_a_billion_is_many_segments() -> None:

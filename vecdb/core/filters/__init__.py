@@ -32,6 +32,7 @@ from vecdb.core.filters.tree import (
     Or,
     Prefix,
     Time,
+    paths_of,
 )
 
 FilterLike: TypeAlias = str | Expr | Node | Mapping[str, Any]
@@ -60,5 +61,5 @@ def to_node(value: FilterLike | None) -> Node | None:
 __all__ = [
     "And", "Compare", "Contains", "Everything", "Exists", "Expr", "F", "Field", "FilterLike", "GeoBox", "GeoRadius",
     "In", "IsNull", "Node", "Not", "Op", "Or", "Prefix", "Time", "check_node", "evaluate", "from_mapping", "parse",
-    "predicate", "to_node", "to_text",
+    "paths_of", "predicate", "to_node", "to_text",
 ]

@@ -41,8 +41,8 @@ def parse(text: str, *, max_bytes: int = MAX_FILTER_BYTES) -> Node:
         raise InvalidFilter(f"an expression must be a str, not {type(text).__name__}", got=type(text).__name__,
                             limit="str")
     if len(text) > max_bytes or len(text.encode("utf-8", "surrogatepass")) > max_bytes:
-        raise InvalidFilter(f"an expression of {len(text)} characters is longer than {max_bytes} bytes; the mapping form "
-                            f"and F take 'in' lists of up to {MAX_IN_VALUES} values",
+        raise InvalidFilter(f"an expression of {len(text)} characters is longer than {max_bytes} bytes; the mapping form and "
+                            f"F take 'in' lists of up to {MAX_IN_VALUES} values",
                             position=max_bytes, got=len(text), limit=max_bytes)
     return _Parser(tokenize(text)).whole()
 
@@ -301,7 +301,7 @@ class _Parser:
         token = self.peek()
         unix_ns = parse_literal(self.string("time"))
         if unix_ns is None:
-            raise InvalidFilter(f"{token.text[:48]} is no RFC 3339 time, as 2024-01-31T12:00:00Z is (without an offset: "
+            raise InvalidFilter(f"{token.text[:48]} is no RFC 3339 time, as 2024-01-31T12:00:00Z is (without offset: "
                                 "UTC)", position=token.at, got=token.text[:48], limit="RFC 3339")
         self.expect(")", "to close time")
         return Time(unix_ns)

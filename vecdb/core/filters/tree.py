@@ -115,3 +115,12 @@ class Everything:
 
 Leaf: TypeAlias = Compare | In | Prefix | Contains | Exists | IsNull | GeoRadius | GeoBox
 Node: TypeAlias = Leaf | And | Or | Not | Everything
+
+
+def paths_of(node: Node) -> list[str]:
+    """The paths a tree looks at, each once, in their order."""
+    if isinstance(node, And | Or):
+        return list(dict.fromkeys(path for part in node.nodes for path in paths_of(part)))
+    if isinstance(node, Not):
+        return paths_of(node.node)
+    return [] if isinstance(node, Everything) else [node.path]
