@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from vecdb.ann.quantize import code_bytes
 from vecdb.ann.space import Space
 from vecdb.core.schema import AUTO_HNSW_RECORDS, IndexKind, IndexSpec, Quantization, VectorType
+from vecdb.core.sizing import MIN_CODED_DIM, OTHER_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +26,6 @@ class Choice:
     bits: int
     on_disk: bool
     reason: str
-
-
-SMALL_ROW_ITEMS = 32
-"""Dimensions below which codes save no cache line worth a second pass over the best."""
-OTHER_BYTES = 24
-"""A record's id, rid and its place by rid, beside vectors, links and codes."""
 
 
 def choose(spec: IndexSpec, space: Space, count: int, budget: int | None = None) -> Choice:
@@ -54,7 +49,7 @@ def choose(spec: IndexSpec, space: Space, count: int, budget: int | None = None)
 
 def _fitting(spec: IndexSpec, space: Space, count: int, budget: int | None, kind: IndexKind, why: str) -> Choice:
     """The fastest layout that fits, by the ladder of the module's head."""
-    coded = space.is_float and space.dim >= SMALL_ROW_ITEMS
+    coded = space.is_float and space.dim >= MIN_CODED_DIM
     base = count * (graph_bytes(spec) + OTHER_BYTES)
     rows = count * space.row_bytes
     eight = count * _bytes(spec, space, Quantization.SQ8, 8) if space.is_float else rows

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from vecdb.core.sizing import MAX_SEGMENT_RECORDS, SEAL_BYTES, SEAL_RECORDS
+
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
@@ -17,10 +19,10 @@ by
     """
 
     memory_bytes: int | None = None
-    seal_records: int = 262_144
-    seal_bytes: int = 1 << 30
+    seal_records: int = SEAL_RECORDS
+    seal_bytes: int = SEAL_BYTES
     merge_factor: int = 4
-    max_segment_records: int = 16_000_000
+    max_segment_records: int = MAX_SEGMENT_RECORDS
     dead_fraction: float = 0.25
     background: bool = True
     verify: bool = True
