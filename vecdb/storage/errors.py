@@ -5,8 +5,10 @@ it does to files itself.  The table below is ordered: a full disk met while writ
 as well, so the particular comes before the general.
 """
 
+import contextlib
 import os
 import re
+import shutil
 from pathlib import Path
 
 from vecdb.core.errors import (
@@ -41,17 +43,28 @@ def from_rocksdb(error: BaseException, path: Path | str, doing: str) -> VecdbErr
         numbered = _OS_ERROR.search(text)
         if error.errno is None and numbered:  # made by Rust: the number is in the text only
             error = OSError(int(numbered.group(1)), os.strerror(int(numbered.group(1))))
-        return from_os_error(error, path, doing)
+        told = from_os_error(error, path, doing)
+        return _full(told.message, path, doing) if isinstance(told, StorageFull) else told
     if type(error).__name__ == "DbClosedError":
         return DatabaseClosed(f"the store at {path} is closed")
     message = f"{doing} the store at {path}: {text}"
     if any(sign in text for sign in _LOCKED):
         return DatabaseLocked(message, path=str(path))
     if any(sign in text for sign in _FULL):
-        return StorageFull(message, path=str(path))
+        return _full(message, path, doing)
     if any(sign in text for sign in _READ_ONLY):
         return StorageReadOnly(message, path=str(path))
     if any(sign in text for sign in _DAMAGED):
         found = _FILE.search(text)
         return DataCorrupted(message, path=str(Path(path, found.group(1)) if found else path), region="store")
     return StorageError(message, path=str(path))
+
+
+def _full(message: str, path: Path | str, doing: str) -> StorageFull:
+    """Say first what the matter is, then how much room there is, then what can be done meanwhile."""
+    free: int | None = None
+    with contextlib.suppress(OSError):
+        free = shutil.disk_usage(next(one for one in (Path(path), *Path(path).parents) if one.exists())).free
+    room = "" if free is None else f" ({free} bytes free)"
+    advice = "; free some space, or open it with read_only=True to read what is there" if doing == "opening" else ""
+    return StorageFull(f"the disk is full or a quota reached{room}{advice}: {message}", path=str(path), free_bytes=free)

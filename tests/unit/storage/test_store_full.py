@@ -47,6 +47,8 @@ def test_a_full_disk_refuses_writes_and_reads_on(small: Path) -> None:
     assert acknowledged > 10
     assert type(error) is StorageFull
     assert error.retryable
+    assert str(error).startswith("the disk is full")
+    assert error.fields["free_bytes"] < 1 << 20
     assert store.multi_get([b"k000003-1"]) == [VALUE]
     assert sum(1 for _ in store.scan(b"k", b"l")) >= 4 * acknowledged
     for again in (lambda: store.write(Mutations(puts=[(b"z", b"z")])), store.sync, store.flush):
@@ -73,7 +75,7 @@ def test_a_full_disk_can_be_opened_to_read(small: Path) -> None:
     acknowledged, _ = fill_up(store)
     store.close()
     fill(small)
-    with pytest.raises(StorageFull):
+    with pytest.raises(StorageFull, match=r"the disk is full.*\(0 bytes free\).*read_only=True"):
         RocksStore(small / "s")
     with RocksStore(small / "s", read_only=True) as reader:
         check_batches(reader, acknowledged)
