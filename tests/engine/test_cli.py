@@ -123,6 +123,8 @@ def test_doctor_finds_a_flipped_byte(home: Path, tmp_path: Path) -> None:
     import shutil
 
     shutil.copytree(home / "data", tmp_path / "data")
+    with vecdb.connect(tmp_path / "data", background=False) as database:  # they are in another segment
+        database.collection("docs").upsert(ids=range(90_000, 90_005), vectors=np.ones((5, DIM)))
     assert vec("doctor", "--data", tmp_path / "data", cwd=home).returncode == 0
     (file,) = (tmp_path / "data").rglob("vectors.vdb")
     raw = bytearray(file.read_bytes())
@@ -132,6 +134,33 @@ def test_doctor_finds_a_flipped_byte(home: Path, tmp_path: Path) -> None:
     ran = vec("doctor", "--data", tmp_path / "data", cwd=home)
     assert ran.returncode == 6, ran.stdout + ran.stderr
     assert "damaged" in ran.stdout
+    out = ("export", tmp_path / "out.parquet", "-c", "docs", "--data", tmp_path / "data")
+    assert vec(*out, cwd=home).returncode == 6
+    assert not list(tmp_path.glob("out*"))
+    ran = vec(*out, "--skip-damaged", "--json", cwd=home)
+    assert ran.returncode == 6, ran.stderr
+    told = orjson.loads(ran.stdout)
+    assert 0 < told["damaged"] == len(told["damaged_ids"]) <= COUNT
+    assert told["records"] == COUNT + 5 - told["damaged"]
+    again = answer("import", tmp_path / "out.parquet", "-c", "saved", "--data", tmp_path / "new", cwd=home)
+    assert again["inserted"] == told["records"]
+
+
+def test_true_deletes_every_record(tmp_path: Path) -> None:
+    with vecdb.connect(tmp_path / "data") as database:
+        made = database.create_collection("c", 4, metric="l2")
+        made.upsert(ids=range(100), vectors=np.ones((100, 4)))
+        assert made.delete(filter="true").deleted == 100
+        assert made.count() == 0
+
+
+def test_an_update_of_many_wide_records_is_cut(tmp_path: Path) -> None:
+    dim, rows = 32_768, 600  # 75 MiB of vectors, which one batch may not hold
+    with vecdb.connect(tmp_path / "data", background=False) as database:
+        made = database.create_collection("c", dim, metric="l2", index="flat")
+        made.upsert(ids=range(rows), vectors=np.ones((rows, dim), np.float32))
+        assert made.update_metadata(filter="true", metadata={"seen": 1}).updated == rows
+        assert made.count("seen == 1") == rows
 
 
 def test_drop(home: Path, tmp_path: Path) -> None:

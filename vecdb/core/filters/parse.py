@@ -41,8 +41,8 @@ def parse(text: str, *, max_bytes: int = MAX_FILTER_BYTES) -> Node:
         raise InvalidFilter(f"an expression must be a str, not {type(text).__name__}", got=type(text).__name__,
                             limit="str")
     if len(text) > max_bytes or len(text.encode("utf-8", "surrogatepass")) > max_bytes:
-        raise InvalidFilter(f"an expression of {len(text)} characters is longer than {max_bytes} bytes; the mapping form and "
-                            f"F take 'in' lists of up to {MAX_IN_VALUES} values",
+        raise InvalidFilter(f"an expression of {len(text)} characters is longer than {max_bytes} bytes; "
+                            f"the mapping form and F take 'in' lists of up to {MAX_IN_VALUES} values",
                             position=max_bytes, got=len(text), limit=max_bytes)
     return _Parser(tokenize(text)).whole()
 
