@@ -66,7 +66,7 @@ def open_embedded(path: str | os.PathLike[str], *, threads: int = 0, read_only: 
                 pool.close()
                 lock.close()
 
-            return LocalDatabase(directory, RocksStore, pool, SystemClock(), settings, on_job_error=_report,
+            return LocalDatabase(directory, _open_store, pool, SystemClock(), settings, on_job_error=_report,
                                  on_close=let_go)
         except BaseException:
             pool.close()
@@ -120,6 +120,18 @@ def _mark_format(directory: Path) -> None:
         with suppress(OSError):
             partial.unlink()
         raise from_os_error(error, marker, "creating") from error
+
+
+def _open_store(path: Path, *, read_only: bool = False) -> RocksStore:
+    """Open a store; what an interrupted write left at its log's end, and was cut off, is told."""
+    store = RocksStore(path, read_only=read_only)
+    torn = store.recovered_tail
+    if torn is not None:
+        from vecdb.runtime.logs import logger
+
+        logger().warning("interrupted_write_dropped", log=str(torn.log), offset=torn.offset,
+                         bytes=torn.dropped_bytes, kept=None if torn.kept is None else str(torn.kept))
+    return store
 
 
 def _report(job: Job, error: Exception) -> None:

@@ -78,6 +78,7 @@ class KernelPool:
         if threads < 0:
             raise InvalidArgument("threads", f"{threads} is negative", got=threads, limit="0 (all cores) or more")
         self._threads = threads or available_cores()
+        self._closed = False
         self._executor = ThreadPoolExecutor(max(1, self._threads - 1), thread_name_prefix="vecdb-kernel")
 
     @property
@@ -99,8 +100,10 @@ class KernelPool:
         try:
             for _ in range(helpers):
                 self.submit(work.help)
-        except DatabaseClosed:  # closing, or the interpreter is: the caller finishes what it began alone
-            pass
+        except DatabaseClosed:
+            if self._closed:
+                raise
+            # the interpreter ends and takes no more work: the caller finishes alone what it began
         work.help()
         work.finish()
 
@@ -113,6 +116,7 @@ class KernelPool:
 
     def close(self) -> None:
         """Let running work end, drop what has not begun, end the threads.  A second call does nothing."""
+        self._closed = True
         self._executor.shutdown(wait=True, cancel_futures=True)
 
     def __enter__(self) -> Self:

@@ -258,6 +258,7 @@ class LocalDatabase:
                         with slot.lock:
                             if slot.opened is not None:
                                 slot.opened.shard.close()
+                                slot.opened = None  # its memory goes now, not when the collector finds the cycle
                     except VecdbError as error:
                         failure = failure or error
                 with suppress(VecdbError):
