@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vecdb.ann.codes import Codes, RowCodes
-from vecdb.ann.hnsw import Graph, consolidate, grow, permute, reorder
+from vecdb.ann.hnsw import Graph, Run, consolidate, grow, permute, reorder
 from vecdb.ann.ivf import Ivf
 from vecdb.ann.memory import allocate
 from vecdb.ann.quantize import Quantizer, default_oversample, train
@@ -32,7 +32,6 @@ from vecdb.segment.ids import pack_ids
 from vecdb.segment.index import SEED, SealedAnn
 from vecdb.segment.sealed import INDEX, RECORDS, VECTORS, SealedSegment, SealedView
 
-Run = Callable[[Sequence[Callable[[], None]]], None]
 Report = Callable[[str, int, int], None]
 """``(stage, done, total)``; may raise to end the job."""
 

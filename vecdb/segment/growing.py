@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from vecdb.ann.codes import RowCodes
 from vecdb.ann.found import Found
-from vecdb.ann.hnsw import Graph, Mode, Searcher, grow
+from vecdb.ann.hnsw import Graph, Mode, Run, Searcher, grow
 from vecdb.ann.space import Space
 from vecdb.core.ids import RecordId
 from vecdb.core.schema import AUTO_HNSW_RECORDS, CollectionSchema, IndexKind
@@ -23,7 +23,6 @@ from vecdb.metadata import GrowingIndex
 from vecdb.segment.bits import Bits, cleared, extended, full, head, members
 from vecdb.segment.calibrate import SAMPLE, calibrate
 
-Run = Callable[[Sequence[Callable[[], None]]], None]
 GRAPH_SEED = 0x5EED
 """Of every graph: the same records in the same order make the same graph anywhere."""
 GRAPH_STEP = 512
