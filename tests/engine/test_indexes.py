@@ -14,7 +14,8 @@ def _data(seed: int = 3) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     centres = rng.standard_normal((40, DIM))
     rows = centres[rng.integers(0, 40, N)] + 0.4 * rng.standard_normal((N, DIM))
-    return rows.astype(np.float32), (centres[rng.integers(0, 40, 200)] + 0.4 * rng.standard_normal((200, DIM))).astype(np.float32)
+    queries = centres[rng.integers(0, 40, 200)] + 0.4 * rng.standard_normal((200, DIM))
+    return rows.astype(np.float32), queries.astype(np.float32)
 
 
 def _recall(docs: vecdb.Collection, queries: np.ndarray, **options: object) -> float:
