@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import vecdb
 from vecdb import errors
 from vecdb.client.collection import Collection
 from vecdb.client.database import Database
@@ -256,3 +257,47 @@ def test_optimize_of_a_read_only_database_is_refused_and_writes_nothing(tmp_path
         db.collection("c").optimize()
     db.close()
     assert sorted(path.name for path in (tmp_path / "db").rglob("*")) == before
+
+
+def test_writers_held_back_go_on_when_optimize_clears_what_they_wait_for(tmp_path: Path) -> None:
+    with vecdb.connect(tmp_path / "db", seal_records=40) as db:
+        docs = db.create_collection("c", DIM, metric="l2", index="flat")
+        done = threading.Event()
+
+        def write() -> None:
+            for start in range(0, 4_000, 20):
+                docs.upsert(ids=np.arange(start, start + 20), vectors=np.ones((20, DIM)))
+            done.set()
+
+        thread = threading.Thread(target=write, daemon=True)
+        thread.start()
+        while not done.wait(0.05):
+            docs.optimize()
+            assert thread.is_alive() or done.is_set()
+        thread.join()
+        assert docs.count() == 4_000
+
+
+def test_optimize_under_a_drop_says_that_the_collection_is_gone(tmp_path: Path) -> None:
+    ends = []
+    with vecdb.connect(tmp_path / "db", background=False) as db:
+        for turn in range(6):
+            docs = db.create_collection("c", 32, metric="l2", index="hnsw", m=8, ef_construction=60)
+            docs.upsert(ids=np.arange(3_000), vectors=np.random.default_rng(turn).standard_normal((3_000, 32)))
+
+            def optimize(docs: Collection = docs) -> None:
+                try:
+                    docs.optimize()
+                    ends.append("done")
+                except errors.CollectionNotFound:
+                    ends.append("gone")
+                except errors.VecdbError as error:
+                    ends.append(repr(error))
+
+            thread = threading.Thread(target=optimize)
+            thread.start()
+            thread.join(0.03 * turn)
+            db.drop_collection("c")
+            thread.join(30)
+    assert len(ends) == 6
+    assert set(ends) <= {"done", "gone"}

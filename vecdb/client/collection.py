@@ -229,7 +229,7 @@ class Collection:
              batch_size: int = 1_000, on_damage: str = "raise") -> Iterator[Record]:
         """Iterate over all records, or those that match, fetching them page by page.
 
-        Records written meanwhile may or may not be seen; each that stays unchanged is seen once.
+        Each record that stays unchanged meanwhile is seen once; one that is rewritten may be seen again, as it is then.
         ``on_damage``: where vectors on disk are damaged, ``"raise"`` DataCorrupted, or ``"skip"`` those records;
         :meth:`scan_batches` says which they were.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from vecdb.core.errors import DataCorrupted, Overloaded, StorageError, StorageReadOnly
+from vecdb.core.errors import DataCorrupted, Overloaded, StorageError, StorageReadOnly, VecdbError
 from vecdb.ports.clock import Clock
 from vecdb.ports.compute import Compute
 from vecdb.segment.build import build_sealed, rebuild_index
@@ -37,7 +37,9 @@ MAX_FROZEN = 4
 COMPACT_BYTES = 64 << 20
 """Vectors a rewrite must have moved for the store to be asked at once for their space; less waits for its own time."""
 HOLD_S = 30.0
-"""Longest a writer is made to wait for one before it is refused."""
+"""Longest a writer is made to wait for that before it is refused."""
+LOOK_AGAIN_S = 0.25
+"""How long such a writer sleeps at once: a sealed segment wakes it, but not all that may end its wait does."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -86,11 +88,13 @@ class Maintainer:
         """Let a writer wait while too much waits to be sealed: memory is bounded by slowing writes, not by luck."""
         if self._frozen() <= MAX_FROZEN:
             return
+        give_up = self._clock.monotonic() + HOLD_S
         with self._sealed:
-            seen = self._sealed.wait_for(lambda: self._frozen() <= MAX_FROZEN or not self._may("rewrite")
-                                         or self._shard.closed, HOLD_S)
+            while (self._frozen() > MAX_FROZEN and self._may("rewrite") and not self._shard.closed
+                   and self._clock.monotonic() < give_up):
+                self._sealed.wait(LOOK_AGAIN_S)
         if self._frozen() > MAX_FROZEN and not self._shard.closed:
-            why = "sealing is slower than writing" if not seen else "sealing fails: see the collection's jobs"
+            why = "sealing is slower than writing" if self._may("rewrite") else "sealing fails: see the jobs"
             self.queue_due()
             raise Overloaded(f"{self._frozen()} segments wait to be sealed; {why}", retry_after_s=HOLD_S / 10)
 
@@ -160,6 +164,17 @@ class Maintainer:
                 view.segment.replace_index(ann)
 
     def _rewrite(self, todo: Rewrite, report: Progress) -> None:
+        """Carry out a rewrite and wake the writers that wait for it; of a dropped collection it ends as such."""
+        try:
+            self._replace(todo, report)
+        except (VecdbError, OSError):
+            self._shard.check_open()  # files vanish under a drop: that, not damage, is what happened
+            raise
+        finally:
+            with self._sealed:
+                self._sealed.notify_all()
+
+    def _replace(self, todo: Rewrite, report: Progress) -> None:
         """Write one segment out of ``todo.views``, put it in their place, delete them.
 
         Once the batch that names the new segment was attempted, its folder stays whatever happens: the batch may

@@ -124,8 +124,7 @@ class ShardService:
     def writing(self) -> Iterator[None]:
         """The write lock over a machine that agrees with its store."""
         with self._lock:
-            if self._closed:
-                raise self._gone()
+            self.check_open()
             if self._broken:
                 self._mend()
             yield
@@ -213,6 +212,11 @@ class ShardService:
                 return read(self.machine)
             except StaleView as error:
                 raise StorageError("a record's row is missing from the store", path=str(self.directory)) from error
+
+    def check_open(self) -> None:
+        """Raise ``CollectionNotFound`` or ``DatabaseClosed`` if the shard was dropped or closed."""
+        if self._closed:
+            raise self._gone()
 
     def _gone(self) -> VecdbError:
         return CollectionNotFound(self.schema.name) if self._dropped else DatabaseClosed("the database is closed")
