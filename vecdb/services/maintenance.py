@@ -34,12 +34,12 @@ RETRY_S = 60.0
 
 MAX_FROZEN = 4
 """Full segments that may wait to be sealed: each holds its vectors in memory."""
-COMPACT_BYTES = 64 << 20
-"""Vectors a rewrite must have moved for the store to be asked at once for their space; less waits for its own time."""
 HOLD_S = 30.0
 """Longest a writer is made to wait for that before it is refused."""
 LOOK_AGAIN_S = 0.25
 """How long such a writer sleeps at once: a sealed segment wakes it, but not all that may end its wait does."""
+COMPACT_BYTES = 64 << 20
+"""Vectors a rewrite must have moved for the store to be asked at once for their space; less waits for its own time."""
 
 Progress = Callable[[str, int, int], None]
 
