@@ -25,6 +25,7 @@ from vecdb.storage.group_commit import GroupCommit
 from vecdb.storage.options import StoreResources, shared_resources, store_options
 from vecdb.storage.paths import make_directory
 from vecdb.storage.scan import RowScan
+from vecdb.storage.synced import SyncNote, check_synced
 
 SCAN_READAHEAD_BYTES = 1 << 20
 STALL_LIMIT_S = 60.0
@@ -73,6 +74,7 @@ class RocksStore:
         self._tail: torn.TornTail | None = None
         self._manifest = ManifestNote(self._path)
         forks.check_may_open(self._path)
+        self._synced = SyncNote(self._path)
         self._db = self._open()
         forks.guard(self)
         self._gate.open()
@@ -227,6 +229,7 @@ class RocksStore:
 
     def _open(self) -> Rdict:
         check_manifest(self._path)
+        check_synced(self._path, self._oldest_log_needed)
         self._tail = None
         try:
             self._check_logs()
@@ -241,6 +244,7 @@ class RocksStore:
             self._check_logs()
             if not self._read_only:
                 self._open_view()  # raises, with nothing changed, if more than the end is bad
+                self._synced.forget()  # killed after the cut, the next opening must not miss what was cut
                 self._tail = torn.cut_off(self._tail)
         return self._open_checked()
 
@@ -267,6 +271,9 @@ class RocksStore:
             make_directory(self._path)
             opened = _opened(self._path, options, AccessType.read_write())
             self._manifest.renew()
+            fresh = self._synced.newest()
+            if fresh is None or fresh[1] == 0:  # replayed: the log that was noted is no longer needed
+                self._synced.forget()
             return opened
         except Exception as error:
             self._drop_view()
@@ -316,6 +323,8 @@ class RocksStore:
                 self._db.close()
             if not self._read_only:
                 self._manifest.renew()
+                if not quiet:
+                    self._synced.tell(self._synced.newest())
             self._drop_view()
 
     def _drop_view(self) -> None:
@@ -366,10 +375,12 @@ class RocksStore:
         return True
 
     def _flush_log(self) -> None:
+        written = self._synced.newest()
         try:
             self._db.flush_wal(True)
         except Exception as error:
             raise self._fail(error, "syncing") from error
+        self._synced.tell(written)
         self._manifest.renew()  # a look at its size, unless a flush or compaction has ended meanwhile
 
     def _check_writable(self) -> None:

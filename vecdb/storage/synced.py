@@ -1,0 +1,89 @@
+"""How far the newest log was synced, kept beside it, so that a log that lost its end is not taken for one that ended.
+
+RocksDB takes a log that is cut, emptied or gone for one that stopped there, and the acknowledged records behind
+are missing without a word.  After each sync the file ``SYNCED`` is told the log's name and the size it had when the
+sync began: at least so much is on the disk.  The note itself is not synced, which would double the cost of a write: a
+killed process leaves it in the kernel's hands, and after a power cut it is at worst older, so it never claims too
+much.  A log the MANIFEST no longer needs may be shorter or gone; a note that is missing or broken demands nothing.
+"""
+
+import contextlib
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import xxhash
+
+from vecdb.core.errors import DataCorrupted
+from vecdb.storage.wal import logs_of
+
+SYNCED_NAME = "SYNCED"
+_NOTE = re.compile(r"(\d+)\.log (\d+) ([0-9a-f]{16})\n")
+
+
+def check_synced(directory: Path, oldest_needed: Callable[[], int | None]) -> None:
+    """Raise :class:`DataCorrupted` if a log that is still needed is shorter than it had been synced."""
+    note = _read(directory)
+    if note is None:
+        return
+    number, size = note
+    log = directory / f"{number:06d}.log"
+    try:
+        there = log.stat().st_size
+    except FileNotFoundError:
+        there = -1
+    if there >= size:
+        return
+    oldest = oldest_needed()
+    if oldest is None or number < oldest:  # None: the tables are damaged as well, which opening will say
+        return
+    what = "is missing" if there < 0 else f"ends at byte {there}"
+    raise DataCorrupted(f"{log} {what}, and {size} bytes of it or more had been synced", path=str(log), region="log",
+                        offset=max(there, 0))
+
+
+class SyncNote:
+    """The note of one open store; :meth:`newest` before a sync, :meth:`tell` after it, by one thread at a time."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def newest(self) -> tuple[int, int] | None:
+        """Number and size of the log being written; None if there is none."""
+        with contextlib.suppress(OSError):
+            logs = logs_of(self._directory)
+            if logs:
+                return int(logs[-1].stem), logs[-1].stat().st_size
+        return None
+
+    def tell(self, log: tuple[int, int] | None) -> None:
+        """Note what is synced.  Never fails: the older note stays true."""
+        with contextlib.suppress(OSError):
+            if log is None or log[1] == 0:
+                self.forget()
+                return
+            line = f"{log[0]:06d}.log {log[1]}"
+            text = f"{line} {xxhash.xxh3_64_hexdigest(line.encode())}\n".encode()
+            handle = os.open(self._directory / SYNCED_NAME, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                os.pwrite(handle, text, 0)
+                os.ftruncate(handle, len(text))
+            finally:
+                os.close(handle)
+
+    def forget(self) -> None:
+        """Demand nothing, before the log is cut on purpose or once it is empty."""
+        (self._directory / SYNCED_NAME).unlink(missing_ok=True)
+
+
+def _read(directory: Path) -> tuple[int, int] | None:
+    try:
+        found = _NOTE.fullmatch((directory / SYNCED_NAME).read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+    if found is None:
+        return None
+    number, size, seal = found.groups()
+    whole = xxhash.xxh3_64_hexdigest(f"{number}.log {size}".encode()) == seal
+    return (int(number), int(size)) if whole else None
