@@ -9,7 +9,7 @@ import vecdb
 from tests.faults import can_mount, fill, remount, small_filesystem
 from vecdb import errors
 
-needs_mount = pytest.mark.skipif(not can_mount(), reason="mounting a tmpfs takes root, to fill or write-protect a real disk")
+needs_mount = pytest.mark.skipif(not can_mount(), reason="mounting a tmpfs to fill or protect takes root")
 
 
 @needs_mount

@@ -166,7 +166,7 @@ def test_files_do_not_leak_descriptors(tmp_path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-@pytest.mark.skipif(not can_mount(), reason="mounting a tmpfs takes root, to fill or write-protect a real disk")
+@pytest.mark.skipif(not can_mount(), reason="mounting a tmpfs to fill or protect takes root")
 def test_full_and_read_only_disks(tmp_path: Path) -> None:
     with small_filesystem(tmp_path / "small", 4 << 20) as folder:
         write_arrays(folder / "a", "k", {"x": np.arange(1000)})

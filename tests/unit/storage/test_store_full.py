@@ -11,7 +11,7 @@ from vecdb.core.errors import DataCorrupted, StorageError, StorageFull, StorageR
 from vecdb.shard.mutations import Mutations
 from vecdb.storage.rocksdict import RocksStore
 
-needs_mount = pytest.mark.skipif(not can_mount(), reason="mounting a tmpfs takes root, to fill or write-protect a real disk")
+needs_mount = pytest.mark.skipif(not can_mount(), reason="mounting a tmpfs to fill or protect takes root")
 VALUE = bytes(range(256)) * 64
 
 
