@@ -8,7 +8,7 @@ KERNELS := $(shell find vecdb/kernels vecdb/ann -name '*.py' 2>/dev/null)
 PYTEST_ARGS ?= -q -n auto --maxprocesses 8 --dist loadfile
 DATA ?= glove-100 fashion-mnist
 
-.PHONY: help install test quickstart lint types contracts data bench lock clean
+.PHONY: help install test quickstart lint types contracts proto data bench lock clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -43,6 +43,9 @@ types: $(VENV)/.installed  ## mypy --strict
 
 contracts: $(VENV)/.installed  ## the layers of the house
 	@$(BIN)/lint-imports --no-logo
+
+proto: $(VENV)/.installed  ## generate vecdb/v1 and vecdb/internal from proto/
+	@.ci/proto $(VENV)
 
 data: $(VENV)/.installed  ## benchmark sets: make data DATA="glove-100 fashion-mnist wordnet"
 	@$(BIN)/python -m bench.data $(DATA)

@@ -9,9 +9,9 @@ import difflib
 import os
 import tomllib
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from vecdb.core.errors import InvalidArgument
@@ -41,6 +41,102 @@ class EngineSettings(BaseModel):
     verify: bool = True
 
 
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ServerSettings(_Section):
+    """``[server]``: where the node listens.
+
+    ``host``: an address of this machine; loopback unless said otherwise.  ``grpc_port``/``http_port``: 0 takes a free
+    one, ``http_port=-1`` leaves the HTTP face out.  ``processes``: front processes on the port (1: everything in
+    one; 0: chosen by the cores).  ``drain_s``: how long a stop waits for running calls.  ``node_id``: empty makes one
+    and keeps it in the data directory.
+    """
+
+    host: str = "127.0.0.1"
+    grpc_port: int = Field(default=7700, ge=0, le=65535)
+    http_port: int = Field(default=7701, ge=-1, le=65535)
+    processes: int = Field(default=1, ge=0, le=64)
+    drain_s: float = Field(default=20.0, ge=0, le=600)
+    reflection: bool = True
+    warm_up: bool = True
+    node_id: str = Field(default="", max_length=64, pattern=r"^[A-Za-z0-9_.\-]*$")
+
+
+class LimitSettings(_Section):
+    """``[limits]``: what the node takes on before it refuses with RESOURCE_EXHAUSTED.
+
+    ``memory_bytes``: resident memory from which writes are refused; 0 is 80 % of what the process may use.
+    ``message_bytes``: largest message.  ``inflight_bytes``: bytes of requests held at once.  ``queued_queries``: query
+    rows waiting for their turn.  ``concurrent_calls``: calls at once; ``connections`` HTTP connections at once.
+    ``write_threads``: writes at once (they share fsyncs).  ``rate``/``burst``: calls a second of one key (0: no limit).
+    ``deadline_s``: the deadline of a call that names none; ``deadline_max_s``: the longest one.
+    """
+
+    memory_bytes: int = Field(default=0, ge=0)
+    message_bytes: int = Field(default=72 << 20, ge=1 << 16, le=1 << 30)
+    inflight_bytes: int = Field(default=512 << 20, ge=1 << 20)
+    queued_queries: int = Field(default=4096, ge=1)
+    concurrent_calls: int = Field(default=2048, ge=1)
+    connections: int = Field(default=4096, ge=1)
+    write_threads: int = Field(default=16, ge=1, le=256)
+    rate: float = Field(default=0.0, ge=0)
+    burst: float = Field(default=0.0, ge=0)
+    deadline_s: float = Field(default=60.0, gt=0)
+    deadline_max_s: float = Field(default=3600.0, gt=0)
+
+
+class TlsSettings(_Section):
+    """``[tls]``: PEM files; ``client_ca_file`` makes clients show a certificate of that authority (mutual TLS).
+
+    Files that change are loaded within ``reload_s`` seconds; one that cannot be used leaves the old one in use.
+    """
+
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    client_ca_file: Path | None = None
+    reload_s: float = Field(default=10.0, gt=0)
+
+
+class SecuritySettings(_Section):
+    """``[security]``: who may do what.
+
+    ``require_keys``: "auto" asks for API keys as soon as one exists or ``admin_key`` is set; "always" and "never" say
+    it outright.  ``admin_key``: a secret with the role admin, for the first start.  ``audit_file``: where admin calls
+    are logged, beside the log; empty: ``audit.jsonl`` in the data directory.
+    """
+
+    require_keys: Literal["auto", "always", "never"] = "auto"
+    admin_key: SecretStr = SecretStr("")
+    audit_file: Path | None = None
+
+
+class LogSettings(_Section):
+    """``[log]``: ``format`` is "auto" (console on a terminal, JSON otherwise), "json" or "console".
+
+    ``slow_query_ms``: queries that take longer are logged with their plan; 0 logs none.
+    """
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "json", "console"] = "auto"
+    slow_query_ms: float = Field(default=250.0, ge=0)
+
+
+class TelemetrySettings(_Section):
+    """``[telemetry]``: ``otlp_endpoint`` (empty: no traces) and the share of calls traced.
+
+    ``recall_samples_per_minute``: queries run again exactly in the background to measure recall, at most
+    ``recall_cpu_share`` of one core; 0 samples none.
+    """
+
+    otlp_endpoint: str = ""
+    otlp_insecure: bool = False
+    trace_ratio: float = Field(default=0.01, ge=0, le=1)
+    recall_samples_per_minute: float = Field(default=30.0, ge=0)
+    recall_cpu_share: float = Field(default=0.02, ge=0, le=1)
+
+
 class Settings(BaseSettings):
     """Everything that can be set from outside; see the module for where it comes from."""
 
@@ -48,6 +144,12 @@ class Settings(BaseSettings):
 
     data_dir: Path = Path("./data")
     engine: EngineSettings = EngineSettings()
+    server: ServerSettings = ServerSettings()
+    limits: LimitSettings = LimitSettings()
+    tls: TlsSettings = TlsSettings()
+    security: SecuritySettings = SecuritySettings()
+    log: LogSettings = LogSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
 
     @classmethod
     def settings_customise_sources(cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource,

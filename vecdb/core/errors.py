@@ -162,8 +162,39 @@ class DeadlineExceeded(VecdbError, TimeoutError):
     retryable = True
 
 
+class Cancelled(VecdbError):
+    """The caller gave the call up before it was done."""
+
+    code = "CANCELLED"
+
+
+class Unauthenticated(VecdbError):
+    """No API key was given where one is needed, or it is unknown, expired or revoked."""
+
+    code = "UNAUTHENTICATED"
+
+
+class PermissionDenied(VecdbError):
+    """The API key is good, and its role does not allow this; ``needs`` names the role that would."""
+
+    code = "PERMISSION_DENIED"
+
+
+class KeyNotFound(VecdbError):
+    """There is no API key of that id."""
+
+    code = "NOT_FOUND"
+
+
+class Unavailable(VecdbError):
+    """The server cannot be reached, or is starting or stopping."""
+
+    code = "UNAVAILABLE"
+    retryable = True
+
+
 class Overloaded(VecdbError):
-    """A queue or a memory limit is full; try again after ``retry_after_s``."""
+    """A queue, a rate or a memory limit is full; try again after ``fields["retry_after_s"]`` seconds."""
 
     code = "RESOURCE_EXHAUSTED"
     retryable = True

@@ -29,6 +29,21 @@ class QueryRequest:
     include_metadata: bool = False
     include_vectors: bool = False
     explain: bool = False
+    profile: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a query took where it ran; ``compute_ms`` and ``batched`` are of the batch it ran in.
+
+    ``queue_ms`` is the wait for its turn (0 embedded), ``batched`` the queries that ran together, itself included.
+    """
+
+    queue_ms: float = 0.0
+    compute_ms: float = 0.0
+    batched: int = 1
+    hops: int = 0
+    comparisons: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,7 +61,7 @@ class Matches:
 
 @dataclass(frozen=True, slots=True)
 class QueryResult:
-    """Answers in the order of the queries; ``plan`` is there when ``explain`` was asked.
+    """Answers in the order of the queries; ``plan`` is there when ``explain`` was asked, ``cost`` with ``profile``.
 
     ``missing`` names segments that could not be searched (damaged), so a partial answer says so.
     """
@@ -54,6 +69,7 @@ class QueryResult:
     matches: list[Matches]
     plan: dict[str, Any] | None = None
     missing: tuple[str, ...] = ()
+    cost: Cost | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,80 @@
+"""What surrounds a call: when it must be over, whether it still matters, who makes it, and how a repetition is known.
+
+A deadline reaches the kernels as ``stop``, an int32 flag that they look at every few hops: whoever watches the
+clock (an event loop's timer, a thread) sets it, and work that sees it set ends within some microseconds.
+"""
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from vecdb.core.errors import Cancelled, DeadlineExceeded, InvalidArgument, LimitExceeded, VecdbError
+
+MAX_KEY_BYTES: Final = 64
+"""Longest idempotency key: a UUID or a hash in hex, with a prefix."""
+
+
+class Stopped(IntEnum):
+    """The values of ``stop``."""
+
+    NO = 0
+    DEADLINE = 1
+    CANCELLED = 2
+
+
+def _flag() -> npt.NDArray[np.int32]:
+    return np.zeros(1, np.int32)
+
+
+@dataclass(frozen=True, slots=True)
+class WriteToken:
+    """Makes a write happen once: a command whose ``key`` was applied before is answered with what it did then.
+
+    ``key``: 1 to 64 bytes.  ``fingerprint``: 64 bits of the command's content, so that a key used for something
+    else is refused instead of answered.
+    """
+
+    key: bytes
+    fingerprint: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.key, bytes) or not self.key:
+            raise InvalidArgument("idempotency_key", "must be non-empty bytes", got=type(self.key).__name__,
+                                  limit=f"1..{MAX_KEY_BYTES} bytes")
+        if len(self.key) > MAX_KEY_BYTES:
+            raise LimitExceeded("idempotency_key", f"{len(self.key)} bytes, more than {MAX_KEY_BYTES}",
+                                got=len(self.key), limit=MAX_KEY_BYTES)
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """``deadline``: on the monotonic clock (``time.monotonic``), in seconds; None: no end.
+
+    ``stop``: int32 (1,), one of :class:`Stopped`; owned by the caller, watched by the work.
+    """
+
+    deadline: float | None = None
+    token: WriteToken | None = None
+    request_id: str = ""
+    principal: str = ""
+    stop: npt.NDArray[np.int32] = field(default_factory=_flag)
+
+    def end(self, why: Stopped) -> None:
+        """Ask the work to end; the first reason stays."""
+        if self.stop[0] == Stopped.NO:
+            self.stop[0] = why
+
+    def check(self) -> None:
+        """Raise DeadlineExceeded or Cancelled if the call was ended."""
+        if self.stop[0] != Stopped.NO:
+            raise stopped_error(int(self.stop[0]))
+
+
+def stopped_error(why: int) -> VecdbError:
+    """The error that a set flag means."""
+    if why == Stopped.CANCELLED:
+        return Cancelled("the caller gave the call up")
+    return DeadlineExceeded("the deadline passed before the work was done")
