@@ -2,10 +2,10 @@
 
 All methods may be called from any thread, return within microseconds and never raise.
 
-**Names.**  ``method`` is ``Service/Method`` without the package (``Queries/Query``), for gRPC and HTTP alike; the name of
-the call, not the path of the request.  ``code`` is the canonical status name (``OK``, ``NOT_FOUND``).  ``collection`` is
-the name as the caller gave it, or "": listeners bound how many they tell apart, and believe in a collection only once a
-call to it has succeeded.  A message of a stream counts as a call of the stream's method.
+**Names.**  ``method`` is ``Service/Method`` without the package (``Queries/Query``), for gRPC and HTTP alike; never the
+path of a request.  ``code`` is the canonical status name (``OK``, ``NOT_FOUND``).  ``collection`` is the name as the
+caller gave it, or "": listeners bound how many they tell apart, and believe in a collection only once a call to it has
+succeeded.  A message of a stream counts as a call of the stream's method.  Moments are on ``time.monotonic``.
 """
 
 from collections.abc import Callable, Sequence
