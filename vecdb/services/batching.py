@@ -1,0 +1,312 @@
+"""Queries that arrive together run together.
+
+**Why.**  A kernel call costs some tens of microseconds of Python around it however many rows it has, and a hand-off
+to a thread 100 to 250.  So a query that is alone runs on the event loop at once, and when they crowd, one batch of
+each *lane* is in a worker thread while the next gathers.  A lane is a collection with one set of options: only such
+queries can share a kernel call.
+
+**When it crowds.**  A lone client needs a round trip between an answer and its next query.  A query that was there
+already when the one before ended (less than :data:`CROWD_GAP_S` later) came from somebody else; for
+:data:`CROWDED_S` after that nothing runs on the loop, which is then free to read, answer and gather.
+
+**Bounds.**  At most ``queued_rows`` rows wait; a query whose turn would come after its deadline, by what rows took
+lately, is refused at once, with the time after which to try again.  A waiter that gave up is dropped from its batch,
+and a batch that nobody waits for any more is stopped in the kernel.
+
+An instance belongs to one event loop; only ``run`` is called elsewhere.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Hashable
+from concurrent.futures import Executor
+from copy import copy
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import numpy as np
+
+from vecdb.core.calls import Call, Stopped, stopped_error
+from vecdb.core.errors import Overloaded
+from vecdb.core.query import Cost, QueryRequest, QueryResult
+from vecdb.ports.clock import Clock
+from vecdb.ports.observer import Observer, Refusal
+
+CROWD_GAP_S: Final = 80e-6
+"""A round trip over loopback takes more."""
+CROWDED_S: Final = 0.02
+INLINE_S: Final = 1.5e-3
+"""The longest the loop may be held by a query, as far as can be foreseen."""
+INLINE_ROWS: Final = 16
+BATCH_ROWS: Final = 512
+"""Rows of a batch that was gathered; a single request may have more."""
+SECOND_AFTER_S: Final = 5e-3
+"""A lane's batch that has run this long no longer keeps the next one waiting."""
+FORGET: Final = 0.2
+"""Weight of the newest batch in what a row takes."""
+MAX_LANES: Final = 4_096
+
+_NO_WAIT: Final = (0.0,)
+_FREE: Final = Cost()
+
+Run = Callable[[str, QueryRequest, Call], QueryResult]
+
+
+@dataclass(slots=True, eq=False)
+class _Waiter:
+    request: QueryRequest
+    call: Call
+    rows: int
+    arrived: float
+    done: "asyncio.Future[QueryResult]"
+    lane: "_Lane"
+    batch: "_Batch | None" = None
+    gone: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Lane:
+    """``filter`` keeps the object alive whose identity is part of the lane's key; ``gone`` of the waiting gave up."""
+
+    name: str
+    filter: object
+    row_s: float = 0.0
+    waiting: deque[_Waiter] = field(default_factory=deque)
+    gone: int = 0
+    in_turn: bool = False
+    running: int = 0
+    started: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class _Batch:
+    lane: _Lane
+    waiters: list[_Waiter]
+    request: QueryRequest
+    call: Call
+    began: float
+    alive: int
+
+
+class QueryBatcher:
+    """``run(name, request, call)`` answers a batch, in any thread; ``workers`` batches may run at once."""
+
+    def __init__(self, run: Run, executor: Executor, clock: Clock, observer: Observer, *, workers: int,
+                 queued_rows: int) -> None:
+        self._run = run
+        self._executor = executor
+        self._clock = clock
+        self._observer = observer
+        self._workers = workers
+        self._most_queued = queued_rows
+        self._lanes: dict[Hashable, _Lane] = {}
+        self._turn: deque[_Lane] = deque()
+        self._running = 0
+        self._queued = 0
+        self._row_s = 1e-3
+        self._crowded_until = 0.0
+        self._last_end = 0.0
+
+    @property
+    def queued_rows(self) -> int:
+        return self._queued
+
+    @property
+    def running(self) -> int:
+        """Batches in worker threads."""
+        return self._running
+
+    async def query(self, name: str, request: QueryRequest, call: Call) -> QueryResult:
+        """Answer in turn; raises what ``run`` raises, Overloaded, DeadlineExceeded."""
+        now = self._clock.monotonic()
+        lane = self._lane(name, request)
+        rows = len(request.vectors)
+        if now - self._last_end < CROWD_GAP_S:
+            self._crowded_until = now + CROWDED_S
+        if not self._running and now >= self._crowded_until and rows <= INLINE_ROWS \
+                and 0.0 < lane.row_s * rows <= INLINE_S:
+            return self._run_here(lane, request, call, rows, now)
+        self._admit(lane, rows, call, now)
+        loop = asyncio.get_running_loop()
+        waiter = _Waiter(request, call, rows, now, loop.create_future(), lane)
+        lane.waiting.append(waiter)
+        self._queued += rows
+        self._take_turn(lane)
+        self._dispatch(now)
+        return await self._wait(waiter, now, loop)
+
+    def _lane(self, name: str, request: QueryRequest) -> _Lane:
+        # The filter by identity: hashing a tree of 65,536 values here could cost more than the query, and the wire
+        # gives equal filters as one object.
+        key = (name, request.k, id(request.filter), request.within, request.ef_search, request.nprobe, request.exact,
+               request.include_metadata, request.include_vectors)
+        lane = self._lanes.get(key)
+        if lane is None:
+            if len(self._lanes) >= MAX_LANES:
+                self._lanes = {key: one for key, one in self._lanes.items() if one.running or one.waiting}
+            lane = self._lanes[key] = _Lane(name, request.filter)
+        return lane
+
+    def _run_here(self, lane: _Lane, request: QueryRequest, call: Call, rows: int, now: float) -> QueryResult:
+        call.check()
+        result = self._run(lane.name, request, call)
+        end = self._last_end = self._clock.monotonic()
+        self._learn(lane, end - now, rows)
+        seconds = end - now
+        self._observer.batch_ran(lane.name, rows, _NO_WAIT, seconds, True)
+        found = result.cost or _FREE
+        cost = Cost(0.0, seconds * 1e3, rows, found.hops, found.comparisons)
+        self._observer.queried(lane.name, request, result, cost, call)
+        return replace(result, cost=cost) if request.profile else result
+
+    def _learn(self, lane: _Lane, seconds: float, rows: int) -> None:
+        row_s = seconds / rows
+        lane.row_s = row_s if not lane.row_s else lane.row_s + FORGET * (row_s - lane.row_s)
+        self._row_s += FORGET * (row_s - self._row_s)
+
+    # --- waiting ----------------------------------------------------------------------------------
+
+    def _admit(self, lane: _Lane, rows: int, call: Call, now: float) -> None:
+        wait_s = self._queued * (lane.row_s or self._row_s) / self._workers
+        if self._queued and self._queued + rows > self._most_queued:
+            self._observer.refused(Refusal.QUEUE)
+            raise Overloaded(f"{self._queued} queries wait already; the limit is {self._most_queued}",
+                             retry_after_s=round(max(0.01, wait_s), 3), got=self._queued, limit=self._most_queued)
+        if call.deadline is not None and self._queued and now + wait_s > call.deadline:
+            self._observer.refused(Refusal.DEADLINE)
+            raise Overloaded(f"the queue takes some {wait_s:.3f} s, and this call's deadline is sooner",
+                             retry_after_s=round(wait_s, 3), got=self._queued, limit=self._most_queued)
+
+    async def _wait(self, waiter: _Waiter, now: float, loop: asyncio.AbstractEventLoop) -> QueryResult:
+        deadline = waiter.call.deadline
+        timer = None
+        if deadline is not None:
+            timer = loop.call_later(max(0.0, deadline - now), self._give_up, waiter, Stopped.DEADLINE)
+        try:
+            return await waiter.done
+        except asyncio.CancelledError:
+            self._give_up(waiter, Stopped.CANCELLED)
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def _give_up(self, waiter: _Waiter, why: Stopped) -> None:
+        """End one waiter; its batch is stopped if it was the last."""
+        waiter.call.end(why)
+        batch = waiter.batch
+        if batch is not None:
+            batch.alive -= 1
+            if not batch.alive:
+                batch.call.end(why)
+        elif not waiter.gone:
+            self._leave_queue(waiter)
+        if not waiter.done.done():
+            waiter.done.set_exception(stopped_error(why))
+
+    def _leave_queue(self, waiter: _Waiter) -> None:
+        """It stays where it stands, to be skipped, until half of its lane is such."""
+        lane = waiter.lane
+        waiter.gone = True
+        self._queued -= waiter.rows
+        lane.gone += 1
+        if lane.gone > 64 and 2 * lane.gone > len(lane.waiting):
+            lane.waiting = deque(one for one in lane.waiting if not one.gone)
+            lane.gone = 0
+
+    # --- batches ----------------------------------------------------------------------------------
+
+    def _take_turn(self, lane: _Lane) -> None:
+        if lane.waiting and not lane.in_turn:
+            lane.in_turn = True
+            self._turn.append(lane)
+
+    def _dispatch(self, now: float) -> None:
+        """Start batches while there are workers, and lanes whose turn it is."""
+        for _ in range(len(self._turn)):
+            if self._running >= self._workers:
+                return
+            lane = self._turn.popleft()
+            lane.in_turn = False
+            if not lane.running or now - lane.started >= SECOND_AFTER_S:
+                self._start(lane, now)
+            self._take_turn(lane)
+
+    def _start(self, lane: _Lane, now: float) -> None:
+        waiters: list[_Waiter] = []
+        rows = 0
+        while lane.waiting and (not waiters or rows + lane.waiting[0].rows <= BATCH_ROWS):
+            waiter = lane.waiting.popleft()
+            if waiter.gone:
+                lane.gone -= 1
+                continue
+            waiters.append(waiter)
+            rows += waiter.rows
+        if not waiters:
+            return
+        self._queued -= rows
+        batch = _Batch(lane, waiters, _together(waiters), Call(request_id=waiters[0].call.request_id), now,
+                       len(waiters))
+        for waiter in waiters:
+            waiter.batch = batch
+        lane.running += 1
+        lane.started = now
+        self._running += 1
+        loop = asyncio.get_running_loop()
+
+        def work() -> None:
+            result: QueryResult | BaseException
+            try:
+                result = self._run(lane.name, batch.request, batch.call)
+            except BaseException as error:
+                result = error
+            loop.call_soon_threadsafe(self._finish, batch, result, self._clock.monotonic())
+
+        try:
+            self._executor.submit(work)
+        except RuntimeError as error:  # the executor was shut down under us
+            self._finish(batch, error, now)
+
+    def _finish(self, batch: _Batch, result: QueryResult | BaseException, end: float) -> None:
+        lane = batch.lane
+        lane.running -= 1
+        self._running -= 1
+        self._last_end = end
+        rows = len(batch.request.vectors)
+        self._observer.batch_ran(lane.name, rows, [batch.began - waiter.arrived for waiter in batch.waiters],
+                                 end - batch.began, False)
+        if isinstance(result, BaseException):
+            for waiter in batch.waiters:
+                if not waiter.done.done():
+                    waiter.done.set_exception(copy(result))  # each raises its own: fields and tracebacks grow
+        else:
+            self._learn(lane, end - batch.began, rows)
+            self._share(batch, result, end)
+        self._dispatch(self._clock.monotonic())
+
+    def _share(self, batch: _Batch, result: QueryResult, end: float) -> None:
+        """Give each waiter its rows of the answer."""
+        rows = len(batch.request.vectors)
+        compute_ms = (end - batch.began) * 1e3
+        found = result.cost or _FREE
+        start = 0
+        for waiter in batch.waiters:
+            stop = start + waiter.rows
+            if not waiter.done.done():
+                request = waiter.request
+                cost = Cost((batch.began - waiter.arrived) * 1e3, compute_ms, rows, found.hops, found.comparisons)
+                mine = QueryResult(result.matches[start:stop], result.plan if request.explain else None,
+                                   result.missing, cost if request.profile else None)
+                waiter.done.set_result(mine)
+                self._observer.queried(batch.lane.name, request, mine, cost, waiter.call)
+            start = stop
+
+
+def _together(waiters: list[_Waiter]) -> QueryRequest:
+    """One request of them all: the plan and the cost are found if one of them wants them."""
+    first = waiters[0].request
+    if len(waiters) == 1:
+        return first
+    return replace(first, vectors=np.concatenate([waiter.request.vectors for waiter in waiters]),
+                   explain=any(waiter.request.explain for waiter in waiters),
+                   profile=any(waiter.request.profile for waiter in waiters))
