@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import orjson
 
+from vecdb.core.calls import Call
 from vecdb.core.errors import CollectionExists, CollectionNotFound, DatabaseClosed, InvalidMetadata
 from vecdb.core.filters import evaluate
 from vecdb.core.filters.tree import Node
@@ -85,7 +86,8 @@ class MemoryBackend:
             raise CollectionNotFound(name)
         return self._tables[name]
 
-    def create_collection(self, schema: CollectionSchema) -> None:
+    def create_collection(self, schema: CollectionSchema, call: Call | None = None) -> None:
+        _check(call)
         with self._lock:
             assert not self._closed
             assert CollectionSchema.from_json(orjson.loads(orjson.dumps(schema.to_json()))) == schema
@@ -93,30 +95,37 @@ class MemoryBackend:
                 raise CollectionExists(schema.name)
             self._tables[schema.name] = Table(schema)
 
-    def drop_collection(self, name: str) -> None:
+    def drop_collection(self, name: str, call: Call | None = None) -> None:
+        _check(call)
         with self._lock:
             self._table(name)
             del self._tables[name]
 
-    def list_collections(self) -> list[str]:
+    def list_collections(self, call: Call | None = None) -> list[str]:
+        _check(call)
         with self._lock:
             return sorted(self._tables)
 
-    def schema(self, name: str) -> CollectionSchema:
+    def schema(self, name: str, call: Call | None = None) -> CollectionSchema:
+        _check(call)
         with self._lock:
             return self._table(name).schema
 
-    def describe(self, name: str) -> Description:
+    def describe(self, name: str, call: Call | None = None) -> Description:
+        _check(call)
         with self._lock:
             table = self._table(name)
             return Description(name, len(table.rows), {"log_index": table.log_index})
 
-    def optimize(self, name: str, on_progress: Callable[[str, int, int], None] | None = None) -> Description:
+    def optimize(self, name: str, on_progress: Callable[[str, int, int], None] | None = None,
+                 call: Call | None = None) -> Description:
+        _check(call)
         if on_progress is not None:
             on_progress("optimize", 1, 1)
         return self.describe(name)
 
-    def upsert(self, name: str, batch: UpsertBatch) -> WriteResult:
+    def upsert(self, name: str, batch: UpsertBatch, call: Call | None = None) -> WriteResult:
+        _check(call)
         with self._lock:
             table = self._table(name)
             _check_batch(table.schema, batch)
@@ -126,7 +135,8 @@ class MemoryBackend:
             table.log_index += 1
             return WriteResult(inserted=len(batch.ids) - updated, updated=updated, log_index=table.log_index)
 
-    def delete(self, name: str, command: DeleteIds | DeleteWhere) -> WriteResult:
+    def delete(self, name: str, command: DeleteIds | DeleteWhere, call: Call | None = None) -> WriteResult:
+        _check(call)
         with self._lock:
             table = self._table(name)
             if isinstance(command, DeleteIds):
@@ -138,8 +148,9 @@ class MemoryBackend:
             table.log_index += 1
             return WriteResult(deleted=deleted, missing=len(ids) - deleted, log_index=table.log_index)
 
-    def update_metadata(self, name: str, command: UpdateMetadata) -> WriteResult:
+    def update_metadata(self, name: str, command: UpdateMetadata, call: Call | None = None) -> WriteResult:
         """All or nothing: an object that would grow over the limit refuses the whole command."""
+        _check(call)
         with self._lock:
             table = self._table(name)
             _check_ids(command.ids)
@@ -153,7 +164,8 @@ class MemoryBackend:
             return WriteResult(updated=len(changed), missing=len(command.ids) - len(changed),
                                log_index=table.log_index)
 
-    def query(self, name: str, request: QueryRequest) -> QueryResult:
+    def query(self, name: str, request: QueryRequest, call: Call | None = None) -> QueryResult:
+        _check(call)
         with self._lock:
             table = self._table(name)
             _check_vectors(table.schema, request.vectors)
@@ -167,14 +179,16 @@ class MemoryBackend:
             return QueryResult(matches, plan)
 
     def fetch(self, name: str, ids: Sequence[RecordId], *, include_metadata: bool = True,
-              include_vectors: bool = True) -> list[Record]:
+              include_vectors: bool = True, call: Call | None = None) -> list[Record]:
+        _check(call)
         with self._lock:
             table = self._table(name)
             return [Record(identity, _copy(row.metadata) if include_metadata else {},
                            row.vector.copy() if include_vectors else None)
                     for identity in ids if (row := table.rows.get(identity)) is not None]
 
-    def scan(self, name: str, request: ScanRequest) -> ScanPage:
+    def scan(self, name: str, request: ScanRequest, call: Call | None = None) -> ScanPage:
+        _check(call)
         with self._lock:
             table = self._table(name)
             assert 1 <= request.limit <= MAX_BATCH_RECORDS
@@ -185,7 +199,8 @@ class MemoryBackend:
                             _stack(table.schema, page) if request.include_vectors else None,
                             page[-1][1].rid if len(found) > len(page) else None)
 
-    def count(self, name: str, where: Node | None = None) -> int:
+    def count(self, name: str, where: Node | None = None, call: Call | None = None) -> int:
+        _check(call)
         with self._lock:
             return len(self._table(name).matching(where))
 
@@ -201,6 +216,11 @@ class MemoryBackend:
                            [(identity, row.rid, row.vector.tobytes(), orjson.dumps(row.metadata))
                             for identity, row in table.rows.items()])
                     for name, table in self._tables.items()}
+
+
+def _check(call: Call | None) -> None:
+    if call is not None:
+        call.check()
 
 
 def _copy(metadata: dict[str, Any]) -> dict[str, Any]:

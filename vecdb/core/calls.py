@@ -73,6 +73,12 @@ class Call:
             raise stopped_error(int(self.stop[0]))
 
 
+def check(call: Call | None) -> None:
+    """Raise what ended ``call``, if it is one and was ended."""
+    if call is not None and call.stop[0]:
+        call.check()
+
+
 def stopped_error(why: int) -> VecdbError:
     """The error that a set flag means."""
     if why == Stopped.CANCELLED:

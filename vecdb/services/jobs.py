@@ -46,8 +46,9 @@ class Job:
         elapsed = max(0.0, now_s - self.started_s) if self.state == "running" else 0.0
         share = self.done / self.total if self.total else 0.0
         eta = elapsed / share - elapsed if share > 0 else None
-        return {"kind": self.kind, "state": self.state, "stage": self.stage, "done": self.done, "total": self.total,
-                "elapsed_s": round(elapsed, 3), "eta_s": None if eta is None else round(eta, 3), "error": self.error}
+        return {"collection": self.collection, "kind": self.kind, "state": self.state, "stage": self.stage,
+                "done": self.done, "total": self.total, "elapsed_s": round(elapsed, 3),
+                "eta_s": None if eta is None else round(eta, 3), "error": self.error}
 
 
 class JobRunner:
@@ -73,13 +74,13 @@ class JobRunner:
                 self._thread.start()
             self._wake.notify_all()
 
-    def describe(self, collection: str) -> list[dict[str, Any]]:
-        """Running, queued and last failed jobs of a collection."""
+    def describe(self, collection: str | None) -> list[dict[str, Any]]:
+        """Running, queued and last failed jobs of a collection (None: of all)."""
         with self._wake:
             jobs = [*([self._running] if self._running else []), *(job for job, _ in self._queue),
                     *self._failed.values()]
         now = self._clock.monotonic()
-        return [job.describe(now) for job in jobs if job.collection == collection]
+        return [job.describe(now) for job in jobs if collection in (None, job.collection)]
 
     def forget(self, collection: str) -> None:
         """Drop queued and failed jobs of a collection that goes away, and wait for its running one."""

@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from vecdb.core.calls import Call, check
 from vecdb.core.errors import (
     CollectionExists,
     CollectionNotFound,
@@ -112,8 +114,9 @@ class LocalDatabase:
 
     # --- collections ------------------------------------------------------------------------------
 
-    def create_collection(self, schema: CollectionSchema) -> None:
+    def create_collection(self, schema: CollectionSchema, call: Call | None = None) -> None:
         with self._changes:
+            check(call)
             self._check_may_change()
             self._settle()
             if schema.name in self._catalog.entries:
@@ -141,8 +144,9 @@ class LocalDatabase:
             self._catalog.remove(entry.schema.name)
         shutil.rmtree(self._folder(entry), ignore_errors=True)
 
-    def drop_collection(self, name: str) -> None:
+    def drop_collection(self, name: str, call: Call | None = None) -> None:
         with self._changes:
+            check(call)
             self._check_may_change()
             self._settle()
             self._catalog.get(name)
@@ -188,57 +192,75 @@ class LocalDatabase:
                 with suppress(VecdbError):
                     opened.shard.close(dropped=True)
 
-    def list_collections(self) -> list[str]:
+    def list_collections(self, call: Call | None = None) -> list[str]:
+        check(call)
         self._check_open()
         return sorted(self._catalog.entries)
 
-    def schema(self, name: str) -> CollectionSchema:
+    def schema(self, name: str, call: Call | None = None) -> CollectionSchema:
+        check(call)
         self._check_open()
         return self._catalog.get(name).schema
 
-    def describe(self, name: str) -> Description:
+    def describe(self, name: str, call: Call | None = None) -> Description:
         with self._using(name) as opened:
+            check(call)
             return describe(opened.shard, self._jobs.describe(name))
 
-    def optimize(self, name: str, on_progress: Progress | None = None) -> Description:
+    def optimize(self, name: str, on_progress: Progress | None = None, call: Call | None = None) -> Description:
         with self._using(name) as opened:
+            check(call)
             opened.maintainer.optimize(on_progress)
             return describe(opened.shard, self._jobs.describe(name))
 
+    def jobs(self, name: str | None = None, call: Call | None = None) -> list[dict[str, Any]]:
+        """Background jobs of a collection, or of all: ``collection kind state stage done total error`` and times."""
+        check(call)
+        if name is not None:
+            self.schema(name)
+        self._check_open()
+        return self._jobs.describe(name)
+
+    def verify(self, name: str, call: Call | None = None) -> dict[str, Any]:
+        """Read every record and compare digests: see :func:`vecdb.services.verify.verify`."""
+        with self._using(name) as opened:
+            return opened.shard.verify(call)
+
     # --- records ----------------------------------------------------------------------------------
 
-    def upsert(self, name: str, batch: UpsertBatch) -> WriteResult:
-        return self._write(name, batch)
+    def upsert(self, name: str, batch: UpsertBatch, call: Call | None = None) -> WriteResult:
+        return self._write(name, batch, call)
 
-    def delete(self, name: str, command: DeleteIds | DeleteWhere) -> WriteResult:
-        return self._write(name, command)
+    def delete(self, name: str, command: DeleteIds | DeleteWhere, call: Call | None = None) -> WriteResult:
+        return self._write(name, command, call)
 
-    def update_metadata(self, name: str, command: UpdateMetadata) -> WriteResult:
-        return self._write(name, command)
+    def update_metadata(self, name: str, command: UpdateMetadata, call: Call | None = None) -> WriteResult:
+        return self._write(name, command, call)
 
-    def _write(self, name: str, command: Command) -> WriteResult:
+    def _write(self, name: str, command: Command, call: Call | None) -> WriteResult:
         if self._catalog.doubtful == name:  # never acknowledge what the next opening may delete
             with self._changes:
                 self._settle()
         with self._using(name) as opened:
-            return opened.shard.write(command)
+            return opened.shard.write(command, call)
 
-    def query(self, name: str, request: QueryRequest) -> QueryResult:
+    def query(self, name: str, request: QueryRequest, call: Call | None = None) -> QueryResult:
         with self._using(name) as opened:
-            return opened.shard.query(request)
+            return opened.shard.query(request, call)
 
     def fetch(self, name: str, ids: Sequence[RecordId], *, include_metadata: bool = True,
-              include_vectors: bool = True) -> list[Record]:
+              include_vectors: bool = True, call: Call | None = None) -> list[Record]:
         with self._using(name) as opened:
-            return opened.shard.fetch(ids, include_metadata=include_metadata, include_vectors=include_vectors)
+            return opened.shard.fetch(ids, include_metadata=include_metadata, include_vectors=include_vectors,
+                                      call=call)
 
-    def scan(self, name: str, request: ScanRequest) -> ScanPage:
+    def scan(self, name: str, request: ScanRequest, call: Call | None = None) -> ScanPage:
         with self._using(name) as opened:
-            return opened.shard.scan(request)
+            return opened.shard.scan(request, call)
 
-    def count(self, name: str, where: Node | None = None) -> int:
+    def count(self, name: str, where: Node | None = None, call: Call | None = None) -> int:
         with self._using(name) as opened:
-            return opened.shard.count(where)
+            return opened.shard.count(where, call)
 
     # --- life -------------------------------------------------------------------------------------
 

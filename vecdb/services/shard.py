@@ -16,8 +16,9 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
+from vecdb.core.calls import Call, check
 from vecdb.core.errors import (
     CollectionNotFound,
     DatabaseClosed,
@@ -39,6 +40,7 @@ from vecdb.services import reads
 from vecdb.services.answer import answer
 from vecdb.services.recovery import recover
 from vecdb.services.settings import EngineSettings
+from vecdb.services.verify import Verification, verify
 from vecdb.shard import rows
 from vecdb.shard.machine import Applied, ShardMachine
 from vecdb.shard.mutations import Mutations
@@ -79,8 +81,8 @@ class ShardService:
 
     # --- writes -----------------------------------------------------------------------------------
 
-    def write(self, command: Command) -> WriteResult:
-        """Carry out one command; durable when this returns.
+    def write(self, command: Command, call: Call | None = None) -> WriteResult:
+        """Carry out one command; durable when this returns.  A call that was ended before it is applied does nothing.
 
         Raises what the command is refused for, :class:`~vecdb.core.errors.StorageError` if the disk refuses (then
         nothing is shown, and what was acknowledged before is safe), ``OutcomeUnknown``, ``Overloaded``.
@@ -89,6 +91,7 @@ class ShardService:
             raise StorageReadOnly("the database was opened read-only", path=str(self.directory))
         self.before_write()
         with self.writing():
+            check(call)
             applied = self.machine.apply(self.machine.state.applied + 1, command)
             store = self._store
             try:
@@ -176,29 +179,44 @@ class ShardService:
     def view(self) -> ShardView:
         return self.machine.view
 
-    def query(self, request: QueryRequest) -> QueryResult:
+    def query(self, request: QueryRequest, call: Call | None = None) -> QueryResult:
         """Answer a batch of queries, split over the pool's threads when there are many."""
         space = self.machine.growing.space
         if request.vectors.shape[1:] != (space.row_items,) or request.vectors.dtype != space.row_dtype:
             raise InvalidArgument("vector", f"{request.vectors.shape} {request.vectors.dtype} does not fit "
                                   f"(n, {space.row_items}) {space.row_dtype}", got=str(request.vectors.shape),
                                   limit=f"(n, {space.row_items})")
-        return self._reading(lambda machine: answer(machine.view, request, machine, self._compute))
+        return self._reading(call, lambda machine: answer(machine.view, request, machine, self._compute))
 
-    def fetch(self, ids: Sequence[RecordId], *, include_metadata: bool, include_vectors: bool) -> list[Record]:
+    def fetch(self, ids: Sequence[RecordId], *, include_metadata: bool, include_vectors: bool,
+              call: Call | None = None) -> list[Record]:
         """The records that exist, in the order asked; ``DataCorrupted`` names those with damaged vectors."""
-        return self._reading(lambda machine: reads.fetch(
+        return self._reading(call, lambda machine: reads.fetch(
             machine, self.directory, ids, include_metadata=include_metadata, include_vectors=include_vectors))
 
-    def scan(self, request: ScanRequest) -> ScanPage:
-        return self._reading(lambda machine: reads.scan(machine, self.directory, request))
+    def scan(self, request: ScanRequest, call: Call | None = None) -> ScanPage:
+        return self._reading(call, lambda machine: reads.scan(machine, self.directory, request))
 
-    def count(self, where: Node | None) -> int:
-        return self._reading(lambda machine: reads.count(machine, where))
+    def count(self, where: Node | None, call: Call | None = None) -> int:
+        return self._reading(call, lambda machine: reads.count(machine, where))
 
-    def _reading(self, read: Callable[[ShardMachine], T]) -> T:
+    def verify(self, call: Call | None = None) -> dict[str, Any]:
+        """Read every record and compare digests: see :func:`vecdb.services.verify.verify`."""
+        so_far = Verification()
+        for _ in range(OPTIMISTIC_TRIES):
+            try:
+                return verify(self.machine, so_far, call, settled=False)
+            except StaleView:
+                continue
+            except DatabaseClosed:
+                break
+        with self.writing():
+            return verify(self.machine, so_far, call, settled=True)
+
+    def _reading(self, call: Call | None, read: Callable[[ShardMachine], T]) -> T:
         """Run a read on the machine of the moment; again if writes overtook it or the store was opened anew."""
         for _ in range(OPTIMISTIC_TRIES):
+            check(call)
             try:
                 return read(self.machine)
             except StaleView:
