@@ -23,6 +23,15 @@ MAX_BATCH_BYTES: Final = 64 << 20
 MAX_QUERY_ROWS: Final = 100_000
 """Most queries in one call."""
 
+MAX_RESULTS: Final = 10_000_000
+"""Most results of one call (queries times k): above, the answer alone takes gigabytes."""
+
+MAX_RESULT_BYTES: Final = 1 << 30
+"""Most bytes of vectors in one answer."""
+
+MAX_NPROBE: Final = 1 << 20
+"""Most lists probed, as in the schema: no index has more."""
+
 MAX_ID_BYTES: Final = 128
 """Longest string id in UTF-8: long enough for a URL's hash or a UUID with a prefix."""
 
@@ -38,6 +47,9 @@ MAX_METADATA_DEPTH: Final = 32
 MAX_FILTER_BYTES: Final = 64 << 10
 """Longest filter text."""
 
+MAX_FILTER_JSON_BYTES: Final = 16 << 20
+"""Longest filter in the mapping form as JSON: the longest ``in`` list, its values as long as ids may be."""
+
 MAX_FILTER_DEPTH: Final = 64
 """Deepest nesting of a filter's tree: bounds recursion on hostile input."""
 
@@ -46,6 +58,9 @@ MAX_FILTER_NODES: Final = 4_096
 
 MAX_IN_VALUES: Final = 65_536
 """Most values in one ``in`` list."""
+
+MAX_WORD: Final = 256
+"""Longest name of a setting's value, of a table's column or of an indexed field: more would only fill messages."""
 
 MAX_NAME_BYTES: Final = 128
 """Longest collection name; it becomes a folder's name."""
@@ -58,3 +73,12 @@ MAX_INDEXED_FIELDS: Final = 256
 
 MAX_INDEXED_STRING_BYTES: Final = 1_024
 """Longest string that enters an inverted index; longer ones are filtered by reading records."""
+
+MAX_KEYS: Final = 10_000
+"""Most API keys of one node: all are held in memory, about a kilobyte each."""
+
+MAX_GRANTS: Final = 64
+"""Most grants of one API key; each is asked at every call."""
+
+MAX_GRANT_COLLECTIONS: Final = 256
+"""Most names and prefixes in one grant."""
