@@ -8,7 +8,7 @@ import dataclasses
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from vecdb.core.errors import InvalidArgument, LimitExceeded, VecdbError
 from vecdb.core.limits import MAX_DIM, MAX_EF, MAX_INDEXED_FIELDS, MAX_M, MAX_NAME_BYTES
@@ -118,7 +118,8 @@ class IndexSpec:
 AUTO_HNSW_RECORDS = 20_000
 """Records in a segment from which ``auto`` builds a graph: below, a scan answers in under a millisecond."""
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
+NAME_PATTERN: Final = r"[A-Za-z0-9_][A-Za-z0-9_.\-]*"
+_NAME = re.compile(NAME_PATTERN)
 
 
 def check_name(name: object) -> str:
