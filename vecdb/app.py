@@ -66,7 +66,7 @@ def open_embedded(path: str | os.PathLike[str], *, threads: int = 0, read_only: 
                 pool.close()
                 lock.close()
 
-            return LocalDatabase(directory, _open_store, pool, SystemClock(), settings, on_job_error=_report,
+            return LocalDatabase(directory, open_store, pool, SystemClock(), settings, on_job_error=_report,
                                  on_close=let_go)
         except BaseException:
             pool.close()
@@ -122,7 +122,7 @@ def _mark_format(directory: Path) -> None:
         raise from_os_error(error, marker, "creating") from error
 
 
-def _open_store(path: Path, *, read_only: bool = False) -> RocksStore:
+def open_store(path: Path, *, read_only: bool = False) -> RocksStore:
     """Open a store; what an interrupted write left at its log's end, and was cut off, is told."""
     store = RocksStore(path, read_only=read_only)
     torn = store.recovered_tail

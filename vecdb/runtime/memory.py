@@ -115,3 +115,12 @@ def _statistic(path: Path, name: str) -> int:
     except (OSError, ValueError):
         return 0
     return 0
+
+
+def held_bytes(root: Path = Path("/")) -> int:
+    """Resident bytes that only the process itself can give back: mapped files are the kernel's to drop."""
+    try:
+        fields = (root / "proc/self/statm").read_text().split()
+        return (int(fields[1]) - int(fields[2])) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError, ValueError):
+        return resident_bytes(root)

@@ -1,0 +1,323 @@
+"""What every gRPC call passes through, in this order, before and after its servicer.
+
+1. The call is counted; above ``concurrent_calls`` it is refused.
+2. Its deadline (the caller's, else the default; never beyond the longest), its request id (``x-request-id``, else one
+   of ours).
+3. Who calls (:class:`~vecdb.rpc.auth.Authenticator`), at what rate, and how many bytes of requests are held already.
+   All this before a byte of the message is parsed: methods are registered for raw bytes.
+4. The message is parsed; who calls must be allowed what the method does, on the collection it names.
+5. The servicer, from message to message.  Conversions that take long run in a small pool (:meth:`Context.apart`).
+6. Any error becomes a status with typed details (:mod:`vecdb.wire.status`), the request id and, for Overloaded, gRPC's
+   own hint of when to try again.  What is not one of our errors is a fault: logged whole, told as INTERNAL.
+7. Admin calls are audited, every call observed.
+
+A cancelled call (its client went away) sets the call's ``stop``, and the work ends.
+"""
+
+import asyncio
+import itertools
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, TypeVar
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+
+from vecdb.core.access import Principal, Role
+from vecdb.core.calls import Call, Stopped
+from vecdb.core.errors import InvalidArgument, Overloaded, Unavailable, VecdbError
+from vecdb.ports import tracing
+from vecdb.ports.observer import Observer, Refusal
+from vecdb.wire import status
+
+T = TypeVar("T")
+
+HEAVY_BYTES: Final = 32 << 10
+"""From this size on a message is taken apart in a thread: it would hold the loop for a millisecond or more."""
+PREFIX: Final = "/vecdb.v1."
+_CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
+
+
+class Authenticate(Protocol):
+    def check(self, metadata: Any, peer: str) -> Principal: ...
+
+
+class Rates(Protocol):
+    def take(self, principal: Principal, cost: float = 1.0) -> None: ...
+
+
+class Budget(Protocol):
+    def acquire(self, count: int) -> None: ...
+
+    def release(self, count: int) -> None: ...
+
+
+class Audit(Protocol):
+    def record(self, *, principal: Principal, peer: str, method: str, collection: str, outcome: str, request_id: str,
+               arguments: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Guards:
+    """What stands at the door; ``on_fault(error, request_id, method)`` hears of faults of our own."""
+
+    authenticator: Authenticate
+    rates: Rates
+    budget: Budget
+    audit: Audit
+    observer: Observer
+    on_fault: Callable[[BaseException, str, str], None]
+    concurrent_calls: int = 2_048
+    deadline_s: float = 60.0
+    deadline_max_s: float = 3_600.0
+
+
+@dataclass(slots=True, eq=False)
+class Context:
+    """One call, for its servicer."""
+
+    call: Call
+    principal: Principal
+    peer: str
+    workers: Executor
+
+    async def apart(self, size: int, work: Callable[..., T], *args: Any) -> T:
+        """``work(*args)``: here if ``size`` bytes are few, else in a thread."""
+        if size < HEAVY_BYTES:
+            return work(*args)
+        return await asyncio.get_running_loop().run_in_executor(self.workers, work, *args)
+
+
+Handle = Callable[[Any, Context], Awaitable[Message]]
+Stream = Callable[[Any, Context], AsyncIterator[Message]]
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """``name`` is ``Service/Method``.  ``collection`` reads the name out of a message (None: it concerns no one).
+
+    Exactly one of ``unary``, ``server_stream`` (one message in) and ``bidi`` (messages in, as parsed) is given.
+    ``whole``: the role is needed on the whole server when the message names no collection.
+    """
+
+    name: str
+    request: type[Message]
+    role: Role
+    collection: Callable[[Any], str] | None = None
+    audited: bool = False
+    unary: Handle | None = None
+    server_stream: Stream | None = None
+    bidi: Stream | None = None
+
+    def allow(self, message: Any, principal: Principal) -> str:
+        """Raise PermissionDenied, or return the collection's name ("": none)."""
+        name = self.collection(message) if self.collection is not None else ""
+        if self.role is not Role.READ or self.collection is not None:
+            principal.require(self.role, name if self.collection is not None else None)
+        return name
+
+
+class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the stubs alone
+    """A table of methods as a gRPC handler."""
+
+    def __init__(self, methods: list[Method], guards: Guards, workers: Executor, *, prefix: str = PREFIX) -> None:
+        self._guards = guards
+        self._workers = workers
+        self._running = 0
+        self._ids = itertools.count(1)
+        self._id_prefix = os.urandom(4).hex()
+        self._handlers = {prefix + method.name: self._handler(method) for method in methods}
+
+    @property
+    def running(self) -> int:
+        """Calls that have begun and not ended."""
+        return self._running
+
+    def service(self, handler_call_details: Any) -> Any:
+        return self._handlers.get(handler_call_details.method)
+
+    def _handler(self, method: Method) -> Any:
+        if method.unary is not None:
+            return grpc.unary_unary_rpc_method_handler(self._unary(method, method.unary))
+        if method.server_stream is not None:
+            return grpc.unary_stream_rpc_method_handler(self._server_stream(method, method.server_stream))
+        assert method.bidi is not None
+        return grpc.stream_stream_rpc_method_handler(self._bidi(method, method.bidi))
+
+    # --- the way in -------------------------------------------------------------------------------
+
+    def _context(self, context: Any) -> Context:
+        """Step 2; it cannot fail, so that every refusal has a request id."""
+        request_id = ""
+        for key, value in context.invocation_metadata() or ():
+            if key == "x-request-id" and isinstance(value, str):
+                request_id = value[:128]
+        call = Call(request_id=request_id or f"{self._id_prefix}-{next(self._ids):x}")
+        return Context(call, _NOBODY, context.peer(), self._workers)
+
+    def _admit(self, held: Context, context: Any, default_s: float) -> None:
+        """Steps 1 and 3."""
+        guards = self._guards
+        if self._running > guards.concurrent_calls:
+            guards.observer.refused(Refusal.CALLS)
+            raise Overloaded(f"{guards.concurrent_calls} calls run already", retry_after_s=0.1,
+                             limit=guards.concurrent_calls)
+        left = context.time_remaining()
+        held.call.deadline = time.monotonic() + min(default_s if left is None else left, guards.deadline_max_s)
+        held.principal = guards.authenticator.check(context.invocation_metadata() or (), held.peer)
+        held.call.principal = held.principal.id or held.principal.name
+        guards.rates.take(held.principal)
+
+    def _parse(self, method: Method, raw: bytes) -> Any:
+        try:
+            return method.request.FromString(raw)
+        except DecodeError:
+            raise InvalidArgument("message", f"these {len(raw)} bytes are no {method.request.DESCRIPTOR.name}",
+                                  got=len(raw), limit=method.request.DESCRIPTOR.full_name) from None
+
+    # --- unary ------------------------------------------------------------------------------------
+
+    def _unary(self, method: Method, handle: Handle) -> Callable[[bytes, Any], Awaitable[bytes]]:
+        guards = self._guards
+        observer, budget = guards.observer, guards.budget
+
+        async def run(raw: bytes, context: Any) -> bytes:
+            began = observer.call_began(method.name)
+            self._running += 1
+            size, out, collection, code = len(raw), b"", "", "OK"
+            held = self._context(context)
+            message: Any = None
+            try:
+                self._admit(held, context, guards.deadline_s)
+                budget.acquire(size)
+                try:
+                    message = self._parse(method, raw)
+                    del raw
+                    collection = method.allow(message, held.principal)
+                    tracer = tracing.get()
+                    if tracer.enabled:
+                        reply = await _traced(tracer, method, handle, message, held, context, collection)
+                    else:
+                        reply = await handle(message, held)
+                    out = reply.SerializeToString()
+                finally:
+                    budget.release(size)
+                return out
+            except asyncio.CancelledError:
+                code = "CANCELLED"
+                held.call.end(Stopped.CANCELLED)
+                raise
+            except Exception as error:
+                refusal = self._refusal(method, held, error)
+                code = refusal[0].name
+                return await context.abort(*refusal)  # type: ignore[no-any-return]
+            finally:
+                self._running -= 1
+                observer.call_ended(method.name, began, collection, code, size, len(out))
+                if method.audited:
+                    self._audit(method, held, message, collection, code)
+
+        return run
+
+    # --- streams ----------------------------------------------------------------------------------
+
+    def _server_stream(self, method: Method, handle: Stream) -> Callable[[bytes, Any], AsyncIterator[bytes]]:
+        def open_stream(raw: bytes, held: Context) -> AsyncIterator[Message]:
+            message = self._parse(method, raw)
+            method.allow(message, held.principal)
+            return handle(message, held)
+
+        return self._stream(method, open_stream)
+
+    def _bidi(self, method: Method, handle: Stream) -> Callable[[Any, Any], AsyncIterator[bytes]]:
+        def open_stream(incoming: Any, held: Context) -> AsyncIterator[Message]:
+            return handle(self._incoming(method, incoming, held), held)
+
+        return self._stream(method, open_stream)
+
+    def _stream(self, method: Method, open_stream: Callable[[Any, Context], AsyncIterator[Message]]
+                ) -> Callable[[Any, Any], AsyncIterator[bytes]]:
+        guards = self._guards
+        observer = guards.observer
+
+        async def run(incoming: Any, context: Any) -> AsyncIterator[bytes]:
+            began = observer.call_began(method.name)
+            self._running += 1
+            code, sent = "OK", 0
+            held = self._context(context)
+            replies: Any = None
+            try:
+                self._admit(held, context, guards.deadline_max_s)
+                replies = open_stream(incoming, held)
+                async for reply in replies:
+                    out = reply.SerializeToString()
+                    sent += len(out)
+                    yield out
+            except (asyncio.CancelledError, GeneratorExit):
+                code = "CANCELLED"
+                held.call.end(Stopped.CANCELLED)
+                raise
+            except Exception as error:
+                refusal = self._refusal(method, held, error)
+                code = refusal[0].name
+                await context.abort(*refusal)
+            finally:
+                self._running -= 1
+                observer.call_ended(method.name, began, "", code, 0, sent)
+                if replies is not None:
+                    await replies.aclose()
+
+        return run
+
+    async def _incoming(self, method: Method, raw: AsyncIterator[bytes], held: Context) -> AsyncIterator[Any]:
+        """Messages of a stream, parsed and allowed; each costs what a call costs."""
+        async for part in raw:
+            self._guards.rates.take(held.principal)
+            message = self._parse(method, part)
+            method.allow(message, held.principal)
+            yield message
+
+    # --- the way out ------------------------------------------------------------------------------
+
+    def _refusal(self, method: Method, held: Context, error: Exception) -> tuple[grpc.StatusCode, str, Any]:
+        """What ``context.abort`` is told: status, text, trailing metadata."""
+        request_id = held.call.request_id
+        if not isinstance(error, VecdbError):
+            self._guards.on_fault(error, request_id, method.name)
+        number, text, details = status.to_status(error, request_id)
+        trailing = [("grpc-status-details-bin", details), ("x-request-id", request_id)]
+        if isinstance(error, Overloaded | Unavailable) and (after := error.fields.get("retry_after_s")):
+            trailing.append(("grpc-retry-pushback-ms", str(int(float(after) * 1e3))))
+        return _CODES[number], text, tuple(trailing)
+
+    def _audit(self, method: Method, held: Context, message: Any, collection: str, code: str) -> None:
+        try:
+            self._guards.audit.record(principal=held.principal, peer=held.peer, method=method.name,
+                                      collection=collection, outcome=code, request_id=held.call.request_id,
+                                      arguments=_arguments(message))
+        except Exception as error:  # the call is done; what the log refuses must not undo it
+            self._guards.on_fault(error, held.call.request_id, "audit")
+
+
+_NOBODY: Final = Principal("", "nobody", ())
+
+
+async def _traced(tracer: tracing.Tracer, method: Method, handle: Handle, message: Any, held: Context, context: Any,
+                  collection: str) -> Message:
+    service, _, name = method.name.partition("/")
+    attributes: dict[str, tracing.Value] = {"rpc.system": "grpc", "rpc.service": f"vecdb.v1.{service}",
+                                            "rpc.method": name, "vecdb.request_id": held.call.request_id}
+    if collection:
+        attributes["db.collection.name"] = collection
+    with tracer.start(f"vecdb.v1.{method.name}", tracing.Kind.SERVER, context.invocation_metadata() or (), attributes):
+        return await handle(message, held)
+
+
+def _arguments(message: Any) -> dict[str, Any]:
+    """What an admin call asked for, small enough to be read."""
+    if message is None:
+        return {}
+    return {field.name: str(value)[:1_000] for field, value in message.ListFields()}

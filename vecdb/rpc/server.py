@@ -1,0 +1,125 @@
+"""The gRPC face of a node: its server, from bind to drain.
+
+Limits that gRPC itself keeps: the largest message, streams a connection, metadata's size, how long a handshake may
+take, pings.  Idle connections cost a descriptor and some kilobytes each; dead ones are found by keepalive.  A port is
+bound by one process alone unless ``reuse_port`` says that others will share it: otherwise a second server would take
+half of the calls of the first.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import grpc
+from grpc_health.v1 import _async as health_aio
+from grpc_health.v1 import health_pb2
+from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
+from grpc_reflection.v1alpha import reflection
+
+from vecdb.core.errors import Unavailable
+from vecdb.rpc.edge import Edge
+
+SERVICES: Final = ("Collections", "Records", "Queries", "Admin")
+KEEPALIVE_MS: Final = 60_000
+KEEPALIVE_TIMEOUT_MS: Final = 20_000
+HANDSHAKE_MS: Final = 15_000
+MAX_METADATA_BYTES: Final = 16 << 10
+STREAMS_PER_CONNECTION: Final = 1_000
+NOTICE_S: Final = 0.05
+"""Between telling health checks that the node goes and refusing calls: those on their way still get in."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """``credentials``: grpc server credentials or None for plaintext; ``hard_calls``: calls at which gRPC refuses."""
+
+    address: str
+    message_bytes: int
+    hard_calls: int
+    credentials: Any = None
+    reuse_port: bool = False
+    reflect: bool = True
+
+
+def _channel_options(options: ServerOptions) -> list[tuple[str, Any]]:
+    return [
+        ("grpc.max_receive_message_length", options.message_bytes),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+        ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION),
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
+        ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ("grpc.so_reuseport", 1 if options.reuse_port else 0),
+    ]
+
+
+class GrpcServer:
+    """Belongs to the event loop that starts it; ``edges`` answer the calls, the first that knows a method."""
+
+    def __init__(self, edges: Sequence[Edge], options: ServerOptions) -> None:
+        self._edges = edges
+        self._options = options
+        self._health = health_aio.HealthServicer()
+        self._server: Any = None
+        self.port = 0
+
+    async def start(self) -> int:
+        """Bind and serve; returns the port.  Health says NOT_SERVING until :meth:`ready`."""
+        self._server = server = grpc.aio.server(options=_channel_options(self._options),
+                                                maximum_concurrent_rpcs=self._options.hard_calls)
+        add_HealthServicer_to_server(self._health, server)
+        if self._options.reflect:
+            reflection.enable_server_reflection(
+                (*(f"vecdb.v1.{name}" for name in SERVICES), health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
+                 reflection.SERVICE_NAME), server)
+        server.add_generic_rpc_handlers(tuple(self._edges))
+        await self._tell(False)
+        self.port = self._bind(server)
+        await server.start()
+        return self.port
+
+    def _bind(self, server: Any) -> int:
+        options = self._options
+        try:
+            port = server.add_insecure_port(options.address) if options.credentials is None \
+                else server.add_secure_port(options.address, options.credentials)
+        except RuntimeError as error:
+            raise Unavailable(f"cannot listen on {options.address}: {_reason(str(error))}",
+                              address=options.address) from None
+        if not port and not options.address.startswith("unix:"):
+            raise Unavailable(f"cannot listen on {options.address}", address=options.address)
+        return int(port)
+
+    async def ready(self) -> None:
+        await self._tell(True)
+
+    async def _tell(self, serving: bool) -> None:
+        state = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in ("", *(f"vecdb.v1.{service}" for service in SERVICES)):
+            await self._health.set(name, state)
+
+    async def stop(self, drain_s: float) -> None:
+        """Say goodbye to health checks, take no new calls, let those that run end within ``drain_s``."""
+        if self._server is None:
+            return
+        await self._health.enter_graceful_shutdown()
+        await asyncio.sleep(min(NOTICE_S, drain_s))
+        await self._server.stop(drain_s)
+
+    @property
+    def running(self) -> int:
+        return sum(edge.running for edge in self._edges)
+
+
+def _reason(text: str) -> str:
+    """The kernel's words out of gRPC's."""
+    for words in ("Address already in use", "Permission denied", "Cannot assign requested address"):
+        if words.lower() in text.lower():
+            return words.lower()
+    return text[:200]
+
+

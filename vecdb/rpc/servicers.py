@@ -1,0 +1,234 @@
+"""The methods of the public services: from message to node and back.
+
+Each table is all there is to know of a service: what a method takes, which role it needs, on which collection.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any, Final
+
+from vecdb.core.access import Role
+from vecdb.core.calls import Call
+from vecdb.core.errors import VecdbError
+from vecdb.core.query import Description
+from vecdb.ports.node import Node
+from vecdb.rpc.edge import Context, Method
+from vecdb.v1 import collections_pb2 as c
+from vecdb.v1 import queries_pb2 as q
+from vecdb.v1 import records_pb2 as r
+from vecdb.wire import convert, status
+
+STREAM_WINDOW: Final = 256
+"""Queries of one stream that may be under way: what a reader that stops reading can make the node hold."""
+UPSERT_DEADLINE_S: Final = 60.0
+
+
+def _collection(message: Any) -> str:
+    return str(message.collection)
+
+
+def _name(message: Any) -> str:
+    return str(message.name)
+
+
+class CollectionsServicer:
+    """Whole collections."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def methods(self) -> list[Method]:
+        return [
+            Method("Collections/Create", c.CreateCollectionRequest, Role.ADMIN, lambda message: message.schema.name,
+                   audited=True, unary=self.create),
+            Method("Collections/Drop", c.DropCollectionRequest, Role.ADMIN, _name, audited=True, unary=self.drop),
+            Method("Collections/List", c.ListCollectionsRequest, Role.READ, unary=self.list),
+            Method("Collections/Get", c.GetCollectionRequest, Role.READ, _name, unary=self.get),
+            Method("Collections/Describe", c.DescribeCollectionRequest, Role.READ, _name, unary=self.describe),
+            Method("Collections/Optimize", c.OptimizeCollectionRequest, Role.WRITE, _name,
+                   server_stream=self.optimize),
+        ]
+
+    async def create(self, message: c.CreateCollectionRequest, context: Context) -> c.CreateCollectionReply:
+        await self._node.create_collection(convert.schema_from_wire(message.schema), context.call)
+        return c.CreateCollectionReply()
+
+    async def drop(self, message: c.DropCollectionRequest, context: Context) -> c.DropCollectionReply:
+        await self._node.drop_collection(message.name, context.call)
+        return c.DropCollectionReply()
+
+    async def list(self, message: c.ListCollectionsRequest, context: Context) -> c.ListCollectionsReply:
+        names = await self._node.list_collections(context.call)
+        return c.ListCollectionsReply(names=context.principal.visible(names))
+
+    async def get(self, message: c.GetCollectionRequest, context: Context) -> c.GetCollectionReply:
+        schema = await self._node.schema(message.name, context.call)
+        return c.GetCollectionReply(schema=convert.schema_to_wire(schema))
+
+    async def describe(self, message: c.DescribeCollectionRequest, context: Context) -> c.DescribeCollectionReply:
+        return convert.description_to_wire(await self._node.describe(message.name, context.call))
+
+    async def optimize(self, message: c.OptimizeCollectionRequest, context: Context
+                       ) -> AsyncIterator[c.OptimizeCollectionReply]:
+        told: asyncio.Queue[tuple[str, int, int]] = asyncio.Queue(64)
+
+        def tell(stage: str, done: int, total: int) -> None:
+            if not told.full():  # progress is for looking at; what nobody reads in time is left out
+                told.put_nowait((stage, done, total))
+
+        work: asyncio.Task[Description] = asyncio.create_task(self._node.optimize(message.name, context.call, tell))
+        try:
+            while not work.done():
+                news = asyncio.create_task(told.get())
+                await asyncio.wait((work, news), return_when=asyncio.FIRST_COMPLETED)
+                if news.done():
+                    stage, done, total = news.result()
+                    yield c.OptimizeCollectionReply(progress=c.OptimizeCollectionReply.Progress(
+                        stage=stage, done=done, total=total))
+                else:
+                    news.cancel()
+            yield c.OptimizeCollectionReply(done=convert.description_to_wire(work.result()))
+        finally:
+            work.cancel()
+
+
+class RecordsServicer:
+    """Records of a collection."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def methods(self) -> list[Method]:
+        return [
+            Method("Records/Upsert", r.UpsertRequest, Role.WRITE, _collection, unary=self.upsert),
+            Method("Records/UpsertStream", r.UpsertRequest, Role.WRITE, _collection, bidi=self.upsert_stream),
+            Method("Records/Delete", r.DeleteRequest, Role.WRITE, _collection, unary=self.delete),
+            Method("Records/UpdateMetadata", r.UpdateMetadataRequest, Role.WRITE, _collection, unary=self.update),
+            Method("Records/Fetch", r.FetchRequest, Role.READ, _collection, unary=self.fetch),
+            Method("Records/Scan", r.ScanRequest, Role.READ, _collection, unary=self.scan),
+            Method("Records/Count", r.CountRequest, Role.READ, _collection, unary=self.count),
+        ]
+
+    async def upsert(self, message: r.UpsertRequest, context: Context) -> r.UpsertReply:
+        schema = await self._node.schema(message.collection, context.call)
+        size = message.ByteSize()
+        batch = await context.apart(size, convert.upsert_from_wire, message, schema)
+        context.call.token = await context.apart(size, convert.token_from_wire, message)
+        result = await self._node.upsert(message.collection, batch, context.call)
+        return r.UpsertReply(result=convert.write_result_to_wire(result), tag=message.tag)
+
+    async def upsert_stream(self, messages: AsyncIterator[r.UpsertRequest], context: Context
+                            ) -> AsyncIterator[r.UpsertReply]:
+        """One batch after the other: gRPC's window holds back a sender that is quicker than the disk."""
+        async with aclosing(messages) as incoming:  # type: ignore[type-var]
+            async for message in incoming:
+                call = _call_of(context, UPSERT_DEADLINE_S)
+                try:
+                    reply = await self.upsert(message, Context(call, context.principal, context.peer, context.workers))
+                except VecdbError as error:
+                    reply = r.UpsertReply(tag=message.tag, error=status.to_error(error, call.request_id))
+                yield reply
+
+    async def delete(self, message: r.DeleteRequest, context: Context) -> r.DeleteReply:
+        command = await context.apart(message.ByteSize(), convert.delete_from_wire, message)
+        context.call.token = convert.token_from_wire(message)
+        result = await self._node.delete(message.collection, command, context.call)
+        return r.DeleteReply(result=convert.write_result_to_wire(result))
+
+    async def update(self, message: r.UpdateMetadataRequest, context: Context) -> r.UpdateMetadataReply:
+        schema = await self._node.schema(message.collection, context.call)
+        command = await context.apart(message.ByteSize(), convert.update_from_wire, message, schema)
+        context.call.token = convert.token_from_wire(message)
+        result = await self._node.update_metadata(message.collection, command, context.call)
+        return r.UpdateMetadataReply(result=convert.write_result_to_wire(result))
+
+    async def fetch(self, message: r.FetchRequest, context: Context) -> r.FetchReply:
+        schema = await self._node.schema(message.collection, context.call)
+        fetch = await context.apart(message.ByteSize(), convert.fetch_from_wire, message, schema)
+        records = await self._node.fetch(message.collection, fetch.ids, context.call,
+                                         include_metadata=fetch.include_metadata,
+                                         include_vectors=fetch.include_vectors)
+        return await context.apart(512 * len(records), convert.records_to_wire, records)
+
+    async def scan(self, message: r.ScanRequest, context: Context) -> r.ScanReply:
+        schema = await self._node.schema(message.collection, context.call)
+        request = await context.apart(message.ByteSize(), convert.scan_from_wire, message, schema)
+        page = await self._node.scan(message.collection, request, context.call)
+        return await context.apart(512 * len(page.ids), convert.page_to_wire, page)
+
+    async def count(self, message: r.CountRequest, context: Context) -> r.CountReply:
+        where = await context.apart(message.ByteSize(), convert.count_from_wire, message)
+        return r.CountReply(count=await self._node.count(message.collection, where, context.call))
+
+
+class QueriesServicer:
+    """Nearest neighbours; ``deadline_s``: of a query in a stream, which has none of its own."""
+
+    def __init__(self, node: Node, deadline_s: float) -> None:
+        self._node = node
+        self._deadline_s = deadline_s
+
+    def methods(self) -> list[Method]:
+        return [
+            Method("Queries/Query", q.QueryRequest, Role.READ, _collection, unary=self.query),
+            Method("Queries/QueryStream", q.QueryRequest, Role.READ, _collection, bidi=self.query_stream),
+        ]
+
+    async def query(self, message: q.QueryRequest, context: Context) -> q.QueryReply:
+        schema = await self._node.schema(message.collection, context.call)
+        request = await context.apart(message.ByteSize(), convert.query_from_wire, message, schema)
+        result = await self._node.query(message.collection, request, context.call)
+        size = 8 * request.k * len(request.vectors) * (64 if request.include_metadata or request.include_vectors else 1)
+        return await context.apart(size, convert.result_to_wire, result, message.tag)
+
+    async def _answer(self, message: q.QueryRequest, context: Context) -> q.QueryReply:
+        try:
+            return await self.query(message, context)
+        except VecdbError as error:
+            return q.QueryReply(tag=message.tag, error=status.to_error(error, context.call.request_id))
+
+    async def query_stream(self, messages: AsyncIterator[q.QueryRequest], context: Context
+                           ) -> AsyncIterator[q.QueryReply]:
+        """Answers as they come; no more is read while :data:`STREAM_WINDOW` queries are under way or unsent."""
+        replies: asyncio.Queue[q.QueryReply | None] = asyncio.Queue()
+        window = asyncio.Semaphore(STREAM_WINDOW)
+        under_way: set[asyncio.Task[None]] = set()
+
+        async def answer(message: q.QueryRequest) -> None:
+            call = _call_of(context, self._deadline_s)
+            reply = await self._answer(message, Context(call, context.principal, context.peer, context.workers))
+            replies.put_nowait(reply)
+
+        async def read() -> None:
+            try:
+                async for message in messages:
+                    await window.acquire()
+                    task = asyncio.create_task(answer(message))
+                    under_way.add(task)
+                    task.add_done_callback(under_way.discard)
+                if under_way:
+                    await asyncio.wait(under_way)
+            finally:
+                replies.put_nowait(None)
+
+        reader = asyncio.create_task(read())
+        try:
+            while (reply := await replies.get()) is not None:
+                window.release()
+                yield reply
+            await reader
+        finally:
+            for task in (reader, *under_way):
+                task.cancel()
+            await asyncio.gather(reader, *under_way, return_exceptions=True)
+
+
+def _call_of(context: Context, deadline_s: float) -> Call:
+    """A call of its own for a message of a stream: one that is ended does not end the others."""
+    outer = context.call
+    deadline = time.monotonic() + deadline_s
+    if outer.deadline is not None:
+        deadline = min(deadline, outer.deadline)
+    return Call(deadline, None, outer.request_id, outer.principal)
