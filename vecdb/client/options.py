@@ -15,6 +15,7 @@ import numpy as np
 
 from vecdb.core.errors import InvalidArgument, InvalidFilter, LimitExceeded
 from vecdb.core.filters import Everything, Node, to_node
+from vecdb.core.limits import MAX_WORD
 from vecdb.core.schema import CollectionSchema, IndexSpec, Metric, VectorType
 
 INDEX_ALIASES: Final = {"M": "m", "efConstruction": "ef_construction", "ef": "ef_search"}
@@ -77,10 +78,6 @@ def check_flag(argument: str, value: object) -> bool:
         raise InvalidArgument(argument, f"must be True or False, not {kind_of(value)}", got=kind_of(value),
                               limit="bool")
     return bool(value)
-
-
-MAX_WORD: Final = 256
-"""Longest name of a setting's value or of a table's column: longer ones would only fill error messages."""
 
 
 def check_text(argument: str, value: object) -> str:

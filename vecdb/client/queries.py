@@ -17,19 +17,10 @@ from vecdb.client.options import (
 from vecdb.client.results import Hits
 from vecdb.core.errors import InvalidArgument, LimitExceeded
 from vecdb.core.filters.tree import Node
-from vecdb.core.limits import MAX_EF, MAX_K
+from vecdb.core.limits import MAX_EF, MAX_K, MAX_NPROBE, MAX_RESULT_BYTES, MAX_RESULTS
 from vecdb.core.query import QueryRequest
 from vecdb.core.schema import CollectionSchema
 from vecdb.core.vectors import Array, check_queries, row_bytes
-
-MAX_RESULTS: Final = 10_000_000
-"""Most results of one call (queries times k): above, the answer alone takes gigabytes."""
-
-MAX_RESULT_BYTES: Final = 1 << 30
-"""Most bytes of vectors in one answer."""
-
-MAX_NPROBE: Final = 1 << 20
-"""As in the schema: no index has more lists."""
 
 _REPORTED_ROWS: Final = 256
 """Queries between two reports of progress; few enough to be seen, enough to keep both cores busy."""

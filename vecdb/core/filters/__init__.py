@@ -13,7 +13,7 @@ from vecdb.core.errors import InvalidFilter
 from vecdb.core.filters.builder import Expr, F, Field
 from vecdb.core.filters.check import check_node
 from vecdb.core.filters.evaluate import evaluate, predicate
-from vecdb.core.filters.mapping import from_mapping
+from vecdb.core.filters.mapping import from_mapping, to_mapping
 from vecdb.core.filters.parse import parse
 from vecdb.core.filters.text import to_text
 from vecdb.core.filters.tree import (
@@ -61,5 +61,5 @@ def to_node(value: FilterLike | None) -> Node | None:
 __all__ = [
     "And", "Compare", "Contains", "Everything", "Exists", "Expr", "F", "Field", "FilterLike", "GeoBox", "GeoRadius",
     "In", "IsNull", "Node", "Not", "Op", "Or", "Prefix", "Time", "check_node", "evaluate", "from_mapping", "parse",
-    "paths_of", "predicate", "to_node", "to_text",
+    "paths_of", "predicate", "to_mapping", "to_node", "to_text",
 ]

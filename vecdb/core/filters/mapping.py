@@ -5,27 +5,96 @@ plain value (equality) or operators: ``$eq $ne $gt $gte $lt $lte $in $nin $exist
 ``$geo_radius`` (``{"lat", "lon", "radius_m"}`` or three numbers) and ``$geo_box`` (``{"south", "west", "north",
 "east"}`` or four).
 A value ``{"$time": "2024-01-31T12:00:00Z"}`` is an instant (without offset: UTC), for those who send JSON.
+``{"$field": ["$price", {"$gt": 3}]}`` is the condition on a path that begins with ``$``.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, assert_never
 
 from vecdb.core.errors import InvalidFilter
 from vecdb.core.filters import check
 from vecdb.core.filters.check import Budget
 from vecdb.core.filters.paths import check_path
-from vecdb.core.filters.times import parse_literal
-from vecdb.core.filters.tree import And, Everything, Exists, IsNull, Node, Not, Or, Time
+from vecdb.core.filters.times import format_time, parse_literal
+from vecdb.core.filters.tree import (
+    And,
+    Compare,
+    Contains,
+    Everything,
+    Exists,
+    GeoBox,
+    GeoRadius,
+    In,
+    IsNull,
+    Leaf,
+    Node,
+    Not,
+    Op,
+    Or,
+    Prefix,
+    Time,
+    Value,
+)
 
 _COMPARISONS = {"$eq": "==", "$ne": "!=", "$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
 _GEO = {"$geo_radius": ("lat", "lon", "radius_m"), "$geo_box": ("south", "west", "north", "east")}
 _FIELD_OPS = (*_COMPARISONS, "$in", "$nin", "$exists", "$null", "$prefix", "$contains", "$not", *_GEO)
-_LOGIC = ("$and", "$or", "$nor", "$not")
+_LOGIC = ("$and", "$or", "$nor", "$not", "$field")
+_WRITTEN = {Op.EQ: "$eq", Op.LT: "$lt", Op.LE: "$lte", Op.GT: "$gt", Op.GE: "$gte"}
 
 
 def from_mapping(mapping: Mapping[str, Any]) -> Node:
-    """Return the tree of a mapping, or raise :class:`InvalidFilter` that names the key."""
-    return _mapping(mapping, 1, Budget())
+    """Return the tree of a mapping, or raise :class:`InvalidFilter` that names the key.
+
+    Mappings inside each other count as a tree's levels do, which bounds the recursion; joins that they imply
+    (several keys in one mapping) count when the tree is whole.
+    """
+    node = _mapping(mapping, 1, Budget())
+    check.check_depth(node)
+    return node
+
+
+def to_mapping(node: Node) -> dict[str, Any]:
+    """Return the mapping of a canonical tree (one that ``to_node`` or ``parse`` made): ``from_mapping``'s inverse.
+
+    Its values are JSON's, but for integers of more than 64 bits, which not every reader of JSON keeps.
+    """
+    match node:
+        case Everything():
+            return {}
+        case And(nodes):
+            return {"$and": [to_mapping(part) for part in nodes]}
+        case Or(nodes):
+            return {"$or": [to_mapping(part) for part in nodes]}
+        case Not(inner):
+            return {"$not": to_mapping(inner)}
+    condition = _condition(node)
+    return {"$field": [node.path, condition]} if node.path.startswith("$") else {node.path: condition}
+
+
+def _condition(leaf: Leaf) -> dict[str, Any]:
+    match leaf:
+        case Compare(_, op, value):
+            return {_WRITTEN[op]: _written(value)}
+        case In(_, values):
+            return {"$in": [_written(value) for value in values]}
+        case Prefix(_, text):
+            return {"$prefix": text}
+        case Contains(_, text):
+            return {"$contains": text}
+        case Exists():
+            return {"$exists": True}
+        case IsNull():
+            return {"$null": True}
+        case GeoRadius(_, lat, lon, radius_m):
+            return {"$geo_radius": [lat, lon, radius_m]}
+        case GeoBox(_, south, west, north, east):
+            return {"$geo_box": [south, west, north, east]}
+    assert_never(leaf)
+
+
+def _written(value: Value) -> Any:
+    return {"$time": format_time(value.unix_ns)} if isinstance(value, Time) else value
 
 
 def _refuse(where: str, message: str, got: object, limit: str) -> InvalidFilter:
@@ -44,15 +113,19 @@ def _mapping(mapping: object, depth: int, budget: Budget) -> Node:
     for key, value in mapping.items():
         if not isinstance(key, str):
             raise _refuse("", f"a key must be a str, not {type(key).__name__}", key, "str")
-        parts.append(_logic(key, value, depth + 1, budget) if key.startswith("$")
-                     else _field(check_path(key), value, depth + 1, budget))
+        parts.append(_logic(key, value, depth, budget) if key.startswith("$")
+                     else _field(check_path(key), value, depth, budget))
     return check.join(And, parts)
 
 
 def _logic(key: str, value: object, depth: int, budget: Budget) -> Node:
-    budget.depth(depth)
     if key == "$not":
         return Not(_mapping(value, depth + 1, budget))
+    if key == "$field":
+        if not isinstance(value, list | tuple) or len(value) != 2:
+            raise _refuse(key, f"needs a list of a path and its condition, not {type(value).__name__}", value,
+                          "[path, condition]")
+        return _field(check_path(value[0]), value[1], depth, budget)
     if key not in _LOGIC:
         raise _refuse("", f"unknown operator {key!r} where a path may stand; known are {', '.join(_LOGIC)}", key,
                       ", ".join(_LOGIC))
@@ -74,11 +147,10 @@ def _field(path: str, value: object, depth: int, budget: Budget) -> Node:
         return check.compare(path, "==", _value(value))
     if not value:
         raise _refuse(path, "an empty mapping says nothing", value, "a value or operators")
-    return check.join(And, [_operator(path, op, operand, depth + 1, budget) for op, operand in value.items()])
+    return check.join(And, [_operator(path, op, operand, depth, budget) for op, operand in value.items()])
 
 
 def _operator(path: str, op: object, operand: Any, depth: int, budget: Budget) -> Node:
-    budget.depth(depth)
     if not isinstance(op, str) or op not in _FIELD_OPS:
         hint = f"; a nested path is written '{path}.{op}'" if isinstance(op, str) and not op.startswith("$") else ""
         raise _refuse(path, f"unknown operator {op!r:.60}{hint}; known are {', '.join(_FIELD_OPS)}", op,

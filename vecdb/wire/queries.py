@@ -1,0 +1,148 @@
+"""Queries and their answers: the path that is walked most often, so each field is read once and nothing nests."""
+
+from itertools import accumulate, chain
+from math import isfinite
+from typing import Any
+
+import numpy as np
+
+from vecdb.core.errors import InvalidArgument, LimitExceeded
+from vecdb.core.limits import MAX_EF, MAX_K, MAX_NPROBE, MAX_QUERY_ROWS, MAX_RESULT_BYTES, MAX_RESULTS
+from vecdb.core.metadata import parse_metadata
+from vecdb.core.query import Cost, Matches, QueryRequest, QueryResult
+from vecdb.core.schema import CollectionSchema
+from vecdb.core.vectors import row_bytes
+from vecdb.v1 import queries_pb2 as pb
+from vecdb.v1 import types_pb2
+from vecdb.wire.filters import filter_from_wire, filter_to_wire
+from vecdb.wire.ids import ids_from_wire, ids_to_wire
+from vecdb.wire.jsons import object_from_wire, object_to_wire
+from vecdb.wire.matrix import matrix_from_wire, matrix_to_wire, queries_from_wire
+from vecdb.wire.records import reply
+
+DEFAULT_K = 10
+
+
+def query_to_wire(name: str, request: QueryRequest, tag: int = 0) -> pb.QueryRequest:
+    """Write a checked request, whose vectors are in stored form."""
+    msg = pb.QueryRequest(
+        collection=name, vectors=matrix_to_wire(request.vectors), k=request.k, within=request.within,
+        ef_search=request.ef_search, nprobe=request.nprobe, exact=request.exact,
+        with_metadata=request.include_metadata, with_vectors=request.include_vectors, explain=request.explain,
+        profile=request.profile, normalized=True, tag=tag)
+    if request.filter is not None:
+        msg.filter.CopyFrom(filter_to_wire(request.filter))
+    return msg
+
+
+def query_from_wire(msg: pb.QueryRequest, schema: CollectionSchema) -> QueryRequest:
+    """Return the request in stored form, or raise as ``query`` does."""
+    matrix = msg.vectors
+    rows = matrix.rows
+    k = msg.k or DEFAULT_K
+    if k > MAX_K:
+        raise _outside("k", k, 1, MAX_K)
+    if rows != 1:
+        _check_rows(rows, k)
+    ef_search, nprobe = msg.ef_search, msg.nprobe
+    if ef_search > MAX_EF:
+        raise _outside("ef_search", ef_search, 0, MAX_EF)
+    if nprobe > MAX_NPROBE:
+        raise _outside("nprobe", nprobe, 0, MAX_NPROBE)
+    with_vectors = msg.with_vectors
+    if with_vectors:
+        _check_vectors_size(rows, k, schema)
+    within = None
+    if msg.HasField("within"):
+        within = msg.within
+        if not isfinite(within):
+            raise InvalidArgument("within", "must be finite", got=str(within), limit="a finite number")
+    where = filter_from_wire(msg.filter) if msg.HasField("filter") else None
+    return QueryRequest(queries_from_wire(schema, matrix, msg.normalized), k, where, within, ef_search, nprobe,
+                        msg.exact, msg.with_metadata, with_vectors, msg.explain, msg.profile)
+
+
+def _outside(argument: str, value: int, low: int, high: int) -> LimitExceeded:
+    return LimitExceeded(argument, f"{value} is outside {low}..{high}", got=value, limit=f"{low}..{high}")
+
+
+def _check_rows(rows: int, k: int) -> None:
+    if rows == 0:
+        raise InvalidArgument("vector", "holds no vectors", got="0 rows", limit="at least one vector")
+    if rows > MAX_QUERY_ROWS:
+        raise LimitExceeded("vector", f"{rows} queries in one call, more than {MAX_QUERY_ROWS}", got=rows,
+                            limit=MAX_QUERY_ROWS)
+    if rows * k > MAX_RESULTS:
+        raise LimitExceeded("k", f"{rows} queries of k={k} ask for more than {MAX_RESULTS} results", got=rows * k,
+                            limit=MAX_RESULTS)
+
+
+def _check_vectors_size(rows: int, k: int, schema: CollectionSchema) -> None:
+    size = rows * k * row_bytes(schema)
+    if size > MAX_RESULT_BYTES:
+        raise LimitExceeded("include", f"the vectors of {rows} queries of k={k} may take {size} bytes, more than "
+                            f"{MAX_RESULT_BYTES}; fetch them by id", got=size, limit=MAX_RESULT_BYTES)
+
+
+def result_to_wire(result: QueryResult, tag: int = 0) -> pb.QueryReply:
+    """Write the answers of all queries, one after the other."""
+    matches = result.matches
+    if len(matches) == 1:
+        one = matches[0]
+        msg = pb.QueryReply(counts=(len(one.ids),), ids=ids_to_wire(one.ids), tag=tag,
+                            distances=one.distances.astype("<f4", copy=False).tobytes())
+    else:
+        msg = pb.QueryReply(
+            counts=[len(one.ids) for one in matches], tag=tag,
+            ids=ids_to_wire(list(chain.from_iterable([one.ids for one in matches]))),
+            distances=b"".join([one.distances.astype("<f4", copy=False).tobytes() for one in matches]))
+    if matches and matches[0].metadata is not None:
+        msg.metadata.extend([object_to_wire(extra) for one in matches for extra in one.metadata or ()])
+    if matches and matches[0].vectors is not None:
+        parts = [one.vectors for one in matches if one.vectors is not None]
+        msg.vectors.CopyFrom(matrix_to_wire(parts[0] if len(parts) == 1 else np.concatenate(parts)))
+    if result.plan is not None:
+        msg.plan_json = object_to_wire(result.plan)
+    if result.missing:
+        msg.missing.extend(result.missing)
+    if result.cost is not None:
+        msg.cost.CopyFrom(cost_to_wire(result.cost))
+    return msg
+
+
+@reply
+def result_from_wire(msg: pb.QueryReply) -> QueryResult:
+    """Return the answers; their arrays are rows of writable ones.  Metadata is None where none came."""
+    counts = list(msg.counts)
+    total = sum(counts)
+    ids = ids_from_wire(msg.ids, most=max(total, MAX_RESULTS))
+    data = msg.distances
+    if len(ids) != total or len(data) != 4 * total:
+        raise ValueError(f"{len(ids)} ids and {len(data)} bytes of distances for {total} results")
+    distances = np.frombuffer(data, "<f4").astype(np.float32) if total else np.empty(0, np.float32)
+    given = msg.metadata
+    if given and len(given) != total:
+        raise ValueError(f"{len(given)} metadata objects for {total} results")
+    metadata = [parse_metadata(extra) for extra in given] if given else None
+    vectors = matrix_from_wire(msg.vectors).copy() if msg.HasField("vectors") else None
+    if vectors is not None and len(vectors) != total:
+        raise ValueError(f"{len(vectors)} vectors for {total} results")
+    matches = []
+    for high, count in zip(accumulate(counts), counts, strict=True):
+        low = high - count
+        matches.append(Matches(ids[low:high], distances[low:high],
+                               None if metadata is None else metadata[low:high],
+                               None if vectors is None else vectors[low:high]))
+    plan: dict[str, Any] | None = object_from_wire(msg.plan_json) if msg.plan_json else None
+    return QueryResult(matches, plan, tuple(msg.missing), cost_from_wire(msg.cost) if msg.HasField("cost") else None)
+
+
+def cost_to_wire(cost: Cost) -> types_pb2.Cost:
+    """Write what a query took."""
+    return types_pb2.Cost(queue_ms=cost.queue_ms, compute_ms=cost.compute_ms, batched=cost.batched, hops=cost.hops,
+                          comparisons=cost.comparisons)
+
+
+def cost_from_wire(msg: types_pb2.Cost) -> Cost:
+    """Return what a query took."""
+    return Cost(msg.queue_ms, msg.compute_ms, msg.batched, msg.hops, msg.comparisons)

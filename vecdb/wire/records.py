@@ -1,0 +1,313 @@
+"""Records written, fetched, scanned and counted.
+
+A request is checked here as the SDK's facade checks its arguments, whoever sent it: a server trusts no client.
+Of equal ids in an upsert the last wins; equal ids of a delete are one.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, Final, NamedTuple, ParamSpec, TypeAlias, TypeVar
+
+import numpy as np
+import xxhash
+
+from vecdb.core.calls import WriteToken
+from vecdb.core.errors import InvalidArgument, InvalidMetadata, LimitExceeded, VecdbError
+from vecdb.core.filters.tree import Node
+from vecdb.core.ids import RecordId
+from vecdb.core.limits import MAX_BATCH_BYTES, MAX_BATCH_RECORDS
+from vecdb.core.metadata import parse_metadata
+from vecdb.core.query import ScanPage, ScanRequest
+from vecdb.core.records import DeleteIds, DeleteWhere, Record, UpdateMetadata, UpsertBatch, WriteResult
+from vecdb.core.schema import CollectionSchema
+from vecdb.core.vectors import row_bytes
+from vecdb.v1 import records_pb2 as pb
+from vecdb.v1 import types_pb2
+from vecdb.wire.filters import filter_from_wire, filter_to_wire, some_filter_from_wire
+from vecdb.wire.ids import ids_from_wire, ids_to_wire
+from vecdb.wire.jsons import metadata_from_wire, object_to_wire
+from vecdb.wire.matrix import matrix_from_wire, matrix_to_wire, stored_from_wire
+
+DEFAULT_SCAN_LIMIT: Final = 1_000
+MAX_CURSOR: Final = (1 << 63) - 1
+
+P = ParamSpec("P")
+T = TypeVar("T")
+WriteRequest: TypeAlias = pb.UpsertRequest | pb.DeleteRequest | pb.UpdateMetadataRequest
+
+
+class Fetch(NamedTuple):
+    """What a FetchRequest asks for."""
+
+    ids: tuple[RecordId, ...]
+    include_metadata: bool
+    include_vectors: bool
+
+
+def reply(read: Callable[P, T]) -> Callable[P, T]:
+    """A reply that cannot be read is the server's fault: no argument of the caller's is named."""
+
+    @wraps(read)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return read(*args, **kwargs)
+        except (InvalidArgument, ValueError, TypeError) as error:
+            raise VecdbError(f"the server's reply cannot be read: {error}") from error
+
+    return wrapped
+
+
+# -- writes
+
+
+def upsert_to_wire(name: str, batch: UpsertBatch, key: bytes = b"", normalized: bool = True,
+                   tag: int = 0) -> pb.UpsertRequest:
+    """Write a checked batch; ``normalized``: cosine vectors have unit length, as a batch's always do."""
+    metadata = () if all(one == b"{}" for one in batch.metadata) else batch.metadata
+    return pb.UpsertRequest(collection=name, ids=ids_to_wire(batch.ids), vectors=matrix_to_wire(batch.vectors),
+                            metadata=metadata, idempotency_key=key, normalized=normalized, tag=tag)
+
+
+def upsert_from_wire(msg: pb.UpsertRequest, schema: CollectionSchema) -> UpsertBatch:
+    """Return the batch in stored form, or raise as ``upsert`` does; nothing that came is trusted."""
+    rows = msg.vectors.rows
+    if rows > MAX_BATCH_RECORDS:
+        raise LimitExceeded("vectors", f"{rows} records in one batch, more than {MAX_BATCH_RECORDS}", got=rows,
+                            limit=MAX_BATCH_RECORDS)
+    if rows == 0:
+        raise InvalidArgument("vectors", "holds no vectors", got="0 rows", limit="at least one vector")
+    ids = ids_from_wire(msg.ids)
+    _same_length("ids", len(ids), rows)
+    given = msg.metadata
+    if given:
+        _same_length("metadata", len(given), rows)
+    size = rows * row_bytes(schema)
+    if size > MAX_BATCH_BYTES:
+        raise LimitExceeded("vectors", f"{size} bytes in one batch, more than {MAX_BATCH_BYTES}", got=size,
+                            limit=MAX_BATCH_BYTES)
+    vectors = stored_from_wire(schema, msg.vectors, msg.normalized)
+    metadata = [metadata_from_wire(one, place) for place, one in enumerate(given)] if given else [b"{}"] * rows
+    size += sum(map(len, metadata))
+    if size > MAX_BATCH_BYTES:
+        raise LimitExceeded("metadata", f"{size} bytes in one batch, its vectors included, more than "
+                            f"{MAX_BATCH_BYTES}", got=size, limit=MAX_BATCH_BYTES)
+    if len(set(ids)) != rows:
+        keep = sorted({one: place for place, one in enumerate(ids)}.values())
+        ids, metadata, vectors = [ids[p] for p in keep], [metadata[p] for p in keep], vectors[keep]
+    return UpsertBatch(tuple(ids), vectors, tuple(metadata))
+
+
+def _same_length(argument: str, got: int, vectors: int) -> None:
+    if got != vectors:
+        raise InvalidArgument(argument, f"{got} given for {vectors} vectors", got=got, limit=vectors)
+
+
+def delete_to_wire(name: str, command: DeleteIds | DeleteWhere, key: bytes = b"") -> pb.DeleteRequest:
+    """Write a delete by ids or by filter."""
+    msg = pb.DeleteRequest(collection=name, idempotency_key=key)
+    if isinstance(command, DeleteIds):
+        msg.ids.CopyFrom(ids_to_wire(command.ids))
+    else:
+        msg.filter.CopyFrom(filter_to_wire(command.filter))
+    return msg
+
+
+def delete_from_wire(msg: pb.DeleteRequest) -> DeleteIds | DeleteWhere:
+    """Return what is to be deleted; neither ids nor a filter, or a filter that says nothing, is refused."""
+    what = msg.WhichOneof("what")
+    if what == "ids":
+        return DeleteIds(tuple(dict.fromkeys(ids_from_wire(msg.ids))))
+    if what == "filter":
+        return DeleteWhere(some_filter_from_wire(msg.filter))
+    raise InvalidArgument("ids", "give either ids or filter", got="neither", limit="one of ids, filter")
+
+
+def update_to_wire(name: str, command: UpdateMetadata, key: bytes = b"") -> pb.UpdateMetadataRequest:
+    """Write an update; one patch for all ids travels once."""
+    patches = command.patch
+    if len(patches) > 1 and patches.count(patches[0]) == len(patches):
+        patches = patches[:1]
+    return pb.UpdateMetadataRequest(collection=name, ids=ids_to_wire(command.ids), patches=patches,
+                                    replace=not command.merge, idempotency_key=key)
+
+
+def update_from_wire(msg: pb.UpdateMetadataRequest, schema: CollectionSchema) -> UpdateMetadata:
+    """Return an update of one patch per id; patches of equal ids are applied in their order."""
+    # An updated record is written anew, with its vector.
+    most = min(MAX_BATCH_RECORDS, max(1, MAX_BATCH_BYTES // row_bytes(schema)))
+    ids = ids_from_wire(msg.ids, most=most)
+    given = msg.patches
+    if not given and ids:
+        raise InvalidMetadata("metadata", "is missing", got="nothing", limit="one object, or one per id")
+    if len(given) not in (1, len(ids)):
+        raise InvalidArgument("metadata", f"{len(given)} given for {len(ids)} ids", got=len(given), limit=len(ids))
+    patches = [metadata_from_wire(one, place) for place, one in enumerate(given)]
+    size = sum(map(len, patches))
+    if size > MAX_BATCH_BYTES:
+        raise LimitExceeded("metadata", f"{size} bytes in one batch, more than {MAX_BATCH_BYTES}", got=size,
+                            limit=MAX_BATCH_BYTES)
+    if len(patches) == 1:
+        patches *= len(ids)
+    return UpdateMetadata(tuple(ids), tuple(patches), not msg.replace)
+
+
+def write_result_to_wire(value: WriteResult) -> types_pb2.WriteResult:
+    """Write what a write did."""
+    return types_pb2.WriteResult(inserted=value.inserted, updated=value.updated, deleted=value.deleted,
+                                 missing=value.missing, log_index=value.log_index)
+
+
+def write_result_from_wire(msg: types_pb2.WriteResult) -> WriteResult:
+    """Return what a write did."""
+    return WriteResult(msg.inserted, msg.updated, msg.deleted, msg.missing, msg.log_index)
+
+
+def token_from_wire(msg: WriteRequest) -> WriteToken | None:
+    """Return the token of a write that carries an idempotency key; its fingerprint is of what the write says.
+
+    xxh3_64 over the fields in the order of their numbers, each with its length: the same for every client and
+    version of protobuf, and different for another vector, id, filter, patch or collection.
+    """
+    key = msg.idempotency_key
+    if not key:
+        return None
+    digest = xxhash.xxh3_64()
+    for part in _content(msg):
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return WriteToken(key, digest.intdigest())
+
+
+def _content(msg: WriteRequest) -> list[bytes]:
+    parts = [msg.DESCRIPTOR.name.encode(), msg.collection.encode()]
+    if isinstance(msg, pb.DeleteRequest):
+        if msg.WhichOneof("what") == "filter":
+            return [*parts, b"filter", msg.filter.expression.encode(), msg.filter.json]
+        return [*parts, b"ids", *_id_parts(msg.ids)]
+    parts += _id_parts(msg.ids)
+    if isinstance(msg, pb.UpdateMetadataRequest):
+        return [*parts, bytes((msg.replace,)), *msg.patches]
+    matrix = msg.vectors
+    shape = f"{matrix.rows} {matrix.items} {matrix.dtype} {int(msg.normalized)}"
+    return [*parts, shape.encode(), matrix.data, *msg.metadata]
+
+
+def _id_parts(ids: types_pb2.Ids) -> list[bytes]:
+    strings = ids.strings
+    return [ids.integers, ids.kinds, len(strings).to_bytes(8, "little"), *(one.encode() for one in strings)]
+
+
+# -- fetch
+
+
+def fetch_to_wire(name: str, ids: Sequence[RecordId], include_metadata: bool = True,
+                  include_vectors: bool = True) -> pb.FetchRequest:
+    """Write a fetch by ids."""
+    return pb.FetchRequest(collection=name, ids=ids_to_wire(ids), without_metadata=not include_metadata,
+                           without_vectors=not include_vectors)
+
+
+def fetch_from_wire(msg: pb.FetchRequest, schema: CollectionSchema) -> Fetch:
+    """Return what is asked for; more vectors than fit a message are refused."""
+    ids = ids_from_wire(msg.ids)
+    size = len(ids) * row_bytes(schema)
+    if not msg.without_vectors and size > MAX_BATCH_BYTES:
+        raise LimitExceeded("ids", f"the vectors of {len(ids)} records take {size} bytes, more than {MAX_BATCH_BYTES} "
+                            "in one call", got=size, limit=MAX_BATCH_BYTES)
+    return Fetch(tuple(ids), not msg.without_metadata, not msg.without_vectors)
+
+
+def records_to_wire(records: Sequence[Record]) -> pb.FetchReply:
+    """Write records; their vectors if all have one."""
+    msg = pb.FetchReply(ids=ids_to_wire([one.id for one in records]))
+    if any(one.metadata for one in records):
+        msg.metadata.extend([object_to_wire(one.metadata) for one in records])
+    vectors = [one.vector for one in records]
+    if vectors and all(one is not None for one in vectors):
+        msg.vectors.CopyFrom(matrix_to_wire(np.stack(vectors)))  # type: ignore[arg-type]
+    return msg
+
+
+@reply
+def records_from_wire(msg: pb.FetchReply) -> list[Record]:
+    """Return records; their vectors are rows of one writable array."""
+    ids = ids_from_wire(msg.ids)
+    metadata = _metadata(msg.metadata, len(ids)) or [{} for _ in ids]
+    vectors: Sequence[Any] = [None] * len(ids)
+    if msg.HasField("vectors"):
+        vectors = _rows(msg.vectors, len(ids))
+    return [Record(one, extra, row) for one, extra, row in zip(ids, metadata, vectors, strict=True)]
+
+
+def _metadata(given: Sequence[bytes], count: int) -> list[dict[str, Any]] | None:
+    """The objects, None where none came."""
+    if not given:
+        return None
+    if len(given) != count:
+        raise ValueError(f"{len(given)} metadata objects for {count} records")
+    return [parse_metadata(one) for one in given]
+
+
+def _rows(msg: types_pb2.Matrix, count: int) -> Any:
+    vectors = matrix_from_wire(msg)
+    if len(vectors) != count:
+        raise ValueError(f"{len(vectors)} vectors for {count} records")
+    return vectors.copy()
+
+
+# -- scan and count
+
+
+def scan_to_wire(name: str, request: ScanRequest) -> pb.ScanRequest:
+    """Write a request for a page."""
+    msg = pb.ScanRequest(collection=name, limit=request.limit, after=request.after,
+                         without_metadata=not request.include_metadata, with_vectors=request.include_vectors)
+    if request.filter is not None:
+        msg.filter.CopyFrom(filter_to_wire(request.filter))
+    return msg
+
+
+def scan_from_wire(msg: pb.ScanRequest, schema: CollectionSchema) -> ScanRequest:
+    """Return the request; with vectors a page is made as small as a message needs."""
+    limit = msg.limit or DEFAULT_SCAN_LIMIT
+    if limit > MAX_BATCH_RECORDS:
+        raise LimitExceeded("limit", f"{limit} is outside 1..{MAX_BATCH_RECORDS}", got=limit,
+                            limit=f"1..{MAX_BATCH_RECORDS}")
+    if msg.after > MAX_CURSOR:
+        raise InvalidArgument("after", "is no cursor of a page", got=msg.after, limit=MAX_CURSOR)
+    if msg.with_vectors:
+        limit = max(1, min(limit, MAX_BATCH_BYTES // row_bytes(schema)))
+    where = filter_from_wire(msg.filter) if msg.HasField("filter") else None
+    return ScanRequest(where, limit, msg.after, not msg.without_metadata, msg.with_vectors)
+
+
+def page_to_wire(page: ScanPage) -> pb.ScanReply:
+    """Write a page."""
+    msg = pb.ScanReply(ids=ids_to_wire(page.ids), cursor=page.cursor)
+    if page.metadata is not None:
+        msg.metadata.extend([object_to_wire(one) for one in page.metadata])
+    if page.vectors is not None:
+        msg.vectors.CopyFrom(matrix_to_wire(page.vectors))
+    return msg
+
+
+@reply
+def page_from_wire(msg: pb.ScanReply) -> ScanPage:
+    """Return a page; its vectors are writable, its metadata None where none came."""
+    ids = ids_from_wire(msg.ids)
+    return ScanPage(ids, _metadata(msg.metadata, len(ids)),
+                    _rows(msg.vectors, len(ids)) if msg.HasField("vectors") else None,
+                    msg.cursor if msg.HasField("cursor") else None)
+
+
+def count_to_wire(name: str, where: Node | None) -> pb.CountRequest:
+    """Write a count."""
+    msg = pb.CountRequest(collection=name)
+    if where is not None:
+        msg.filter.CopyFrom(filter_to_wire(where))
+    return msg
+
+
+def count_from_wire(msg: pb.CountRequest) -> Node | None:
+    """Return the filter of a count."""
+    return filter_from_wire(msg.filter) if msg.HasField("filter") else None
