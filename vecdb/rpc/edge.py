@@ -42,11 +42,11 @@ _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class Authenticate(Protocol):
-    def check(self, metadata: Any, peer: str) -> Principal: ...
+    def check(self, metadata: Any, peer: str, certificate: str = "") -> Principal: ...
 
 
 class Rates(Protocol):
-    def take(self, principal: Principal, cost: float = 1.0) -> None: ...
+    def take(self, principal: Principal, peer: str = "", cost: float = 1.0) -> None: ...
 
 
 class Budget(Protocol):
@@ -62,7 +62,10 @@ class Audit(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Guards:
-    """What stands at the door; ``on_fault(error, request_id, method)`` hears of faults of our own."""
+    """What stands at the door; ``on_fault(error, request_id, method)`` hears of faults of our own.
+
+    ``certificates``: clients show one, and its name is asked for.
+    """
 
     authenticator: Authenticate
     rates: Rates
@@ -73,6 +76,7 @@ class Guards:
     concurrent_calls: int = 2_048
     deadline_s: float = 60.0
     deadline_max_s: float = 3_600.0
+    certificates: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -167,9 +171,10 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
                              limit=guards.concurrent_calls)
         left = context.time_remaining()
         held.call.deadline = time.monotonic() + min(default_s if left is None else left, guards.deadline_max_s)
-        held.principal = guards.authenticator.check(context.invocation_metadata() or (), held.peer)
-        held.call.principal = held.principal.id or held.principal.name
-        guards.rates.take(held.principal)
+        certificate = _certificate(context) if guards.certificates else ""
+        held.principal = guards.authenticator.check(context.invocation_metadata() or (), held.peer, certificate)
+        held.call.principal = held.principal.label
+        guards.rates.take(held.principal, held.peer)
 
     def _parse(self, method: Method, raw: bytes) -> Any:
         try:
@@ -275,7 +280,7 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
     async def _incoming(self, method: Method, raw: AsyncIterator[bytes], held: Context) -> AsyncIterator[Any]:
         """Messages of a stream, parsed and allowed; each costs what a call costs."""
         async for part in raw:
-            self._guards.rates.take(held.principal)
+            self._guards.rates.take(held.principal, held.peer)
             message = self._parse(method, part)
             method.allow(message, held.principal)
             yield message
@@ -303,6 +308,12 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
 
 
 _NOBODY: Final = Principal("", "nobody", ())
+
+
+def _certificate(context: Any) -> str:
+    """The name in the client's certificate: its first subject alternative name, else its common name."""
+    found = context.peer_identities()
+    return found[0].decode("utf-8", "replace")[:200] if found else ""
 
 
 async def _traced(tracer: tracing.Tracer, method: Method, handle: Handle, message: Any, held: Context, context: Any,
