@@ -1,6 +1,10 @@
-"""A query on a pinned view of a shard: each segment searched, answers joined, records attached."""
+"""A query on a pinned view of a shard: each segment searched, answers joined, records attached.
+
+In a trace it is a span, ``shard``, and each segment's search one below it, ``kernel``, on whatever thread it ran.
+"""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -13,6 +17,7 @@ from vecdb.ann.space import Space
 from vecdb.core.ids import RecordId
 from vecdb.core.query import Matches, QueryRequest, QueryResult
 from vecdb.core.schema import Metric
+from vecdb.ports import tracing
 from vecdb.ports.compute import Compute
 from vecdb.segment.matching import StaleView
 from vecdb.segment.merge import top_k
@@ -27,6 +32,30 @@ MIN_ROWS_PER_THREAD = 8
 
 def answer(view: ShardView, request: QueryRequest, machine: ShardMachine, compute: Compute) -> QueryResult:
     """Answer every row of ``request.vectors``; a damaged part of a segment is named in ``missing``."""
+    tracer = tracing.get()
+    if tracer.current() is None:
+        return _answer(view, request, machine, compute, search_view)
+    with tracer.start("shard", attributes={"db.collection.name": machine.schema.name,
+                                           "vecdb.segments": len(view.segments)}) as span:
+        return _answer(view, request, machine, compute, partial(_traced, tracer, span))
+
+
+def _traced(tracer: tracing.Tracer, parent: tracing.Span, segment: SegmentView, request: QueryRequest,
+            queries: npt.NDArray[Any], *rest: Any) -> SegmentAnswer:
+    """``search_view`` inside a span of its own."""
+    about: dict[str, tracing.Value] = {"vecdb.segment": segment.segment.name, "vecdb.rows": len(queries),
+                                       "vecdb.k": request.k}
+    with tracer.start("kernel", parent=parent, attributes=about) as span:
+        found = search_view(segment, request, queries, *rest)
+        span.set("vecdb.hops", found.found.hops)
+        span.set("vecdb.comparisons", found.found.comparisons)
+        if "strategy" in found.plan:
+            span.set("vecdb.strategy", found.plan["strategy"])
+        return found
+
+
+def _answer(view: ShardView, request: QueryRequest, machine: ShardMachine, compute: Compute,
+            search: Callable[..., SegmentAnswer]) -> QueryResult:
     queries = request.vectors
     segments = [segment for segment in view.segments if segment.live_count]
     chunks = _chunks(len(queries), compute.threads)
@@ -34,7 +63,7 @@ def answer(view: ShardView, request: QueryRequest, machine: ShardMachine, comput
 
     def work(place: int, lo: int, hi: int) -> Callable[[], None]:
         def run() -> None:
-            answers[place] = [search_view(segment, request, queries[lo:hi], machine.read_metadata)
+            answers[place] = [search(segment, request, queries[lo:hi], machine.read_metadata)
                               for segment in segments]
         return run
 
@@ -50,7 +79,7 @@ def answer(view: ShardView, request: QueryRequest, machine: ShardMachine, comput
         matches = [_nothing(request, machine) for _ in range(len(queries))]
     first = answers[0] if answers else []
     missing = tuple(one.missing for one in first if one.missing is not None)
-    plan = _plan(request, [one for part in answers for one in part], first) if request.explain else None
+    plan = _plan(view, request, [one for part in answers for one in part], first) if request.explain else None
     return QueryResult(matches, plan, missing)
 
 
@@ -152,7 +181,9 @@ def _vectors(segments: Sequence[SegmentView], source: npt.NDArray[np.int32], ord
     return out
 
 
-def _plan(request: QueryRequest, all_parts: Sequence[SegmentAnswer], first: Sequence[SegmentAnswer]) -> dict[str, Any]:
-    return {"k": request.k, "queries": len(request.vectors), "segments": [part.plan for part in first],
+def _plan(view: ShardView, request: QueryRequest, all_parts: Sequence[SegmentAnswer],
+          first: Sequence[SegmentAnswer]) -> dict[str, Any]:
+    return {"k": request.k, "queries": len(request.vectors), "log_index": view.state.applied,
+            "segments": [part.plan for part in first],
             "hops": sum(part.found.hops for part in all_parts),
             "comparisons": sum(part.found.comparisons for part in all_parts)}

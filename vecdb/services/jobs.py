@@ -57,6 +57,7 @@ class JobRunner:
     def __init__(self, clock: Clock, report_error: Callable[[Job, Exception], None]) -> None:
         self._clock = clock
         self._report_error = report_error
+        self.on_end: Callable[[Job, float], None] = lambda job, seconds: None
         self._wake = threading.Condition()
         self._queue: deque[tuple[Job, Callable[[Job], None]]] = deque()
         self._running: Job | None = None
@@ -126,5 +127,6 @@ class JobRunner:
                     self._failed[job.key] = job
                 self._running = None
                 self._wake.notify_all()
+            self.on_end(job, self._clock.monotonic() - job.started_s)
             if failure is not None:
                 self._report_error(job, failure)

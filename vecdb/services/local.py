@@ -207,6 +207,20 @@ class LocalDatabase:
             check(call)
             return describe(opened.shard, self._jobs.describe(name))
 
+    def describe_open(self) -> list[Description]:
+        """Of the collections that are open now; opens none and is no use of one, so it may be asked every second."""
+        with self._lock:
+            opened = [slot.opened for slot in self._slots.values() if slot.opened is not None]
+        out = []
+        for one in opened:
+            with suppress(VecdbError):  # it is being closed or dropped
+                out.append(describe(one.shard, self._jobs.describe(one.shard.schema.name)))
+        return out
+
+    def watch_jobs(self, on_end: Callable[[Job, float], None]) -> None:
+        """Tell ``on_end`` of every job that ends, with its seconds; from the jobs' thread."""
+        self._jobs.on_end = on_end
+
     def optimize(self, name: str, on_progress: Progress | None = None, call: Call | None = None) -> Description:
         with self._using(name) as opened:
             check(call)
