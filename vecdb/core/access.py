@@ -116,12 +116,14 @@ class Principal:
     """Who makes a call.  ``id``: of the key, empty without one.  ``certificate``: the name in a client's certificate.
 
     ``name``: the key's, else the certificate's, else what stands in for both ("anonymous", "admin_key").
+    ``address``: where a caller without a key is, who has no other name to count calls by.
     """
 
     id: str
     name: str
     grants: tuple[Grant, ...]
     certificate: str = ""
+    address: str = ""
 
     @property
     def label(self) -> str:

@@ -13,6 +13,7 @@ import hashlib
 import hmac
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import Final, Protocol
@@ -28,6 +29,9 @@ ADMIN_KEY_MIN: Final = 16
 FAILURES_AT_ONCE: Final = 10
 FAILURES_PER_S: Final = 0.5
 MAX_ADDRESSES: Final = 4096
+ADMIN_NAME: Final = "admin_key"
+"""What the holder of ``security.admin_key`` is called."""
+
 _LONGEST: Final = 4096
 
 Metadata = Mapping[str, str | bytes] | Iterable[tuple[str, str | bytes]]
@@ -69,7 +73,7 @@ class Authenticator:
             raise InvalidArgument("settings.security.admin_key", f"{len(admin)} characters can be guessed; it needs "
                                   f"{ADMIN_KEY_MIN} or more", got=len(admin), limit=f"{ADMIN_KEY_MIN} or more")
         self._admin = _digest(admin) if admin else None
-        self._admin_principal = Principal("", "admin_key", EVERYTHING)
+        self._anonymous: dict[str, Principal] = {}
         self._wrong = Failures(clock)
 
     @property
@@ -91,7 +95,7 @@ class Authenticator:
         a bare address.  ``certificate``: the name from the client's certificate (:func:`certificate_name`).
         """
         if not self.required:
-            principal = ANONYMOUS
+            principal = self._anonymous.get(peer) or self._new_anonymous(peer)
         else:
             secret = _secret_of(metadata)
             if secret is None:
@@ -99,8 +103,15 @@ class Authenticator:
                                       reason="missing")
             principal = self._of_secret(secret, peer)
         if certificate:
-            name = principal.name if principal.id else certificate
-            return Principal(principal.id, name, principal.grants, certificate)
+            named = principal.id or principal.name == ADMIN_NAME
+            return replace(principal, name=principal.name if named else certificate, certificate=certificate)
+        return principal
+
+    def _new_anonymous(self, peer: str) -> Principal:
+        """Kept by connection, so that its address is worked out once."""
+        principal = self._anonymous[peer] = replace(ANONYMOUS, address=peer_address(peer))
+        if len(self._anonymous) > MAX_ADDRESSES:
+            self._anonymous.pop(next(iter(self._anonymous)), None)
         return principal
 
     def _of_secret(self, secret: str, peer: str) -> Principal:
@@ -113,7 +124,7 @@ class Authenticator:
         address = peer_address(peer)
         self._wrong.check(address)
         if self._admin is not None and hmac.compare_digest(_digest(secret), self._admin):
-            return self._admin_principal
+            return Principal("", ADMIN_NAME, EVERYTHING, address=address)
         self._wrong.note(address)
         raise failure
 

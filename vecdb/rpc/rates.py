@@ -9,7 +9,6 @@ from typing import Final
 from vecdb.core.access import Principal
 from vecdb.core.errors import Overloaded
 from vecdb.ports.clock import Clock
-from vecdb.rpc.auth import peer_address
 
 MAX_BUCKETS: Final = 10_000
 BYTES_RETRY_S: Final = 0.1
@@ -35,11 +34,11 @@ class RateLimiter:
     def __len__(self) -> int:
         return len(self._full_at)
 
-    def take(self, principal: Principal, peer: str = "", cost: float = 1.0) -> None:
+    def take(self, principal: Principal, cost: float = 1.0) -> None:
         """Take ``cost`` tokens, or raise :class:`Overloaded` with the seconds until they are there."""
         if not self._rate:
             return
-        who = principal.id or principal.certificate or peer_address(peer)
+        who = principal.id or principal.certificate or principal.address
         with self._lock:
             now = self._clock.monotonic()
             ahead = max(0.0, self._full_at.get(who, now) - now)  # seconds of refilling that the bucket lacks
