@@ -46,7 +46,7 @@ class Authenticate(Protocol):
 
 
 class Rates(Protocol):
-    def take(self, principal: Principal, peer: str = "", cost: float = 1.0) -> None: ...
+    def take(self, principal: Principal, cost: float = 1.0) -> None: ...
 
 
 class Budget(Protocol):
@@ -174,7 +174,7 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
         certificate = _certificate(context) if guards.certificates else ""
         held.principal = guards.authenticator.check(context.invocation_metadata() or (), held.peer, certificate)
         held.call.principal = held.principal.label
-        guards.rates.take(held.principal, held.peer)
+        guards.rates.take(held.principal)
 
     def _parse(self, method: Method, raw: bytes) -> Any:
         try:
@@ -280,7 +280,7 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
     async def _incoming(self, method: Method, raw: AsyncIterator[bytes], held: Context) -> AsyncIterator[Any]:
         """Messages of a stream, parsed and allowed; each costs what a call costs."""
         async for part in raw:
-            self._guards.rates.take(held.principal, held.peer)
+            self._guards.rates.take(held.principal)
             message = self._parse(method, part)
             method.allow(message, held.principal)
             yield message

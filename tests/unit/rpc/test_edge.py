@@ -55,7 +55,7 @@ class Door:
             raise self.refuse
         return self.principal
 
-    def take(self, principal: Principal, peer: str = "", cost: float = 1.0) -> None:
+    def take(self, principal: Principal, cost: float = 1.0) -> None:
         return None
 
     def acquire(self, count: int) -> None:

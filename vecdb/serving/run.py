@@ -1,0 +1,58 @@
+"""A node as a process: until a signal comes."""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import uvloop
+
+from vecdb.config import Settings
+from vecdb.runtime.logs import logger
+from vecdb.serving.compose import start
+
+OnReady = Callable[[dict[str, Any]], None]
+
+
+def run_node(settings: Settings, on_ready: OnReady | None = None,
+             on_step: Callable[[str], None] = lambda step: None) -> int:
+    """Serve until SIGTERM or SIGINT, drain, and return the exit code.
+
+    ``on_ready`` is told the addresses once calls are answered: ``grpc``, ``grpc_port``, ``http``, ``http_port``.
+    Raises what keeps the node from starting.
+    """
+    return uvloop.run(_serve(settings, on_ready, on_step))
+
+
+async def _serve(settings: Settings, on_ready: OnReady | None, on_step: Callable[[str], None]) -> int:
+    loop = asyncio.get_running_loop()
+    asked, again = asyncio.Event(), asyncio.Event()
+
+    def on_signal() -> None:
+        (again if asked.is_set() else asked).set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    starting = asyncio.create_task(start(settings, on_step=on_step))
+    stopping = asyncio.create_task(asked.wait())
+    await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+    running = await starting  # a start that is under way is finished first: it holds the directory
+    log = logger()
+    if not asked.is_set():
+        log.info("serving", **running.addresses)
+        if on_ready is not None:
+            on_ready(running.addresses)
+    await stopping
+    log.info("draining", running=running.grpc.running, at_most_s=settings.server.drain_s)
+    closing = asyncio.create_task(running.close())
+    impatient = asyncio.create_task(again.wait())
+    await asyncio.wait((closing, impatient), return_when=asyncio.FIRST_COMPLETED)
+    if not closing.done():
+        log.warning("drain_cut_short", running=running.grpc.running)
+        with contextlib.suppress(asyncio.CancelledError):
+            await running.grpc.stop(0.0)
+    impatient.cancel()
+    await closing
+    log.info("stopped")
+    return 0
