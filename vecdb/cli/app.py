@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from vecdb.cli import collection, doctor, exporting, importing, planning, querying, quickstart
+from vecdb.cli import collection, doctor, exporting, importing, planning, querying, quickstart, serve
 from vecdb.cli import options as o
 from vecdb.cli.output import Output
 
@@ -38,6 +38,7 @@ def version(as_json: o.Json = False) -> None:
 
 
 app.command()(quickstart.quickstart)
+app.command()(serve.serve)
 app.command("import")(importing.import_)
 app.command()(exporting.export)
 app.command()(querying.query)

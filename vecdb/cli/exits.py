@@ -14,6 +14,8 @@ DATA_LOSS: Final = 6
 DEADLINE: Final = 7
 UNKNOWN: Final = 8
 UNSUPPORTED: Final = 9
+DENIED: Final = 10
+UNREACHABLE: Final = 11
 INTERRUPTED: Final = 130
 BROKEN_PIPE: Final = 141
 
@@ -23,12 +25,15 @@ BY_CODE: Final = {
     "NOT_FOUND": NOT_FOUND,
     "ALREADY_EXISTS": PRECONDITION,
     "FAILED_PRECONDITION": PRECONDITION,
-    "UNAVAILABLE": STORAGE,
+    "UNAVAILABLE": UNREACHABLE,
     "RESOURCE_EXHAUSTED": STORAGE,
     "DATA_LOSS": DATA_LOSS,
     "DEADLINE_EXCEEDED": DEADLINE,
     "UNKNOWN": UNKNOWN,
     "UNIMPLEMENTED": UNSUPPORTED,
+    "UNAUTHENTICATED": DENIED,
+    "PERMISSION_DENIED": DENIED,
+    "CANCELLED": INTERRUPTED,
 }
 
 
@@ -40,6 +45,12 @@ class NotFoundError(VecdbError):
 
 class DeclinedError(VecdbError):
     """The person at the terminal said no."""
+
+    code: ClassVar[str] = "FAILED_PRECONDITION"
+
+
+class PortInUseError(VecdbError):
+    """Another process listens on the port."""
 
     code: ClassVar[str] = "FAILED_PRECONDITION"
 

@@ -45,6 +45,13 @@ class Output:
             flags |= orjson.OPT_INDENT_2
         sys.stdout.write(orjson.dumps(value, default=str, option=flags).decode())
 
+    def line(self, value: Any) -> None:
+        """Print one JSON value on a line of its own, at once: of a command that goes on."""
+        import orjson
+
+        sys.stdout.write(orjson.dumps(value, default=str).decode() + "\n")
+        sys.stdout.flush()
+
     def say(self, text: str = "", *, markup: bool = False) -> None:
         """Print a line of the answer, for people only."""
         if not self.as_json:

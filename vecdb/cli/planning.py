@@ -11,6 +11,7 @@ from vecdb.cli import options as o
 from vecdb.cli.output import Output, count, size
 from vecdb.core.errors import InvalidArgument
 from vecdb.core.schema import CollectionSchema, IndexKind, IndexSpec, Metric, Quantization, VectorType
+from vecdb.core.units import parse_bytes
 
 if TYPE_CHECKING:
     from vecdb.core.sizing import Sizing, Workload
@@ -31,17 +32,13 @@ def parse_count(text: str) -> int:
 
 def parse_size(text: str) -> int:
     """``8GiB``, ``500MB`` or plain bytes as an integer."""
-    number, _, unit = re.sub(r"([A-Za-z])", r" \1", text.strip(), count=1).partition(" ")
-    scale = {"": 1, "b": 1, **{f"{k}{end}": 1000 ** (n + 1) for n, k in enumerate("kmgt") for end in ("", "b")},
-             **{f"{k}ib": 1024 ** (n + 1) for n, k in enumerate("kmgt")}}.get(unit.strip().lower())
     try:
-        size_bytes = float(number) * (scale or 0)
-    except ValueError:
-        size_bytes = 0
-    if not 1 <= size_bytes < 1e18:
-        raise InvalidArgument("memory", f"{text[:40]!r} is no size; write 8GiB, 500MB or a number of bytes",
-                              got=text[:40], limit="a size")
-    return round(size_bytes)
+        size_bytes = parse_bytes(text)
+    except ValueError as error:
+        raise InvalidArgument("memory", str(error), got=text[:40], limit="a size") from None
+    if not size_bytes:
+        raise InvalidArgument("memory", f"{text[:40]!r} is no memory at all", got=text[:40], limit="a size")
+    return size_bytes
 
 
 def plan(records: Annotated[str | None, typer.Option("--records", "-n", help="How many: 1000000, 1e9, 10M.")] = None,

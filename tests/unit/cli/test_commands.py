@@ -253,7 +253,7 @@ def test_export_around_damage(cli, docs, backend, monkeypatch, tmp_path: Path) -
     lost = (3, 4, 30)
     scan, fetch = backend.scan, backend.fetch
 
-    def broken(name, request):
+    def broken(name, request, call=None):
         page = scan(name, request)
         found = tuple(one for one in page.ids if one in lost)
         if request.include_vectors and found:
@@ -280,7 +280,7 @@ def test_a_limit_of_memory_that_cannot_be_kept_is_told(cli, docs, backend, monke
     assert "even the smallest layout takes" in small.err
     assert (cli(*few, "--memory", "10GB").json["fits"], cli(*few).json["fits"]) == (True, None)
     from vecdb.core.query import Description
-    monkeypatch.setattr(backend, "describe", lambda name: Description(
+    monkeypatch.setattr(backend, "describe", lambda name, call=None: Description(
         name, 50, {"memory_bytes": {"vectors": 3_000, "graph": 2_000, "ids": 900, "total": 5_900}}))
     monkeypatch.setenv("VECDB_ENGINE__MEMORY_BYTES", "4096")
     assert "take 4.9 KiB, more than memory_bytes=4096" in cli("collection", "describe", "docs").err
@@ -318,7 +318,7 @@ def test_doctor_finds_damage(cli, docs, backend, tmp_path: Path, monkeypatch) ->
     (tmp_path / "data" / "x").touch()
     assert cli("doctor", "--json").json["ok"]
     from vecdb.core.query import Description
-    monkeypatch.setattr(backend, "describe", lambda name: Description(
+    monkeypatch.setattr(backend, "describe", lambda name, call=None: Description(
         name, 3, {"damage": [{"segment": 2, "messages": ["7 vectors of vectors.vdb are damaged"], "lost_records": 2,
                               "lost_ids": [41, "b"]}]}))
     ran = cli("doctor", "--data", "data")
@@ -331,7 +331,7 @@ def test_doctor_finds_damage(cli, docs, backend, tmp_path: Path, monkeypatch) ->
 def test_a_partial_answer_says_so_and_exits_with_6(cli, docs, backend, monkeypatch) -> None:
     import dataclasses
     real = backend.query
-    monkeypatch.setattr(backend, "query", lambda name, request: dataclasses.replace(
+    monkeypatch.setattr(backend, "query", lambda name, request, call=None: dataclasses.replace(
         real(name, request), missing=("segment 3 (sealed)",)))
     ran = cli("query", "-c", "docs", "--vector", "[1,0,0,0]", "-k", "1", "--json")
     assert ran.code == 6

@@ -1,18 +1,20 @@
 """Settings: the order of sources, and that nothing misspelt is taken for a setting."""
 
+import os
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from vecdb.config import load_settings
+from vecdb.config import MASK, NAMES, known_variables, load, load_settings
 from vecdb.core.errors import InvalidArgument
 
 
 @pytest.fixture(autouse=True)
 def _clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("VECDB_DATA_DIR", "VECDB_CONFIG", "VECDB_ENGINE__THREADS"):
-        monkeypatch.delenv(name, raising=False)
+    for name in [one for one in os.environ if one.startswith("VECDB_")]:
+        monkeypatch.delenv(name)
 
 
 def test_defaults_then_file_then_environment(tmp_path: Path, monkeypatch) -> None:
@@ -61,3 +63,137 @@ def test_a_missing_file_that_was_named(monkeypatch) -> None:
     monkeypatch.setenv("VECDB_CONFIG", "none.toml")
     with pytest.raises(InvalidArgument, match=r"none\.toml cannot be read"):
         load_settings()
+
+
+def test_flags_stand_above_all_and_every_value_knows_its_origin(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "vecdb.toml").write_text("[server]\ngrpc_port = 1\nhttp_port = 2\nprocesses = 3\n")
+    monkeypatch.setenv("VECDB_SERVER__GRPC_PORT", "10")
+    monkeypatch.setenv("VECDB_SERVER__HTTP_PORT", "20")
+    loaded = load(flags={"server.grpc_port": (100, "--port")})
+    server = loaded.settings.server
+    assert (server.grpc_port, server.http_port, server.processes) == (100, 20, 3)
+    assert loaded.origin("server.grpc_port") == ("flag", "--port")
+    assert loaded.origin("server.http_port") == ("env", "VECDB_SERVER__HTTP_PORT")
+    assert loaded.origin("server.processes") == ("file", "vecdb.toml")
+    assert loaded.origin("server.host").layer == "default"
+    assert [name for name, _, _ in loaded.rows()] == list(NAMES)
+
+
+def test_an_unknown_flag_names_the_nearest() -> None:
+    with pytest.raises(InvalidArgument, match=r"server\.grpc_prt is no setting; did you mean server\.grpc_port.*--set"):
+        load(flags={"server.grpc_prt": (1, "--set server.prt")})
+
+
+@pytest.mark.parametrize(("text", "nearest"), [
+    ("data_dri = 'x'", "data_dir"), ("[engine]\nthread = 3", "engine.threads"),
+    ("seal_record = 3", "engine.seal_records"), ("[server]\nport = 3", "server.grpc_port"),
+    ("[limit]\nmemory_bytes = 3", "limits.memory_bytes"),
+])
+def test_a_misspelt_key_names_the_nearest(tmp_path: Path, text: str, nearest: str) -> None:
+    (tmp_path / "vecdb.toml").write_text(text)
+    with pytest.raises(InvalidArgument, match=f"(did you mean|known are).*{nearest}"):
+        load()
+
+
+def test_sizes_and_lengths_of_time_are_read(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "vecdb.toml").write_text("[limits]\nmemory_bytes = '4GiB'\ndeadline_s = '90s'\n[tls]\nreload_s = 3\n")
+    monkeypatch.setenv("VECDB_LIMITS__MESSAGE_BYTES", "64MB")
+    settings = load_settings()
+    assert (settings.limits.memory_bytes, settings.limits.message_bytes) == (4 << 30, 64_000_000)
+    assert (settings.limits.deadline_s, settings.tls.reload_s) == (90, 3)
+    monkeypatch.setenv("VECDB_LIMITS__MESSAGE_BYTES", "64 parrots")
+    with pytest.raises(InvalidArgument, match=r"limits\.message_bytes: '64 parrots' is no size.*VECDB_LIMITS__MESSAGE"):
+        load_settings()
+
+
+@pytest.mark.parametrize(("text", "named"), [
+    ("[tls]\ncert_file = 'a'", "tls.cert_file: needs tls.key_file"),
+    ("[tls]\nkey_file = 'a'", "tls.key_file: needs tls.cert_file"),
+    ("[tls]\nclient_ca_file = 'a'", "tls.client_ca_file: needs tls.cert_file"),
+    ("[client]\ncert_file = 'a'", "client.cert_file: needs client.key_file"),
+    ("[client]\nurl = 'localhost:7700'", "client.url: 'localhost:7700' is no URL"),
+    ("[limits]\ndeadline_s = 7200", "limits.deadline_s: deadline_s, 7200 s, is above deadline_max_s, 3600 s"),
+    ("[limits]\ndeadline_max_s = 1", "limits.deadline_max_s: deadline_s, 60 s, is above"),
+    ("[limits]\ninflight_bytes = '1MiB'", "limits.inflight_bytes: one message"),
+    ("[limits]\nburst = 5", "limits.burst: needs limits.rate"),
+    ("[limits]\nmemory_bytes = '1GiB'\n[engine]\nmemory_bytes = '2GiB'", "engine.memory_bytes: 2147483648 is above"),
+    ("[server]\ngrpc_port = 9\nhttp_port = 9", "server.http_port: 9 is server.grpc_port too"),
+    ("[limits]\ndeadline_s = 'inf'", "limits.deadline_s"),
+    ("[limits]\nrate = nan", "limits.rate"),
+    ("[server]\nhost = ''", "server.host"),
+])
+def test_values_are_held_against_each_other(tmp_path: Path, text: str, named: str) -> None:
+    (tmp_path / "vecdb.toml").write_text(text)
+    with pytest.raises(InvalidArgument) as caught:
+        load()
+    assert named in caught.value.message
+    assert "vecdb.toml" in caught.value.message
+
+
+def test_secrets_are_masked_and_come_from_files(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "key").write_text("vdb_a_secret\n")
+    (tmp_path / "vecdb.toml").write_text("[security]\nadmin_key_file = 'key'\n[client]\napi_key_file = 'key'\n"
+                                         "[telemetry]\notlp_endpoint = 'https://me:hidden@there'\n")
+    monkeypatch.setenv("VECDB_API_KEY", "vdb_b_nearer")
+    loaded = load()
+    assert loaded.settings.security.admin_key.get_secret_value() == "vdb_a_secret"
+    assert loaded.settings.client.api_key.get_secret_value() == "vdb_b_nearer"
+    masked = loaded.masked()
+    assert masked["security"]["admin_key"] == masked["client"]["api_key"] == MASK
+    assert masked["telemetry"]["otlp_endpoint"] == f"https://{MASK}@there"
+    for secret in ("vdb_a_secret", "vdb_b_nearer", "hidden"):
+        assert secret not in repr(masked)
+        assert secret not in repr(loaded.settings).replace("https://me:hidden@there", "")
+    assert load_settings().security.admin_key_file == Path("key")
+    assert load(flags={"security.admin_key": ("x", "--set")}).secrets_on_command_line() == ["security.admin_key"]
+
+
+@pytest.mark.parametrize(("content", "message"), [("", "one line"), ("a\nb", "one line"), (None, "cannot be read")])
+def test_a_file_that_holds_no_secret(tmp_path: Path, monkeypatch, content: str | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "key").write_text(content)
+    monkeypatch.setenv("VECDB_SECURITY__ADMIN_KEY_FILE", "key")
+    with pytest.raises(InvalidArgument, match=f"admin_key_file: key .*{message}.*VECDB_SECURITY__ADMIN_KEY_FILE"):
+        load()
+    monkeypatch.setenv("VECDB_SECURITY__ADMIN_KEY", "x")
+    with pytest.raises(InvalidArgument, match="given twice"):
+        load()
+
+
+def test_short_names_of_the_client(monkeypatch) -> None:
+    monkeypatch.setenv("VECDB_URL", "grpc://a:1")
+    assert load_settings().client.url == "grpc://a:1"
+    monkeypatch.setenv("VECDB_CLIENT__URL", "grpc://b:1")
+    with pytest.raises(InvalidArgument, match="VECDB_CLIENT__URL and VECDB_URL say different things"):
+        load_settings()
+    monkeypatch.setenv("VECDB_URL", "")
+    assert load_settings().client.url == "grpc://b:1"
+
+
+def test_a_whole_section_in_one_variable(monkeypatch) -> None:
+    monkeypatch.setenv("VECDB_SERVER", '{"grpc_port": 5, "http_port": 6}')
+    monkeypatch.setenv("VECDB_SERVER__HTTP_PORT", "7")
+    server = load_settings().server
+    assert (server.grpc_port, server.http_port) == (5, 7)
+    monkeypatch.setenv("VECDB_SERVER", '{"port": 5}')
+    with pytest.raises(InvalidArgument, match=r"server\.port is no setting.*VECDB_SERVER"):
+        load_settings()
+    monkeypatch.setenv("VECDB_SERVER", "5")
+    with pytest.raises(InvalidArgument, match="must be a JSON object"):
+        load_settings()
+
+
+def test_what_is_masked_can_be_read_again(tmp_path: Path) -> None:
+    from vecdb.cli.serve import to_toml
+
+    loaded = load(flags={"server.host": ('a "b"\n', "--host"), "limits.rate": (2.5, "--set")})
+    (tmp_path / "again.toml").write_text(to_toml(loaded))
+    again = load(tmp_path / "again.toml")
+    assert again.settings == loaded.settings
+    assert tomllib.loads(to_toml(loaded))["limits"]["rate"] == 2.5
+
+
+def test_every_variable_is_listed() -> None:
+    listed = known_variables()
+    assert {"VECDB_DATA_DIR", "VECDB_SERVER__GRPC_PORT", "VECDB_CLIENT__URL", "VECDB_URL"} <= set(listed)
+    assert len(listed) == len(set(listed))

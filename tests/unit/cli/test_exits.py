@@ -16,7 +16,8 @@ EXPECTED = {
     "InvalidMetadata": 2, "InvalidFilter": 2, "LimitExceeded": 2, "CollectionNotFound": 3, "CollectionExists": 4,
     "DatabaseLocked": 4, "DatabaseClosed": 4, "FormatMismatch": 4, "StorageError": 5, "StorageFull": 5,
     "StorageReadOnly": 5, "DataCorrupted": 6, "OutcomeUnknown": 8, "DeadlineExceeded": 7, "Overloaded": 5,
-    "Unsupported": 9,
+    "Unsupported": 9, "Unauthenticated": 10, "PermissionDenied": 10, "KeyNotFound": 3, "Unavailable": 11,
+    "Cancelled": 130,
 }
 
 
@@ -40,7 +41,7 @@ def test_the_docstring_lists_every_code() -> None:
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
 def test_a_command_that_fails_exits_with_its_code(cli, docs, backend, monkeypatch, kind) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise make(kind)
 
     monkeypatch.setattr(backend, "count", fail)
@@ -54,7 +55,7 @@ def test_a_command_that_fails_exits_with_its_code(cli, docs, backend, monkeypatc
 
 
 def test_ctrl_c_is_130(cli, docs, backend, monkeypatch) -> None:
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(backend, "count", interrupt)
@@ -64,7 +65,7 @@ def test_ctrl_c_is_130(cli, docs, backend, monkeypatch) -> None:
 
 
 def test_a_fault_of_ours_is_not_hidden(cli, docs, backend, monkeypatch) -> None:
-    def fault(*_: object) -> None:
+    def fault(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a fault")
 
     monkeypatch.setattr(backend, "count", fault)

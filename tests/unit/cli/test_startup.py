@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-HEAVY = {"numpy", "numba", "llvmlite", "pyarrow", "h5py", "pandas", "rocksdict", "pydantic_settings"}
+HEAVY = {"numpy", "numba", "llvmlite", "pyarrow", "h5py", "pandas", "rocksdict", "grpc", "uvloop"}
 
 
 def loaded(*argv: str, cwd) -> set[str]:
