@@ -6,7 +6,7 @@ from threading import Lock
 from typing import Final
 
 from vecdb.core.errors import InvalidFilter
-from vecdb.core.filters import Everything, Node, from_mapping, parse, to_mapping, to_text
+from vecdb.core.filters import And, Everything, Node, Not, Or, from_mapping, parse, to_mapping, to_text
 from vecdb.v1 import types_pb2 as pb
 from vecdb.wire.jsons import filter_mapping_from_wire
 
@@ -14,11 +14,10 @@ EXPRESSION_BYTES: Final = 4 << 10
 """Longer filters are lists of values nearly always, and JSON is read many times as fast as the expression."""
 
 CACHE_BYTES: Final = 32 << 20
-"""What parsed filters may take together, reckoned at :data:`_TREE_FACTOR` bytes for each of their text."""
+"""What parsed filters may take together, by the reckoning of :func:`_weight`."""
 
-_TREE_FACTOR: Final = 24
-_ENTRY_BYTES: Final = 512
-_ENTRY_MAX: Final = CACHE_BYTES // 8
+_TEXT_FACTOR: Final = 8
+_NODE_BYTES: Final = 256
 
 
 class FilterCache:
@@ -26,40 +25,51 @@ class FilterCache:
 
     def __init__(self, most_bytes: int = CACHE_BYTES) -> None:
         self._most = most_bytes
-        self._entries: OrderedDict[str | bytes, Node] = OrderedDict()
+        self._entries: OrderedDict[str | bytes, tuple[Node, int]] = OrderedDict()
         self._lock = Lock()
         self._bytes = 0
 
     def get(self, text: str | bytes) -> Node | None:
+        """The tree of a text seen lately."""
         with self._lock:
-            node = self._entries.get(text)
-            if node is not None:
-                self._entries.move_to_end(text)
-            return node
+            entry = self._entries.get(text)
+            if entry is None:
+                return None
+            self._entries.move_to_end(text)
+            return entry[0]
 
     def put(self, text: str | bytes, node: Node) -> None:
-        cost = _cost(text)
-        if cost > self._most // 8:
+        """Keep a tree, unless it would take more than half of the room."""
+        weight = _weight(text, node)
+        if weight > self._most // 2:
             return
         with self._lock:
             if text in self._entries:
                 return
-            self._entries[text] = node
-            self._bytes += cost
+            self._entries[text] = node, weight
+            self._bytes += weight
             while self._bytes > self._most:
-                old, _ = self._entries.popitem(last=False)
-                self._bytes -= _cost(old)
+                _, (_, gone) = self._entries.popitem(last=False)
+                self._bytes -= gone
 
     @property
     def bytes_held(self) -> int:
+        """The weight of what is kept."""
         return self._bytes
 
     def __len__(self) -> int:
         return len(self._entries)
 
 
-def _cost(text: str | bytes) -> int:
-    return _ENTRY_BYTES + _TREE_FACTOR * len(text)
+def _weight(text: str | bytes, node: Node) -> int:
+    """About what an entry takes: values by the length of their text (measured: 2 to 6 times), and every node."""
+    return _TEXT_FACTOR * len(text) + _NODE_BYTES * (1 + _nodes(node))
+
+
+def _nodes(node: Node) -> int:
+    if isinstance(node, And | Or):
+        return 1 + sum(map(_nodes, node.nodes))
+    return 1 + _nodes(node.node) if isinstance(node, Not) else 1
 
 
 _CACHE: Final = FilterCache()
@@ -67,13 +77,19 @@ _CACHE: Final = FilterCache()
 
 def filter_to_wire(node: Node | None) -> pb.Filter:
     """Write a canonical tree (one that ``to_node`` or ``parse`` made); None is a message without a form."""
-    if node is None:
-        return pb.Filter()
+    msg = pb.Filter()
+    if node is not None:
+        put_filter(msg, node)
+    return msg
+
+
+def put_filter(msg: pb.Filter, node: Node) -> None:
+    """:func:`filter_to_wire` in place."""
     text = to_text(node)
     if len(text) <= EXPRESSION_BYTES:
-        return pb.Filter(expression=text)
-    mapping = to_mapping(node)
-    return pb.Filter(json=json.dumps(mapping, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode())
+        msg.expression = text
+    else:
+        msg.json = json.dumps(to_mapping(node), ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
 def filter_from_wire(msg: pb.Filter) -> Node | None:

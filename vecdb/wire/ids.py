@@ -25,15 +25,23 @@ def _packed(numbers: Iterable[RecordId]) -> bytes:
 
 def ids_to_wire(ids: Iterable[RecordId]) -> pb.Ids:
     """Write checked ids; the order is kept."""
+    msg = pb.Ids()
+    put_ids(msg, ids)
+    return msg
+
+
+def put_ids(msg: pb.Ids, ids: Iterable[RecordId]) -> None:
+    """:func:`ids_to_wire` in place."""
     listed = ids if isinstance(ids, list | tuple) else list(ids)
     try:
-        return pb.Ids(integers=_packed(listed))
+        msg.integers = _packed(listed)
+        return
     except TypeError:
-        kinds = bytes(isinstance(one, str) for one in listed)
-    strings = [one for one in listed if isinstance(one, str)]
-    if len(strings) == len(listed):
-        return pb.Ids(strings=strings)
-    return pb.Ids(integers=_packed(one for one in listed if not isinstance(one, str)), strings=strings, kinds=kinds)
+        strings = [one for one in listed if isinstance(one, str)]
+    msg.strings.extend(strings)
+    if len(strings) < len(listed):
+        msg.integers = _packed(one for one in listed if not isinstance(one, str))
+        msg.kinds = bytes(isinstance(one, str) for one in listed)
 
 
 def ids_from_wire(msg: pb.Ids, argument: str = "ids", most: int = MAX_BATCH_RECORDS) -> list[RecordId]:

@@ -6,18 +6,32 @@ whatever else arrives is read by the standard library's parser with hooks that r
 """
 
 import json
+import re
 from typing import Any, Final, NoReturn
 
 import orjson
 
 from vecdb.core.errors import InvalidFilter, InvalidMetadata
-from vecdb.core.limits import MAX_FILTER_JSON_BYTES, MAX_METADATA_BYTES, MAX_METADATA_DEPTH
+from vecdb.core.limits import (
+    MAX_FILTER_JSON_BYTES,
+    MAX_FILTER_NODES,
+    MAX_IN_VALUES,
+    MAX_METADATA_BYTES,
+    MAX_METADATA_DEPTH,
+)
 from vecdb.core.metadata import check_metadata
 
 MAX_METADATA_TEXT: Final = 8 * MAX_METADATA_BYTES
 """Longest JSON text of one object before it is made compact: blanks and ``\\u`` escapes take room."""
 
-_loads, _dumps = orjson.loads, orjson.dumps
+MAX_FILTER_PARTS: Final = 2 * MAX_IN_VALUES + 8 * MAX_FILTER_NODES
+"""Most objects, lists and keys in a filter's JSON: a list of instants has an object and a key for each, a condition up
+to four; an object takes fifty times its text in memory, so that they are counted before any is made."""
+
+_STRING: Final = re.compile(rb'"[^"]*"?')
+
+dumps: Final = orjson.dumps
+_loads = orjson.loads
 
 
 class _Refused(ValueError):
@@ -63,7 +77,7 @@ def metadata_from_wire(data: bytes, position: int) -> bytes:
     if len(data) <= MAX_METADATA_BYTES and data.count(b"{") + data.count(b"[") <= MAX_METADATA_DEPTH:
         try:
             value = _loads(data)
-            if type(value) is dict and _dumps(value) == data:
+            if type(value) is dict and dumps(value) == data:
                 return data
         except (ValueError, TypeError, RecursionError):
             pass  # the reader below says what is wrong
@@ -83,11 +97,23 @@ def filter_mapping_from_wire(data: bytes) -> Any:
     if len(data) > MAX_FILTER_JSON_BYTES:
         raise InvalidFilter(f"{len(data)} bytes of JSON, more than {MAX_FILTER_JSON_BYTES}", got=len(data),
                             limit=MAX_FILTER_JSON_BYTES)
+    if _parts(data) > MAX_FILTER_PARTS and _parts(_without_strings(data)) > MAX_FILTER_PARTS:
+        raise InvalidFilter(f"more than {MAX_FILTER_PARTS} objects, lists and keys in its JSON",
+                            got=f"> {MAX_FILTER_PARTS}", limit=MAX_FILTER_PARTS)
     try:
         return _strict(data)
     except _Refused as error:
         raise InvalidFilter(f"the JSON {error}" if str(error).startswith("is ") else str(error), got="bytes",
                             limit="a JSON object") from None
+
+
+def _parts(data: bytes) -> int:
+    return data.count(b"{") + data.count(b"[") + data.count(b":")
+
+
+def _without_strings(data: bytes) -> bytes:
+    """The text between strings; of text that is no JSON, less."""
+    return _STRING.sub(b"", data.replace(b"\\\\", b"").replace(b'\\"', b""))
 
 
 def object_from_wire(data: bytes) -> dict[str, Any]:
@@ -103,7 +129,7 @@ def object_from_wire(data: bytes) -> dict[str, Any]:
 
 def object_to_wire(value: dict[str, Any]) -> bytes:
     """Write an object of plain and NumPy values; what has no JSON is written as its text."""
-    return _dumps(value, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
+    return dumps(value, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
 
 
 def _plain(value: Any) -> Any:

@@ -38,6 +38,13 @@ _CHUNK_ITEMS: Final = 1 << 20
 
 def matrix_to_wire(array: npt.ArrayLike) -> pb.Matrix:
     """Write a (rows, items) array of a dtype that a Matrix can hold; others are refused."""
+    msg = pb.Matrix()
+    put_matrix(msg, array)
+    return msg
+
+
+def put_matrix(msg: pb.Matrix, array: npt.ArrayLike) -> None:
+    """:func:`matrix_to_wire` in place: a message given to another one's constructor is copied whole."""
     values = np.asarray(array)
     if values.ndim != 2:
         raise InvalidArgument("vectors", f"a matrix has two dimensions, not {values.ndim}",
@@ -46,9 +53,9 @@ def matrix_to_wire(array: npt.ArrayLike) -> pb.Matrix:
     if number is None:
         raise InvalidArgument("vectors", f"a matrix of {values.dtype} cannot be sent", got=f"dtype {values.dtype}",
                               limit=_KNOWN)
-    rows, items = values.shape
-    return pb.Matrix(rows=rows, items=items, dtype=number,  # type: ignore[arg-type]
-                     data=values.astype(_DTYPES[number], copy=False).tobytes())
+    msg.rows, msg.items = values.shape
+    msg.dtype = number  # type: ignore[assignment]
+    msg.data = values.astype(_DTYPES[number], copy=False).tobytes()
 
 
 def matrix_from_wire(msg: pb.Matrix, argument: str = "vectors") -> Array:
@@ -99,7 +106,8 @@ def _check_unit(raw: Array, argument: str) -> None:
     step = max(1, _CHUNK_ITEMS // raw.shape[1])
     for low in range(0, len(raw), step):
         part = raw[low:low + step].astype(np.float32, copy=False)
-        squares = np.einsum("ij,ij->i", part, part)
+        with np.errstate(all="ignore"):  # what overflows is infinite, and told below
+            squares = np.einsum("ij,ij->i", part, part)
         if not (squares.min() >= _UNIT_LOW and squares.max() <= _UNIT_HIGH):
             bad = low + int(np.flatnonzero(~((squares >= _UNIT_LOW) & (squares <= _UNIT_HIGH)))[0])
             raise _not_unit(raw[bad], f"{argument}[{bad}]")

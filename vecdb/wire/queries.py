@@ -2,7 +2,7 @@
 
 from itertools import accumulate, chain
 from math import isfinite
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -14,24 +14,24 @@ from vecdb.core.schema import CollectionSchema
 from vecdb.core.vectors import row_bytes
 from vecdb.v1 import queries_pb2 as pb
 from vecdb.v1 import types_pb2
-from vecdb.wire.filters import filter_from_wire, filter_to_wire
-from vecdb.wire.ids import ids_from_wire, ids_to_wire
-from vecdb.wire.jsons import object_from_wire, object_to_wire
-from vecdb.wire.matrix import matrix_from_wire, matrix_to_wire, queries_from_wire
+from vecdb.wire.filters import filter_from_wire, put_filter
+from vecdb.wire.ids import ids_from_wire, put_ids
+from vecdb.wire.jsons import dumps, object_from_wire, object_to_wire
+from vecdb.wire.matrix import matrix_from_wire, put_matrix, queries_from_wire
 from vecdb.wire.records import reply
 
-DEFAULT_K = 10
+DEFAULT_K: Final = 10
 
 
 def query_to_wire(name: str, request: QueryRequest, tag: int = 0) -> pb.QueryRequest:
     """Write a checked request, whose vectors are in stored form."""
     msg = pb.QueryRequest(
-        collection=name, vectors=matrix_to_wire(request.vectors), k=request.k, within=request.within,
-        ef_search=request.ef_search, nprobe=request.nprobe, exact=request.exact,
-        with_metadata=request.include_metadata, with_vectors=request.include_vectors, explain=request.explain,
-        profile=request.profile, normalized=True, tag=tag)
+        collection=name, k=request.k, within=request.within, ef_search=request.ef_search, nprobe=request.nprobe,
+        exact=request.exact, with_metadata=request.include_metadata, with_vectors=request.include_vectors,
+        explain=request.explain, profile=request.profile, normalized=True, tag=tag)
+    put_matrix(msg.vectors, request.vectors)
     if request.filter is not None:
-        msg.filter.CopyFrom(filter_to_wire(request.filter))
+        put_filter(msg.filter, request.filter)
     return msg
 
 
@@ -89,18 +89,19 @@ def result_to_wire(result: QueryResult, tag: int = 0) -> pb.QueryReply:
     matches = result.matches
     if len(matches) == 1:
         one = matches[0]
-        msg = pb.QueryReply(counts=(len(one.ids),), ids=ids_to_wire(one.ids), tag=tag,
+        msg = pb.QueryReply(counts=(len(one.ids),), tag=tag,
                             distances=one.distances.astype("<f4", copy=False).tobytes())
+        put_ids(msg.ids, one.ids)
     else:
         msg = pb.QueryReply(
             counts=[len(one.ids) for one in matches], tag=tag,
-            ids=ids_to_wire(list(chain.from_iterable([one.ids for one in matches]))),
             distances=b"".join([one.distances.astype("<f4", copy=False).tobytes() for one in matches]))
+        put_ids(msg.ids, list(chain.from_iterable([one.ids for one in matches])))
     if matches and matches[0].metadata is not None:
-        msg.metadata.extend([object_to_wire(extra) for one in matches for extra in one.metadata or ()])
+        msg.metadata.extend([dumps(extra) for one in matches for extra in one.metadata or ()])
     if matches and matches[0].vectors is not None:
         parts = [one.vectors for one in matches if one.vectors is not None]
-        msg.vectors.CopyFrom(matrix_to_wire(parts[0] if len(parts) == 1 else np.concatenate(parts)))
+        put_matrix(msg.vectors, parts[0] if len(parts) == 1 else np.concatenate(parts))
     if result.plan is not None:
         msg.plan_json = object_to_wire(result.plan)
     if result.missing:

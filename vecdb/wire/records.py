@@ -23,10 +23,10 @@ from vecdb.core.schema import CollectionSchema
 from vecdb.core.vectors import row_bytes
 from vecdb.v1 import records_pb2 as pb
 from vecdb.v1 import types_pb2
-from vecdb.wire.filters import filter_from_wire, filter_to_wire, some_filter_from_wire
-from vecdb.wire.ids import ids_from_wire, ids_to_wire
-from vecdb.wire.jsons import metadata_from_wire, object_to_wire
-from vecdb.wire.matrix import matrix_from_wire, matrix_to_wire, stored_from_wire
+from vecdb.wire.filters import filter_from_wire, put_filter, some_filter_from_wire
+from vecdb.wire.ids import ids_from_wire, put_ids
+from vecdb.wire.jsons import dumps, metadata_from_wire
+from vecdb.wire.matrix import matrix_from_wire, put_matrix, stored_from_wire
 
 DEFAULT_SCAN_LIMIT: Final = 1_000
 MAX_CURSOR: Final = (1 << 63) - 1
@@ -64,8 +64,10 @@ def upsert_to_wire(name: str, batch: UpsertBatch, key: bytes = b"", normalized: 
                    tag: int = 0) -> pb.UpsertRequest:
     """Write a checked batch; ``normalized``: cosine vectors have unit length, as a batch's always do."""
     metadata = () if all(one == b"{}" for one in batch.metadata) else batch.metadata
-    return pb.UpsertRequest(collection=name, ids=ids_to_wire(batch.ids), vectors=matrix_to_wire(batch.vectors),
-                            metadata=metadata, idempotency_key=key, normalized=normalized, tag=tag)
+    msg = pb.UpsertRequest(collection=name, metadata=metadata, idempotency_key=key, normalized=normalized, tag=tag)
+    put_ids(msg.ids, batch.ids)
+    put_matrix(msg.vectors, batch.vectors)
+    return msg
 
 
 def upsert_from_wire(msg: pb.UpsertRequest, schema: CollectionSchema) -> UpsertBatch:
@@ -106,9 +108,9 @@ def delete_to_wire(name: str, command: DeleteIds | DeleteWhere, key: bytes = b""
     """Write a delete by ids or by filter."""
     msg = pb.DeleteRequest(collection=name, idempotency_key=key)
     if isinstance(command, DeleteIds):
-        msg.ids.CopyFrom(ids_to_wire(command.ids))
+        put_ids(msg.ids, command.ids)
     else:
-        msg.filter.CopyFrom(filter_to_wire(command.filter))
+        put_filter(msg.filter, command.filter)
     return msg
 
 
@@ -127,8 +129,9 @@ def update_to_wire(name: str, command: UpdateMetadata, key: bytes = b"") -> pb.U
     patches = command.patch
     if len(patches) > 1 and patches.count(patches[0]) == len(patches):
         patches = patches[:1]
-    return pb.UpdateMetadataRequest(collection=name, ids=ids_to_wire(command.ids), patches=patches,
-                                    replace=not command.merge, idempotency_key=key)
+    msg = pb.UpdateMetadataRequest(collection=name, patches=patches, replace=not command.merge, idempotency_key=key)
+    put_ids(msg.ids, command.ids)
+    return msg
 
 
 def update_from_wire(msg: pb.UpdateMetadataRequest, schema: CollectionSchema) -> UpdateMetadata:
@@ -203,8 +206,9 @@ def _id_parts(ids: types_pb2.Ids) -> list[bytes]:
 def fetch_to_wire(name: str, ids: Sequence[RecordId], include_metadata: bool = True,
                   include_vectors: bool = True) -> pb.FetchRequest:
     """Write a fetch by ids."""
-    return pb.FetchRequest(collection=name, ids=ids_to_wire(ids), without_metadata=not include_metadata,
-                           without_vectors=not include_vectors)
+    msg = pb.FetchRequest(collection=name, without_metadata=not include_metadata, without_vectors=not include_vectors)
+    put_ids(msg.ids, ids)
+    return msg
 
 
 def fetch_from_wire(msg: pb.FetchRequest, schema: CollectionSchema) -> Fetch:
@@ -219,12 +223,13 @@ def fetch_from_wire(msg: pb.FetchRequest, schema: CollectionSchema) -> Fetch:
 
 def records_to_wire(records: Sequence[Record]) -> pb.FetchReply:
     """Write records; their vectors if all have one."""
-    msg = pb.FetchReply(ids=ids_to_wire([one.id for one in records]))
+    msg = pb.FetchReply()
+    put_ids(msg.ids, [one.id for one in records])
     if any(one.metadata for one in records):
-        msg.metadata.extend([object_to_wire(one.metadata) for one in records])
+        msg.metadata.extend([dumps(one.metadata) for one in records])
     vectors = [one.vector for one in records]
     if vectors and all(one is not None for one in vectors):
-        msg.vectors.CopyFrom(matrix_to_wire(np.stack(vectors)))  # type: ignore[arg-type]
+        put_matrix(msg.vectors, np.stack(vectors))  # type: ignore[arg-type]
     return msg
 
 
@@ -263,7 +268,7 @@ def scan_to_wire(name: str, request: ScanRequest) -> pb.ScanRequest:
     msg = pb.ScanRequest(collection=name, limit=request.limit, after=request.after,
                          without_metadata=not request.include_metadata, with_vectors=request.include_vectors)
     if request.filter is not None:
-        msg.filter.CopyFrom(filter_to_wire(request.filter))
+        put_filter(msg.filter, request.filter)
     return msg
 
 
@@ -283,11 +288,12 @@ def scan_from_wire(msg: pb.ScanRequest, schema: CollectionSchema) -> ScanRequest
 
 def page_to_wire(page: ScanPage) -> pb.ScanReply:
     """Write a page."""
-    msg = pb.ScanReply(ids=ids_to_wire(page.ids), cursor=page.cursor)
+    msg = pb.ScanReply(cursor=page.cursor)
+    put_ids(msg.ids, page.ids)
     if page.metadata is not None:
-        msg.metadata.extend([object_to_wire(one) for one in page.metadata])
+        msg.metadata.extend([dumps(one) for one in page.metadata])
     if page.vectors is not None:
-        msg.vectors.CopyFrom(matrix_to_wire(page.vectors))
+        put_matrix(msg.vectors, page.vectors)
     return msg
 
 
@@ -304,7 +310,7 @@ def count_to_wire(name: str, where: Node | None) -> pb.CountRequest:
     """Write a count."""
     msg = pb.CountRequest(collection=name)
     if where is not None:
-        msg.filter.CopyFrom(filter_to_wire(where))
+        put_filter(msg.filter, where)
     return msg
 
 

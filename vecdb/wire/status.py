@@ -1,8 +1,9 @@
 """Errors between processes: a google.rpc.Status with typed details, and back to the class that was raised.
 
 The details are ErrorInfo (for clients of any language), RetryInfo where there is a hint, and vecdb.v1.Error, which
-holds everything :func:`from_status` needs to make the same error again.  Trailing metadata is small by nature (gRPC
-refuses more than 8 KiB of it, error included), so long messages and lists of ids are cut, never lost whole.
+holds what :func:`from_status` needs to make the same error again (its message stands in the status, once).  Trailing
+metadata is small by nature (gRPC refuses it above 8 KiB, base64 and the message beside it included), so long messages
+are cut, and of fields that are too long the longest.
 """
 
 import asyncio
@@ -22,7 +23,7 @@ from vecdb.wire.jsons import object_from_wire, object_to_wire
 DOMAIN: Final = "vecdb"
 
 MAX_MESSAGE_BYTES: Final = 1_024
-MAX_FIELDS_BYTES: Final = 2_048
+MAX_FIELDS_BYTES: Final = 1_536
 _MAX_TEXT: Final = 256
 _MAX_REQUEST_ID: Final = 128
 
@@ -139,7 +140,8 @@ def to_error(error: BaseException, request_id: str = "") -> pb.Error:
 def to_status(error: BaseException, request_id: str = "") -> tuple[int, str, bytes]:
     """Return the google.rpc code, the message and the serialized google.rpc.Status of an error."""
     detail = to_error(error, request_id)
-    status = status_pb2.Status(code=detail.code, message=detail.message)
+    code, message = detail.code, detail.message
+    status = status_pb2.Status(code=code, message=message)
     info = error_details_pb2.ErrorInfo(reason=reason_of(_BY_NAME[detail.kind]), domain=DOMAIN)
     argument = _public(error, request_id).fields.get("argument")
     if isinstance(argument, str):
@@ -151,8 +153,9 @@ def to_status(error: BaseException, request_id: str = "") -> tuple[int, str, byt
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromNanoseconds(int(detail.retry_after_s * 1e9))
         status.details.add().Pack(retry)
+    detail.ClearField("message")
     status.details.add().Pack(detail)
-    return detail.code, detail.message, status.SerializeToString()
+    return code, message, status.SerializeToString()
 
 
 def from_error(msg: pb.Error) -> VecdbError:
@@ -182,6 +185,7 @@ def from_status(code: int, message: str, details: bytes | None) -> VecdbError:
                 if detail.Is(pb.Error.DESCRIPTOR):
                     ours = pb.Error()
                     detail.Unpack(ours)
+                    ours.message = ours.message or status.message or message
                     return from_error(ours)
         except (DecodeError, ValueError):
             pass  # somebody else's, or damaged: the code is what there is
