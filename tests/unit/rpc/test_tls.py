@@ -4,7 +4,7 @@ import asyncio
 import datetime
 import socket
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -62,10 +62,10 @@ class Files:
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> Iterator[Files]:
+def files(tmp_path: Path) -> Files:
     made = Files(tmp_path)
     made.write(issue())
-    yield made
+    return made
 
 
 def issue(**named: Any) -> trustme.LeafCert:
@@ -180,7 +180,8 @@ def test_files_that_cannot_be_used_leave_the_old_in_use_and_are_told_once(files:
             files.key.write_bytes(issue().private_key_pem.bytes())
         else:
             whole = files.cert.read_bytes()
-            files.cert.write_bytes({"garbage": b"\xffno certificate", "cut": whole[:len(whole) // 3], "empty": b""}[how])
+            spoiled = {"garbage": b"\xffno certificate", "cut": whole[:len(whole) // 3], "empty": b""}
+            files.cert.write_bytes(spoiled[how])
 
     async def run() -> None:
         async with grpc_server(certificates) as port, tls_server(certificates.ssl_context()) as http:
