@@ -1,15 +1,32 @@
 """The loops of long writes: batch after batch, summed, reported, and honest about where they stopped."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from vecdb.client.backend import Progress
 from vecdb.client.parts import DEFAULT_BATCH_BYTES, DEFAULT_BATCH_RECORDS
+from vecdb.core.calls import Call, WriteToken
 from vecdb.core.errors import VecdbError
 from vecdb.core.ids import RecordId
-from vecdb.core.records import UpdateMetadata, WriteResult
+from vecdb.core.records import UpdateMetadata, UpsertBatch, WriteResult
 
 _T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """A batch of a long upsert; ``rows`` of the caller's input went into it, ``token`` makes it happen once."""
+
+    rows: int
+    batch: UpsertBatch
+    token: WriteToken | None = None
+
+    def call(self, outer: Call | None) -> Call | None:
+        """The call that applies it: ``outer``, whose end is shared, with this batch's own token."""
+        if self.token is None:
+            return outer
+        return Call(token=self.token) if outer is None else replace(outer, token=self.token)
 
 
 def add(a: WriteResult, b: WriteResult) -> WriteResult:

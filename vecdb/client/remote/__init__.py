@@ -1,0 +1,11 @@
+"""The SDK over the network: the engine's Backend, and a server's Node, at the other end of gRPC.
+
+Decided here: every procedure (retries, chunks, streams that are resumed) is a generator over the few ops of
+:mod:`~vecdb.client.remote.io`, so the sync client (a gRPC channel, no event loop and no thread of ours) and the async
+one (grpc.aio) run the same lines.  Methods are called by path with bytes in and out; messages are made and read in
+:mod:`vecdb.wire` alone.  gRPC and protobuf are imported by this package and by nothing else of the SDK, and this
+package only when a network target is opened.
+
+Retries are ours and not gRPC's: only this side knows which calls may be repeated, one budget bounds them all, and a
+write keeps its idempotency key over every attempt.
+"""

@@ -1,0 +1,69 @@
+"""The server itself: what it is, its API keys, its jobs, its digests."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+
+from vecdb.client.remote import methods as m
+from vecdb.client.remote.calling import LONG_S, Caller
+from vecdb.client.remote.io import Rpc
+from vecdb.client.steps import Steps
+from vecdb.core.access import Grant, Key, Role
+from vecdb.core.calls import Call
+from vecdb.v1 import admin_pb2 as pb
+
+
+class AdminProcedures:
+    """Keys are :class:`~vecdb.core.access.Key`; a secret is told once, when it is made."""
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+
+    def server(self, call: Call | None = None) -> Steps[dict[str, Any]]:
+        """``version api node_id uptime_s`` and what else the server says of itself."""
+        reply = pb.GetServerReply.FromString((yield from self._caller.call(m.SERVER, b"", call)))
+        details = orjson.loads(reply.details_json) if reply.details_json else {}
+        return {"version": reply.version, "api": reply.api, "node_id": reply.node_id, "uptime_s": reply.uptime_s,
+                **details}
+
+    def create_key(self, name: str, grants: Sequence[Grant], ttl_s: float = 0.0,
+                   call: Call | None = None) -> Steps[tuple[Key, str]]:
+        """Not repeated when its end is not known: a key that nobody holds would stay behind."""
+        message = pb.CreateKeyRequest(name=name, ttl_s=ttl_s, grants=[
+            pb.Grant(role=pb.Role.ValueType(int(grant.role)), collections=grant.collections) for grant in grants])
+        return (yield from self._secret(m.CREATE_KEY, message.SerializeToString(), call))
+
+    def rotate_key(self, id: str, overlap_s: float = 0.0, call: Call | None = None) -> Steps[tuple[Key, str]]:
+        message = pb.RotateKeyRequest(id=id, overlap_s=overlap_s)
+        return (yield from self._secret(m.ROTATE_KEY, message.SerializeToString(), call))
+
+    def _secret(self, rpc: Rpc, payload: bytes, call: Call | None) -> Steps[tuple[Key, str]]:
+        raw = yield from self._caller.call(rpc, payload, call, write=True, repeat=False)
+        reply = pb.CreateKeyReply.FromString(raw)
+        return _key(reply.key), reply.secret
+
+    def list_keys(self, call: Call | None = None) -> Steps[list[Key]]:
+        reply = yield from self._caller.call(m.LIST_KEYS, b"", call)
+        return [_key(one) for one in pb.ListKeysReply.FromString(reply).keys]
+
+    def revoke_key(self, id: str, call: Call | None = None) -> Steps[None]:
+        yield from self._caller.call(m.REVOKE_KEY, pb.RevokeKeyRequest(id=id).SerializeToString(), call, write=True)
+
+    def jobs(self, name: str | None = None, call: Call | None = None) -> Steps[list[dict[str, Any]]]:
+        payload = pb.ListJobsRequest(collection=name or "").SerializeToString()
+        reply = pb.ListJobsReply.FromString((yield from self._caller.call(m.JOBS, payload, call)))
+        return [{"collection": job.collection, "kind": job.kind, "state": job.state, "stage": job.stage,
+                 "done": job.done, "total": job.total, "error": job.error} for job in reply.jobs]
+
+    def verify(self, name: str, call: Call | None = None) -> Steps[dict[str, Any]]:
+        """Reads every record: without a deadline of the caller's it has an hour."""
+        payload = pb.VerifyRequest(collection=name).SerializeToString()
+        reply = pb.VerifyReply.FromString((yield from self._caller.call(m.VERIFY, payload, call, default_s=LONG_S)))
+        return {"records": reply.records, "log_index": reply.log_index, "digest": reply.digest,
+                "computed": reply.computed, "equal": reply.equal}
+
+
+def _key(key: pb.Key) -> Key:
+    grants = tuple(Grant(Role(int(grant.role)), tuple(grant.collections)) for grant in key.grants)
+    return Key(key.id, key.name, grants, key.created_s, key.expires_s, key.last_used_s, key.revoked)

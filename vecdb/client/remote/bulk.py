@@ -1,0 +1,238 @@
+"""Bulk upsert over the network: several streams, each with a batch that is applied and one that arrives.
+
+The first batch goes alone, as a plain call: most calls have no second one, and it proves the address, the key and the
+schema before several batches are on their way.
+
+Order.  A stream applies its batches one after the other; streams run beside each other, and the server's writes share
+their fsyncs.  A batch that holds an id which is still under way waits until that is answered, so the last of equal ids
+wins as if there were one stream.  Answers are taken in the order of the batches: ``on_applied`` sees what one loop
+would have seen.
+
+Reconnection.  Every batch keeps its idempotency key.  When a stream breaks, what was not answered is sent again on a
+new one: a batch whose answer was lost is answered with what it did then.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from vecdb.client.remote import methods as m
+from vecdb.client.remote.calling import LONG_S, left, outcome
+from vecdb.client.remote.io import Open, Read, Sleep, Stream, Write
+from vecdb.client.remote.procedures import Procedures, random_key
+from vecdb.client.remote.retry import STREAM_RETRIES, Attempts, Failed
+from vecdb.client.steps import END, Next, Steps
+from vecdb.client.writing import Batch
+from vecdb.core.calls import Call, check
+from vecdb.core.errors import DeadlineExceeded, Unavailable, VecdbError
+from vecdb.core.ids import RecordId
+from vecdb.core.records import WriteResult
+from vecdb.v1 import records_pb2 as r
+from vecdb.wire import convert
+from vecdb.wire.status import from_error
+
+DEPTH: Final = 2
+"""Batches of one stream under way."""
+WINDOW_BYTES: Final = 64 << 20
+"""Most bytes under way in one call, all streams together (one batch always fits)."""
+
+Applied = Callable[[int, WriteResult], None]
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """A batch on its way; ``result`` or ``error`` when it was answered."""
+
+    rows: int
+    ids: frozenset[RecordId]
+    payload: bytes
+    lane: "Lane"
+    result: WriteResult | None = None
+    error: VecdbError | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Lane:
+    """A stream and what was sent on it without an answer yet, in order."""
+
+    stream: Stream | None = None
+    waiting: deque[Flight] = field(default_factory=deque)
+
+
+class BulkUpsert:
+    """One bulk upsert; :meth:`steps` runs it."""
+
+    def __init__(self, procedures: Procedures, name: str, batches: Any, on_applied: Applied, parallel: int,
+                 call: Call | None) -> None:
+        self._procedures = procedures
+        self._name = name
+        self._batches = batches
+        self._on_applied = on_applied
+        self._call = call
+        self._deadline = None if call is None else call.deadline
+        self._attempts = Attempts(max(STREAM_RETRIES, procedures.caller.options.retries)
+                                  if procedures.caller.options.retries else 0,
+                                  procedures.caller.budget, self._deadline)
+        self._lanes = [Lane() for _ in range(parallel)]
+        self._order: deque[Flight] = deque()
+        self._bytes = 0
+        self._busy: set[RecordId] = set()
+
+    def steps(self) -> Steps[None]:
+        """Apply every batch; the first error is raised when what is under way has been answered."""
+        first = yield Next(self._batches)
+        if first is END:
+            return
+        call = first.call(self._call)
+        self._on_applied(first.rows, (yield from self._procedures.upsert(self._name, first.batch, call)))
+        try:
+            yield from self._all()
+        finally:
+            for lane in self._lanes:
+                if lane.stream is not None:
+                    lane.stream.cancel()
+
+    def _all(self) -> Steps[None]:
+        while True:
+            try:
+                item = yield Next(self._batches)
+            except Exception:
+                yield from self._drain()
+                raise
+            if item is END:
+                yield from self._drain()
+                yield from self._finish()
+                return
+            yield from self._send(item)
+
+    def _send(self, item: Batch) -> Steps[None]:
+        ids = frozenset(item.batch.ids)
+        call = item.call(self._call)
+        key = random_key() if call is None or call.token is None else call.token.key
+        payload = convert.upsert_to_wire(self._name, item.batch, key).SerializeToString()
+        while self._order and (len(self._order) >= DEPTH * len(self._lanes)
+                               or self._bytes + len(payload) > WINDOW_BYTES or not self._busy.isdisjoint(ids)):
+            yield from self._settle()
+        lane = min(self._lanes, key=lambda one: len(one.waiting))
+        flight = Flight(item.rows, ids, payload, lane)
+        self._order.append(flight)
+        self._busy |= ids
+        self._bytes += len(payload)
+        yield from self._push(flight)
+
+    def _push(self, flight: Flight) -> Steps[None]:
+        lane = flight.lane
+        lane.waiting.append(flight)
+        try:
+            if lane.stream is None:
+                lane.stream = yield from self._open()
+            yield Write(lane.stream, flight.payload)
+        except Failed as failed:
+            yield from self._reopen(lane, failed)
+
+    def _open(self) -> Steps[Stream]:
+        caller = self._procedures.caller
+        stream: Stream = yield Open(m.UPSERT_STREAM, b"", left(self._deadline, LONG_S), caller.metadata(self._call))
+        return stream
+
+    def _reopen(self, lane: Lane, failed: Failed) -> Steps[None]:
+        """A new stream, and everything unanswered once more; raises when that is given up."""
+        while True:
+            check(self._call)
+            if lane.stream is not None:
+                lane.stream.cancel()
+                lane.stream = None
+            if isinstance(failed.error, DeadlineExceeded):
+                wait: float | None = 0.0
+                try:
+                    left(self._deadline)  # the stream's own time was over, not the caller's
+                except DeadlineExceeded:
+                    wait = None
+            else:
+                wait = self._attempts.delay(failed.error)
+            if wait is None:
+                raise outcome(failed.error, not failed.decided) from None
+            yield Sleep(wait)
+            try:
+                lane.stream = yield from self._open()
+                for flight in lane.waiting:
+                    yield Write(lane.stream, flight.payload)
+                return
+            except Failed as again:
+                # What an earlier attempt may have done stays unknown.
+                failed = Failed(again.error, decided=again.decided and failed.decided)
+
+    def _settle(self) -> Steps[None]:
+        """Wait for the answer to the oldest batch, and send it again if it was refused for the moment."""
+        flight = self._order[0]
+        while flight.result is None:
+            while flight.result is None and flight.error is None:
+                yield from self._read(flight.lane)
+            if flight.error is None:
+                break
+            error, flight.error = flight.error, None
+            wait = self._attempts.delay(error)
+            if wait is None:
+                self._forget()
+                yield from self._drain(error)
+                raise error
+            yield Sleep(wait)
+            yield from self._push(flight)
+        self._forget()
+        self._attempts.progress()
+        self._procedures.caller.budget.gain()
+        self._on_applied(flight.rows, flight.result)
+
+    def _forget(self) -> None:
+        flight = self._order.popleft()
+        self._busy -= flight.ids
+        self._bytes -= len(flight.payload)
+
+    def _read(self, lane: Lane) -> Steps[None]:
+        """One answer of a stream goes to the batch that has waited longest on it."""
+        assert lane.stream is not None
+        try:
+            raw = yield Read(lane.stream)
+            if raw is None:
+                raise Failed(Unavailable("the server ended the stream"), decided=False)
+        except Failed as failed:
+            yield from self._reopen(lane, failed)
+            return
+        reply = r.UpsertReply.FromString(raw)
+        flight = lane.waiting.popleft()
+        if reply.HasField("error"):
+            flight.error = from_error(reply.error)
+        else:
+            flight.result = convert.write_result_from_wire(reply.result)
+
+    def _drain(self, because: VecdbError | None = None) -> Steps[None]:
+        """Wait for what is under way; ``because``: the call has failed, and what still comes is told with it."""
+        if because is None:
+            while self._order:
+                yield from self._settle()
+            return
+        beyond = 0
+        for flight in tuple(self._order):
+            try:
+                while flight.result is None and flight.error is None:
+                    yield from self._read(flight.lane)
+            except VecdbError:
+                break
+            beyond += flight.rows if flight.result is not None else 0
+        if beyond:
+            because.fields["rows_applied_beyond"] = beyond
+
+    def _finish(self) -> Steps[None]:
+        """Say on every stream that no more comes, and hear its good end."""
+        for lane in self._lanes:
+            if lane.stream is not None:
+                yield Write(lane.stream, None)
+                try:
+                    yield Read(lane.stream)
+                except Failed:
+                    continue  # every batch was answered: how the stream ends is no matter
+                lane.stream = None
+
+
+__all__ = ["Applied", "BulkUpsert"]

@@ -1,0 +1,183 @@
+"""One call, and several at once: deadlines, repetitions, and what is said when nobody knows the end."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeVar
+
+from vecdb.client.remote.io import Metadata, Pending, Rpc, Sleep, Start, Unary, Wait
+from vecdb.client.remote.options import Options
+from vecdb.client.remote.retry import Attempts, Budget, Failed
+from vecdb.client.steps import Steps
+from vecdb.core.calls import Call, check
+from vecdb.core.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    LimitExceeded,
+    OutcomeUnknown,
+    Overloaded,
+    Unavailable,
+    VecdbError,
+)
+from vecdb.ports import tracing
+
+T = TypeVar("T")
+P = TypeVar("P")
+
+PIPELINE: Final = 4
+"""Parts of one call under way at once: one computed, one on its way there, one back, one for jitter."""
+
+LONG_S: Final = 3_600.0
+"""How long a stream or a long job may take without being asked for again: what servers allow as they come."""
+
+
+class Caller:
+    """What every call of a connection shares."""
+
+    def __init__(self, options: Options, label: str) -> None:
+        self.label = label
+        self.options = options
+        self.budget = Budget()
+        self._base: Metadata = None
+        if options.api_key is not None:
+            self._base = (("authorization", f"Bearer {options.api_key}"),)
+
+    def deadline(self, call: Call | None, default_s: float | None = None) -> float | None:
+        """The caller's own, or ``default_s`` or the connection's for a call that has none."""
+        if call is not None and call.deadline is not None:
+            return call.deadline
+        timeout = self.options.timeout if default_s is None else default_s
+        return None if timeout is None else time.monotonic() + timeout
+
+    def attempts(self, deadline: float | None) -> Attempts:
+        return Attempts(self.options.retries, self.budget, deadline)
+
+    def metadata(self, call: Call | None) -> Metadata:
+        """The key, the request id and the trace."""
+        traced = tracing.get()
+        if not traced.enabled and (call is None or not call.request_id):
+            return self._base
+        out = list(self._base or ())
+        if call is not None and call.request_id:
+            out.append(("x-request-id", call.request_id))
+        if traced.enabled:
+            traced.inject(out)
+        return tuple(out)
+
+    def call(self, rpc: Rpc, payload: bytes, call: Call | None, *, write: bool = False, repeat: bool = True,
+             default_s: float | None = None) -> Steps[bytes]:
+        """Call until there is an answer.
+
+        ``write``: an end that nobody knows is OutcomeUnknown.  ``repeat=False``: only what was certainly not
+        done is done again.
+        """
+        tracer = tracing.get()
+        if not tracer.enabled:
+            return (yield from self._call(rpc, payload, call, write, repeat, default_s))
+        with tracer.start(rpc.path[1:], tracing.Kind.CLIENT):
+            return (yield from self._call(rpc, payload, call, write, repeat, default_s))
+
+    def _call(self, rpc: Rpc, payload: bytes, call: Call | None, write: bool, repeat: bool,
+              default_s: float | None) -> Steps[bytes]:
+        deadline = self.deadline(call, default_s)
+        metadata = self.metadata(call)
+        attempts: Attempts | None = None
+        unsure = False
+        while True:
+            try:
+                reply: bytes = yield Unary(rpc, payload, left(deadline), metadata)
+            except Failed as failed:
+                check(call)
+                error = failed.error
+                unsure = unsure or (write and not failed.decided)
+                wait = None
+                if repeat or failed.decided:
+                    attempts = attempts or self.attempts(deadline)
+                    wait = attempts.delay(error)
+                if wait is None:
+                    raise outcome(error, unsure) from None
+            else:
+                self.budget.gain()
+                return reply
+            yield Sleep(wait)
+
+    def several(self, rpc: Rpc, parts: Sequence[P], call: Call | None, encode: Callable[[P], bytes],
+                decode: Callable[[bytes, P], T], halve: Callable[[P], Sequence[P]]) -> Steps[list[T]]:
+        """Call for each part of a read, several at once; answers in their order.
+
+        ``halve`` makes smaller parts of one whose answer does not fit a message; a part of one piece is itself.
+        """
+        if len(parts) == 1:
+            return (yield from self._part(rpc, parts[0], call, encode, decode, halve))
+        out: list[T] = []
+        flying: deque[tuple[P, Pending]] = deque()
+        deadline = self.deadline(call)
+        attempts = self.attempts(deadline)
+        waiting = iter(parts)
+        try:
+            while True:
+                while len(flying) < PIPELINE and (part := next(waiting, None)) is not None:
+                    pending = yield Start(rpc, encode(part), left(deadline), self.metadata(call))
+                    flying.append((part, pending))
+                if not flying:
+                    return out
+                part, pending = flying.popleft()
+                try:
+                    reply: bytes = yield Wait(pending)
+                except Failed as failed:
+                    check(call)
+                    wait = attempts.delay(failed.error)
+                    if wait is not None:
+                        yield Sleep(wait)
+                    elif not _too_large(failed.error):
+                        raise failed.error from None
+                    out += yield from self._part(rpc, part, call, encode, decode, halve)
+                else:
+                    self.budget.gain()
+                    attempts.progress()
+                    out.append(decode(reply, part))
+        finally:
+            for _, pending in flying:
+                pending.cancel()
+
+    def _part(self, rpc: Rpc, part: P, call: Call | None, encode: Callable[[P], bytes],
+              decode: Callable[[bytes, P], T], halve: Callable[[P], Sequence[P]]) -> Steps[list[T]]:
+        try:
+            reply = yield from self.call(rpc, encode(part), call)
+        except LimitExceeded as error:
+            smaller = halve(part)
+            if not _too_large(error) or len(smaller) < 2:
+                raise
+            out: list[T] = []
+            for one in smaller:
+                out += yield from self._part(rpc, one, call, encode, decode, halve)
+            return out
+        return [decode(reply, part)]
+
+
+def _too_large(error: VecdbError) -> bool:
+    """Whether a message did not fit the transport."""
+    return isinstance(error, LimitExceeded) and error.fields.get("argument") == "request"
+
+
+def left(deadline: float | None, most: float | None = None) -> float | None:
+    """Seconds until ``deadline``, at most ``most``; raises DeadlineExceeded when it has passed."""
+    if deadline is None:
+        return most
+    rest = deadline - time.monotonic()
+    if rest <= 0.0:
+        raise DeadlineExceeded("the deadline passed before the call was sent")
+    return rest if most is None else min(rest, most)
+
+
+_OPEN_ENDS: Final = (Unavailable, Overloaded, DeadlineExceeded, Cancelled, OutcomeUnknown)
+
+
+def outcome(error: VecdbError, unsure: bool) -> VecdbError:
+    """The error to raise: OutcomeUnknown if an attempt may have been done and nobody said what became of it."""
+    if not unsure or not isinstance(error, _OPEN_ENDS):
+        return error
+    fields: dict[str, Any] = {**error.fields, "cause": type(error).__name__}
+    told = OutcomeUnknown(f"the write may or may not have happened: {error.message}", **fields)
+    told.__cause__ = error
+    return told

@@ -1,0 +1,331 @@
+"""The few things a procedure waits for, and the two wires they are done on.
+
+An :class:`Rpc` names a method.  :class:`Unary` is a call and its answer; :class:`Start` and :class:`Wait` are the same
+in two steps, so that several can be under way; a stream is opened, written, read and let go.  Every failure is a
+:class:`~vecdb.client.remote.retry.Failed`.
+
+A wire has a channel for each address.  Calls go round; an address that failed is left alone for a moment while
+another one is up.
+"""
+
+import asyncio
+import itertools
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from queue import SimpleQueue
+from typing import Any, Final
+
+import grpc
+
+from vecdb.client.remote.failures import failure, untyped
+from vecdb.client.remote.retry import Failed
+
+DOWN_S: Final = 2.0
+
+EOF: Final[Any] = getattr(grpc.aio, "EOF")  # noqa: B009  # the stubs do not know it
+
+Metadata = Sequence[tuple[str, str]] | None
+
+
+class Rpc:
+    """A method of the API; ``kind`` is the name of the channel's factory for it."""
+
+    __slots__ = ("kind", "number", "path")
+    _numbers = itertools.count()
+
+    def __init__(self, name: str, kind: str = "unary_unary") -> None:
+        self.path = f"/vecdb.v1.{name}"
+        self.kind = kind
+        self.number = next(Rpc._numbers)
+
+
+class Link:
+    """One address: its channel, and the callables made on it."""
+
+    __slots__ = ("_calls", "channel", "down_until", "label")
+
+    def __init__(self, channel: Any, label: str) -> None:
+        self.channel = channel
+        self.label = label
+        self.down_until = 0.0
+        self._calls: dict[int, Any] = {}
+
+    def method(self, rpc: Rpc) -> Any:
+        found = self._calls.get(rpc.number)
+        if found is None:
+            found = self._calls[rpc.number] = getattr(self.channel, rpc.kind)(rpc.path)
+        return found
+
+    def failed(self, error: Any) -> Failed:
+        known = failure(error, self.label)
+        if known.transport:
+            self.down_until = time.monotonic() + DOWN_S
+        return known
+
+
+class Wire:
+    """The links of one connection."""
+
+    def __init__(self, links: Sequence[Link]) -> None:
+        self.links = tuple(links)
+        self._turn = itertools.count()
+
+    def link(self) -> Link:
+        """The next address in turn of those that did not fail just now, or the one that failed longest ago."""
+        links = self.links
+        if len(links) == 1:
+            return links[0]
+        now, first = time.monotonic(), next(self._turn)
+        for step in range(len(links)):
+            link = links[(first + step) % len(links)]
+            if link.down_until <= now:
+                return link
+        return min(links, key=lambda link: link.down_until)
+
+
+class Unary:
+    """Call ``rpc`` and answer with the reply's bytes."""
+
+    __slots__ = ("metadata", "payload", "rpc", "timeout")
+
+    def __init__(self, rpc: Rpc, payload: bytes, timeout: float | None, metadata: Metadata) -> None:
+        self.rpc = rpc
+        self.payload = payload
+        self.timeout = timeout
+        self.metadata = metadata
+
+    def run(self, wire: Wire) -> bytes:
+        link = wire.link()
+        try:
+            reply: bytes = link.method(self.rpc)(self.payload, self.timeout, self.metadata)
+        except grpc.RpcError as error:
+            raise link.failed(error) from None
+        except ValueError as error:  # "Cannot invoke RPC on closed channel!"
+            raise untyped(1, str(error), link.label) from None
+        return reply
+
+    async def arun(self, wire: Wire) -> bytes:
+        link = wire.link()
+        try:
+            reply: bytes = await link.method(self.rpc)(self.payload, timeout=self.timeout, metadata=self.metadata)
+        except grpc.aio.AioRpcError as error:
+            raise link.failed(error) from None
+        except grpc.aio.UsageError as error:
+            raise untyped(1, str(error), link.label) from None
+        return reply
+
+
+class Pending:
+    """A unary call under way."""
+
+    __slots__ = ("call", "link")
+
+    def __init__(self, call: Any, link: Link) -> None:
+        self.call = call
+        self.link = link
+
+    def cancel(self) -> None:
+        self.call.cancel()
+
+
+class Start(Unary):
+    """Send a call; answers with a :class:`Pending`."""
+
+    __slots__ = ()
+
+    def run(self, wire: Wire) -> Any:
+        link = wire.link()
+        try:
+            return Pending(link.method(self.rpc).future(self.payload, self.timeout, self.metadata), link)
+        except ValueError as error:
+            raise untyped(1, str(error), link.label) from None
+
+    async def arun(self, wire: Wire) -> Any:
+        link = wire.link()
+        try:
+            return Pending(link.method(self.rpc)(self.payload, timeout=self.timeout, metadata=self.metadata), link)
+        except grpc.aio.UsageError as error:
+            raise untyped(1, str(error), link.label) from None
+
+
+class Wait:
+    """The reply's bytes of a pending call."""
+
+    __slots__ = ("pending",)
+
+    def __init__(self, pending: Pending) -> None:
+        self.pending = pending
+
+    def run(self, wire: Wire) -> bytes:
+        try:
+            reply: bytes = self.pending.call.result()
+        except grpc.FutureCancelledError as error:
+            raise untyped(1, str(error), self.pending.link.label) from None
+        except grpc.RpcError as error:
+            raise self.pending.link.failed(error) from None
+        return reply
+
+    async def arun(self, wire: Wire) -> bytes:
+        try:
+            reply: bytes = await self.pending.call
+        except grpc.aio.AioRpcError as error:
+            raise self.pending.link.failed(error) from None
+        return reply
+
+
+class Sleep:
+    """Wait some seconds."""
+
+    __slots__ = ("seconds",)
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def run(self, wire: Wire) -> None:
+        time.sleep(self.seconds)
+
+    async def arun(self, wire: Wire) -> None:
+        await asyncio.sleep(self.seconds)
+
+
+class Stream:
+    """An open stream; ``cancel`` is safe at any time and from any thread."""
+
+    __slots__ = ("call", "link", "outgoing")
+
+    def __init__(self, call: Any, link: Link, outgoing: "SimpleQueue[bytes | None] | None") -> None:
+        self.call = call
+        self.link = link
+        self.outgoing = outgoing
+
+    def cancel(self) -> None:
+        if self.outgoing is not None:
+            self.outgoing.put(None)  # lets gRPC's thread that reads it end
+        self.call.cancel()
+
+
+class Open(Unary):
+    """Open a stream: with a request (``payload``) or, for a bidirectional one, without; answers with a Stream."""
+
+    __slots__ = ()
+
+    def run(self, wire: Wire) -> Any:
+        link = wire.link()
+        outgoing: SimpleQueue[bytes | None] | None = None
+        first: Any = self.payload
+        if self.rpc.kind == "stream_stream":
+            outgoing = SimpleQueue()
+            first = iter(outgoing.get, None)
+        try:
+            return Stream(link.method(self.rpc)(first, self.timeout, self.metadata), link, outgoing)
+        except ValueError as error:
+            raise untyped(1, str(error), link.label) from None
+
+    async def arun(self, wire: Wire) -> Any:
+        link = wire.link()
+        given = () if self.rpc.kind == "stream_stream" else (self.payload,)
+        try:
+            return Stream(link.method(self.rpc)(*given, timeout=self.timeout, metadata=self.metadata), link, None)
+        except grpc.aio.UsageError as error:
+            raise untyped(1, str(error), link.label) from None
+
+
+class Write:
+    """Send a message on a stream; None says that no more will come."""
+
+    __slots__ = ("payload", "stream")
+
+    def __init__(self, stream: Stream, payload: bytes | None) -> None:
+        self.stream = stream
+        self.payload = payload
+
+    def run(self, wire: Wire) -> None:
+        assert self.stream.outgoing is not None
+        self.stream.outgoing.put(self.payload)
+
+    async def arun(self, wire: Wire) -> None:
+        call = self.stream.call
+        try:
+            if self.payload is None:
+                await call.done_writing()
+            else:
+                await call.write(self.payload)
+        except grpc.aio.AioRpcError as error:
+            raise self.stream.link.failed(error) from None
+        except asyncio.InvalidStateError:  # the stream has ended: its reader is told why
+            return
+
+
+class Read:
+    """The next message of a stream, or None at its good end."""
+
+    __slots__ = ("stream",)
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+
+    def run(self, wire: Wire) -> bytes | None:
+        try:
+            return next(self.stream.call, None)
+        except grpc.RpcError as error:
+            raise self.stream.link.failed(error) from None
+
+    async def arun(self, wire: Wire) -> bytes | None:
+        try:
+            reply = await self.stream.call.read()
+        except grpc.aio.AioRpcError as error:
+            raise self.stream.link.failed(error) from None
+        return None if reply is EOF else reply
+
+
+_live: "weakref.WeakSet[Wire]" = weakref.WeakSet()
+_kept: list[Any] = []
+
+
+def keep(wire: Wire) -> None:
+    """In a forked child hold on to ``wire``: to let go of its channels there would wait for threads that are not."""
+    _live.add(wire)
+
+
+os.register_at_fork(after_in_child=lambda: _kept.extend(_live))
+
+
+class SyncWire(Wire):
+    """For threads; closes once."""
+
+    def __init__(self, links: Sequence[Link]) -> None:
+        super().__init__(links)
+        self._once = threading.Lock()
+
+    def close(self) -> None:
+        if self._once.acquire(blocking=False):
+            for link in self.links:
+                link.channel.close()
+
+
+class AioWire(Wire):
+    """For the event loop it was made in; opened at the first use, for a channel belongs to a loop."""
+
+    def __init__(self, open_links: Callable[[], Sequence[Link]]) -> None:
+        super().__init__(())
+        self._open = open_links
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def here(self) -> "AioWire":
+        """This wire, opened; raises RuntimeError in another event loop than the first one."""
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = loop
+            self.links = tuple(self._open())
+        elif self._loop is not loop:
+            raise RuntimeError("this connection belongs to another event loop; connect again in this one")
+        return self
+
+    async def close(self) -> None:
+        for link in self.links:
+            with suppress(asyncio.CancelledError):
+                await link.channel.close()

@@ -1,0 +1,95 @@
+"""When to try again: full jitter, within the deadline, and never so often that retries feed an overload.
+
+Backoff as in "Exponential Backoff And Jitter" (M. Brooker, AWS Architecture Blog, 2015): a uniform delay from 0 to
+``base * 2**n``.  A server's own hint is a lower bound.  The budget is a token bucket for the whole connection, filled
+by successes and slowly by time (as gRPC's retry throttling, A6): when most calls fail, most failures are final.
+"""
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from vecdb.core.errors import OutcomeUnknown, Overloaded, Unavailable, VecdbError
+
+BASE_S: Final = 0.05
+MOST_S: Final = 2.0
+STREAM_RETRIES: Final = 20
+"""Reconnections of a bulk upsert without progress between them: about 15 seconds, a restart of the server."""
+
+
+class Failed(Exception):
+    """A call did not come to an answer.
+
+    ``decided``: the work was certainly not done, or the server said what became of it; otherwise nobody here knows.
+    ``transport``: the connection failed, so another address may do better.
+    """
+
+    def __init__(self, error: VecdbError, *, decided: bool, transport: bool = False) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.decided = decided
+        self.transport = transport
+
+
+class Budget:
+    """Tokens: a retry takes one, a success gives back ``per_success``, a second ``per_second``."""
+
+    __slots__ = ("_at", "_lock", "_most", "_now", "_per_second", "_per_success", "_tokens")
+
+    def __init__(self, most: float = 20.0, per_success: float = 0.1, per_second: float = 1.0,
+                 now: Callable[[], float] = time.monotonic) -> None:
+        self._most = most
+        self._per_success = per_success
+        self._per_second = per_second
+        self._now = now
+        self._lock = threading.Lock()
+        self._tokens = most
+        self._at = now()
+
+    def gain(self) -> None:
+        """A call succeeded.  Unlocked: a token lost to a race is no harm."""
+        if self._tokens < self._most:
+            self._tokens = min(self._most, self._tokens + self._per_success)
+
+    def take(self) -> bool:
+        with self._lock:
+            now = self._now()
+            self._tokens = min(self._most, self._tokens + (now - self._at) * self._per_second)
+            self._at = now
+            if self._tokens < 1.0:
+                return False
+            self._tokens -= 1.0
+            return True
+
+
+class Attempts:
+    """The attempts of one call."""
+
+    __slots__ = ("_budget", "_count", "_deadline", "_most")
+
+    def __init__(self, most: int, budget: Budget, deadline: float | None) -> None:
+        self._most = most
+        self._budget = budget
+        self._deadline = deadline
+        self._count = 0
+
+    def progress(self) -> None:
+        """Something came through: count from the start again."""
+        self._count = 0
+
+    def delay(self, error: VecdbError) -> float | None:
+        """Seconds to wait before the next attempt, or None: this failure is final."""
+        if self._count >= self._most or not isinstance(error, Unavailable | Overloaded | OutcomeUnknown):
+            return None
+        wait = random.uniform(0.0, min(MOST_S, BASE_S * 2.0 ** self._count))  # noqa: S311  # jitter, no secret
+        hint = error.fields.get("retry_after_s")
+        if isinstance(hint, int | float) and hint > 0:
+            wait += float(hint)
+        if self._deadline is not None and time.monotonic() + wait >= self._deadline:
+            return None
+        if not self._budget.take():
+            return None
+        self._count += 1
+        return wait
