@@ -12,6 +12,7 @@ from typing import Any, overload
 import numpy.typing as npt
 
 from vecdb.client import ingest, queries, reading, writing
+from vecdb.client.deadlines import check_timeout, limited
 from vecdb.client.options import (
     check_choice,
     check_filter,
@@ -26,6 +27,7 @@ from vecdb.client.parts import batches
 from vecdb.client.progress import ProgressOption, reporting
 from vecdb.client.results import Hits, Records
 from vecdb.client.session import Session
+from vecdb.core.calls import Call
 from vecdb.core.errors import InvalidArgument, InvalidMetadata
 from vecdb.core.filters import FilterLike
 from vecdb.core.ids import RecordId, check_id
@@ -72,7 +74,7 @@ class Collection:
     def upsert(self, ids: Any = None, vectors: Any = None, metadata: Any = None, *, records: Any = None,
                id_column: str = "id", vector_column: str = "vector",
                metadata_columns: Sequence[str] | None = None, batch_size: int | None = None,
-               progress: ProgressOption = None) -> WriteResult:
+               progress: ProgressOption = None, timeout: float | None = None) -> WriteResult:
         """Insert records, or replace those whose ids exist.
 
         Columns: ``ids`` (int or str), ``vectors`` (n, dim) of any real dtype or nested sequences, ``metadata`` a
@@ -84,7 +86,8 @@ class Collection:
         Input is applied in batches of at most ``batch_size`` records (None: chosen by size).  Columns, lists and
         tables in memory are checked whole before anything is applied; generators and readers batch by batch, and an
         error says in ``fields["rows_applied"]`` how many rows had been applied.  Of equal ids the last wins.  An
-        empty iterable or table does nothing; empty columns are refused.
+        empty iterable or table does nothing; empty columns are refused.  ``timeout``: seconds for the whole call, after
+        which DeadlineExceeded is raised; a batch under way is carried out.
         Cosine collections store unit vectors (int8 and uint8 as given).  Binary vectors are packed bits (n, dim/8),
         the first bit the highest, or 0/1 values (n, dim).
         Raises DimensionMismatch, NonFiniteVector, InvalidId, InvalidMetadata, LimitExceeded, InvalidArgument.
@@ -97,37 +100,42 @@ class Collection:
             batch_size = check_int("batch_size", batch_size, 1, MAX_BATCH_RECORDS)
         columns = ingest.Columns(check_text("id_column", id_column), check_text("vector_column", vector_column),
                                  _column_names(metadata_columns))
-        with self._session.call() as backend, reporting(progress) as report:
+        with limited(timeout) as call, self._session.call() as backend, reporting(progress) as report:
             schema = backend.schema(self._name)
             source = _source(schema, ids, vectors, metadata, records, columns, batch_size)
             return writing.apply_all(batches(source.parts, schema, batch_size, source.whole),
-                                     lambda batch: backend.upsert(self._name, batch), "upsert", source.total, report)
+                                     lambda batch: backend.upsert(self._name, batch, call=call), "upsert",
+                                     source.total, report)
 
     @overload
     def query(self, vector: Sequence[float], k: int = ..., filter: FilterLike | None = ..., *,
               include: Iterable[str] | None = ..., within: float | None = ..., ef_search: int | None = ...,
-              nprobe: int | None = ..., exact: bool = ..., explain: bool = ..., progress: ProgressOption = ...,
-              **aliases: Any) -> Hits: ...
+              nprobe: int | None = ..., exact: bool = ..., explain: bool = ..., profile: bool = ...,
+              timeout: float | None = ..., progress: ProgressOption = ..., **aliases: Any) -> Hits: ...
 
     @overload
     def query(self, vector: Sequence[Sequence[float]] | Sequence[npt.NDArray[Any]], k: int = ...,
               filter: FilterLike | None = ..., *, include: Iterable[str] | None = ..., within: float | None = ...,
               ef_search: int | None = ..., nprobe: int | None = ..., exact: bool = ..., explain: bool = ...,
-              progress: ProgressOption = ..., **aliases: Any) -> list[Hits]: ...
+              profile: bool = ..., timeout: float | None = ..., progress: ProgressOption = ...,
+              **aliases: Any) -> list[Hits]: ...
 
     @overload
     def query(self, vector: Any, k: int = ..., filter: FilterLike | None = ..., *, include: Iterable[str] | None = ...,
               within: float | None = ..., ef_search: int | None = ..., nprobe: int | None = ..., exact: bool = ...,
-              explain: bool = ..., progress: ProgressOption = ..., **aliases: Any) -> Any: ...
+              explain: bool = ..., profile: bool = ..., timeout: float | None = ...,
+              progress: ProgressOption = ..., **aliases: Any) -> Any: ...
 
     def query(self, vector: Any, k: int = 10, filter: FilterLike | None = None, *, include: Iterable[str] | None = (),
               within: float | None = None, ef_search: int | None = None, nprobe: int | None = None,
-              exact: bool = False, explain: bool = False, progress: ProgressOption = None, **aliases: Any) -> Any:
+              exact: bool = False, explain: bool = False, profile: bool = False, timeout: float | None = None,
+              progress: ProgressOption = None, **aliases: Any) -> Any:
         """Find the ``k`` nearest records: Hits for one vector (dim,), a list of Hits for many (n, dim).
 
         ``filter``: only records it matches.  ``include``: ``"metadata"``, ``"vector"``.  ``within``: only records
         at most this distance away (still no more than ``k``).  ``ef_search`` and ``nprobe``: search width; None lets
-        the engine choose.  ``exact``: compare with every record.  ``explain``: ``Hits.plan`` says how it was done.
+        the engine choose.  ``exact``: compare with every record.  ``explain``: ``Hits.plan`` says how it was done;
+        ``profile``: ``Hits.cost`` says what it took.  ``timeout``: seconds, after which DeadlineExceeded is raised.
         ``top_k`` and ``ef`` are taken for ``k`` and ``ef_search``.
         Raises DimensionMismatch, NonFiniteVector, InvalidFilter (with the position), LimitExceeded, InvalidArgument.
 
@@ -138,11 +146,12 @@ class Collection:
         >>> [hits.ids for hits in docs.query([[1, 0], [0, 1]], k=1)]
         [['x'], ['y']]
         """
-        options = queries.check(k, filter, include, within, ef_search, nprobe, exact, explain, aliases)
-        with self._session.call() as backend, reporting(progress) as report:
-            return queries.run(backend, self._name, vector, options, report)
+        options = queries.check(k, filter, include, within, ef_search, nprobe, exact, explain, aliases, profile)
+        with limited(timeout) as call, self._session.call() as backend, reporting(progress) as report:
+            return queries.run(backend, self._name, vector, options, report, call)
 
-    def fetch(self, ids: Any, include: Iterable[str] | None = ("metadata", "vector")) -> list[Record]:
+    def fetch(self, ids: Any, include: Iterable[str] | None = ("metadata", "vector"), *,
+              timeout: float | None = None) -> list[Record]:
         """Return the records that exist, in the order asked.
 
         >>> docs = db.create_collection("docs", dim=2, metric="dot")
@@ -153,12 +162,12 @@ class Collection:
         wanted = check_include(include)
         listed = ingest.list_ids(ids)
         out: list[Record] = []
-        with self._session.call() as backend:
+        with limited(timeout) as call, self._session.call() as backend:
             if not listed:
                 backend.schema(self._name)
             for _, part in writing.runs(listed):
                 out += backend.fetch(self._name, part, include_metadata="metadata" in wanted,
-                                     include_vectors="vector" in wanted)
+                                     include_vectors="vector" in wanted, call=call)
         return out
 
     def get(self, id: RecordId, include: Iterable[str] | None = ("metadata", "vector")) -> Record | None:
@@ -170,8 +179,8 @@ class Collection:
                                   include_vectors="vector" in wanted)
         return found[0] if found else None
 
-    def delete(self, ids: Any = None, *, filter: FilterLike | None = None,
-               progress: ProgressOption = None) -> WriteResult:
+    def delete(self, ids: Any = None, *, filter: FilterLike | None = None, progress: ProgressOption = None,
+               timeout: float | None = None) -> WriteResult:
         """Delete records by ``ids`` or by ``filter`` (exactly one); ids that do not exist are counted as missing.
 
         A filter that matches everything by saying nothing (``""``, ``{}``) is refused; ``filter="true"`` says it.
@@ -182,20 +191,21 @@ class Collection:
         (2, 1)
         """
         _one_of(ids, filter)
-        with reporting(progress) as report:
+        with limited(timeout) as call, reporting(progress) as report:
             if filter is not None:
                 where = check_some(filter)
                 with self._session.call() as backend:
-                    return backend.delete(self._name, DeleteWhere(where))
+                    return backend.delete(self._name, DeleteWhere(where), call=call)
             listed = list(dict.fromkeys(ingest.list_ids(ids)))
             with self._session.call() as backend:
                 backend.schema(self._name)
                 return writing.apply_all(writing.runs(listed),
-                                         lambda part: backend.delete(self._name, DeleteIds(part)),
+                                         lambda part: backend.delete(self._name, DeleteIds(part), call=call),
                                          "delete", len(listed), report)
 
     def update_metadata(self, ids: Any = None, metadata: Any = None, *, filter: FilterLike | None = None,
-                        merge: bool = True, progress: ProgressOption = None) -> WriteResult:
+                        merge: bool = True, progress: ProgressOption = None,
+                        timeout: float | None = None) -> WriteResult:
         """Change the metadata of existing records, by ``ids`` or by ``filter`` (exactly one).
 
         ``metadata``: one dict for all of them or, with ``ids``, a sequence of one dict each.  ``merge`` sets the given
@@ -214,34 +224,36 @@ class Collection:
         where = None if filter is None else check_some(filter)
         listed = [] if filter is not None else ingest.list_ids(ids)
         patches = _patches(metadata, listed if filter is None else None)
-        with self._session.call() as backend, reporting(progress) as report:
+        with limited(timeout) as call, self._session.call() as backend, reporting(progress) as report:
             most = max(1, MAX_BATCH_BYTES // row_bytes(backend.schema(self._name)))
             if where is not None:
                 # All ids first: an updated record is written anew, and a scan would come upon it again.
                 request = ScanRequest(where, limit=10_000, include_metadata=False)
-                listed = [identity for page in self._pages(request) for identity in page.ids]
+                listed = [identity for page in self._pages(request, None, call=call) for identity in page.ids]
                 patches *= len(listed)
             return writing.apply_all(writing.updates(listed, patches, merge, most),
-                                     lambda update: backend.update_metadata(self._name, update),
+                                     lambda update: backend.update_metadata(self._name, update, call=call),
                                      "update", len(listed), report)
 
     def scan(self, filter: FilterLike | None = None, include: Iterable[str] | None = ("metadata",),
-             batch_size: int = 1_000, on_damage: str = "raise") -> Iterator[Record]:
+             batch_size: int = 1_000, on_damage: str = "raise", *, timeout: float | None = None) -> Iterator[Record]:
         """Iterate over all records, or those that match, fetching them page by page.
 
         Each record that stays unchanged meanwhile is seen once; one that is rewritten may be seen again, as it is then.
         ``on_damage``: where vectors on disk are damaged, ``"raise"`` DataCorrupted, or ``"skip"`` those records;
-        :meth:`scan_batches` says which they were.
+        :meth:`scan_batches` says which they were.  ``timeout``: seconds for each page.
 
         >>> docs = db.create_collection("docs", dim=1, metric="l2")
         >>> _ = docs.upsert((i, [i], {"n": i}) for i in range(10))
         >>> [record.id for record in docs.scan(filter="n > 7")]
         [8, 9]
         """
-        return (record for page in self.scan_batches(filter, include, batch_size, on_damage) for record in page)
+        return (record for page in self.scan_batches(filter, include, batch_size, on_damage, timeout=timeout)
+                for record in page)
 
     def scan_batches(self, filter: FilterLike | None = None, include: Iterable[str] | None = ("metadata",),
-                     batch_size: int = 1_000, on_damage: str = "raise") -> Iterator[Records]:
+                     batch_size: int = 1_000, on_damage: str = "raise", *,
+                     timeout: float | None = None) -> Iterator[Records]:
         """Like :meth:`scan`, as columns of at most ``batch_size`` records (fewer where vectors are large).
 
         With ``on_damage="skip"`` a batch's ``damaged`` are the ids left out of it; a batch may be those alone.
@@ -253,32 +265,37 @@ class Collection:
         schema = self.schema
         if "vector" in wanted:
             limit = max(1, min(limit, MAX_BATCH_BYTES // row_bytes(schema)))
-        return self._pages(ScanRequest(where, limit, 0, "metadata" in wanted, "vector" in wanted), skip)
+        request = ScanRequest(where, limit, 0, "metadata" in wanted, "vector" in wanted)
+        return self._pages(request, check_timeout(timeout), skip)
 
-    def _pages(self, request: ScanRequest, skip: bool = False) -> Iterator[Records]:
-        """Non-empty pages; each is one call, so that nothing is held between them."""
+    def _pages(self, request: ScanRequest, timeout: float | None, skip: bool = False,
+               call: Call | None = None) -> Iterator[Records]:
+        """Non-empty pages; nothing is held between them.  Each has ``timeout`` seconds, or belongs to ``call``."""
         after: int | None = request.after
         while after is not None:
-            with self._session.call() as backend:
-                page, after = reading.page(backend, self._name, replace(request, after=after), skip)
+            with limited(timeout) as own, self._session.call() as backend:
+                page, after = reading.page(backend, self._name, replace(request, after=after), skip, call or own)
             if page.ids or page.damaged:
                 yield page
 
-    def count(self, filter: FilterLike | None = None) -> int:
+    def count(self, filter: FilterLike | None = None, *, timeout: float | None = None) -> int:
         """The number of records, or of those that match."""
         where = check_filter(filter)
-        with self._session.call() as backend:
-            return backend.count(self._name, where)
+        with limited(timeout) as call, self._session.call() as backend:
+            return backend.count(self._name, where, call=call)
 
     def describe(self) -> Description:
         """Counts, segments, bytes in memory and on disk, and the state of the index."""
         with self._session.call() as backend:
             return backend.describe(self._name)
 
-    def optimize(self, progress: ProgressOption = None) -> Description:
-        """Seal, merge and build until nothing is left to do, and describe the result."""
-        with self._session.call() as backend, reporting(progress) as report:
-            return backend.optimize(self._name, report)
+    def optimize(self, progress: ProgressOption = None, *, timeout: float | None = None) -> Description:
+        """Seal, merge and build until nothing is left to do, and describe the result.
+
+        ``timeout``: seconds, after which DeadlineExceeded is raised; what was done by then stays, the rest is left.
+        """
+        with limited(timeout) as call, self._session.call() as backend, reporting(progress) as report:
+            return backend.optimize(self._name, report, call=call)
 
     def __len__(self) -> int:
         return self.count()

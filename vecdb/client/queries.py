@@ -15,6 +15,7 @@ from vecdb.client.options import (
     resolve,
 )
 from vecdb.client.results import Hits
+from vecdb.core.calls import Call
 from vecdb.core.errors import InvalidArgument, LimitExceeded
 from vecdb.core.filters.tree import Node
 from vecdb.core.limits import MAX_EF, MAX_K, MAX_NPROBE, MAX_RESULT_BYTES, MAX_RESULTS
@@ -25,7 +26,8 @@ from vecdb.core.vectors import Array, check_queries, row_bytes
 _REPORTED_ROWS: Final = 256
 """Queries between two reports of progress; few enough to be seen, enough to keep both cores busy."""
 
-_NAMES: Final = ("k", "filter", "include", "within", "ef_search", "nprobe", "exact", "explain", "progress")
+_NAMES: Final = ("k", "filter", "include", "within", "ef_search", "nprobe", "exact", "explain", "profile",
+                 "timeout", "progress")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +42,11 @@ class Options:
     nprobe: int
     exact: bool
     explain: bool
+    profile: bool = False
 
 
 def check(k: object, filter: object, include: object, within: object, ef_search: object, nprobe: object,
-          exact: object, explain: object, aliases: Mapping[str, Any]) -> Options:
+          exact: object, explain: object, aliases: Mapping[str, Any], profile: object = False) -> Options:
     """Check every argument that does not need the schema."""
     if aliases:
         given = resolve(aliases, QUERY_ALIASES, _NAMES)
@@ -63,20 +66,22 @@ def check(k: object, filter: object, include: object, within: object, ef_search:
         ef_search=0 if ef_search is None else check_int("ef_search", ef_search, 0, MAX_EF),
         nprobe=0 if nprobe is None else check_int("nprobe", nprobe, 0, MAX_NPROBE),
         exact=check_flag("exact", exact),
-        explain=check_flag("explain", explain))
+        explain=check_flag("explain", explain),
+        profile=check_flag("profile", profile))
 
 
-def run(backend: Backend, name: str, vector: object, options: Options, report: Progress | None) -> Hits | list[Hits]:
+def run(backend: Backend, name: str, vector: object, options: Options, report: Progress | None,
+        call: Call | None = None) -> Hits | list[Hits]:
     """Check the vectors against the schema as it is now, ask, and wrap the answer."""
     schema = backend.schema(name)
     vectors, single = check_queries(schema, vector)
     _check_size(schema, len(vectors), options)
     if report is None:
-        out = _ask(backend, schema, vectors, options)
+        out = _ask(backend, schema, vectors, options, call)
         return out[0] if single else out
     out = []
     for low in range(0, len(vectors), _REPORTED_ROWS):
-        out += _ask(backend, schema, vectors[low:low + _REPORTED_ROWS], options)
+        out += _ask(backend, schema, vectors[low:low + _REPORTED_ROWS], options, call)
         report("query", len(out), len(vectors))
     return out[0] if single else out
 
@@ -93,8 +98,10 @@ def _check_size(schema: CollectionSchema, rows: int, options: Options) -> None:
                             f"than {MAX_RESULT_BYTES}; fetch them by id", got=size, limit=MAX_RESULT_BYTES)
 
 
-def _ask(backend: Backend, schema: CollectionSchema, vectors: Array, options: Options) -> list[Hits]:
+def _ask(backend: Backend, schema: CollectionSchema, vectors: Array, options: Options,
+         call: Call | None) -> list[Hits]:
     result = backend.query(schema.name, QueryRequest(
         vectors, options.k, options.filter, options.within, options.ef_search, options.nprobe, options.exact,
-        "metadata" in options.include, "vector" in options.include, options.explain))
-    return [Hits(matches, schema.metric, result.plan, result.missing) for matches in result.matches]
+        "metadata" in options.include, "vector" in options.include, options.explain,
+        options.profile), call=call)
+    return [Hits(matches, schema.metric, result.plan, result.missing, result.cost) for matches in result.matches]

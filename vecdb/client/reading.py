@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from vecdb.client.backend import Backend
 from vecdb.client.results import Records
+from vecdb.core.calls import Call
 from vecdb.core.errors import DataCorrupted
 from vecdb.core.ids import RecordId
 from vecdb.core.query import ScanPage, ScanRequest
@@ -14,32 +15,34 @@ from vecdb.core.records import Record
 from vecdb.core.vectors import stored_dtype
 
 
-def page(backend: Backend, name: str, request: ScanRequest, skip: bool) -> tuple[Records, int | None]:
+def page(backend: Backend, name: str, request: ScanRequest, skip: bool,
+         call: Call | None = None) -> tuple[Records, int | None]:
     """The page that ``request`` asks for and where the next begins (None: nowhere).
 
     ``skip``: where vectors are damaged, the page without those records, their ids in its ``damaged``.
     """
     try:
-        found = backend.scan(name, request)
+        found = backend.scan(name, request, call=call)
     except DataCorrupted as error:
         if not (skip and request.include_vectors and error.fields["ids"]):
             raise
-        return _around(backend, name, request, error.fields["ids"])
+        return _around(backend, name, request, error.fields["ids"], call)
     return Records(found), found.cursor
 
 
 def _around(backend: Backend, name: str, request: ScanRequest,
-            damaged: tuple[RecordId, ...]) -> tuple[Records, int | None]:
+            damaged: tuple[RecordId, ...], call: Call | None) -> tuple[Records, int | None]:
     """The page again by ids alone, then the good records by id.
 
     Metadata and vectors come from one fetch, so that a record written meanwhile is seen in one version.
     """
-    ids = backend.scan(name, ScanRequest(request.filter, request.limit, request.after, False, False))
+    ids = backend.scan(name, ScanRequest(request.filter, request.limit, request.after, False, False), call=call)
     lost = set(damaged)
     while True:
         good = [one for one in ids.ids if one not in lost]
         try:
-            records = backend.fetch(name, good, include_metadata=request.include_metadata) if good else []
+            records = [] if not good else backend.fetch(name, good, include_metadata=request.include_metadata,
+                                                        call=call)
             break
         except DataCorrupted as error:  # damage found since, or in a record that another page had
             more = set(error.fields["ids"]) - lost

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vecdb.core.ids import RecordId
-from vecdb.core.query import Matches, ScanPage
+from vecdb.core.query import Cost, Matches, ScanPage
 from vecdb.core.records import Metadata, Record
 from vecdb.core.schema import Metric
 
@@ -37,17 +37,19 @@ class Hits(Sequence[Hit]):
     """The answer to one query, nearest first.
 
     ``ids``: list; ``distances``: float32 (n,); ``metadata``: list of dicts or None; ``vectors``: (n, row_items)
-    or None; ``plan``: how the query was done, if ``explain`` was asked; ``missing``: what could not be searched.
+    or None; ``plan``: how the query was done, if ``explain`` was asked; ``cost``: what it took, if
+    ``profile`` was; ``missing``: what could not be searched.
     """
 
-    __slots__ = ("_matches", "_metric", "missing", "plan")
+    __slots__ = ("_matches", "_metric", "cost", "missing", "plan")
 
     def __init__(self, matches: Matches, metric: Metric, plan: dict[str, Any] | None = None,
-                 missing: tuple[str, ...] = ()) -> None:
+                 missing: tuple[str, ...] = (), cost: Cost | None = None) -> None:
         self._matches = matches
         self._metric = metric
         self.plan = plan
         self.missing = missing
+        self.cost = cost
 
     @property
     def ids(self) -> list[RecordId]:
@@ -102,7 +104,7 @@ class Hits(Sequence[Hit]):
         m = self._matches
         part = Matches(m.ids[index], m.distances[index], None if m.metadata is None else m.metadata[index],
                        None if m.vectors is None else m.vectors[index])
-        return Hits(part, self._metric, self.plan, self.missing)
+        return Hits(part, self._metric, self.plan, self.missing, self.cost)
 
     def __iter__(self) -> Iterator[Hit]:
         return map(self._hit, range(len(self)))

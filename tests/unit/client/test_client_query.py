@@ -79,7 +79,7 @@ def test_filters_in_three_forms_and_within(docs: Collection) -> None:
 def test_arguments_reach_the_backend(docs: Collection, backend: MemoryBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
-    def spy(name: str, request: object) -> QueryResult:
+    def spy(name: str, request: object, call: object = None) -> QueryResult:
         seen.append(request)
         return QueryResult([], missing=("segment 3",))
 
@@ -92,7 +92,7 @@ def test_arguments_reach_the_backend(docs: Collection, backend: MemoryBackend, m
 
 def test_a_partial_answer_says_so(docs: Collection, backend: MemoryBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     query = backend.query
-    monkeypatch.setattr(backend, "query", lambda n, r: QueryResult(query(n, r).matches, missing=("segment 3",)))
+    monkeypatch.setattr(backend, "query", lambda n, r, call: QueryResult(query(n, r).matches, missing=("segment 3",)))
     hits = docs.query([1, 2, 3, 4])
     assert hits.partial
     assert hits[:1].missing == ("segment 3",)

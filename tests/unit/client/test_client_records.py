@@ -58,7 +58,7 @@ def test_updates_are_cut_by_the_bytes_of_the_vectors_they_rewrite(db: Database, 
     most = (64 << 20) // (4 * dim)
     wide = db.create_collection("wide", dim=dim, metric="l2")
     sizes = []
-    monkeypatch.setattr(backend, "update_metadata", lambda name, update: (
+    monkeypatch.setattr(backend, "update_metadata", lambda name, update, call: (
         sizes.append(len(update.ids)), WriteResult(updated=len(update.ids)))[1])
     assert wide.update_metadata(ids=range(2 * most + 3), metadata={"a": 1}).updated == 2 * most + 3
     assert sizes == [most, most, 3]
@@ -74,13 +74,13 @@ class Damaged(MemoryBackend):
         if found:
             raise DataCorrupted(f"the vectors of {len(found)} records are damaged on disk", path="x", ids=found)
 
-    def scan(self, name: str, request: ScanRequest) -> ScanPage:
+    def scan(self, name: str, request: ScanRequest, call: object = None) -> ScanPage:
         page = super().scan(name, request)
         if request.include_vectors:
             self._check(page.ids)
         return page
 
-    def fetch(self, name, ids, *, include_metadata=True, include_vectors=True):
+    def fetch(self, name, ids, *, include_metadata=True, include_vectors=True, call=None):
         if include_vectors:
             self._check(ids)
         return super().fetch(name, ids, include_metadata=include_metadata, include_vectors=include_vectors)
@@ -176,7 +176,7 @@ def test_scan_is_lazy_and_stable(docs: Collection, backend: MemoryBackend, monke
     pages = []
     scan = backend.scan
 
-    def spy(name: str, request: ScanRequest) -> ScanPage:
+    def spy(name: str, request: ScanRequest, call: object = None) -> ScanPage:
         pages.append(request.after)
         return scan(name, request)
 

@@ -52,7 +52,7 @@ def test_close_waits_for_running_calls(docs: Collection, db: Database, backend: 
     inside, go = threading.Event(), threading.Event()
     count = backend.count
 
-    def slow(name: str, where: object = None) -> int:
+    def slow(name: str, where: object = None, call: object = None) -> int:
         inside.set()
         assert go.wait(30)
         return count(name, where)

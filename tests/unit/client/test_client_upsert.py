@@ -79,7 +79,7 @@ def test_batches_by_rows_and_by_bytes(empty: Collection, backend: MemoryBackend,
     sizes: list[int] = []
     upsert = backend.upsert
 
-    def spy(name: str, batch: UpsertBatch):
+    def spy(name: str, batch: UpsertBatch, call: object = None):
         sizes.append(len(batch.ids))
         return upsert(name, batch)
 
