@@ -38,6 +38,8 @@ T = TypeVar("T")
 HEAVY_BYTES: Final = 32 << 10
 """From this size on a message is taken apart in a thread: it would hold the loop for a millisecond or more."""
 PREFIX: Final = "/vecdb.v1."
+RELAYED_PEER: Final = "x-vecdb-peer"
+RELAYED_CERTIFICATE: Final = "x-vecdb-certificate"
 _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -64,7 +66,8 @@ class Audit(Protocol):
 class Guards:
     """What stands at the door; ``on_fault(error, request_id, method)`` hears of faults of our own.
 
-    ``certificates``: clients show one, and its name is asked for.
+    ``certificates``: clients show one, and its name is asked for.  ``relayed``: calls come from our own front
+    processes, which tell whose they are; only for a socket that nobody else can reach.
     """
 
     authenticator: Authenticate
@@ -77,6 +80,7 @@ class Guards:
     deadline_s: float = 60.0
     deadline_max_s: float = 3_600.0
     certificates: bool = False
+    relayed: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -133,6 +137,7 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
         self._running = 0
         self._ids = itertools.count(1)
         self._id_prefix = os.urandom(4).hex()
+        self._methods = {method.name: method for method in methods}
         self._handlers = {prefix + method.name: self._handler(method) for method in methods}
 
     @property
@@ -153,6 +158,10 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
 
     # --- the way in -------------------------------------------------------------------------------
 
+    @property
+    def workers(self) -> Executor:
+        return self._workers
+
     def _context(self, context: Any) -> Context:
         """Step 2; it cannot fail, so that every refusal has a request id."""
         request_id = ""
@@ -171,10 +180,18 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
                              limit=guards.concurrent_calls)
         left = context.time_remaining()
         held.call.deadline = time.monotonic() + min(default_s if left is None else left, guards.deadline_max_s)
-        certificate = _certificate(context) if guards.certificates else ""
-        held.principal = guards.authenticator.check(context.invocation_metadata() or (), held.peer, certificate)
+        metadata, certificate = context.invocation_metadata() or (), ""
+        if guards.relayed:
+            told = dict(metadata)
+            held.peer, certificate = str(told.get(RELAYED_PEER, "")), str(told.get(RELAYED_CERTIFICATE, ""))
+        elif guards.certificates:
+            certificate = certificate_of(context)
+        self._identify(held, metadata, certificate)
+
+    def _identify(self, held: Context, metadata: Any, certificate: str) -> None:
+        held.principal = self._guards.authenticator.check(metadata, held.peer, certificate)
         held.call.principal = held.principal.label
-        guards.rates.take(held.principal)
+        self._guards.rates.take(held.principal)
 
     def _parse(self, method: Method, raw: bytes) -> Any:
         try:
@@ -226,6 +243,33 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
                     self._audit(method, held, message, collection, code)
 
         return run
+
+    async def serve(self, name: str, message: Any, held: Context, metadata: Any, certificate: str) -> Message:
+        """A unary call that came another way than as a gRPC call of its own: identified, allowed, observed alike."""
+        method = self._methods[name]
+        assert method.unary is not None
+        observer = self._guards.observer
+        began = observer.call_began(name)
+        self._running += 1
+        size, collection, code = message.ByteSize(), "", "OK"
+        try:
+            self._identify(held, metadata, certificate)
+            collection = method.allow(message, held.principal)
+            return await method.unary(message, held)
+        except asyncio.CancelledError:
+            code = "CANCELLED"
+            held.call.end(Stopped.CANCELLED)
+            raise
+        except VecdbError as error:
+            code = error.code
+            raise
+        except Exception as error:
+            code = "INTERNAL"
+            self._guards.on_fault(error, held.call.request_id, name)
+            raise
+        finally:
+            self._running -= 1
+            observer.call_ended(name, began, collection, code, size, 0)
 
     # --- streams ----------------------------------------------------------------------------------
 
@@ -310,7 +354,7 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
 _NOBODY: Final = Principal("", "nobody", ())
 
 
-def _certificate(context: Any) -> str:
+def certificate_of(context: Any) -> str:
     """The name in the client's certificate: its first subject alternative name, else its common name."""
     found = context.peer_identities()
     return found[0].decode("utf-8", "replace")[:200] if found else ""

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from vecdb.v1 import queries_pb2 as vecdb_dot_v1_dot_queries__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cvecdb/internal/v1/peer.proto\x12\x11vecdb.internal.v1\x1a\x16vecdb/v1/queries.proto\"V\n\x0cHelloRequest\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x10\n\x08protocol\x18\x04 \x01(\r\"T\n\nHelloReply\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x10\n\x08protocol\x18\x04 \x01(\r\"\x90\x01\n\tPeerQuery\x12\x0b\n\x03tag\x18\x01 \x01(\x04\x12%\n\x05query\x18\x02 \x01(\x0b\x32\x16.vecdb.v1.QueryRequest\x12\x13\n\x0bremaining_s\x18\x03 \x01(\x01\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x13\n\x0btraceparent\x18\x05 \x01(\t\x12\x11\n\tprincipal\x18\x06 \x01(\t\"O\n\x0bPeerQueries\x12-\n\x07queries\x18\x01 \x03(\x0b\x32\x1c.vecdb.internal.v1.PeerQuery\x12\x11\n\tcancelled\x18\x02 \x03(\x04\">\n\nPeerAnswer\x12\x0b\n\x03tag\x18\x01 \x01(\x04\x12#\n\x05reply\x18\x02 \x01(\x0b\x32\x14.vecdb.v1.QueryReply\"=\n\x0bPeerAnswers\x12.\n\x07\x61nswers\x18\x01 \x03(\x0b\x32\x1d.vecdb.internal.v1.PeerAnswer2\x9e\x01\n\x04Peer\x12G\n\x05Hello\x12\x1f.vecdb.internal.v1.HelloRequest\x1a\x1d.vecdb.internal.v1.HelloReply\x12M\n\x07Queries\x12\x1e.vecdb.internal.v1.PeerQueries\x1a\x1e.vecdb.internal.v1.PeerAnswers(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cvecdb/internal/v1/peer.proto\x12\x11vecdb.internal.v1\x1a\x16vecdb/v1/queries.proto\"V\n\x0cHelloRequest\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x10\n\x08protocol\x18\x04 \x01(\r\"T\n\nHelloReply\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x10\n\x08protocol\x18\x04 \x01(\r\"\xb7\x01\n\tPeerQuery\x12\x0b\n\x03tag\x18\x01 \x01(\x04\x12%\n\x05query\x18\x02 \x01(\x0b\x32\x16.vecdb.v1.QueryRequest\x12\x13\n\x0bremaining_s\x18\x03 \x01(\x01\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x13\n\x0btraceparent\x18\x05 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x06 \x01(\t\x12\x15\n\rauthorization\x18\x07 \x01(\t\x12\x0c\n\x04peer\x18\x08 \x01(\t\"O\n\x0bPeerQueries\x12-\n\x07queries\x18\x01 \x03(\x0b\x32\x1c.vecdb.internal.v1.PeerQuery\x12\x11\n\tcancelled\x18\x02 \x03(\x04\">\n\nPeerAnswer\x12\x0b\n\x03tag\x18\x01 \x01(\x04\x12#\n\x05reply\x18\x02 \x01(\x0b\x32\x14.vecdb.v1.QueryReply\"=\n\x0bPeerAnswers\x12.\n\x07\x61nswers\x18\x01 \x03(\x0b\x32\x1d.vecdb.internal.v1.PeerAnswer2\x9e\x01\n\x04Peer\x12G\n\x05Hello\x12\x1f.vecdb.internal.v1.HelloRequest\x1a\x1d.vecdb.internal.v1.HelloReply\x12M\n\x07Queries\x12\x1e.vecdb.internal.v1.PeerQueries\x1a\x1e.vecdb.internal.v1.PeerAnswers(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,13 +37,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HELLOREPLY']._serialized_start=163
   _globals['_HELLOREPLY']._serialized_end=247
   _globals['_PEERQUERY']._serialized_start=250
-  _globals['_PEERQUERY']._serialized_end=394
-  _globals['_PEERQUERIES']._serialized_start=396
-  _globals['_PEERQUERIES']._serialized_end=475
-  _globals['_PEERANSWER']._serialized_start=477
-  _globals['_PEERANSWER']._serialized_end=539
-  _globals['_PEERANSWERS']._serialized_start=541
-  _globals['_PEERANSWERS']._serialized_end=602
-  _globals['_PEER']._serialized_start=605
-  _globals['_PEER']._serialized_end=763
+  _globals['_PEERQUERY']._serialized_end=433
+  _globals['_PEERQUERIES']._serialized_start=435
+  _globals['_PEERQUERIES']._serialized_end=514
+  _globals['_PEERANSWER']._serialized_start=516
+  _globals['_PEERANSWER']._serialized_end=578
+  _globals['_PEERANSWERS']._serialized_start=580
+  _globals['_PEERANSWERS']._serialized_end=641
+  _globals['_PEER']._serialized_start=644
+  _globals['_PEER']._serialized_end=802
 # @@protoc_insertion_point(module_scope)

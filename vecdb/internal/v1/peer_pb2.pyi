@@ -77,6 +77,8 @@ Global___HelloReply: _TypeAlias = HelloReply  # noqa: Y015
 
 @_typing.final
 class PeerQuery(_message.Message):
+    """A client's query, handed on: who asked is told as it was told to us, and checked where the keys are."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     TAG_FIELD_NUMBER: _builtins.int
@@ -84,13 +86,20 @@ class PeerQuery(_message.Message):
     REMAINING_S_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
-    PRINCIPAL_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    AUTHORIZATION_FIELD_NUMBER: _builtins.int
+    PEER_FIELD_NUMBER: _builtins.int
     tag: _builtins.int
     remaining_s: _builtins.float
     """until the deadline; 0: none"""
     request_id: _builtins.str
     traceparent: _builtins.str
-    principal: _builtins.str
+    certificate: _builtins.str
+    """the name in the client's certificate"""
+    authorization: _builtins.str
+    """as the client sent it"""
+    peer: _builtins.str
+    """the client's address"""
     @_builtins.property
     def query(self) -> _queries_pb2.QueryRequest: ...
     def __init__(
@@ -101,11 +110,13 @@ class PeerQuery(_message.Message):
         remaining_s: _builtins.float = ...,
         request_id: _builtins.str = ...,
         traceparent: _builtins.str = ...,
-        principal: _builtins.str = ...,
+        certificate: _builtins.str = ...,
+        authorization: _builtins.str = ...,
+        peer: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["query", b"query"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["principal", b"principal", "query", b"query", "remaining_s", b"remaining_s", "request_id", b"request_id", "tag", b"tag", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authorization", b"authorization", "certificate", b"certificate", "peer", b"peer", "query", b"query", "remaining_s", b"remaining_s", "request_id", b"request_id", "tag", b"tag", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
