@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.core import Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST
@@ -37,6 +37,11 @@ class Source(Protocol):
     """Something with metrics: a collector of ``prometheus_client``."""
 
     def collect(self) -> Iterable[Metric]: ...
+
+
+def interpreter() -> list[Source]:
+    """What ``prometheus_client`` tells of any Python process: CPU, memory, descriptors, collections of garbage."""
+    return [ProcessCollector(registry=None), PlatformCollector(registry=None), GCCollector(CollectorRegistry())]
 
 
 class Exposition:
