@@ -1,0 +1,132 @@
+"""The whole HTTP face as one ASGI application: health, metrics, the OpenAPI document, and REST under ``/v1``."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from typing import Any, Final
+
+from vecdb.core.access import Role
+from vecdb.core.errors import VecdbError
+from vecdb.ports.node import Node
+from vecdb.rpc.admin import About, Keys
+from vecdb.rpc.edge import Guards
+from vecdb.rpc.http import collections, queries, records
+from vecdb.rpc.http.admin import AdminOperations
+from vecdb.rpc.http.background import Background
+from vecdb.rpc.http.edge import Receive, RestEdge, Scope, Send, authenticate
+from vecdb.rpc.http.openapi import document
+from vecdb.rpc.http.operations import Operation, Routes
+from vecdb.rpc.http.page import PAGE, PAGE_POLICY
+from vecdb.rpc.http.replies import Refused, Reply, dumps, failure, ok
+
+Metrics = Callable[[str], tuple[str, bytes]]
+"""From an Accept header to a content type and a page; runs in a thread."""
+
+Readiness = Callable[[], Sequence[str]]
+"""Why the node does not serve, in words; empty when it does."""
+
+_VERBS: Final = ("GET", "HEAD")
+
+
+class HttpApp:
+    """Belongs to one event loop.
+
+    ``metrics`` None: there is no such page; ``open_metrics``: it is shown without a key, too.
+    """
+
+    def __init__(self, node: Node, guards: Guards, workers: Executor, *, keys: Keys | None, about: About,
+                 readiness: Readiness, metrics: Metrics | None, message_bytes: int, open_metrics: bool = False) -> None:
+        self._guards = guards
+        self._about = about
+        self._readiness = readiness
+        self._metrics = metrics
+        self._open_metrics = open_metrics
+        self._pages: dict[bool, asyncio.Task[tuple[str, bytes]]] = {}
+        self.background = Background(guards.deadline_max_s, guards.on_fault)
+        self._admin = AdminOperations(keys, about)
+        self.operations: list[Operation] = [
+            *collections.operations(self.background), *records.operations(), *queries.operations(),
+            *self._admin.operations()]
+        self._version = str(about()["version"])
+        self._document = dumps(document(self.operations, self._version))
+        self._rest = RestEdge(Routes(self.operations), node, guards, workers, message_bytes)
+        self._plain: dict[str, Callable[[Scope], Any]] = {
+            "/healthz": self._healthz, "/livez": self._healthz, "/readyz": self._readyz, "/metrics": self._metrics_page,
+            "/openapi.json": self._openapi, "/": self._page}
+
+    @property
+    def running(self) -> int:
+        """REST calls that have begun and not ended."""
+        return self._rest.running
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        plain = self._plain.get(scope["path"])
+        if plain is None:
+            await self._rest(scope, receive, send)
+            return
+        try:
+            if scope["method"] not in _VERBS:
+                raise Refused(405, "UNIMPLEMENTED", "MethodNotAllowed", f"{scope['method'][:16]} is not offered here",
+                              (("allow", "GET, HEAD"),), allow="GET, HEAD")
+            reply = await plain(scope)
+        except VecdbError as error:
+            reply = failure(error, "").reply
+        except Exception as error:
+            self._guards.on_fault(error, "", scope["path"])
+            reply = failure(error, "").reply
+        await _send(scope, reply, send)
+
+    # --- health -----------------------------------------------------------------------------------
+
+    def _health(self) -> dict[str, Any]:
+        reasons = list(self._readiness())
+        return {"status": "ok", "ready": not reasons, "reasons": reasons, "version": self._version,
+                "uptime_s": round(self._admin.uptime_s, 3)}
+
+    async def _healthz(self, scope: Scope) -> Reply:
+        """200 as long as the loop turns: whether the node serves is for /readyz to say."""
+        return ok(self._health())
+
+    async def _readyz(self, scope: Scope) -> Reply:
+        told = self._health()
+        if told["ready"]:
+            return ok(told)
+        return ok({**told, "status": "unavailable"}, 503, (("retry-after", "1"),))
+
+    # --- pages ------------------------------------------------------------------------------------
+
+    async def _metrics_page(self, scope: Scope) -> Reply:
+        if self._metrics is None:
+            raise Refused(404, "NOT_FOUND", "RouteNotFound", "this node keeps no metrics")
+        if not self._open_metrics:
+            authenticate(self._guards, scope).require(Role.READ)
+        accept = next((value.decode("latin-1") for name, value in scope["headers"] if name.lower() == b"accept"), "")
+        kind, body = await self._made("application/openmetrics-text" in accept, accept)
+        return Reply(200, body, kind)
+
+    async def _made(self, openmetrics: bool, accept: str) -> tuple[str, bytes]:
+        """A page from a thread; those who ask together get one."""
+        assert self._metrics is not None
+        task = self._pages.get(openmetrics)
+        if task is None:
+            task = asyncio.get_running_loop().create_task(asyncio.to_thread(self._metrics, accept))
+            self._pages[openmetrics] = task
+            task.add_done_callback(lambda _: self._pages.pop(openmetrics, None))
+        return await asyncio.shield(task)
+
+    async def _openapi(self, scope: Scope) -> Reply:
+        return Reply(200, self._document)
+
+    async def _page(self, scope: Scope) -> Reply:
+        return Reply(200, PAGE, "text/html; charset=utf-8", (("content-security-policy", PAGE_POLICY),))
+
+
+async def _send(scope: Scope, reply: Reply, send: Send) -> None:
+    headers = [("content-type", reply.content_type), ("content-length", str(len(reply.body))),
+               ("cache-control", "no-store"), ("x-content-type-options", "nosniff"), *reply.headers]
+    await send({"type": "http.response.start", "status": reply.status,
+                "headers": [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers]})
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else reply.body,
+                "more_body": False})
