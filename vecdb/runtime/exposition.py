@@ -7,7 +7,7 @@ Counters are not added here: a front that is started anew would make the sum fal
 Prometheus' own multiprocess mode was not taken: it is chosen by an environment variable before the first
 import, slows every increment by a mapped file, and leaves custom collectors out.
 
-A page takes milliseconds of Python and may look at disks: it is made in a thread, once for all who ask meanwhile.
+A page takes milliseconds of Python and may look at disks: :meth:`Exposition.text` belongs in a thread.
 """
 
 import asyncio
@@ -56,7 +56,6 @@ class Exposition:
             self.registry.register(source)
         self._process = process
         self._folder = folder
-        self._making: asyncio.Task[bytes] | None = None
 
     def families(self) -> list[Metric]:
         """All metrics, families of several processes joined."""
@@ -75,18 +74,6 @@ class Exposition:
         if "application/openmetrics-text" in accept:
             return CONTENT_TYPE_LATEST, generate_openmetrics(page)  # type: ignore[no-untyped-call]
         return CONTENT_TYPE_PLAIN_0_0_4, generate_latest(page)
-
-    async def page(self) -> tuple[str, bytes]:
-        """The same in the classic text format, from a thread; those who ask together get one."""
-        if self._making is None:
-            self._making = asyncio.create_task(asyncio.to_thread(lambda: self.text()[1]))
-            self._making.add_done_callback(self._made)
-        return CONTENT_TYPE_PLAIN_0_0_4, await asyncio.shield(self._making)
-
-    def _made(self, task: asyncio.Task[bytes]) -> None:
-        self._making = None
-        if not task.cancelled():
-            task.exception()  # whoever asked has seen it
 
 
 class _Page:
@@ -150,7 +137,7 @@ async def publish(exposition: Exposition, folder: Path, process: str, every_s: f
     """Write this process's page again and again until cancelled; then take it away."""
     try:
         while True:
-            _, text = await exposition.page()
+            _, text = await asyncio.to_thread(exposition.text)
             await asyncio.to_thread(write_page, folder, process, text)
             await asyncio.sleep(every_s)
     finally:

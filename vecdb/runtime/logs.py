@@ -12,11 +12,12 @@ import sys
 import time
 from collections.abc import Callable, MutableMapping
 from contextlib import suppress
-from contextvars import ContextVar
 from typing import Any, Final, Literal, TextIO
 
 import orjson
 import structlog
+
+from vecdb.ports import context
 
 Level = Literal["debug", "info", "warning", "error"]
 Format = Literal["auto", "json", "console"]
@@ -34,7 +35,6 @@ _SECRET_FIELDS: Final = re.compile(r"secret|password|passwd|authorization|api_ke
 MASK: Final = "***"
 
 _configured = False
-_request: ContextVar[tuple[str, str, str]] = ContextVar("vecdb_request", default=("", "", ""))
 
 _Event = MutableMapping[str, Any]
 
@@ -49,16 +49,13 @@ def logger() -> structlog.stdlib.BoundLogger:
     return log
 
 
-def bind(request_id: str, collection: str = "", principal: str = "") -> None:
-    """Name the request that this task works for; the next one replaces it, and the task's end forgets it."""
-    _request.set((request_id, collection, principal))
-
-
 def configure(level: Level = "info", format: Format = "auto", *, stream: TextIO | None = None,
               counted: Callable[[str], None] = lambda level: None) -> Callable[[], None]:
     """Take over the process's logs; returns what undoes it (and writes the counts that are held back).
 
     ``stream``: stderr unless said otherwise.  ``counted(level)`` is called for every event, left out or not.
+    Lines name the request of their task (:mod:`vecdb.ports.context`).  Servers that bring handlers of their own
+    must be told to leave them out: ``uvicorn.Config(log_config=None)``.
     """
     global _configured
     out = stream or sys.stderr
@@ -91,10 +88,6 @@ def configure(level: Level = "info", format: Format = "auto", *, stream: TextIO 
     return undo
 
 
-UVICORN_LOG_CONFIG: Final = None
-"""For ``uvicorn.Config(log_config=...)``: with None it leaves its loggers as they are, and lines reach ours."""
-
-
 # --- processors -----------------------------------------------------------------------------------
 
 
@@ -124,8 +117,7 @@ def _dumps(event: Any, **_: Any) -> str:
 
 
 def _add_request(log: Any, name: str, event: _Event) -> _Event:
-    request_id, collection, principal = _request.get()
-    for key, value in (("request_id", request_id), ("collection", collection), ("principal", principal)):
+    for key, value in context.current()._asdict().items():
         if value:
             event.setdefault(key, value)
     return event

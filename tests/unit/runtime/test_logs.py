@@ -6,6 +6,7 @@ import logging
 
 import pytest
 
+from vecdb.ports import context
 from vecdb.runtime import logs
 
 
@@ -32,12 +33,12 @@ def test_an_event_is_a_line_with_its_fields(log):
 
 
 def test_the_request_of_the_task_is_named(log):
-    logs.bind("r-1", "docs", "key-7")
+    context.bind("r-1", "docs", "key-7")
     try:
         logs.logger().info("one")
         logs.logger().info("two", collection="other")
     finally:
-        logs.bind("")
+        context.bind("")
     logs.logger().info("three")
     first, second, third = log()
     assert (first["request_id"], first["collection"], first["principal"]) == ("r-1", "docs", "key-7")

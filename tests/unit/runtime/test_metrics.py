@@ -374,48 +374,6 @@ def test_a_page_that_cannot_be_written_is_none(tmp_path):
     assert read_pages(tmp_path / "file") == []
 
 
-def test_those_who_ask_together_get_one_page():
-    made = []
-
-    class Source:
-        def describe(self):
-            return []
-
-        def collect(self):
-            made.append(threading.current_thread())
-            time.sleep(0.05)
-            return iter(())
-
-    async def ask() -> None:
-        page = Exposition([Source()])
-        await asyncio.gather(*(page.page() for _ in range(10)))
-        assert len(made) == 1
-        assert made[0] is not threading.main_thread()
-        await page.page()
-        assert len(made) == 2
-
-    asyncio.run(ask())
-
-
-def test_a_page_that_one_gave_up_is_still_made_for_the_other():
-    class Source:
-        def describe(self):
-            return []
-
-        def collect(self):
-            time.sleep(0.05)
-            return iter(())
-
-    async def ask() -> None:
-        page = Exposition([Source()])
-        first, second = asyncio.create_task(page.page()), asyncio.create_task(page.page())
-        await asyncio.sleep(0.01)
-        first.cancel()
-        assert (await second)[1] == b""
-
-    asyncio.run(ask())
-
-
 def test_a_front_publishes_until_it_ends(tmp_path):
     metrics = Metrics()
     call(metrics)
