@@ -31,6 +31,7 @@ from vecdb.core.calls import Call, Stopped
 from vecdb.core.errors import InvalidArgument, Overloaded, Unavailable, VecdbError
 from vecdb.ports import tracing
 from vecdb.ports.observer import Observer, Refusal
+from vecdb.rpc.auth import certificate_name
 from vecdb.wire import status
 
 T = TypeVar("T")
@@ -355,9 +356,8 @@ _NOBODY: Final = Principal("", "nobody", ())
 
 
 def certificate_of(context: Any) -> str:
-    """The name in the client's certificate: its first subject alternative name, else its common name."""
-    found = context.peer_identities()
-    return found[0].decode("utf-8", "replace")[:200] if found else ""
+    """The name in the client's certificate."""
+    return certificate_name(context.auth_context())
 
 
 async def _traced(tracer: tracing.Tracer, method: Method, handle: Handle, message: Any, held: Context, context: Any,

@@ -34,8 +34,8 @@ _EOF: Final[Any] = grpc.aio.EOF  # type: ignore[attr-defined]  # missing in the 
 class Exchange:
     """Queries to the engine: one message under way at a time, answers as they come.
 
-    ``channel``: a ``grpc.aio`` channel to the engine's socket.  A broken stream fails what waits with Unavailable and is
-    opened anew.
+    ``channel``: a ``grpc.aio`` channel to the engine's socket.  A broken stream fails what waits with Unavailable, and
+    another is opened.
     """
 
     def __init__(self, channel: Any, node_id: str) -> None:

@@ -89,16 +89,20 @@ class _Batch:
 
 
 class QueryBatcher:
-    """``run(name, request, call)`` answers a batch, in any thread; ``workers`` batches may run at once."""
+    """``run(name, request, call)`` answers a batch, in any thread; ``workers`` batches may run at once.
+
+    ``wants_plan(seconds)``: whether the observer would like the plan of queries that should take so long.
+    """
 
     def __init__(self, run: Run, executor: Executor, clock: Clock, observer: Observer, *, workers: int,
-                 queued_rows: int) -> None:
+                 queued_rows: int, wants_plan: Callable[[float], bool] = lambda seconds: False) -> None:
         self._run = run
         self._executor = executor
         self._clock = clock
         self._observer = observer
         self._workers = workers
         self._most_queued = queued_rows
+        self._wants_plan = wants_plan
         self._lanes: dict[Hashable, _Lane] = {}
         self._turn: deque[_Lane] = deque()
         self._running = 0
@@ -245,7 +249,8 @@ class QueryBatcher:
         if not waiters:
             return
         self._queued -= rows
-        batch = _Batch(lane, waiters, _together(waiters), Call(request_id=waiters[0].call.request_id), now,
+        wanted = self._wants_plan(rows * (lane.row_s or self._row_s))
+        batch = _Batch(lane, waiters, _together(waiters, wanted), Call(request_id=waiters[0].call.request_id), now,
                        len(waiters))
         for waiter in waiters:
             waiter.batch = batch
@@ -295,18 +300,18 @@ class QueryBatcher:
             if not waiter.done.done():
                 request = waiter.request
                 cost = Cost((batch.began - waiter.arrived) * 1e3, compute_ms, rows, found.hops, found.comparisons)
-                mine = QueryResult(result.matches[start:stop], result.plan if request.explain else None,
-                                   result.missing, cost if request.profile else None)
-                waiter.done.set_result(mine)
+                mine = QueryResult(result.matches[start:stop], result.plan, result.missing,
+                                   cost if request.profile else None)
+                waiter.done.set_result(mine if request.explain or mine.plan is None else replace(mine, plan=None))
                 self._observer.queried(batch.lane.name, request, mine, cost, waiter.call)
             start = stop
 
 
-def _together(waiters: list[_Waiter]) -> QueryRequest:
+def _together(waiters: list[_Waiter], with_plan: bool) -> QueryRequest:
     """One request of them all: the plan and the cost are found if one of them wants them."""
     first = waiters[0].request
     if len(waiters) == 1:
-        return first
+        return first if first.explain or not with_plan else replace(first, explain=True)
     return replace(first, vectors=np.concatenate([waiter.request.vectors for waiter in waiters]),
-                   explain=any(waiter.request.explain for waiter in waiters),
+                   explain=with_plan or any(waiter.request.explain for waiter in waiters),
                    profile=any(waiter.request.profile for waiter in waiters))

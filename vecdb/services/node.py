@@ -101,7 +101,7 @@ class LocalNode:
     """Belongs to one event loop; ``used_memory`` measures bytes the process cannot give back."""
 
     def __init__(self, database: Database, clock: Clock, observer: Observer, limits: NodeLimits,
-                 used_memory: Callable[[], int]) -> None:
+                 used_memory: Callable[[], int], wants_plan: Callable[[float], bool] = lambda seconds: False) -> None:
         self._database = database
         self._clock = clock
         self.guard = MemoryGuard(used_memory, limits.memory_bytes, clock, observer)
@@ -111,7 +111,7 @@ class LocalNode:
         self._long = _Pool("long", 4, observer)
         self._closed = False
         self.batcher = QueryBatcher(self._run_queries, self._queries, clock, observer, workers=limits.threads,
-                                    queued_rows=limits.queued_queries)
+                                    queued_rows=limits.queued_queries, wants_plan=wants_plan)
         observer.watch(Watched.QUEUED_ROWS, lambda: float(self.batcher.queued_rows))
 
     def _run_queries(self, name: str, request: QueryRequest, call: Call) -> QueryResult:

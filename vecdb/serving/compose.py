@@ -6,26 +6,32 @@ import secrets
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Final, cast
 
 from vecdb.app import open_embedded, open_store
-from vecdb.client.backend import Backend
 from vecdb.config import Settings
 from vecdb.ports.observer import Watched
 from vecdb.rpc.admin import AdminServicer
-from vecdb.rpc.auth import Authenticator
+from vecdb.rpc.audit import AuditLog
+from vecdb.rpc.auth import Authenticator, loud_binding
 from vecdb.rpc.edge import Edge, Guards
+from vecdb.rpc.http.app import HttpApp
+from vecdb.rpc.http.face import HttpFace, HttpOptions
 from vecdb.rpc.rates import InflightBytes, RateLimiter
 from vecdb.rpc.server import GrpcServer, ServerOptions
 from vecdb.rpc.servicers import CollectionsServicer, QueriesServicer, RecordsServicer
+from vecdb.rpc.tls import Certificates, open_certificates
 from vecdb.runtime.clock import SystemClock
 from vecdb.runtime.logs import logger
 from vecdb.runtime.memory import held_bytes, memory
 from vecdb.runtime.metrics import Metrics
 from vecdb.runtime.pool import available_cores
 from vecdb.services.keys import KeyRing
+from vecdb.services.local import LocalDatabase
 from vecdb.services.node import LocalNode, NodeLimits
+from vecdb.serving.watching import tell, watch
 
 KEYS: Final = "keys"
 NODE_ID: Final = "node.id"
@@ -34,6 +40,7 @@ MEMORY_SHARE: Final = 0.8
 ENGINE_SHARE: Final = 0.7
 """Of that, what segments may take."""
 EDGE_THREADS: Final = 2
+OnStep = Callable[[str], None]
 
 
 def memory_limit(settings: Settings) -> int:
@@ -41,11 +48,11 @@ def memory_limit(settings: Settings) -> int:
     return settings.limits.memory_bytes or int(memory().total_bytes * MEMORY_SHARE)
 
 
-def open_backend(settings: Settings) -> Backend:
+def _open_database(settings: Settings) -> LocalDatabase:
     """The engine, with what segments may take bounded by what the process may."""
     options = settings.engine.model_dump()
     options["memory_bytes"] = options["memory_bytes"] or int(memory_limit(settings) * ENGINE_SHARE)
-    return open_embedded(settings.data_dir, **options)
+    return cast(LocalDatabase, open_embedded(settings.data_dir, **options))
 
 
 def node_id(settings: Settings) -> str:
@@ -63,24 +70,46 @@ def node_id(settings: Settings) -> str:
         return made
 
 
+def installed_version() -> str:
+    try:
+        return version("vecdb")
+    except PackageNotFoundError:
+        return "0+unknown"
+
+
 @dataclass(slots=True)
 class Running:
-    """A node that serves; ``close`` drains it."""
+    """A node that serves; ``close`` drains it.  ``addresses``: where, as ``grpc``, ``grpc_port``, ``http``, …"""
 
-    node: LocalNode
     grpc: GrpcServer
+    http: HttpFace | None
     metrics: Metrics
-    about: Callable[[], dict[str, Any]]
     addresses: dict[str, Any]
-    _stack: AsyncExitStack
-    _drain_s: float
+    drain_s: float
+    _ready: list[str]
+    _stack: AsyncExitStack = field(repr=False)
+
+    @property
+    def running(self) -> int:
+        """Calls that have begun and not ended."""
+        return self.grpc.running + (self.http.app.running if self.http is not None else 0)
 
     async def close(self, drain_s: float | None = None) -> None:
-        await self.grpc.stop(self._drain_s if drain_s is None else drain_s)
+        """Say no to new calls, let those that run end within ``drain_s``, make everything durable."""
+        self._ready[:] = ["draining"]
+        wait_s = self.drain_s if drain_s is None else drain_s
+        faces = [self.grpc.stop(wait_s), *([] if self.http is None else [self.http.stop(wait_s)])]
+        await asyncio.gather(*faces)
         await self._stack.aclose()
 
+    async def cut_short(self) -> None:
+        """End the calls that a drain still waits for."""
+        await self.grpc.stop(0.0)
+        if self.http is not None:
+            await self.http.stop(0.0)
 
-async def start(settings: Settings, *, on_step: Callable[[str], None] = lambda step: None) -> Running:
+
+async def start(settings: Settings, *, on_step: OnStep = lambda step: None) -> Running:
     """Open, bind, warm up, serve.  Raises what opening and binding raise, having let go of everything."""
     async with AsyncExitStack() as stack:
         running = await _compose(settings, stack, on_step)
@@ -88,73 +117,96 @@ async def start(settings: Settings, *, on_step: Callable[[str], None] = lambda s
         return running
 
 
-async def _compose(settings: Settings, stack: AsyncExitStack, on_step: Callable[[str], None]) -> Running:
+async def _compose(settings: Settings, stack: AsyncExitStack, on_step: OnStep) -> Running:
     loop = asyncio.get_running_loop()
-    clock, metrics, log = SystemClock(), Metrics(), logger()
+    clock, metrics = SystemClock(), Metrics()
+    certificates = open_certificates(settings.tls, clock, tell)
     on_step("opening")
-    backend = await loop.run_in_executor(None, open_backend, settings)
+    database = await loop.run_in_executor(None, _open_database, settings)
+    stack.callback(database.close)
+    about = {"version": installed_version(), "node_id": node_id(settings)}
+    watching = watch(settings, database, clock, metrics, about, memory_limit(settings), stack)
     limits = settings.limits
-    node = LocalNode(backend, clock, metrics, NodeLimits(  # type: ignore[arg-type]
+    node = LocalNode(database, clock, metrics, NodeLimits(
         settings.engine.threads or available_cores(), limits.write_threads, limits.queued_queries,
-        memory_limit(settings)), held_bytes)
+        memory_limit(settings)), held_bytes, watching.slow.wants_plan)
     stack.push_async_callback(node.close)
     keys = KeyRing(settings.data_dir / KEYS, open_store, clock)
     stack.callback(keys.close)
-    metrics.watch(Watched.API_KEYS, lambda: float(len(keys.list())))
-    budget = InflightBytes(limits.inflight_bytes)
-    metrics.watch(Watched.INFLIGHT_BYTES, lambda: float(budget.used))
+    guards = _guards(settings, keys, metrics, certificates, stack)
     workers = ThreadPoolExecutor(EDGE_THREADS, thread_name_prefix="vecdb-edge")
     stack.callback(workers.shutdown)
-
-    def fault(error: BaseException, request_id: str, method: str) -> None:
-        log.error("fault", method=method, request_id=request_id, exc_info=error)
-
-    guards = Guards(Authenticator(keys, settings.security, clock), RateLimiter(limits.rate, limits.burst, clock),
-                    budget, _Logged(), metrics, fault, limits.concurrent_calls, limits.deadline_s,
-                    limits.deadline_max_s)
-    about = _about(settings, node_id(settings), node)
+    details = _about(settings, about, node)
     methods = [*CollectionsServicer(node).methods(), *RecordsServicer(node).methods(),
-               *QueriesServicer(node, limits.deadline_s).methods(), *AdminServicer(node, keys, about).methods()]
+               *QueriesServicer(node, limits.deadline_s).methods(), *AdminServicer(node, keys, details).methods()]
     grpc = GrpcServer([Edge(methods, guards, workers)], ServerOptions(
         f"{settings.server.host}:{settings.server.grpc_port}", limits.message_bytes, 2 * limits.concurrent_calls,
-        None, settings.server.processes > 1, settings.server.reflection))
-    port = await grpc.start()
-    stack.push_async_callback(grpc.stop, 0.0)
+        None if certificates is None else certificates.grpc_credentials(), False, settings.server.reflection))
+    starting = ["starting"]
+    metrics.watch(Watched.DRAINING, lambda: float("draining" in starting))
+    http = None
+    if settings.server.http_port >= 0:
+        http = HttpFace(HttpApp(
+            node, guards, workers, keys=keys, about=details, readiness=lambda: starting,
+            metrics=watching.exposition.text, message_bytes=limits.message_bytes), HttpOptions(
+                settings.server.host, settings.server.http_port, limits.connections,
+                None if certificates is None else certificates.ssl_context()), metrics)
+    addresses = await _bind(settings, grpc, http, stack)
     if settings.server.warm_up:
         await loop.run_in_executor(None, _warm_up, on_step)
     await grpc.ready()
-    addresses = {"grpc": f"{settings.server.host}:{port}", "grpc_port": port}
-    return Running(node, grpc, metrics, about, addresses, stack, settings.server.drain_s)
+    starting.clear()
+    return Running(grpc, http, metrics, addresses, settings.server.drain_s, starting, stack)
 
 
-class _Logged:
-    """Admin calls in the node's log."""
+async def _bind(settings: Settings, grpc: GrpcServer, http: HttpFace | None, stack: AsyncExitStack) -> dict[str, Any]:
+    host = settings.server.host
+    port = await grpc.start()
+    stack.push_async_callback(grpc.stop, 0.0)
+    addresses: dict[str, Any] = {"grpc": f"{host}:{port}", "grpc_port": port}
+    if http is not None:
+        port = await http.start()
+        stack.push_async_callback(http.stop, 0.0)
+        addresses |= {"http": f"{host}:{port}", "http_port": port}
+    return addresses
 
-    def record(self, **told: Any) -> None:
-        told["principal"] = told["principal"].label
-        logger().info("admin_call", **told)
+
+def _guards(settings: Settings, keys: KeyRing, metrics: Metrics, certificates: Certificates | None,
+            stack: AsyncExitStack) -> Guards:
+    clock, limits = SystemClock(), settings.limits
+    audit = AuditLog(settings.security.audit_file or settings.data_dir / "audit.jsonl", clock, tell)
+    stack.callback(audit.close)
+    budget = InflightBytes(limits.inflight_bytes)
+    authenticator = Authenticator(keys, settings.security, clock)
+    metrics.watch(Watched.API_KEYS, lambda: float(len(keys.list())))
+    metrics.watch(Watched.INFLIGHT_BYTES, lambda: float(budget.used))
+    if certificates is not None:
+        metrics.watch(Watched.CERTIFICATE_EXPIRY, lambda: certificates.ends_s["certificate"])
+        reload = asyncio.get_running_loop().create_task(certificates.watch())
+        stack.callback(reload.cancel)
+    for warning in loud_binding(settings, keys_required=authenticator.required):
+        tell("warning", "exposed", warning=warning)
+
+    def fault(error: BaseException, request_id: str, method: str) -> None:
+        logger().error("fault", method=method, request_id=request_id, exc_info=error)
+
+    return Guards(authenticator, RateLimiter(limits.rate, limits.burst, clock), budget, audit, metrics, fault,
+                  limits.concurrent_calls, limits.deadline_s, limits.deadline_max_s,
+                  certificates is not None and certificates.mutual)
 
 
-def _warm_up(on_step: Callable[[str], None]) -> None:
+def _warm_up(on_step: OnStep) -> None:
     from vecdb.ann.warmup import warmup
 
     warmup(progress=lambda done, of, step: on_step(f"kernels {done}/{of} {step}".strip()))
 
 
-def _about(settings: Settings, name: str, node: LocalNode) -> Callable[[], dict[str, Any]]:
-    from importlib.metadata import PackageNotFoundError, version
+def _about(settings: Settings, about: dict[str, str], node: LocalNode) -> Callable[[], dict[str, Any]]:
+    clock = SystemClock()
 
-    try:
-        number = version("vecdb")
-    except PackageNotFoundError:
-        number = "0+unknown"
-
-    def about() -> dict[str, Any]:
-        return {"version": number, "node_id": name, "wall_s": SystemClock().wall(), "data_dir": str(settings.data_dir),
+    def told() -> dict[str, Any]:
+        return {**about, "wall_s": clock.wall(), "data_dir": str(settings.data_dir), "pid": os.getpid(),
                 "memory": {"held_bytes": node.guard.used(), "limit_bytes": node.guard.limit},
-                "queued_queries": node.batcher.queued_rows, "running_batches": node.batcher.running,
-                "pid": os.getpid()}
+                "queued_queries": node.batcher.queued_rows, "running_batches": node.batcher.running}
 
-    return about
-
-
+    return told

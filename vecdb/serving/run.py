@@ -1,7 +1,6 @@
 """A node as a process: until a signal comes."""
 
 import asyncio
-import contextlib
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import uvloop
 
 from vecdb.config import Settings
-from vecdb.runtime.logs import logger
+from vecdb.runtime.logs import configure, logger
 from vecdb.serving.compose import start
 
 OnReady = Callable[[dict[str, Any]], None]
@@ -27,6 +26,7 @@ def run_node(settings: Settings, on_ready: OnReady | None = None,
 
 async def _serve(settings: Settings, on_ready: OnReady | None, on_step: Callable[[str], None]) -> int:
     loop = asyncio.get_running_loop()
+    undo = configure(settings.log.level, settings.log.format)
     asked, again = asyncio.Event(), asyncio.Event()
 
     def on_signal() -> None:
@@ -44,15 +44,15 @@ async def _serve(settings: Settings, on_ready: OnReady | None, on_step: Callable
         if on_ready is not None:
             on_ready(running.addresses)
     await stopping
-    log.info("draining", running=running.grpc.running, at_most_s=settings.server.drain_s)
+    log.info("draining", running=running.running, at_most_s=settings.server.drain_s)
     closing = asyncio.create_task(running.close())
     impatient = asyncio.create_task(again.wait())
     await asyncio.wait((closing, impatient), return_when=asyncio.FIRST_COMPLETED)
     if not closing.done():
-        log.warning("drain_cut_short", running=running.grpc.running)
-        with contextlib.suppress(asyncio.CancelledError):
-            await running.grpc.stop(0.0)
+        log.warning("drain_cut_short", running=running.running)
+        await running.cut_short()
     impatient.cancel()
     await closing
     log.info("stopped")
+    undo()
     return 0
