@@ -110,6 +110,7 @@ class KeyRing:
         self._lock = threading.Lock()
         self._store: Store | None = None
         self._broken = False
+        self._refused: VecdbError | None = None
         self._table = _Table({})
         self._barred: set[str] = set()
         self._used: dict[str, float] = {}
@@ -200,8 +201,9 @@ class KeyRing:
         with self._lock:
             self._settle()
             row, now = self._row(id), self._clock.wall()
-            if row.key.revoked or row.key.expired(now):
-                state = "revoked" if row.key.revoked else "expired"
+            revoked = row.key.revoked or id in self._barred
+            if revoked or row.key.expired(now):
+                state = "revoked" if revoked else "expired"
                 raise InvalidArgument("id", f"the API key {id} is {state}; create a new one", got=state,
                                       limit="a key in use")
             secret, hashed = self._new_secret(id)
@@ -316,9 +318,8 @@ class KeyRing:
             with suppress(VecdbError):
                 store.close()
         self._attach()
-        assert self._store is not None
-        self._store.sync()
-        self._broken = False
+        if self._refused is not None:
+            raise self._refused
 
     def _attach(self) -> None:
         store = self._open(self._path, read_only=self._read_only)
@@ -340,6 +341,17 @@ class KeyRing:
         self._store = store
         self._table = _Table(rows)
         self._required = self._required or first is not None
+        self._refused = None if self._read_only else _synced(store)
+        self._broken = self._refused is not None
+
+
+def _synced(store: Store) -> VecdbError | None:
+    """Make durable what the last process may have left written only; a disk that refuses is no reason not to open."""
+    try:
+        store.sync()
+    except VecdbError as error:
+        return error
+    return None
 
 
 def _digest(salt: bytes, secret: str) -> bytes:
