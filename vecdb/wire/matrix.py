@@ -100,13 +100,15 @@ def _check_unit(raw: Array, argument: str) -> None:
     """Raise unless every row has unit length; NaN and infinity have none."""
     if len(raw) == 1:
         row = raw[0] if raw.dtype.itemsize == 4 else raw[0].astype(np.float32)
-        if not _UNIT_LOW <= row.dot(row) <= _UNIT_HIGH:
+        with np.errstate(all="ignore"):  # what overflows is infinite, and told below
+            square = row.dot(row)
+        if not _UNIT_LOW <= square <= _UNIT_HIGH:
             raise _not_unit(raw[0], argument if argument == "vector" else f"{argument}[0]")
         return
     step = max(1, _CHUNK_ITEMS // raw.shape[1])
     for low in range(0, len(raw), step):
         part = raw[low:low + step].astype(np.float32, copy=False)
-        with np.errstate(all="ignore"):  # what overflows is infinite, and told below
+        with np.errstate(all="ignore"):
             squares = np.einsum("ij,ij->i", part, part)
         if not (squares.min() >= _UNIT_LOW and squares.max() <= _UNIT_HIGH):
             bad = low + int(np.flatnonzero(~((squares >= _UNIT_LOW) & (squares <= _UNIT_HIGH)))[0])
