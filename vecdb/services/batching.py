@@ -31,6 +31,8 @@ from vecdb.core.errors import Overloaded
 from vecdb.core.query import Cost, QueryRequest, QueryResult
 from vecdb.ports.clock import Clock
 from vecdb.ports.observer import Observer, Refusal
+from vecdb.ports.tracing import Span
+from vecdb.services import spans
 
 CROWD_GAP_S: Final = 80e-6
 """A round trip over loopback takes more."""
@@ -60,6 +62,7 @@ class _Waiter:
     arrived: float
     done: "asyncio.Future[QueryResult]"
     lane: "_Lane"
+    span: Span | None
     batch: "_Batch | None" = None
     gone: bool = False
 
@@ -132,7 +135,7 @@ class QueryBatcher:
             return self._run_here(lane, request, call, rows, now)
         self._admit(lane, rows, call, now)
         loop = asyncio.get_running_loop()
-        waiter = _Waiter(request, call, rows, now, loop.create_future(), lane)
+        waiter = _Waiter(request, call, rows, now, loop.create_future(), lane, spans.waiting())
         lane.waiting.append(waiter)
         self._queued += rows
         self._take_turn(lane)
@@ -258,11 +261,12 @@ class QueryBatcher:
         lane.started = now
         self._running += 1
         loop = asyncio.get_running_loop()
+        waited = [(waiter.span, waiter.arrived) for waiter in waiters if waiter.span is not None]
 
         def work() -> None:
             result: QueryResult | BaseException
             try:
-                result = self._run(lane.name, batch.request, batch.call)
+                result = spans.run_batch(self._run, lane.name, batch.request, batch.call, waited, now)
             except BaseException as error:
                 result = error
             loop.call_soon_threadsafe(self._finish, batch, result, self._clock.monotonic())
