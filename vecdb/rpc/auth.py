@@ -146,6 +146,7 @@ class Failures:
         most = (FAILURES_AT_ONCE - 1) / FAILURES_PER_S
         if ahead > most:
             self.total += 1
+            self._free_at.move_to_end(address)
             raise Overloaded("too many wrong API keys from this address", retry_after_s=round(ahead - most, 3))
 
     def note(self, address: str) -> None:

@@ -44,6 +44,7 @@ class RateLimiter:
             ahead = max(0.0, self._full_at.get(who, now) - now)  # seconds of refilling that the bucket lacks
             wait = ahead - (self._burst - min(cost, self._burst)) / self._rate
             if wait > 1e-9:
+                self._full_at.move_to_end(who)  # who insists is not forgotten
                 raise Overloaded(f"{principal.label} calls more than {self._rate:g} times a second",
                                  retry_after_s=round(wait, 3) or 0.001, limit=self._rate)
             self._full_at[who] = now + ahead + cost / self._rate
