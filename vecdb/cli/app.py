@@ -4,15 +4,17 @@ from typing import Annotated
 
 import typer
 
-from vecdb.cli import collection, doctor, exporting, importing, planning, querying, quickstart, serve
+from vecdb.cli import collection, doctor, exporting, importing, jobs, keys, planning, querying, quickstart, serve
 from vecdb.cli import options as o
+from vecdb.cli.machine import installed
 from vecdb.cli.output import Output
 
 app = typer.Typer(name="vecdb", no_args_is_help=True, pretty_exceptions_enable=False,
                   context_settings={"help_option_names": ["-h", "--help"]},
                   help="An open vector database: import vectors, and find the nearest, under a filter.",
-                  epilog="The database's directory: --data, VECDB_DATA_DIR, or ./data.  Exit codes: 0 done, 2 refused, "
-                         "3 not found, 4 precondition, 5 storage, 6 data loss, 7 deadline; others in vecdb.cli.")
+                  epilog="A directory: --data, VECDB_DATA_DIR, or ./data.  A server: --url or VECDB_URL, with "
+                         "VECDB_API_KEY.  Exit codes: 0 done, 2 refused, 3 not found, 4 precondition, 5 storage, "
+                         "6 data loss, 7 deadline, 10 not let in, 11 unreachable; others in vecdb.cli.")
 
 
 def _version(asked: bool) -> None:
@@ -31,7 +33,7 @@ def _root(_asked: Annotated[bool, typer.Option("--version", help="Print the vers
 def version(as_json: o.Json = False) -> None:
     """Print the version."""
     out = Output(as_json)
-    number = doctor.installed("vecdb") or "0+unknown"
+    number = installed("vecdb") or "0+unknown"
     if as_json:
         out.emit({"version": number})
     out.say(number)
@@ -43,5 +45,7 @@ app.command("import")(importing.import_)
 app.command()(exporting.export)
 app.command()(querying.query)
 app.add_typer(collection.commands, name="collection")
+app.add_typer(keys.commands, name="key")
+app.add_typer(jobs.commands, name="job")
 app.command()(planning.plan)
 app.command("doctor")(doctor.doctor)

@@ -1,4 +1,4 @@
-"""``vecdb collection``: list, describe, create, drop, optimize, count."""
+"""``vecdb collection``: list, describe, create, drop, optimize, count, verify."""
 
 import dataclasses
 import sys
@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vecdb.cli import options as o
-from vecdb.cli.exits import DeclinedError
+from vecdb.cli.admin import administration
+from vecdb.cli.exits import DATA_LOSS, DeclinedError
 from vecdb.cli.output import Output, count, size
 from vecdb.cli.session import open_database
+from vecdb.cli.target import HERE, Target, resolve, with_target
 from vecdb.core.errors import InvalidArgument
 from vecdb.core.schema import IndexKind, IndexSpec, Quantization
 
@@ -20,13 +22,14 @@ commands = typer.Typer(help="Whole collections.", no_args_is_help=True)
 
 
 @commands.command("list")
-def list_(data: o.Data = None,
+@with_target
+def list_(target: Target = HERE,
           counts: Annotated[bool, typer.Option("--count", "-n", help="With their records; opens each.")] = False,
           as_json: o.Json = False) -> None:
     """The collections of a database and their settings."""
     out = Output(as_json)
     rows: list[dict[str, Any]] = []
-    with open_database(data, verify=False) as database:
+    with open_database(target, verify=False) as database:
         for name in database.list_collections():
             collection = database.collection(name)
             schema = collection.schema
@@ -102,21 +105,22 @@ def _segment_row(one: dict[str, Any]) -> list[str]:
 
 
 @commands.command()
-def describe(name: o.Name, data: o.Data = None, as_json: o.Json = False) -> None:
+@with_target
+def describe(name: o.Name, target: Target = HERE, as_json: o.Json = False) -> None:
     """Counts, segments, bytes in memory and on disk, and the state of the index."""
-    with open_database(data) as database:
+    place = resolve(target)
+    with open_database(place) as database:
         collection = database.collection(name)
         found, schema = collection.describe(), collection.schema
     out = Output(as_json)
     show(out, found, schema)
-    _warn_of_memory(out, found)
+    if not place.is_server:
+        _warn_of_memory(out, found, place.settings.engine.memory_bytes)
 
 
-def _warn_of_memory(out: Output, found: "Description") -> None:
+def _warn_of_memory(out: Output, found: "Description", limit: int) -> None:
     """Say when a collection alone is above the limit that was set: the smallest layout may not be small enough."""
-    from vecdb.config import load_settings
-
-    limit, used = load_settings().engine.memory_bytes, found.details.get("memory_bytes", {})
+    used = found.details.get("memory_bytes", {})
     taken = sum(used.get(part, 0) for part in ("vectors", "graph", "codes", "lists"))
     if limit and taken > limit:
         out.warn(f"vectors, graphs and codes of {found.name} take {size(taken)}, more than memory_bytes={limit} "
@@ -124,9 +128,10 @@ def _warn_of_memory(out: Output, found: "Description") -> None:
 
 
 @commands.command()
+@with_target
 def create(name: o.Name, dim: Annotated[int, typer.Option("--dim", "-d", help="Components of a vector (bits if "
                                                           "binary).")],
-           data: o.Data = None, metric: o.OptMetric = None, vector_type: o.OptVectorType = None,
+           target: Target = HERE, metric: o.OptMetric = None, vector_type: o.OptVectorType = None,
            indexed_field: o.IndexedField = None, index: o.OptIndex = IndexKind.AUTO,
            quantization: o.OptQuantization = Quantization.AUTO, m: o.M = 16, ef_construction: o.EfConstruction = 200,
            ef_search: o.EfSearchDefault = 0, nlist: o.Nlist = 0, nprobe: o.Nprobe = 0, subspaces: o.Subspaces = 0,
@@ -135,7 +140,7 @@ def create(name: o.Name, dim: Annotated[int, typer.Option("--dim", "-d", help="C
     """Make an empty collection."""
     spec = IndexSpec(**o.index_settings(locals()))
     out = Output(as_json)
-    with open_database(data, create=True) as database:
+    with open_database(target, create=True) as database:
         collection = database.create_collection(
             name, dim, metric.value if metric else "cosine", index=spec, indexed_fields=indexed_field or None,
             vector_type=vector_type.value if vector_type else "float32")
@@ -145,12 +150,13 @@ def create(name: o.Name, dim: Annotated[int, typer.Option("--dim", "-d", help="C
 
 
 @commands.command()
-def drop(name: o.Name, data: o.Data = None,
+@with_target
+def drop(name: o.Name, target: Target = HERE,
          yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
          as_json: o.Json = False) -> None:
     """Delete a collection and its records for good."""
     out = Output(as_json)
-    with open_database(data, write=True) as database:
+    with open_database(target, write=True) as database:
         records = database.collection(name).count()
         if not yes:
             if not sys.stdin.isatty():
@@ -165,10 +171,11 @@ def drop(name: o.Name, data: o.Data = None,
 
 
 @commands.command()
-def optimize(name: o.Name, data: o.Data = None, as_json: o.Json = False) -> None:
+@with_target
+def optimize(name: o.Name, target: Target = HERE, as_json: o.Json = False) -> None:
     """Seal, merge and build indexes until nothing is left to do."""
     out = Output(as_json)
-    with open_database(data, write=True) as database:
+    with open_database(target, write=True) as database:
         collection = database.collection(name)
         with out.stages() as report:
             found = collection.optimize(progress=report)
@@ -176,13 +183,31 @@ def optimize(name: o.Name, data: o.Data = None, as_json: o.Json = False) -> None
 
 
 @commands.command("count")
-def count_(name: o.Name, data: o.Data = None, where: o.Filter = None, as_json: o.Json = False) -> None:
+@with_target
+def count_(name: o.Name, target: Target = HERE, where: o.Filter = None, as_json: o.Json = False) -> None:
     """How many records there are, or how many match a filter."""
     out = Output(as_json)
-    with open_database(data) as database:
+    with open_database(target) as database:
         number = database.collection(name).count(filter=where)
     if as_json:
         out.emit({"collection": name, "filter": where, "count": number})
     out.say(str(number))
     if not number:
         out.hint_paths(where)
+
+
+@commands.command()
+@with_target
+def verify(name: o.Name, target: Target = HERE, as_json: o.Json = False) -> None:
+    """Read every record and hold it against the digest that each write keeps up (exit code 6 if they differ)."""
+    out = Output(as_json)
+    with administration(resolve(target)) as admin:
+        found = admin.verify(name)
+    if as_json:
+        out.emit({"collection": name, **found})
+    elif found["equal"]:
+        out.say(f"{name}: {count(found['records'])} records, digest {found['digest']}, as written")
+    if not found["equal"]:
+        out.warn(f"{name}: the digest of what is stored is {found['computed']}, and that of what was written "
+                 f"{found['digest']}; vecdb export keeps what can be read")
+        raise typer.Exit(DATA_LOSS)

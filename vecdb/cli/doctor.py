@@ -1,201 +1,238 @@
-"""``vecdb doctor``: is this machine, this installation and this database in order?
+"""``vecdb doctor``: are this machine, this installation, these settings and this database in order?
 
-Every check says what it found and, where something is amiss, what it costs and what to do.
+Every check says what it found and, where something is amiss, what it costs and what to do.  The exit code is 0, or
+that of the first check that failed: by kind, as everywhere.
 """
 
-import os
-import platform
-import resource
-import shutil
-import sys
-from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as distribution_version
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from vecdb.cli import exits
+from vecdb.cli import exits, machine
 from vecdb.cli import options as o
-from vecdb.cli.output import Output, count, size
+from vecdb.cli.admin import KEYS
+from vecdb.cli.machine import Check
+from vecdb.cli.output import Output, count, duration
+from vecdb.cli.target import HERE, Place, Target, resolve, with_target
+from vecdb.core.errors import InvalidArgument, PermissionDenied, Unauthenticated, Unsupported, VecdbError
 
 if TYPE_CHECKING:
     from vecdb.client.collection import Collection
+    from vecdb.client.database import Database
+    from vecdb.config import Settings
+    from vecdb.core.access import Key
 
-_PACKAGES = ("vecdb", "numpy", "numba", "llvmlite", "rocksdict", "pyroaring", "orjson", "typer", "rich")
-_OPTIONAL = ("pyarrow", "pandas", "h5py")
-_LOW_DISK_BYTES = 1 << 30
-_FEW_FILES = 4_096
+_SKEW_S: Final = 2.0
+"""Clocks this far apart make keys end too early or too late, and logs of two machines hard to lay side by side."""
 
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One finding; ``state`` is ok, warn or fail."""
-
-    name: str
-    state: str
-    found: str
-    advice: str = ""
-    exit_code: int = exits.OK
+_SOON_S: Final = 14 * 86_400.0
 
 
-def doctor(data: o.Data = None, as_json: o.Json = False) -> None:
-    """Check versions, processor, kernels, memory, disk, and a database if there is one."""
+@with_target
+def doctor(target: Target = HERE,
+           quick: Annotated[bool, typer.Option("--quick", help="Do not read every record to compare digests.")] = False,
+           as_json: o.Json = False) -> None:
+    """Check settings, versions, processor, memory, disk, clock, and a directory or a server with its collections."""
     out = Output(as_json)
-    from vecdb.cli.session import data_directory
-
-    directory = data_directory(data)
-    checks = [_versions(), _optional(), _processor(), _kernel_cache(), _huge_pages(), _memory(), _files(),
-              _disk(directory), *_database(directory, asked=data is not None)]
+    checks = machine.machine()
+    place: Place | None = None
+    try:
+        place = resolve(target)
+    except InvalidArgument as error:
+        if not error.argument.startswith("settings"):
+            raise
+        checks.append(Check("settings", "fail", error.message, "vecdb serve --check shows what is set, and from where",
+                            exits.USAGE))
+    if place is not None and place.directory is not None:
+        checks += [*_settings(place), *machine.disk(place.directory), *_ports(place),
+                   *_directory(out, place, place.directory, quick, asked=target.data is not None)]
+    elif place is not None:
+        checks += _server(out, place, quick)
     if as_json:
         out.emit({"ok": all(c.state != "fail" for c in checks), "checks": [asdict(c) for c in checks]})
     else:
         out.table("", ["", "check", "found"], [[c.state, c.name, c.found + (f"\n→ {c.advice}" if c.advice else "")]
                                                for c in checks], left=(0, 1, 2))
-    worst = next((c.exit_code for c in checks if c.state == "fail"), exits.OK)
+    worst = next((c.exit_code or exits.INTERNAL for c in checks if c.state == "fail"), exits.OK)
     if worst:
         raise typer.Exit(worst)
 
 
-def installed(package: str) -> str | None:
-    """The installed version of a distribution, or None."""
+def _failed(name: str, error: VecdbError, advice: str = "") -> Check:
+    return Check(name, "fail", error.message, advice, exits.exit_code(error))
+
+
+def _settings(place: Place) -> list[Check]:
+    """What a server here would start with, its certificates too."""
+    from vecdb.cli.serve import warnings_of
+
+    sources = dict.fromkeys(origin.where for _, _, origin in place.loaded.rows() if origin.layer != "default")
+    found = f"from {', '.join(sources)}" if sources else "all defaults"
     try:
-        return distribution_version(package)
-    except PackageNotFoundError:
-        return None
+        told = warnings_of(place.settings)
+    except VecdbError as error:
+        return [_failed("settings", error, "vecdb serve --check shows what is set, and from where")]
+    return [Check("settings", "warn" if told else "ok", found, "; ".join(told)), *_certificate(place.settings)]
 
 
-def _versions() -> Check:
-    found = {name: installed(name) for name in _PACKAGES}
-    missing = [name for name, number in found.items() if number is None]
-    text = f"Python {platform.python_version()}, " + ", ".join(f"{n} {v}" for n, v in found.items() if v)
-    if missing:
-        return Check("versions", "fail", text, f"not installed: {', '.join(missing)}", exits.UNSUPPORTED)
-    return Check("versions", "ok", text)
+def _certificate(settings: "Settings") -> list[Check]:
+    """When the server's certificate ends; whether it can be used at all, the settings' check has said."""
+    if settings.tls.cert_file is None:
+        return []
+    from vecdb.rpc.certificates import expiries
+
+    ends = min(expiries(settings.tls.cert_file.read_text(encoding="ascii", errors="replace")), default=0.0)
+    left = ends - time.time()
+    text = f"{settings.tls.cert_file} ends {datetime.fromtimestamp(ends, UTC):%Y-%m-%d %H:%M} UTC"
+    advice = "renew it; a running server loads the new file by itself"
+    if left <= 0:
+        return [Check("certificate", "fail", text, advice, exits.PRECONDITION)]
+    return [Check("certificate", "warn", text, advice) if left < _SOON_S else Check("certificate", "ok", text)]
 
 
-def _optional() -> Check:
-    found = {name: installed(name) for name in _OPTIONAL}
-    text = ", ".join(f"{name} {number or 'absent'}" for name, number in found.items())
-    advice = "" if all(found.values()) else "Parquet needs pyarrow, HDF5 needs h5py; other formats need neither"
-    return Check("file libraries", "ok" if all(found.values()) else "warn", text, advice)
+def _ports(place: Place) -> list[Check]:
+    from vecdb.cli.serve import check_ports
 
-
-def _processor() -> Check:
-    flags = _cpu_flags()
-    wanted = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni", "avx512_vpopcntdq", "avx_vnni", "neon",
-              "asimd", "asimddp")
-    have = [flag for flag in wanted if flag in flags]
-    text = f"{platform.machine()}, {os.cpu_count()} cores, {len(os.sched_getaffinity(0))} usable; " + (
-        ", ".join(have) or "no vector extension known here")
-    if platform.machine() == "x86_64" and "avx2" not in have:
-        return Check("processor", "warn", text, "without AVX2 kernels run on 128-bit vectors, at about half the speed")
-    return Check("processor", "ok", text)
-
-
-def _cpu_flags() -> set[str]:
+    server = place.settings.server
+    text = f"{server.host}: {server.grpc_port} (gRPC)" + (
+        f", {server.http_port} (HTTP)" if server.http_port >= 0 else "")
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() in ("flags", "Features"):
-                return set(value.split())
-    except OSError:
-        return set()
-    return set()
+        check_ports(place.settings)
+    except VecdbError as error:
+        in_use = isinstance(error, exits.PortInUseError)
+        return [Check("ports", "warn", error.message, "a server that runs here already answers with --url; another "
+                      "needs other ports" if in_use else "set server.host and the ports anew")]
+    return [Check("ports", "ok", f"{text}, free")]
 
 
-def _kernel_cache() -> Check:
-    from vecdb.config import kernel_cache_directories
-
-    found = [(folder, sum(1 for _ in folder.rglob("*.nbc"))) for folder in kernel_cache_directories()]
-    warm = sum(number for _, number in found)
-    text = ", ".join(f"{count(number)} compiled kernels in {folder}" for folder, number in found)
-    if not warm:
-        return Check("kernels", "warn", text or "no cache", "the first query compiles for about half a minute; "
-                     "python -m vecdb.ann.warmup does it now")
-    return Check("kernels", "ok", text)
-
-
-def _huge_pages() -> Check:
-    path = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-    try:
-        text = path.read_text().strip()
-    except OSError:
-        return Check("huge pages", "warn", "unknown", "without transparent huge pages large graphs are walked slower")
-    chosen = text.partition("[")[2].partition("]")[0]
-    if chosen == "never":
-        return Check("huge pages", "warn", text, f"echo madvise > {path} makes walks of large graphs faster")
-    return Check("huge pages", "ok", text)
-
-
-def _memory() -> Check:
-    values = {}
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            name, _, rest = line.partition(":")
-            values[name] = int(rest.split()[0]) * 1024
-    except (OSError, ValueError, IndexError):
-        return Check("memory", "warn", "unknown")
-    text = f"{size(values.get('MemAvailable'))} available of {size(values.get('MemTotal'))}"
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if limit != resource.RLIM_INFINITY:
-        return Check("memory", "warn", f"{text}; address space limited to {size(limit)}",
-                     "segments reserve address space beyond what they fill; ulimit -v unlimited")
-    return Check("memory", "ok", text)
-
-
-def _files() -> Check:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    text = f"{count(soft)} open files, {count(hard) if hard != resource.RLIM_INFINITY else 'unlimited'} at most"
-    if soft < _FEW_FILES:
-        return Check("file limit", "warn", text, f"many collections need more; ulimit -n {_FEW_FILES} or above")
-    return Check("file limit", "ok", text)
-
-
-def _disk(directory: Path) -> Check:
-    place = directory
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    text = f"{size(free)} free for {directory}"
-    if not os.access(place, os.W_OK):
-        return Check("disk", "fail", f"{place} may not be written", "choose another with --data", exits.STORAGE)
-    if free < _LOW_DISK_BYTES:
-        return Check("disk", "warn", text, "writes are refused when the disk is full; reads go on")
-    return Check("disk", "ok", text)
-
-
-def _database(directory: Path, *, asked: bool) -> list[Check]:
+def _directory(out: Output, place: Place, directory: Path, quick: bool, *, asked: bool) -> list[Check]:
     """Open the database and look at every collection; opening verifies the checksums of sealed files."""
     if not directory.is_dir() or not any(directory.iterdir()):
         if asked:
             return [Check("database", "fail", f"there is none at {directory}", exit_code=exits.NOT_FOUND)]
         return [Check("database", "ok", f"none yet at {directory}")]
     from vecdb.cli.session import open_database
-    from vecdb.core.errors import VecdbError
 
     try:
-        with open_database(directory, verify=True) as database:
+        with open_database(place, verify=True) as database:
             names = database.list_collections()
             return [Check("database", "ok", f"{directory}: {count(len(names))} collections"),
-                    *[_collection(name, database.collection(name)) for name in names]]
+                    *[_collection(out, name, database, quick) for name in names], *_ring(place, directory)]
     except VecdbError as error:
-        return [Check("database", "fail", error.message, exit_code=exits.exit_code(error))]
+        locked = type(error).__name__ == "DatabaseLocked"
+        return [_failed("database", error, "if a server has it, ask the server: vecdb doctor --url" if locked else "")]
 
 
-def _collection(name: str, collection: "Collection") -> Check:
-    from vecdb.core.errors import VecdbError
+def _ring(place: Place, directory: Path) -> list[Check]:
+    if not (directory / KEYS).is_dir():
+        return []
+    from contextlib import closing
+
+    from vecdb.app import open_store
+    from vecdb.runtime.clock import SystemClock
+    from vecdb.services.keys import KeyRing
 
     try:
+        with closing(KeyRing(directory / KEYS, open_store, SystemClock(), read_only=True)) as ring:
+            return [_keys(ring.list())]
+    except VecdbError as error:
+        return [_failed("keys", error)]
+
+
+def _keys(keys: "list[Key]") -> Check:
+    now = time.time()
+    good = [key for key in keys if not key.revoked and not key.expired(now)]
+    soon = [key for key in good if 0 < key.expires_s < now + _SOON_S]
+    text = f"{count(len(good))} good, {count(len(keys) - len(good))} revoked or expired"
+    if not good:
+        return Check("keys", "warn", text, "nobody gets in while keys are asked for: vecdb key create makes one")
+    if soon:
+        return Check("keys", "warn", f"{text}; {', '.join(key.name for key in soon)} end within two weeks",
+                     "make new ones with vecdb key create")
+    return Check("keys", "ok", text)
+
+
+def _server(out: Output, place: Place, quick: bool) -> list[Check]:
+    """What a server says of itself, as far as the key lets us see."""
+    from vecdb.cli.session import open_database
+
+    try:
+        with open_database(place) as database:
+            with database._session.call() as backend:
+                asked: Any = backend
+                checks = _answers(place, asked)
+                checks += _server_keys(asked)
+            names = database.list_collections()
+            return [*checks, Check("database", "ok", f"{place.url}: {count(len(names))} collections"),
+                    *[_collection(out, name, database, quick) for name in names]]
+    except VecdbError as error:
+        return [_failed("server", error, _ADVICE.get(type(error).__name__, ""))]
+
+
+_ADVICE: Final = {
+    "Unavailable": "does it run (vecdb serve), and can we reach its port?  /readyz on the HTTP port says more",
+    "Unauthenticated": "give a key in VECDB_API_KEY or with --api-key-file",
+    "PermissionDenied": "the key lacks the role; vecdb key list shows what it may",
+}
+
+
+def _answers(place: Place, backend: Any) -> list[Check]:
+    begin, wall = time.perf_counter(), time.time()
+    told = backend.server()
+    spent = time.perf_counter() - begin
+    ours = machine.installed("vecdb") or "0+unknown"
+    text = f"{place.url}: vecdb {told.get('version')}, node {told.get('node_id')}, up {duration(told['uptime_s'])}, " \
+           f"answers in {duration(spent)}"
+    same = str(told.get("version")).split(".")[:2] == ours.split(".")[:2]
+    checks = [Check("server", "ok", text) if same else
+              Check("server", "warn", f"{text}; this client is {ours}", "install the server's version here, or newer")]
+    if "wall_s" in told:
+        # Halfway through the call is when the server looked, give or take half of it.
+        skew = float(told["wall_s"]) - (wall + spent / 2)
+        found = f"the server's is {skew:+.3f} s from ours, give or take {spent / 2 * 1e3:.0f} ms"
+        apart = abs(skew) - spent / 2 > _SKEW_S
+        checks.append(Check("clocks", "warn", found, "let chrony or ntpd set both: keys and certificates go by them")
+                      if apart else Check("clocks", "ok", found))
+    return checks
+
+
+def _server_keys(backend: Any) -> list[Check]:
+    try:
+        keys = backend.list_keys()
+    except (PermissionDenied, Unauthenticated, Unsupported):
+        return []  # only who administers may see them
+    return [_keys(keys)] if keys else [Check("keys", "ok", "none were made")]
+
+
+def _collection(out: Output, name: str, database: "Database", quick: bool) -> Check:
+    try:
+        collection: Collection = database.collection(name)
         found = collection.describe()
         damage = _damage(found.details)
         if damage:
             return Check(f"collection {name}", "fail", "; ".join(damage), "records it names must be imported again",
                          exits.DATA_LOSS)
-        return Check(f"collection {name}", "ok", f"{count(found.records)} records")
+        text = f"{count(found.records)} records"
+        return Check(f"collection {name}", "ok", text) if quick else _digest(out, name, database, text)
     except VecdbError as error:
-        return Check(f"collection {name}", "fail", error.message, exit_code=exits.exit_code(error))
+        return _failed(f"collection {name}", error)
+
+
+def _digest(out: Output, name: str, database: "Database", text: str) -> Check:
+    """Read everything once: what every write added up must be what is there."""
+    out.note(f"reading {name} to compare its digest (--quick does not)")
+    with database._session.call() as backend:
+        asked: Any = backend
+        found = asked.verify(name)
+    if found["equal"]:
+        return Check(f"collection {name}", "ok", f"{text}, digest as written")
+    return Check(f"collection {name}", "fail", f"{text}; their digest is {found['computed']}, that of what was written "
+                 f"{found['digest']}", "vecdb export keeps what can be read; import it into a new collection",
+                 exits.DATA_LOSS)
 
 
 def _damage(details: Any) -> list[str]:
@@ -222,15 +259,3 @@ def _words(value: Any) -> list[str]:
     if isinstance(value, list | tuple):
         return [words for one in value for words in _words(one)]
     return [str(value)]
-
-
-def resident_bytes() -> int:
-    """Memory of this process that is in RAM."""
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

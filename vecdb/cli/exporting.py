@@ -10,6 +10,7 @@ from vecdb.cli import options as o
 from vecdb.cli.exits import DATA_LOSS
 from vecdb.cli.output import Output, count, duration
 from vecdb.cli.session import open_database
+from vecdb.cli.target import HERE, Target, with_target
 from vecdb.core.errors import DataCorrupted, InvalidArgument
 from vecdb.core.schema import Metric
 
@@ -17,9 +18,10 @@ _IDS_SHOWN: Final = 100
 """Ids of damaged records that a warning names; ``--json`` has all."""
 
 
+@with_target
 def export(out_file: Annotated[Path, typer.Argument(metavar="OUT", help=".parquet, .jsonl, .npy (and .jsonl "
                                                     "beside it), .hdf5, .fvecs or .bvecs")],
-           collection: o.Collection, data: o.Data = None, where: o.Filter = None,
+           collection: o.Collection, target: Target = HERE, where: o.Filter = None,
            batch_size: Annotated[int, typer.Option("--batch-size", min=1, max=100_000,
                                                    help="Records a batch.")] = 2_000,
            force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
@@ -39,7 +41,7 @@ def export(out_file: Annotated[Path, typer.Argument(metavar="OUT", help=".parque
     begin = time.monotonic()
     done = 0
     damaged: list[Any] = []
-    with open_database(data) as database:
+    with open_database(target) as database:
         source = database.collection(collection)
         schema = source.schema
         total = source.count(filter=where)

@@ -52,6 +52,10 @@ class Output:
         sys.stdout.write(orjson.dumps(value, default=str).decode() + "\n")
         sys.stdout.flush()
 
+    def line_of(self, text: str) -> None:
+        """Print text as it is, never wrapped or styled: what a shell will take."""
+        sys.stdout.write(text + "\n")
+
     def say(self, text: str = "", *, markup: bool = False) -> None:
         """Print a line of the answer, for people only."""
         if not self.as_json:

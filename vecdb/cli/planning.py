@@ -2,13 +2,13 @@
 
 import re
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vecdb.cli import options as o
 from vecdb.cli.output import Output, count, size
+from vecdb.cli.target import HERE, Target, with_target
 from vecdb.core.errors import InvalidArgument
 from vecdb.core.schema import CollectionSchema, IndexKind, IndexSpec, Metric, Quantization, VectorType
 from vecdb.core.units import parse_bytes
@@ -41,6 +41,7 @@ def parse_size(text: str) -> int:
     return size_bytes
 
 
+@with_target
 def plan(records: Annotated[str | None, typer.Option("--records", "-n", help="How many: 1000000, 1e9, 10M.")] = None,
          dim: Annotated[int | None, typer.Option("--dim", "-d", help="Components of a vector.")] = None,
          metric: o.OptMetric = None, vector_type: o.OptVectorType = None, index: o.OptIndex = IndexKind.AUTO,
@@ -57,11 +58,11 @@ def plan(records: Annotated[str | None, typer.Option("--records", "-n", help="Ho
                                                     "500MB.")] = None,
          check: Annotated[bool, typer.Option("--check", help="Compare with a real collection.")] = False,
          collection: Annotated[str | None, typer.Option("--collection", "-c", help="Which, for --check.")] = None,
-         data: o.Data = None, as_json: o.Json = False) -> None:
+         target: Target = HERE, as_json: o.Json = False) -> None:
     """Foretell memory and disk for N records of D dimensions, component by component."""
     out = Output(as_json)
     if check:
-        _check(out, data, collection)
+        _check(out, target, collection)
         return
     if records is None or dim is None:
         missing = "records" if records is None else "dim"
@@ -121,14 +122,14 @@ def _json(work: "Workload", found: "Sizing") -> dict[str, Any]:
             "cache_bytes": found.cache_bytes, "building_bytes": found.building_bytes}
 
 
-def _check(out: Output, data: Path | None, name: str | None) -> None:
+def _check(out: Output, place: Target, name: str | None) -> None:
     """Foretell a real collection from its schema, its count and a sample of its records; compare by component."""
     if name is None:
         raise InvalidArgument("collection", "--check needs --collection", got="none", limit="a collection's name")
     from vecdb.cli.session import open_database
     from vecdb.core import sizing
 
-    with open_database(data) as database:
+    with open_database(place) as database:
         target = database.collection(name)
         described = target.describe()
         if not described.records:

@@ -9,6 +9,7 @@ from vecdb.cli import options as o
 from vecdb.cli.exits import DATA_LOSS, NotFoundError
 from vecdb.cli.output import Output, duration, shorten
 from vecdb.cli.session import open_database, parse_id
+from vecdb.cli.target import HERE, Target, with_target
 from vecdb.core.errors import InvalidArgument, LimitExceeded
 
 if TYPE_CHECKING:
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from vecdb.client.results import Hits
 
 
-def query(collection: o.Collection, data: o.Data = None,
+@with_target
+def query(collection: o.Collection, target: Target = HERE,
           vector: Annotated[str | None, typer.Option("--vector", help="A JSON list of numbers; - reads it from "
                                                      "stdin.")] = None,
           vector_file: Annotated[Path | None, typer.Option("--vector-file", help=".npy, .fvecs, .jsonl ... of one or "
@@ -44,14 +46,14 @@ def query(collection: o.Collection, data: o.Data = None,
                                 "exact": exact, "explain": explain,
                                 "include": ("metadata", "vector") if vectors else ("metadata",)}
     out = Output(as_json)
-    with open_database(data) as database:
-        target = database.collection(collection)
+    with open_database(target) as database:
+        source = database.collection(collection)
         begin = time.perf_counter()
         if like is not None:
-            answers = [_near(target, like, k, settings)]
+            answers = [_near(source, like, k, settings)]
         else:
             wanted = _parse(vector) if vector is not None else _read(vector_file or Path())
-            found = target.query(wanted, k=k, **settings)
+            found = source.query(wanted, k=k, **settings)
             answers = found if isinstance(found, list) else [found]
         spent = time.perf_counter() - begin
     _print(out, collection, k, answers, spent)

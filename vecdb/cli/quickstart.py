@@ -16,7 +16,8 @@ import typer
 
 from vecdb.cli import options as o
 from vecdb.cli.output import Advance, Output, count, duration, shorten, size
-from vecdb.cli.session import data_directory
+from vecdb.cli.session import open_database
+from vecdb.cli.target import HERE, Place, Target, resolve, with_target
 from vecdb.core.schema import AUTO_HNSW_RECORDS
 
 if TYPE_CHECKING:
@@ -69,31 +70,37 @@ class Measured:
     plan: str
 
 
-def quickstart(data: o.Data = None,
-               keep: Annotated[bool, typer.Option("--keep", help="Keep the database, in --data or the default "
-                                                  "directory.")] = False,
+@with_target
+def quickstart(target: Target = HERE,
+               keep: Annotated[bool, typer.Option("--keep", help="Keep the collection; in the default directory if "
+                                                  "none is named.")] = False,
                queries: Annotated[int, typer.Option("--queries", min=1, help="How many queries a row of the "
                                                     "table.")] = 300,
                as_json: o.Json = False) -> None:
-    """Load a real data set that ships with vecdb, query it, and show recall, latency and memory."""
+    """Load a real data set that ships with vecdb, query it, and show recall, latency and memory.
+
+    In a temporary directory if none is named.  On a server the collection is dropped again, unless --keep is given.
+    """
     out = Output(as_json)
     with ExitStack() as stack:
-        if data is not None or keep:
-            directory = data_directory(data)
+        if target == HERE and not keep:
+            made = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vecdb-quickstart-")))
+            place = resolve(Target(data=made))
         else:
-            directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vecdb-quickstart-")))
-        import vecdb
-
-        with vecdb.connect(directory) as database:
-            told = _run(database, directory, queries, out)
-        told["kept"] = data is not None or keep
+            place = resolve(target)
+        kept = keep or target.data is not None
+        with open_database(place, create=True) as database:
+            told = _run(database, place, queries, out)
+            if place.is_server and not kept:
+                database.drop_collection(_NAME)
+        told["kept"] = kept
         if as_json:
             out.emit(told)
         else:
-            _next_steps(out, directory if told["kept"] else None, told["examples"][0]["hits"][0]["id"])
+            _next_steps(out, place if kept else None, told["examples"][0]["hits"][0]["id"])
 
 
-def _run(database: "Database", directory: Path, queries: int, out: Output) -> dict[str, Any]:
+def _run(database: "Database", place: Place, queries: int, out: Output) -> dict[str, Any]:
     from vecdb.datasets import load_wordnet
 
     dataset = load_wordnet()
@@ -114,7 +121,7 @@ def _run(database: "Database", directory: Path, queries: int, out: Output) -> di
     warm_s = time.monotonic() - begin
     out.note(f"index built in {duration(build_s)}; first query, loading its kernels, {duration(warm_s)}")
     measured = _measure_all(collection, dataset, min(queries, len(dataset.queries)), out)
-    facts = _facts(collection, directory, load_s, build_s, n)
+    facts = _facts(collection, place, load_s, build_s, n)
     _tables(out, measured, facts)
     examples = _examples(collection, dataset, out)
     from dataclasses import asdict
@@ -203,15 +210,20 @@ def _plan_name(plan: Any) -> str:
     return ", ".join(dict.fromkeys(names)).replace("_", " ") or "-"
 
 
-def _facts(collection: "Collection", directory: Path, load_s: float, build_s: float, n: int) -> dict[str, Any]:
-    from vecdb.cli.doctor import resident_bytes
+def _facts(collection: "Collection", place: Place, load_s: float, build_s: float, n: int) -> dict[str, Any]:
+    """Of a server, what it says of the collection: its process and its disk are not ours to look at."""
+    from vecdb.cli.machine import resident_bytes
 
-    memory = collection.describe().details.get("memory_bytes", {})
+    details = collection.describe().details
+    memory, files = details.get("memory_bytes", {}), details.get("disk_bytes", {})
     parts = {name: int(value) for name, value in memory.items() if name != "total"} if isinstance(memory, dict) else {}
-    disk = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+    if place.directory is not None:
+        disk = sum(path.stat().st_size for path in place.directory.rglob("*") if path.is_file())
+    else:
+        disk = int(files.get("total", sum(files.values()))) if isinstance(files, dict) else int(files)
     return {"load_seconds": round(load_s, 3), "build_seconds": round(build_s, 3),
             "records_per_second": round(n / max(load_s + build_s, 1e-9)), "memory_bytes": parts,
-            "resident_bytes": resident_bytes(), "disk_bytes": disk}
+            **({} if place.is_server else {"resident_bytes": resident_bytes()}), "disk_bytes": disk}
 
 
 def _tables(out: Output, measured: list[Measured], facts: dict[str, Any]) -> None:
@@ -223,7 +235,9 @@ def _tables(out: Output, measured: list[Measured], facts: dict[str, Any]) -> Non
     rows = [["store (durable)", duration(facts["load_seconds"])], ["build index", duration(facts["build_seconds"])],
             ["together", f"{count(facts['records_per_second'])} records/s"]]
     rows += [[f"memory: {name}", size(value)] for name, value in facts["memory_bytes"].items() if value]
-    rows += [["memory: process (RSS)", size(facts["resident_bytes"])], ["disk", size(facts["disk_bytes"])]]
+    if "resident_bytes" in facts:
+        rows.append(["memory: process (RSS)", size(facts["resident_bytes"])])
+    rows.append(["disk", size(facts["disk_bytes"])])
     out.table("What it cost", ["", ""], rows)
 
 
@@ -246,13 +260,13 @@ def _examples(collection: "Collection", dataset: "Dataset", out: Output) -> list
     return told
 
 
-def _next_steps(out: Output, directory: Path | None, identity: str) -> None:
-    if directory is None:
+def _next_steps(out: Output, place: Place | None, identity: str) -> None:
+    if place is None:
         out.say("Try next (this database was temporary; --keep keeps it):")
         out.say("  vecdb quickstart --keep --data ./data")
     else:
-        out.say(f"Try next (the database is in {directory}):")
-        where = f" --data {directory}"
+        out.say(f"Try next (the database is {'at' if place.is_server else 'in'} {place.name}):")
+        where = f" {place.flags}"
         out.say(f"  vecdb query -c {_NAME}{where} --like {identity} -k 5 --filter \"tag_count >= 1\" --explain")
         out.say(f"  vecdb collection describe {_NAME}{where}")
         out.say(f"  vecdb export -c {_NAME}{where} wordnet.parquet")

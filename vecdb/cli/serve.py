@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from vecdb.cli import options as o
+from vecdb.cli.admin import KEYS
 from vecdb.cli.exits import PortInUseError
 from vecdb.cli.output import Output, duration
 from vecdb.core.errors import InvalidArgument, Unauthenticated
@@ -22,9 +23,6 @@ from vecdb.core.errors import InvalidArgument, Unauthenticated
 if TYPE_CHECKING:
     from vecdb.config import Loaded, Settings
     from vecdb.core.access import Principal
-
-KEYS: Final = "keys"
-"""The folder of the key ring in the data directory; made with the first key."""
 
 _FLAGS: Final = {"data_dir": "--data", "server.host": "--host", "server.grpc_port": "--port",
                  "server.http_port": "--http-port", "server.processes": "--processes"}
@@ -197,8 +195,9 @@ def _run(out: Output, settings: "Settings", ready_file: Path | None) -> int:
         out.note(f"gRPC {told.get('grpc')} ({secured} TLS)" + (f", HTTP {told['http']}" if told.get("http") else ""))
         out.note(f"ready in {duration(time.monotonic() - begin)}; SIGTERM or Ctrl-C stops it, within "
                  f"{server.drain_s:g} s")
+        scheme = "grpcs" if settings.tls.cert_file else "grpc"
         line = {"event": "ready", "pid": os.getpid(), "version": number, "host": server.host,
-                "tls": settings.tls.cert_file is not None, **told}
+                "tls": settings.tls.cert_file is not None, "url": f"{scheme}://{told.get('grpc')}", **told}
         if out.as_json:
             out.line(line)
         if ready_file is not None:
@@ -213,7 +212,7 @@ def _run(out: Output, settings: "Settings", ready_file: Path | None) -> int:
 
 
 def _version() -> str:
-    from vecdb.cli.doctor import installed
+    from vecdb.cli.machine import installed
 
     return installed("vecdb") or "0+unknown"
 

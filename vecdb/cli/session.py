@@ -1,48 +1,43 @@
-"""Opening the database a command works on."""
+"""Opening the database a command works on, in a directory or on a server."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vecdb.cli.exits import NotFoundError
+from vecdb.cli.target import Place, Target, resolve
 
 if TYPE_CHECKING:
     from vecdb.client.database import Database
     from vecdb.core.ids import RecordId
 
 
-def data_directory(data: Path | None) -> Path:
-    """The directory a command was given, or the configured one."""
-    if data is not None:
-        return data
-    from vecdb.config import load_settings
-
-    return load_settings().data_dir
-
-
 @contextmanager
-def open_database(data: Path | None, *, create: bool = False, write: bool = False,
-                  verify: bool | None = None) -> Iterator["Database"]:
-    """Open the database for the length of a command; only with ``create`` is a missing one made.
+def open_database(target: Target | Place, *, create: bool = False, write: bool = False,
+                  verify: bool | None = None, background: bool | None = None) -> Iterator["Database"]:
+    """Open the database for the length of a command; only with ``create`` is a missing directory made.
 
-    A command that does not ``write`` opens read-only: it runs beside other readers and on a read-only disk,
-    and starts no work in the background.
+    A command that does not ``write`` opens a directory read-only: it runs beside other readers and on a read-only
+    disk, and starts no work in the background.
     """
-    from vecdb.config import load_settings
-
-    settings = load_settings()
-    path = settings.data_dir if data is None else data
-    if not create and not path.is_dir():
-        raise NotFoundError(f"there is no database at {path} (say where with --data or VECDB_DATA_DIR)", path=str(path))
+    place = target if isinstance(target, Place) else resolve(target)
+    if place.directory is not None and not create and not place.directory.is_dir():
+        raise NotFoundError(f"there is no database at {place.directory} (say where with --data or VECDB_DATA_DIR)",
+                            path=str(place.directory))
     import vecdb
 
-    options = settings.engine.model_dump()
-    if verify is not None:
-        options["verify"] = verify
-    if not (create or write):
-        options |= {"read_only": True, "background": False}
-    with vecdb.connect(path, **options) as database:
+    if place.directory is None:
+        opened = vecdb.connect(place.url, api_key=place.api_key, **place.connection())
+    else:
+        options = place.settings.engine.model_dump()
+        if verify is not None:
+            options["verify"] = verify
+        if background is not None:
+            options["background"] = background
+        if not (create or write):
+            options |= {"read_only": True, "background": False}
+        opened = vecdb.connect(place.directory, **options)
+    with opened as database:
         yield database
 
 

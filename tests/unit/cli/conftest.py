@@ -1,5 +1,9 @@
 """The command line over the in-memory double, in this process."""
 
+import dataclasses
+import os
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +16,48 @@ import vecdb
 from tests.memory_backend import MemoryBackend
 from vecdb.cli import main
 from vecdb.client.database import Database
+from vecdb.core.access import Grant, Key
+from vecdb.core.errors import KeyNotFound
 
 
 class Lasting(MemoryBackend):
-    """Stays open between commands, as a directory does."""
+    """Stays open between commands, as a directory does, and answers as a server what only a server is asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.equal = True
+        self.keys: dict[str, Key] = {}
+        self.about: dict[str, Any] = {"version": "0.1.0", "node_id": "n1", "uptime_s": 7.0, "wall_s": time.time()}
 
     def close(self) -> None:
         """The next command opens it again."""
+
+    def server(self) -> dict[str, Any]:
+        return {**self.about, "wall_s": self.about["wall_s"]}
+
+    def verify(self, name: str) -> dict[str, Any]:
+        return {"records": self.count(name), "log_index": 3, "digest": "aa", "computed": "aa" if self.equal else "bb",
+                "equal": self.equal}
+
+    def jobs(self, name: str | None = None) -> list[dict[str, Any]]:
+        return [{"collection": name or "docs", "kind": "merge", "state": "running", "stage": "linking", "done": 5,
+                 "total": 10, "error": None}]
+
+    def create_key(self, name: str, grants: Sequence[Grant], ttl_s: float = 0.0) -> tuple[Key, str]:
+        id = f"{len(self.keys):a>12}".replace("0", "a").replace("1", "b")
+        self.keys[id] = Key(id, name, tuple(grants), 1e9, time.time() + ttl_s if ttl_s else 0.0)
+        return self.keys[id], f"vdb_{id}_secret"
+
+    def list_keys(self) -> list[Key]:
+        return list(self.keys.values())
+
+    def rotate_key(self, id: str, overlap_s: float = 0.0) -> tuple[Key, str]:
+        return self.keys[id], f"vdb_{id}_new{overlap_s:g}"
+
+    def revoke_key(self, id: str) -> None:
+        if id not in self.keys:
+            raise KeyNotFound(f"no key {id}")
+        self.keys[id] = dataclasses.replace(self.keys[id], revoked=True)
 
 
 @dataclass
@@ -53,12 +92,12 @@ def opened() -> list[dict[str, Any]]:
 def cli(backend, opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd):
     """``cli("collection", "list")`` in an empty directory with a database at ``./data``."""
     monkeypatch.chdir(tmp_path)
-    for name in ("VECDB_DATA_DIR", "VECDB_CONFIG"):
-        monkeypatch.delenv(name, raising=False)
+    for name in [one for one in os.environ if one.startswith("VECDB_")]:
+        monkeypatch.delenv(name)
     (tmp_path / "data").mkdir()
 
     def connect(path, **options):
-        opened.append({"path": Path(path), **options})
+        opened.append({"path": path if "://" in str(path) else Path(path), **options})
         return Database(backend)
 
     monkeypatch.setattr(vecdb, "connect", connect)

@@ -1,0 +1,113 @@
+"""Keys, jobs, digests and doctor of a server, over the double."""
+
+import time
+
+import pytest
+
+URL = ["--url", "grpc://db.example:7700"]
+
+
+def test_a_key_is_made_and_its_secret_alone_is_on_stdout(cli, backend) -> None:
+    ran = cli("key", "create", "ci", "--role", "write", "--collection", "docs", "--collection", "logs-*", "--ttl",
+              "90d", "--grant", "read:a,b", *URL)
+    (key,) = backend.list_keys()
+    assert (ran.code, ran.out) == (0, f"vdb_{key.id}_secret\n")
+    assert "write on docs, logs-*; read on a, b" in ran.err
+    assert key.expires_s == pytest.approx(time.time() + 90 * 86_400, abs=60)
+    told = cli("key", "create", "other", *URL, "--json").json
+    assert told["secret"].startswith("vdb_")
+    assert told["key"]["grants"] == [{"role": "read", "collections": []}]
+    assert told["key"]["expires_s"] == 0
+
+
+@pytest.mark.parametrize("argv", [
+    ["--role", "king"], ["--ttl", "soon"], ["--ttl", "0"], ["--grant", "docs"], ["--grant", "read:"],
+    ["--collection", "no good name"],
+])
+def test_keys_that_are_refused(cli, backend, argv) -> None:
+    assert cli("key", "create", "ci", *argv, *URL).code == 2
+    assert backend.list_keys() == []
+
+
+def test_list_rotate_revoke(cli, backend) -> None:
+    assert "no keys" in cli("key", "list", *URL).out
+    id = cli("key", "create", "ci", *URL, "--json").json["key"]["id"]
+    assert cli("key", "rotate", id, "--overlap", "1d", *URL).out == f"vdb_{id}_new86400\n"
+    listed = cli("key", "list", *URL)
+    assert "secret" not in listed.out + listed.err
+    assert [word in listed.out for word in (id, "ci", "good", "read on all", "never")] == [True] * 5
+    assert cli("key", "revoke", id, *URL, "--json").json == {"revoked": id}
+    assert cli("key", "list", *URL, "--json").json["keys"][0]["state"] == "revoked"
+    assert cli("key", "revoke", "bbbbbbbbbbbb", *URL).code == 3
+
+
+def test_jobs_and_digests(cli, docs, backend) -> None:
+    assert "5 of 10" in cli("job", "list", *URL).out
+    assert cli("job", "list", "-c", "docs", "--json").json["jobs"][0]["kind"] == "merge"
+    assert "50 records, digest aa, as written" in cli("collection", "verify", "docs", *URL).out
+    backend.equal = False
+    ran = cli("collection", "verify", "docs", *URL, "--json")
+    assert (ran.code, ran.json["equal"]) == (6, False)
+    found = cli("doctor", *URL, "--json")
+    assert found.code == 6
+    assert cli("doctor", "--quick", *URL).code == 0
+
+
+def checks(ran) -> dict[str, dict]:
+    return {one["name"]: one for one in ran.json["checks"]}
+
+
+def test_doctor_of_a_server(cli, docs, backend) -> None:
+    backend.about["wall_s"] = time.time()
+    found = checks(cli("doctor", *URL, "--json"))
+    assert {"server", "clocks", "keys", "collection docs"} <= found.keys()
+    assert not {"disk", "fsync", "ports", "settings"} & found.keys()
+    backend.about |= {"version": "9.9.9", "wall_s": time.time() - 3600}
+    found = checks(cli("doctor", *URL, "--json"))
+    assert (found["server"]["state"], found["clocks"]["state"]) == ("warn", "warn")
+    assert "install" in found["server"]["advice"]
+    assert "-36" in found["clocks"]["found"]
+    key, _ = backend.create_key("ci", [], 3600)
+    assert checks(cli("doctor", *URL, "--json"))["keys"]["state"] == "warn"
+    backend.revoke_key(key.id)
+    assert "0 good, 1 revoked" in checks(cli("doctor", *URL, "--json"))["keys"]["found"]
+
+
+def test_doctor_of_a_server_that_does_not_answer(cli, docs, backend, monkeypatch) -> None:
+    from vecdb.core.errors import Unauthenticated, Unavailable
+
+    for error, code, advice in ((Unavailable("nobody there"), 11, "vecdb serve"),
+                                (Unauthenticated("no key"), 10, "VECDB_API_KEY")):
+        def fail(error=error) -> None:
+            raise error
+
+        monkeypatch.setattr(backend, "server", fail)
+        ran = cli("doctor", *URL, "--json")
+        assert ran.code == code
+        assert checks(ran)["server"]["state"] == "fail"
+        assert advice in checks(ran)["server"]["advice"]
+
+
+def test_doctor_tells_of_settings_that_are_wrong_and_looks_on(cli, monkeypatch, tmp_path) -> None:
+    (tmp_path / "vecdb.toml").write_text("[limits]\nmemory_byte = 3\n")
+    ran = cli("doctor", "--json")
+    assert ran.code == 2
+    assert "limits.memory_bytes" in checks(ran)["settings"]["found"]
+    assert checks(ran)["versions"]["state"] == "ok"
+    (tmp_path / "vecdb.toml").write_text("[server]\nhost = '0.0.0.0'\ngrpc_port = 0\nhttp_port = 0\n")
+    found = checks(cli("doctor", "--json"))
+    assert found["settings"]["state"] == "warn"
+    assert "without API keys" in found["settings"]["advice"]
+    assert found["fsync"]["state"] in ("ok", "warn")
+    (tmp_path / "vecdb.toml").write_text("[tls]\ncert_file = 'none.pem'\nkey_file = 'none.pem'\n")
+    assert cli("doctor", "--json").code == 2
+
+
+def test_doctor_names_a_port_in_use(cli, monkeypatch) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setenv("VECDB_SERVER__GRPC_PORT", str(taken.getsockname()[1]))
+        found = checks(cli("doctor", "--json"))["ports"]
+    assert found["state"] == "warn"
+    assert "is in use by another process" in found["found"]
