@@ -220,26 +220,27 @@ class Metrics:
     # --- families ---------------------------------------------------------------------------------
 
     def collect(self) -> Iterator[Metric]:
-        """Everything, for a registry."""
+        """Everything, as ``prometheus_client`` has collectors.
+
+        The lock is held to copy what cells there are, not to read them: a sum may be a call ahead of its count.
+        """
         with self._lock:
-            told = [*self._call_families(), *self._query_families(), *self._other_families()]
-            watched = dict(self._watched)
-        yield from told
+            calls, queries, in_flight = dict(self._calls), dict(self._queries), dict(self._in_flight)
+            recall, jobs, watched = dict(self._recall), dict(self._jobs), dict(self._watched)
+        yield from self._call_families(calls, in_flight)
+        yield from _query_families({(name,): cell for name, cell in queries.items()})
+        yield from self._other_families(recall, jobs)
         for what, readers in watched.items():
             yield _look(what, readers)
 
-    def describe(self) -> list[Metric]:
-        """For the registry: names are not checked by collecting."""
-        return []
-
-    def _call_families(self) -> Iterator[Metric]:
-        by, calls = ("method", "collection"), self._calls
+    def _call_families(self, calls: dict[Labels, _Calls], in_flight: dict[str, int]) -> Iterator[Metric]:
+        by = ("method", "collection")
         yield counters("vecdb_requests", "Calls that ended", (*by, "code"),
-                       {(*key, code): count for key, cell in calls.items() for code, count in cell.codes.items()})
+                       {(*key, code): count for key, cell in calls.items() for code, count in dict(cell.codes).items()})
         yield histograms("vecdb_request_duration_seconds", "From a call's first byte to its last", by,
                          {key: cell.seconds for key, cell in calls.items()})
         yield gauges("vecdb_requests_in_flight", "Calls that have begun and not ended", ("method",),
-                     {(method,): count for method, count in self._in_flight.items()})
+                     {(method,): count for method, count in in_flight.items()})
         yield counters("vecdb_request_bytes", "Message bytes received", by,
                        {key: cell.bytes_in for key, cell in calls.items()})
         yield counters("vecdb_response_bytes", "Message bytes sent", by,
@@ -247,32 +248,35 @@ class Metrics:
         yield counters("vecdb_refusals", "Calls turned away before any work was done for them", ("reason",),
                        {(reason,): count for reason, count in self._refusals.items()})
 
-    def _query_families(self) -> Iterator[Metric]:
-        by, cells = ("collection",), {(name,): cell for name, cell in self._queries.items()}
-        yield histograms("vecdb_batch_rows", "Query rows that ran together", by,
-                         {key: cell.rows for key, cell in cells.items()})
-        yield histograms("vecdb_batch_calls", "Calls whose queries ran together", by,
-                         {key: cell.calls for key, cell in cells.items()})
-        yield histograms("vecdb_query_queue_seconds", "Wait of a query for its turn", by,
-                         {key: cell.waits for key, cell in cells.items()})
-        yield histograms("vecdb_batch_compute_seconds", "Time of a batch in the engine", by,
-                         {key: cell.compute for key, cell in cells.items()})
-        yield counters("vecdb_batches", "Batches by where they ran", (*by, "mode"),
-                       {(*key, mode): count for key, cell in cells.items()
-                        for mode, count in (("inline", cell.inline), ("thread", cell.threaded))})
-        for name, text, part in (("vecdb_query_hops", "Vertices visited in graphs", "hops"),
-                                 ("vecdb_query_comparisons", "Distances computed", "comparisons"),
-                                 ("vecdb_query_partial", "Answers without a damaged part of the data", "partial"),
-                                 ("vecdb_slow_queries", "Queries over log.slow_query_ms", "slow")):
-            yield counters(name, text, by, {key: getattr(cell, part) for key, cell in cells.items()})
-
-    def _other_families(self) -> Iterator[Metric]:
+    def _other_families(self, recall: dict[Labels, Tally], jobs: dict[Labels, Tally]) -> Iterator[Metric]:
         yield histograms("vecdb_query_recall_ratio", "Share of the exact answer that sampled queries found",
-                         ("collection", "selectivity"), self._recall)
-        yield counters("vecdb_recall_samples", "Sampled queries by what came of them", ("outcome",), self._samples)
+                         ("collection", "selectivity"), recall)
+        yield counters("vecdb_recall_samples", "Sampled queries by what came of them", ("outcome",),
+                       dict(self._samples))
         yield counters("vecdb_recall_cpu_seconds", "CPU time spent on measuring recall", (), {(): self._recall_cpu_s})
-        yield histograms("vecdb_job_duration_seconds", "Background jobs that ended", ("kind", "outcome"), self._jobs)
-        yield counters("vecdb_log_events", "Log events, repetitions included", ("level",), self._log_events)
+        yield histograms("vecdb_job_duration_seconds", "Background jobs that ended", ("kind", "outcome"), jobs)
+        yield counters("vecdb_log_events", "Log events, repetitions included", ("level",),
+                       dict(self._log_events))
+
+
+def _query_families(cells: dict[Labels, _Queries]) -> Iterator[Metric]:
+    by = ("collection",)
+    yield histograms("vecdb_batch_rows", "Query rows that ran together", by,
+                     {key: cell.rows for key, cell in cells.items()})
+    yield histograms("vecdb_batch_calls", "Calls whose queries ran together", by,
+                     {key: cell.calls for key, cell in cells.items()})
+    yield histograms("vecdb_query_queue_seconds", "Wait of a query for its turn", by,
+                     {key: cell.waits for key, cell in cells.items()})
+    yield histograms("vecdb_batch_compute_seconds", "Time of a batch in the engine", by,
+                     {key: cell.compute for key, cell in cells.items()})
+    yield counters("vecdb_batches", "Batches by where they ran", (*by, "mode"),
+                   {(*key, mode): count for key, cell in cells.items()
+                    for mode, count in (("inline", cell.inline), ("thread", cell.threaded))})
+    for name, text, part in (("vecdb_query_hops", "Vertices visited in graphs", "hops"),
+                             ("vecdb_query_comparisons", "Distances computed", "comparisons"),
+                             ("vecdb_query_partial", "Answers without a damaged part of the data", "partial"),
+                             ("vecdb_slow_queries", "Queries over log.slow_query_ms", "slow")):
+        yield counters(name, text, by, {key: getattr(cell, part) for key, cell in cells.items()})
 
 
 def _look(what: Watched, readers: dict[str, Callable[[], float]]) -> Metric:

@@ -51,9 +51,6 @@ class EventLoopLag:
         except IndexError:
             return 0.0
 
-    def describe(self) -> list[Metric]:
-        return []
-
     def collect(self) -> Iterator[Metric]:
         yield gauges("vecdb_event_loop_lag_seconds", "Latest waking of the event loop within a minute", (),
                      {(): self.worst_s()})
@@ -70,9 +67,6 @@ class Host:
         self._build = {"version": version, "python": platform.python_version(), **build}
         self._data_dir = data_dir
         self._write_limit = write_limit_bytes
-
-    def describe(self) -> list[Metric]:
-        return []
 
     def collect(self) -> Iterator[Metric]:
         yield gauges("vecdb_build_info", "1, with what this is as labels", tuple(self._build),
@@ -113,9 +107,6 @@ class Collections:
         self._known_at = -1e9
         self._took_s = 0.0
         self._failures = 0
-
-    def describe(self) -> list[Metric]:
-        return []
 
     def collect(self) -> Iterator[Metric]:
         self._refresh()

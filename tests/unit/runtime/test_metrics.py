@@ -4,9 +4,11 @@ import asyncio
 import os
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from vecdb.app import open_embedded
@@ -23,9 +25,9 @@ from vecdb.runtime.process import Collections, EventLoopLag, Host
 QUERY = "Queries/Query"
 
 
-def values(*sources, name: str, accept: str = "", **labels) -> dict[tuple, float]:
+def values(*sources, name: str, **labels) -> dict[tuple, float]:
     """Samples of a metric on a page, as another program reads them."""
-    _, body = Exposition(sources).text(accept)
+    _, body = Exposition(sources).text()
     return {tuple(sorted(sample.labels.items())): sample.value
             for family in text_string_to_metric_families(body.decode())
             for sample in family.samples
@@ -326,52 +328,77 @@ def test_the_heartbeat_notices_a_loop_that_is_held_up():
 # --- pages ----------------------------------------------------------------------------------------
 
 
-def test_a_page_in_both_formats():
+def test_a_page_as_prometheus_reads_it():
     metrics = Metrics()
     call(metrics)
     kind, body = Exposition([metrics]).text("application/openmetrics-text; version=1.0.0")
-    assert kind.startswith("application/openmetrics-text")
-    assert body.endswith(b"# EOF\n")
-    kind, body = Exposition([metrics]).text("*/*")
-    assert kind.startswith("text/plain")
-    assert b'vecdb_requests_total{code="OK",collection="docs",method="Queries/Query"} 1.0' in body
+    assert kind == "text/plain; version=0.0.4; charset=utf-8"
+    text = body.decode()
+    assert 'vecdb_requests_total{method="Queries/Query",collection="docs",code="OK"} 1.0\n' in text
+    assert "# HELP vecdb_requests_total Calls that ended\n# TYPE vecdb_requests_total counter\n" in text
+    assert 'vecdb_request_duration_seconds_bucket{method="Queries/Query",collection="docs",le="+Inf"} 1.0\n' in text
+
+
+def test_a_page_says_what_the_librarys_own_writer_says():
+    metrics = Metrics()
+    call(metrics, collection='odd "name"\\ of\ntwo lines')
+    metrics.watch(Watched.API_KEYS, lambda: float("inf"))
+    metrics.watch(Watched.QUEUED_ROWS, lambda: float("nan"), "a")
+    metrics.watch(Watched.CACHE_HITS, lambda: 1e22, "b")
+    sources = [metrics, Host("1", Path("/"), 0, {}), *interpreter()]
+    registry = CollectorRegistry()
+    for source in sources[:2]:
+        registry.register(source)
+    moving = ("process_", "python_", "vecdb_memory", "vecdb_disk")
+
+    def samples(text: bytes):
+        return sorted(repr((family.name, family.type, family.documentation, sample.name, sorted(sample.labels.items()),
+                            sample.value))
+                      for family in text_string_to_metric_families(text.decode()) for sample in family.samples
+                      if not family.name.startswith(moving))
+
+    ours, theirs = Exposition(sources).text()[1], generate_latest(registry)
+    assert samples(ours) == samples(theirs)
+    assert len(samples(ours)) > 30
 
 
 def test_processes_share_a_page(tmp_path):
     front, engine = Metrics(), Metrics()
     call(front, collection='with "quotes"\\')
+    call(engine)
     engine.refused(Refusal.MEMORY)
-    write_page(tmp_path, "front-1", Exposition([front]).text()[1])
-    write_page(tmp_path, "front-2", Exposition([front]).text()[1])
-    page = Exposition([engine], process="engine", folder=tmp_path)
-    _, body = page.text()
+    for name in ("front-1", "front-2"):
+        write_page(tmp_path, name, Exposition([front, *interpreter()], process=name).text()[1])
+    _, body = Exposition([engine], process="engine", folder=tmp_path).text()
     text = body.decode()
     families = [family for family in text_string_to_metric_families(text) if family.name == "vecdb_requests"]
     assert len(families) == text.count("# TYPE vecdb_requests_total ") == 1
-    assert {sample.labels["process"] for sample in families[0].samples} == {"front-1", "front-2"}
-    assert {sample.labels["collection"] for sample in families[0].samples} == {'with "quotes"\\'}
-    assert 'vecdb_refusals_total{process="engine",reason="memory"} 1.0' in text \
-        or 'vecdb_refusals_total{reason="memory",process="engine"} 1.0' in text
+    assert {sample.labels["process"]: sample.labels["collection"] for sample in families[0].samples} == {
+        "front-1": 'with "quotes"\\', "front-2": 'with "quotes"\\', "engine": "docs"}
+    assert 'vecdb_refusals_total{reason="memory",process="engine"} 1.0' in text
+    assert 'process_open_fds{process="front-2"}' in text
+    assert all('process="' in line for line in text.splitlines() if not line.startswith("#"))
 
 
 def test_pages_left_behind_or_damaged_are_left_out(tmp_path):
     metrics = Metrics()
     call(metrics)
-    text = Exposition([metrics]).text()[1]
+    text = Exposition([metrics], process="x").text()[1]
     write_page(tmp_path, "old", text)
     os.utime(tmp_path / "old.prom", (1, 1))
-    write_page(tmp_path, "cut", text[: len(text) // 2] + b"{")
+    write_page(tmp_path, "strange", b"hello\n# HELP\n# HELP a b\n# HELP vecdb_requests_total other\n# TYPE x y\nx 1")
+    write_page(tmp_path, "newer", b"# HELP vecdb_requests_total Else\n# TYPE vecdb_requests_total gauge\nz 1\n")
     write_page(tmp_path, "bytes", b"\xff\xfe")
     (tmp_path / "other.tmp").write_bytes(text)
-    assert [name for name, _ in read_pages(tmp_path)] == ["cut"]
-    Exposition([Metrics()], process="engine", folder=tmp_path).text()
+    assert list(read_pages(tmp_path)) == ["newer", "strange"]
+    assert Exposition([metrics], folder=tmp_path).text()[1] == Exposition([metrics]).text()[1]
     assert Exposition([], folder=tmp_path / "none").text()[1] == b""
 
 
 def test_a_page_that_cannot_be_written_is_none(tmp_path):
     (tmp_path / "file").write_text("")
     write_page(tmp_path / "file", "front", b"")
-    assert read_pages(tmp_path / "file") == []
+    assert read_pages(tmp_path / "file") == {}
 
 
 def test_a_front_publishes_until_it_ends(tmp_path):
@@ -379,12 +406,12 @@ def test_a_front_publishes_until_it_ends(tmp_path):
     call(metrics)
 
     async def run() -> None:
-        task = asyncio.create_task(publish(Exposition([metrics]), tmp_path, "front-1", 0.01))
+        task = asyncio.create_task(publish(Exposition([metrics], process="front-1"), tmp_path, "front-1", 0.01))
         while not read_pages(tmp_path):
             await asyncio.sleep(0.005)
-        assert "vecdb_requests_total" in read_pages(tmp_path)[0][1]
+        assert "vecdb_requests_total" in read_pages(tmp_path)["front-1"]
         task.cancel()
         await asyncio.wait([task])
 
     asyncio.run(run())
-    assert read_pages(tmp_path) == []
+    assert read_pages(tmp_path) == {}
