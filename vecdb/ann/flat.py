@@ -11,7 +11,7 @@ from vecdb.kernels.scan import _MAX_BLOCK, scan_for
 
 _NO_WORDS = frozen(np.zeros(0, np.uint64))
 _NO_ORDINALS = frozen(np.zeros(0, np.int32))
-_NO_STOP = frozen(np.zeros(1, np.int32))
+NO_STOP = frozen(np.zeros(1, np.int32))
 _HEAP_BYTES = 32 << 20
 
 
@@ -52,6 +52,6 @@ def scan_within(codes: Codes, queries: npt.NDArray[Any] | Prepared, *, radius: f
         size = part.stop - part.start
         scan_for(codes.family)(codes.codes, codes.aux, prepared.codes[part], prepared.aux[part], room, lo, hi,
                                np.float32(radius), words, allowed is not None, names, listed,
-                               _NO_STOP if stop is None else frozen(stop), np.empty((size, room), np.uint64),
+                               NO_STOP if stop is None else frozen(stop), np.empty((size, room), np.uint64),
                                np.zeros(size, np.int64), block, found[part], distances[part], tally)
     return Found(found, distances, 0, int(tally[1]), bool(tally[2]))

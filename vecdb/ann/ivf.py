@@ -275,20 +275,21 @@ class Ivf:
         needed = int(np.ceil(CALIBRATION_RECALL * len(depth)))
         return int(np.sort(depth)[needed - 1]) + 1
 
-    def search(self, queries: Rows, k: int, nprobe: int = 0, allowed: npt.NDArray[np.uint64] | None = None) -> Found:
+    def search(self, queries: Rows, k: int, nprobe: int = 0, allowed: npt.NDArray[np.uint64] | None = None,
+               stop: npt.NDArray[np.int32] | None = None) -> Found:
         """The ``k`` nearest of the lists read: raw distances, exact for IVF-Flat, approximate on codes (rerank them).
 
         ``queries`` (nq, row_items) in stored dtype.  ``nprobe`` 0: the calibrated one; a large k or a filter widens it.
         ``allowed``: bitset over ordinals; reading goes on until ``128 k`` allowed rows were scored or all lists are
         read.
-        ``hops`` counts lists, ``comparisons`` rows.
+        ``hops`` counts lists, ``comparisons`` rows.  ``stop`` as in :func:`vecdb.ann.hnsw.search`.
         """
         least = min(_widened(nprobe or self.nprobe, k, allowed is not None), self.nlist)
         enough = (ENOUGH_PER_RESULT if allowed is None else ENOUGH_PER_RESULT_FILTERED) * k
         nq, count = len(queries), len(self.ordinals)
         found = np.full((nq, k), -1, np.int32)
         distances = np.full((nq, k), np.inf, np.float32)
-        tally = np.zeros(2, np.int64)
+        tally = np.zeros(3, np.int64)
         if not count:
             return Found(found, distances)
         # lists may be small or empty: unfiltered reading needs more than nprobe only where k is large
@@ -300,13 +301,17 @@ class Ivf:
         width = 4 * self.residual.books.table_items if self.residual is not None else 4096
         step = max(1, _TABLE_BYTES // width)
         entry = search_for(self.scored.family)
+        flag = flat.NO_STOP if stop is None else frozen(stop)
         for lo, hi in blocks(nq, step):
+            if flag[0]:
+                tally[2] = 1
+                break
             prepared = self.scored.prepare(queries[lo:hi])
             probes, bases = self._ranked(as_floats(self.space, queries[lo:hi]), depth)
             entry(self.scored.codes, self.scored.aux, prepared.codes, prepared.aux, self.offsets, self.ordinals,
-                  frozen(probes), frozen(bases), least, enough, k, words, allowed is not None, heap,
+                  frozen(probes), frozen(bases), least, enough, k, words, allowed is not None, flag, heap,
                   found[lo:hi], distances[lo:hi], tally)
-        return Found(found, distances, int(tally[0]), int(tally[1]))
+        return Found(found, distances, int(tally[0]), int(tally[1]), bool(tally[2]))
 
     def arrays(self) -> State:
         """Everything but the segment's rows, for a file: see :meth:`from_arrays`."""

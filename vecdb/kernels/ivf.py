@@ -18,12 +18,13 @@ def make_search(family: Family) -> Any:
 
     @kernel(f"ivf.search.{family.name}")
     def search(codes, aux, qcodes, qaux, offsets, ordinals, probes, bases, least, enough, k, allowed, filtered,
-               heap, found, distances, tally):
+               stop, heap, found, distances, tally):
         """Walk each query's lists in the order of ``probes`` (nq, lists) and keep the ``k`` nearest.
 
         ``codes`` and ``aux`` are in list order: row ``s`` is ordinal ``ordinals[s]``.  ``bases`` float32 (nq, lists) is
         added to the scores of a list.  At least ``least`` lists are walked, and further ones until ``enough`` rows were
-        scored.  ``heap`` uint64 (k) is scratch; ``tally`` gets lists and rows.
+        scored.  ``heap`` uint64 (k) is scratch; ``tally`` gets lists, rows, and 1 if
+        ``stop`` cut the search short: it is looked at before each list.
         """
         found[:] = np.int32(-1)
         distances[:] = np.float32(np.inf)
@@ -31,6 +32,9 @@ def make_search(family: Family) -> Any:
             size, scored = 0, 0
             for p in range(probes.shape[1]):
                 if p >= least and scored >= enough:
+                    break
+                if stop[0] != 0:
+                    tally[2] = 1
                     break
                 tally[0] += 1
                 base = bases[q, p]

@@ -102,10 +102,13 @@ def make_scan(family: Family) -> Any:
         found[:] = np.int32(-1)
         distances[:] = np.float32(np.inf)
         cursor = lo
-        while cursor < hi and stop[0] == 0:
+        while cursor < hi and tally[2] == 0:
             n, cursor = next_block(block, limit, cursor, hi, allowed, filtered, listed, ordinals)
-            tally[1] += n * nq
             for q in range(nq):
+                if stop[0] != 0:
+                    tally[2] = 1
+                    break
+                tally[1] += n
                 heap = heaps[q]
                 size = sizes[q]
                 top = bound if size < k else min(bound, heap[0])
@@ -123,8 +126,6 @@ def make_scan(family: Family) -> Any:
                         if size == k:
                             top = min(bound, heap[0])
                 sizes[q] = size
-        if cursor < hi:
-            tally[2] = 1
         for q in range(nq):
             drain(heaps[q], sizes[q], found[q], distances[q])
 

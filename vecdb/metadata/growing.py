@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from pyroaring import BitMap
 
+from vecdb.core.calls import Call
 from vecdb.core.filters.geo import point_of
 from vecdb.core.filters.paths import join_path, split_path
 from vecdb.core.filters.times import parse_time
@@ -326,9 +327,9 @@ class GrowingIndex:
 
     # -- readers
 
-    def rows(self, node: Node, count: int) -> RowSet:
-        """Return the rows below ``count`` that match ``node``."""
-        return solve(node, lambda leaf: self._leaf(leaf, count), count)
+    def rows(self, node: Node, count: int, call: Call | None = None) -> RowSet:
+        """Return the rows below ``count`` that match ``node``; raises what ends ``call``."""
+        return solve(node, lambda leaf: self._leaf(leaf, count), count, call)
 
     def _leaf(self, leaf: Leaf, count: int) -> Bounds:
         field = self._find(leaf.path)

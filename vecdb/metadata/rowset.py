@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from pyroaring import BitMap
 
+from vecdb.core.calls import Call, check
 from vecdb.core.filters.tree import And, Everything, Leaf, Node, Not, Or
 
 
@@ -52,13 +53,25 @@ def all_rows(count: int) -> BitMap:
     return BitMap(range(count))
 
 
-def solve(node: Node, leaf: Callable[[Leaf], Bounds], count: int) -> RowSet:
-    """Return the rows below ``count`` that match ``node``; ``leaf`` answers for one condition."""
+def solve(node: Node, leaf: Callable[[Leaf], Bounds], count: int, call: Call | None = None) -> RowSet:
+    """Return the rows below ``count`` that match ``node``; ``leaf`` answers for one condition.
+
+    Raises what ends ``call``, which is looked at before each condition.
+    """
+    if call is not None:
+        leaf = _watched(leaf, call)
     bounds = _solve(node, leaf, count)
     upper = bounds.upper.copy()
     if bounds.exact or len(bounds.lower) == len(upper):
         return RowSet(upper, None, upper)
     return RowSet(upper, node, bounds.lower.copy())
+
+
+def _watched(leaf: Callable[[Leaf], Bounds], call: Call) -> Callable[[Leaf], Bounds]:
+    def answer(condition: Leaf) -> Bounds:
+        check(call)
+        return leaf(condition)
+    return answer
 
 
 def _solve(node: Node, leaf: Callable[[Leaf], Bounds], count: int) -> Bounds:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from pyroaring import BitMap
 
+from vecdb.core.calls import Call
 from vecdb.core.filters.paths import join_path, split_path
 from vecdb.core.filters.tree import Compare, Contains, GeoBox, GeoRadius, Leaf, Node, Op, Prefix
 from vecdb.metadata import bits, postings
@@ -234,9 +235,12 @@ class SealedIndex:
         """Return the indexed paths, sorted."""
         return [name.removeprefix(FIELD_PREFIX) for name in self._container.names if name.startswith(FIELD_PREFIX)]
 
-    def rows(self, node: Node, count: int | None = None) -> RowSet:
-        """Return the rows that match ``node``; ``count``, if given, is the segment's and changes nothing."""
-        return solve(node, self._leaf, self.count)
+    def rows(self, node: Node, count: int | None = None, call: Call | None = None) -> RowSet:
+        """Return the rows that match ``node``; ``count``, if given, is the segment's and changes nothing.
+
+        Raises what ends ``call``.
+        """
+        return solve(node, self._leaf, self.count, call)
 
     def _leaf(self, leaf: Leaf) -> Bounds:
         field = self._field(join_path(split_path(leaf.path)))

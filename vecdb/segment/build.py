@@ -258,7 +258,8 @@ def _measure(ann: SealedAnn, rows: RowCodes, total: int, spec: IndexSpec, report
     if len(asked) < SAMPLE // 2:
         asked = np.unique(np.linspace(0, linked - 1, min(SAMPLE, linked)).astype(np.int64))
     measured = calibrate(rows, asked, linked, lambda queries, k, ef: ann.search(
-        rows, queries, k=k, ef=ef, nprobe=0, allowed=None, mode="post", count=linked))
+        rows, queries, k=k, ef=ef, nprobe=0, allowed=None, mode="post", count=linked),
+        look=lambda: report("measuring recall", 0, 1))
     ann.ef, ann.measured = measured.width, measured.describe()
     report("measuring recall", 1, 1)
 

@@ -18,6 +18,8 @@ from vecdb.ann.flat import scan
 from vecdb.ann.found import Found
 
 SAMPLE = 256
+SCANNED = 32
+"""Queries of one exact scan: enough to read each row once for many, few enough to be ended soon."""
 TARGET = 0.97
 """Above the 0.95 that is promised by default, for a sample errs and tomorrow's queries differ."""
 TARGET_OWN = 0.99
@@ -50,21 +52,35 @@ class Calibration:
                 "held_out": self.held_out}
 
 
-def calibrate(rows: RowCodes, asked: npt.NDArray[np.int64], linked: int, search: Search) -> Calibration:
-    """Measure with the records ``asked`` (ordinals) on a graph that holds the ordinals below ``linked``."""
+def calibrate(rows: RowCodes, asked: npt.NDArray[np.int64], linked: int, search: Search,
+              look: Callable[[], None] = lambda: None) -> Calibration:
+    """Measure with the records ``asked`` (ordinals) on a graph that holds the ordinals below ``linked``.
+
+    ``look`` is called every some queries, and may raise to end it.
+    """
     space = rows.space
     queries = np.ascontiguousarray(rows.codes.view(space.row_dtype)[asked, : space.row_items])
     held_out = bool((asked >= linked).all())
     wanted = min(K + 1, linked)
-    exact = scan(rows, queries, k=wanted, hi=linked)
+    exact = _truth(rows, queries, wanted, linked, look)
     target = TARGET if held_out else TARGET_OWN
     recall = 0.0
     for width in WIDTHS:
+        look()
         found = search(queries, wanted, max(width, wanted))
         recall = _recall(exact, found, asked)
         if recall >= target:
             return Calibration(width, recall, len(asked), held_out)
     return Calibration(WIDTHS[-1], recall, len(asked), held_out)
+
+
+def _truth(rows: RowCodes, queries: npt.NDArray[Any], wanted: int, linked: int, look: Callable[[], None]) -> Found:
+    """The true neighbours, by scans of :data:`SCANNED` queries each."""
+    parts = []
+    for low in range(0, len(queries), SCANNED):
+        look()
+        parts.append(scan(rows, queries[low : low + SCANNED], k=wanted, hi=linked))
+    return Found(np.concatenate([part.ordinals for part in parts]), np.concatenate([part.distances for part in parts]))
 
 
 def _recall(exact: Found, found: Found, asked: npt.NDArray[np.int64]) -> float:

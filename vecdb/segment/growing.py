@@ -129,14 +129,14 @@ class GrowingSegment:
         self._measured_at = linked
 
     def search_graph(self, queries: npt.NDArray[Any], *, k: int, ef: int, allowed: Bits | None, count: int,
-                     mode: Mode) -> Found:
+                     mode: Mode, stop: npt.NDArray[np.int32] | None = None) -> Found:
         """Search the linked vertices below ``count``; distances are exact, raw."""
         assert self.graph is not None
         try:
             searcher = self._idle.pop()
         except IndexError:
             searcher = Searcher(self.graph, self.codes)
-        found = searcher.search(queries, k=k, ef=ef, allowed=allowed, count=count, mode=mode)
+        found = searcher.search(queries, k=k, ef=ef, allowed=allowed, count=count, mode=mode, stop=stop)
         self._idle.append(searcher)
         return found
 

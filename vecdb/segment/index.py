@@ -62,11 +62,15 @@ class SealedAnn:
         return self.graph is not None or self.ivf is not None
 
     def search(self, rows: RowCodes, queries: npt.NDArray[Any], *, k: int, ef: int, nprobe: int,
-               allowed: npt.NDArray[np.uint64] | None, mode: Mode, count: int | None = None) -> Found:
-        """Search (nq, row_items) stored queries, seeing ordinals below ``count``; distances are exact, raw."""
+               allowed: npt.NDArray[np.uint64] | None, mode: Mode, count: int | None = None,
+               stop: npt.NDArray[np.int32] | None = None) -> Found:
+        """Search (nq, row_items) stored queries, seeing ordinals below ``count``; distances are exact, raw.
+
+        ``stop`` as in :func:`vecdb.ann.hnsw.search`.
+        """
         if self.ivf is not None:
             wanted = max(k, ceil(k * self.oversample))
-            found = self.ivf.search(queries, wanted, nprobe or self.nprobe, allowed)
+            found = self.ivf.search(queries, wanted, nprobe or self.nprobe, allowed, stop)
             return found if self.kind is IndexKind.IVF_FLAT else rerank_on(rows, rows.prepare(queries), found, k)
         assert self.graph is not None
         try:
@@ -74,7 +78,7 @@ class SealedAnn:
         except IndexError:
             searcher = Searcher(self.graph, rows if self.codes is None else self.codes, rows)
         found = searcher.search(queries, k=k, ef=ef, keep=ceil(k * self.oversample), allowed=allowed, mode=mode,
-                                count=count)
+                                count=count, stop=stop)
         self.idle.append(searcher)
         return found
 

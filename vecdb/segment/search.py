@@ -2,6 +2,9 @@
 
 Distances here are *raw* (see :class:`~vecdb.ann.space.Space`).  Whatever the strategy, a query gets ``k``
 results whenever ``k`` records match: a beam that comes back with fewer is followed by an exact scan.
+
+``call.stop`` reaches the kernels and the filter's evaluation; what a search had found when it was stopped is never
+an answer.
 """
 
 from dataclasses import dataclass, field
@@ -13,6 +16,7 @@ import numpy.typing as npt
 from vecdb.ann.flat import scan
 from vecdb.ann.found import Found
 from vecdb.ann.hnsw import Mode
+from vecdb.core.calls import Call
 from vecdb.core.query import QueryRequest
 from vecdb.metadata.selectivity import Strategy, choose
 from vecdb.segment.bits import Bits, members, size
@@ -21,6 +25,8 @@ from vecdb.segment.growing import GrowingView
 from vecdb.segment.matching import ReadMetadata, allowed_bits
 from vecdb.segment.merge import join
 from vecdb.segment.sealed import SealedView
+
+Stop = npt.NDArray[np.int32] | None
 
 SURELY_BEAM = 20_000
 """Records from which a search without a filter need not compare its cost with a scan's."""
@@ -38,33 +44,56 @@ class SegmentAnswer:
     missing: str | None = None
 
 
-def search_view(view: GrowingView | SealedView, request: QueryRequest, queries: npt.NDArray[Any],
-                read_metadata: ReadMetadata) -> SegmentAnswer:
-    """Answer ``queries`` (nq, row_items), a part of ``request``'s, on one pinned view."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Planned:
+    """How one pinned view is searched: the same for all queries of a request, so made once for all of its threads.
+
+    ``allowed``: bitset of the ordinals to search under (None: all), ``matches`` of them; ``strategy`` is None if there
+    are none.
+    """
+
+    view: GrowingView | SealedView
+    request: QueryRequest
+    allowed: Bits | None
+    matches: int
+    strategy: Strategy | None
+    missing: str | None = None
+
+
+def plan_view(view: GrowingView | SealedView, request: QueryRequest, queries: int, read_metadata: ReadMetadata,
+              call: Call | None = None) -> Planned:
+    """Evaluate the filter, choose a strategy for ``queries`` that go in one kernel call; raises what ends ``call``."""
     missing = None
     lost = view.lost() if isinstance(view, SealedView) else ()
     if len(lost):
         missing = f"{view.segment.name}: {len(lost)} records with damaged vectors"
-    allowed, matches = _allowed(view, request, read_metadata)
-    k = min(request.k, matches)
-    if k == 0:
+    allowed, matches = _allowed(view, request, read_metadata, call)
+    strategy = _strategy(view, request, matches, queries) if matches else None
+    return Planned(view, request, allowed, matches, strategy, missing)
+
+
+def run_plan(planned: Planned, queries: npt.NDArray[Any], call: Call | None = None) -> SegmentAnswer:
+    """Answer ``queries`` (nq, row_items), all or some of the request's; raises what ends ``call``."""
+    view, request, strategy = planned.view, planned.request, planned.strategy
+    if strategy is None:
         return SegmentAnswer(_nothing(len(queries)), {"segment": view.segment.name, "strategy": "none",
-                                                      "matches": 0}, missing)
-    strategy = _strategy(view, request, matches, len(queries))
-    found = _run(view, request, queries, strategy, allowed, matches, k)
+                                                      "matches": 0}, planned.missing)
+    found = _run(planned, strategy, queries, min(request.k, planned.matches), None if call is None else call.stop)
+    if call is not None:
+        call.check()  # what was found until then is no answer
     if not request.explain:
-        return SegmentAnswer(found, missing=missing)
-    plan = {"segment": view.segment.name, "records": view.live_count, "matches": matches,
-            "selectivity": matches / view.live_count if view.live_count else 0.0, "strategy": strategy.kind,
+        return SegmentAnswer(found, missing=planned.missing)
+    plan = {"segment": view.segment.name, "records": view.live_count, "matches": planned.matches,
+            "selectivity": planned.matches / view.live_count if view.live_count else 0.0, "strategy": strategy.kind,
             "reason": strategy.reason, **strategy.numbers, "hops": found.hops, "comparisons": found.comparisons}
-    return SegmentAnswer(found, plan, missing)
+    return SegmentAnswer(found, plan, planned.missing)
 
 
-def _allowed(view: GrowingView | SealedView, request: QueryRequest, read_metadata: ReadMetadata
-             ) -> tuple[Bits | None, int]:
+def _allowed(view: GrowingView | SealedView, request: QueryRequest, read_metadata: ReadMetadata,
+             call: Call | None) -> tuple[Bits | None, int]:
     """The bitset to search under (None: everything) and how many records it leaves."""
     if request.filter is not None:
-        words = allowed_bits(view, request.filter, read_metadata)
+        words = allowed_bits(view, request.filter, read_metadata, call)
         if isinstance(view, SealedView) and (served := view.segment.served()) is not None:
             words &= served
         return words, size(words)
@@ -94,45 +123,44 @@ def _strategy(view: GrowingView | SealedView, request: QueryRequest, matches: in
                   queries=queries)
 
 
-def _run(view: GrowingView | SealedView, request: QueryRequest, queries: npt.NDArray[Any], strategy: Strategy,
-         allowed: Bits | None, matches: int, k: int) -> Found:
+def _run(planned: Planned, strategy: Strategy, queries: npt.NDArray[Any], k: int, stop: Stop) -> Found:
+    view, request, allowed = planned.view, planned.request, planned.allowed
     if strategy.kind == "exact":
-        return _exact(view, queries, k, 0, view.count, allowed, matches)
+        return _exact(planned, queries, k, 0, stop)
     mode: Mode = "filtered" if strategy.kind == "filtered_beam" else "post"
     ef = max(strategy.ef, k)
     if isinstance(view, SealedView):
         found = view.segment.ann.search(view.segment.codes, queries, k=k, ef=ef, nprobe=request.nprobe,
-                                        allowed=allowed, mode=mode)
-        return _completed(view, queries, found, k, view.count, allowed, matches)
+                                        allowed=allowed, mode=mode, stop=stop)
+        return _completed(planned, queries, found, k, stop)
     graph = view.segment.graph
     assert graph is not None
     linked = min(graph.count, view.count)
-    found = view.segment.search_graph(queries, k=k, ef=ef, allowed=allowed, count=linked, mode=mode)
+    found = view.segment.search_graph(queries, k=k, ef=ef, allowed=allowed, count=linked, mode=mode, stop=stop)
     if linked < view.count:
-        tail = _exact(view, queries, k, linked, view.count, allowed, matches)
-        found = join(found, tail, k)
-    return _completed(view, queries, found, k, view.count, allowed, matches)
+        found = join(found, _exact(planned, queries, k, linked, stop), k)
+    return _completed(planned, queries, found, k, stop)
 
 
-def _completed(view: GrowingView | SealedView, queries: npt.NDArray[Any], found: Found, k: int, count: int,
-               allowed: Bits | None, matches: int) -> Found:
+def _completed(planned: Planned, queries: npt.NDArray[Any], found: Found, k: int, stop: Stop) -> Found:
     """Scan exactly for the queries a beam left short: the matches lie where the graph did not lead."""
     short = np.flatnonzero(found.ordinals[:, k - 1] < 0)
-    if not len(short):
+    if not len(short) or found.stopped:
         return found
-    exact = _exact(view, queries[short], k, 0, count, allowed, matches)
+    exact = _exact(planned, queries[short], k, 0, stop)
     ordinals, distances = found.ordinals.copy(), found.distances.copy()
     ordinals[short], distances[short] = exact.ordinals, exact.distances
-    return Found(ordinals, distances, found.hops, found.comparisons + exact.comparisons, found.stopped)
+    return Found(ordinals, distances, found.hops, found.comparisons + exact.comparisons, exact.stopped)
 
 
-def _exact(view: GrowingView | SealedView, queries: npt.NDArray[Any], k: int, lo: int, hi: int,
-           allowed: Bits | None, matches: int) -> Found:
-    codes = view.segment.codes
-    if allowed is not None and matches * SPARSE < hi - lo:
+def _exact(planned: Planned, queries: npt.NDArray[Any], k: int, lo: int, stop: Stop) -> Found:
+    """Scan the ordinals from ``lo`` on."""
+    view, allowed = planned.view, planned.allowed
+    codes, hi = view.segment.codes, view.count
+    if allowed is not None and planned.matches * SPARSE < hi - lo:
         ordinals = members(allowed, hi).astype(np.int32)
-        return scan(codes, queries, k=k, ordinals=ordinals[np.searchsorted(ordinals, lo):])
-    return scan(codes, queries, k=k, lo=lo, hi=hi, allowed=allowed)
+        return scan(codes, queries, k=k, ordinals=ordinals[np.searchsorted(ordinals, lo):], stop=stop)
+    return scan(codes, queries, k=k, lo=lo, hi=hi, allowed=allowed, stop=stop)
 
 
 def _nothing(rows: int) -> Found:

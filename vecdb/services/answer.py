@@ -14,6 +14,7 @@ import orjson
 
 from vecdb.ann.found import Found
 from vecdb.ann.space import Space
+from vecdb.core.calls import Call
 from vecdb.core.ids import RecordId
 from vecdb.core.query import Matches, QueryRequest, QueryResult
 from vecdb.core.schema import Metric
@@ -21,7 +22,7 @@ from vecdb.ports import tracing
 from vecdb.ports.compute import Compute
 from vecdb.segment.matching import StaleView
 from vecdb.segment.merge import top_k
-from vecdb.segment.search import SegmentAnswer, search_view
+from vecdb.segment.search import Planned, SegmentAnswer, plan_view, run_plan
 from vecdb.shard import rows
 from vecdb.shard.machine import ShardMachine
 from vecdb.shard.view import SegmentView, ShardView
@@ -30,23 +31,27 @@ MIN_ROWS_PER_THREAD = 8
 """Queries worth a thread hand-off: below, one thread answers sooner than two."""
 
 
-def answer(view: ShardView, request: QueryRequest, machine: ShardMachine, compute: Compute) -> QueryResult:
-    """Answer every row of ``request.vectors``; a damaged part of a segment is named in ``missing``."""
+def answer(view: ShardView, request: QueryRequest, machine: ShardMachine, compute: Compute,
+           call: Call | None = None) -> QueryResult:
+    """Answer every row of ``request.vectors``; a damaged part of a segment is named in ``missing``.
+
+    Raises what ends ``call``.
+    """
     tracer = tracing.get()
     if tracer.current() is None:
-        return _answer(view, request, machine, compute, search_view)
+        return _answer(view, request, machine, compute, call, run_plan)
     with tracer.start("shard", attributes={"db.collection.name": machine.schema.name,
                                            "vecdb.segments": len(view.segments)}) as span:
-        return _answer(view, request, machine, compute, partial(_traced, tracer, span))
+        return _answer(view, request, machine, compute, call, partial(_traced, tracer, span))
 
 
-def _traced(tracer: tracing.Tracer, parent: tracing.Span, segment: SegmentView, request: QueryRequest,
-            queries: npt.NDArray[Any], *rest: Any) -> SegmentAnswer:
-    """``search_view`` inside a span of its own."""
-    about: dict[str, tracing.Value] = {"vecdb.segment": segment.segment.name, "vecdb.rows": len(queries),
-                                       "vecdb.k": request.k}
+def _traced(tracer: tracing.Tracer, parent: tracing.Span, planned: Planned, queries: npt.NDArray[Any],
+            call: Call | None) -> SegmentAnswer:
+    """``run_plan`` inside a span of its own."""
+    about: dict[str, tracing.Value] = {"vecdb.segment": planned.view.segment.name, "vecdb.rows": len(queries),
+                                       "vecdb.k": planned.request.k}
     with tracer.start("kernel", parent=parent, attributes=about) as span:
-        found = search_view(segment, request, queries, *rest)
+        found = run_plan(planned, queries, call)
         span.set("vecdb.hops", found.found.hops)
         span.set("vecdb.comparisons", found.found.comparisons)
         if "strategy" in found.plan:
@@ -54,17 +59,18 @@ def _traced(tracer: tracing.Tracer, parent: tracing.Span, segment: SegmentView, 
         return found
 
 
-def _answer(view: ShardView, request: QueryRequest, machine: ShardMachine, compute: Compute,
+def _answer(view: ShardView, request: QueryRequest, machine: ShardMachine, compute: Compute, call: Call | None,
             search: Callable[..., SegmentAnswer]) -> QueryResult:
     queries = request.vectors
     segments = [segment for segment in view.segments if segment.live_count]
     chunks = _chunks(len(queries), compute.threads)
+    together = chunks[0][1] - chunks[0][0]
+    plans = [plan_view(segment, request, together, machine.read_metadata, call) for segment in segments]
     answers: list[list[SegmentAnswer]] = [[] for _ in chunks]
 
     def work(place: int, lo: int, hi: int) -> Callable[[], None]:
         def run() -> None:
-            answers[place] = [search(segment, request, queries[lo:hi], machine.read_metadata)
-                              for segment in segments]
+            answers[place] = [search(planned, queries[lo:hi], call) for planned in plans]
         return run
 
     thunks = [work(place, lo, hi) for place, (lo, hi) in enumerate(chunks)]

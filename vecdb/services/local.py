@@ -224,7 +224,7 @@ class LocalDatabase:
     def optimize(self, name: str, on_progress: Progress | None = None, call: Call | None = None) -> Description:
         with self._using(name) as opened:
             check(call)
-            opened.maintainer.optimize(on_progress)
+            opened.maintainer.optimize(on_progress, call)
             return describe(opened.shard, self._jobs.describe(name))
 
     def jobs(self, name: str | None = None, call: Call | None = None) -> list[dict[str, Any]]:

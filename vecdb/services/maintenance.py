@@ -8,12 +8,14 @@ shard and takes the others out.
 import os
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from vecdb.core.calls import Call, check
 from vecdb.core.errors import DataCorrupted, Overloaded, StorageError, StorageReadOnly, VecdbError
 from vecdb.ports.clock import Clock
 from vecdb.ports.compute import Compute
@@ -42,6 +44,7 @@ COMPACT_BYTES = 64 << 20
 """Vectors a rewrite must have moved for the store to be asked at once for their space; less waits for its own time."""
 
 Progress = Callable[[str, int, int], None]
+Run = Callable[[Sequence[Callable[[], None]]], None]
 
 
 class Maintainer:
@@ -84,8 +87,11 @@ class Maintainer:
         if self._may("rewrite") and (todo := next_rewrite(machine.view.segments, self._policy)) is not None:
             self._jobs.submit(todo.kind, self._name, ("rewrite", id(self)), self._guarded("rewrite", self._upkeep))
 
-    def hold_back(self) -> None:
-        """Let a writer wait while too much waits to be sealed: memory is bounded by slowing writes, not by luck."""
+    def hold_back(self, call: Call | None = None) -> None:
+        """Let a writer wait while too much waits to be sealed: memory is bounded by slowing writes, not by luck.
+
+        Raises what ends ``call``.
+        """
         if self._frozen() <= MAX_FROZEN:
             return
         give_up = self._clock.monotonic() + HOLD_S
@@ -93,25 +99,42 @@ class Maintainer:
             while (self._frozen() > MAX_FROZEN and self._may("rewrite") and not self._shard.closed
                    and self._clock.monotonic() < give_up):
                 self._sealed.wait(LOOK_AGAIN_S)
+                check(call)
         if self._frozen() > MAX_FROZEN and not self._shard.closed:
             why = "sealing is slower than writing" if self._may("rewrite") else "sealing fails: see the jobs"
             self.queue_due()
             raise Overloaded(f"{self._frozen()} segments wait to be sealed; {why}", retry_after_s=HOLD_S / 10)
 
-    def optimize(self, on_progress: Progress | None) -> None:
-        """Seal and merge in the calling thread: everything there is at the call, once."""
+    def optimize(self, on_progress: Progress | None, call: Call | None = None) -> None:
+        """Seal and merge in the calling thread: everything there is at the call, once.
+
+        Raises what ends ``call``, looked at between the steps of every stage; segments written by then stay.
+        """
         if self._settings.read_only:
             raise StorageReadOnly("the database was opened read-only", path=str(self._shard.directory))
-        report = on_progress or (lambda stage, done, total: None)
-        with self._turn:
-            with self._shard.writing():
-                self._shard.machine.freeze()
-            self._rebuild_all(report)
-            for todo in full_rewrite(self._shard.view.segments, self._policy):
-                self._rewrite(todo, report)
-            self._compact(0, self._shard.machine.state.next_rid, report)
-        if self._settings.background:
-            self.queue_due()
+        check(call)
+        report, run = _watched(on_progress, self._compute.run, call)
+        try:
+            with self._taking_turn(call):
+                with self._shard.writing():
+                    self._shard.machine.freeze()
+                self._rebuild_all(report, run)
+                for todo in full_rewrite(self._shard.view.segments, self._policy):
+                    self._rewrite(todo, report, run)
+                self._compact(0, self._shard.machine.state.next_rid, report)
+        finally:
+            if self._settings.background:
+                self.queue_due()
+
+    @contextmanager
+    def _taking_turn(self, call: Call | None) -> Iterator[None]:
+        """Wait until no job of the shard runs, and keep others from beginning; raises what ends ``call``."""
+        while not self._turn.acquire(timeout=LOOK_AGAIN_S):
+            check(call)
+        try:
+            yield
+        finally:
+            self._turn.release()
 
     def _frozen(self) -> int:
         return sum(isinstance(view, GrowingView) for view in self._shard.view.segments) - 1
@@ -151,22 +174,22 @@ class Maintainer:
     def _upkeep(self, job: Job) -> None:
         todo = next_rewrite(self._shard.view.segments, self._policy)
         if todo is not None:
-            self._rewrite(todo, job.report)
+            self._rewrite(todo, job.report, self._compute.run)
 
     def _rebuild(self, job: Job) -> None:
-        self._rebuild_all(job.report)
+        self._rebuild_all(job.report, self._compute.run)
 
-    def _rebuild_all(self, report: Progress) -> None:
+    def _rebuild_all(self, report: Progress, run: Run) -> None:
         for view in self._shard.view.segments:
             if isinstance(view, SealedView) and view.segment.damage.rebuild_index:
-                ann = rebuild_index(view.segment, self._compute.run, report, self._budget((view,)))
+                ann = rebuild_index(view.segment, run, report, self._budget((view,)))
                 ann.write(view.segment.directory / INDEX)
                 view.segment.replace_index(ann)
 
-    def _rewrite(self, todo: Rewrite, report: Progress) -> None:
+    def _rewrite(self, todo: Rewrite, report: Progress, run: Run) -> None:
         """Carry out a rewrite and wake the writers that wait for it; of a dropped collection it ends as such."""
         try:
-            self._replace(todo, report)
+            self._replace(todo, report, run)
         except (VecdbError, OSError):
             self._shard.check_open()  # files vanish under a drop: that, not damage, is what happened
             raise
@@ -174,7 +197,7 @@ class Maintainer:
             with self._sealed:
                 self._sealed.notify_all()
 
-    def _replace(self, todo: Rewrite, report: Progress) -> None:
+    def _replace(self, todo: Rewrite, report: Progress, run: Run) -> None:
         """Write one segment out of ``todo.views``, put it in their place, delete them.
 
         Once the batch that names the new segment was attempted, its folder stays whatever happens: the batch may
@@ -191,7 +214,7 @@ class Maintainer:
         target = segment_directory(shard.directory, segment_id)
         attempted = False
         try:
-            new = self._write_segment(target, views, report)
+            new = self._write_segment(target, views, report, run)
             with shard.writing():
                 if shard.machine is not machine:
                     raise StorageError("the shard was recovered meanwhile; ask again", path=str(shard.directory))
@@ -222,7 +245,8 @@ class Maintainer:
         replaced = sum(sum(view.segment.memory_bytes().values()) for view in views)
         return max(0, self._settings.memory_bytes - self._memory_used() + replaced)
 
-    def _write_segment(self, target: Path, views: Sequence[SegmentView], report: Progress) -> SealedSegment | None:
+    def _write_segment(self, target: Path, views: Sequence[SegmentView], report: Progress,
+                       run: Run) -> SealedSegment | None:
         """Build, sync and read back; None if no record of ``views`` lives."""
         if not any(view.live_count for view in views):
             return None
@@ -234,7 +258,7 @@ class Maintainer:
                 folder.mkdir(parents=True)
                 sync_directory(folder.parent)
             scratch.mkdir()
-            build_sealed(scratch, self._shard.schema, views, self._compute.run, report, self._budget(views))
+            build_sealed(scratch, self._shard.schema, views, run, report, self._budget(views))
             os.rename(scratch, target)
             sync_directory(folder)
         except OSError as error:
@@ -242,11 +266,33 @@ class Maintainer:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         new = open_sealed(int(target.name), target, self._shard.schema, _no_records, _no_rids, verify=True,
-                          run=self._compute.run)
+                          run=run)
         if new.damage.messages:
             raise DataCorrupted(f"what was just written does not read back: {new.damage.messages[0]}",
                                 path=str(target))
         return new
+
+
+def _watched(on_progress: Progress | None, run: Run, call: Call | None) -> tuple[Progress, Run]:
+    """The two through which a build passes at every step, made to raise what ends ``call``.
+
+    What a build works on is its own until it is done, so it may be left anywhere.
+    """
+    report = on_progress or (lambda stage, done, total: None)
+    if call is None:
+        return report, run
+
+    def watched_report(stage: str, done: int, total: int) -> None:
+        check(call)
+        report(stage, done, total)
+
+    def watched(thunk: Callable[[], None]) -> Callable[[], None]:
+        def step() -> None:
+            check(call)
+            thunk()
+        return step
+
+    return watched_report, lambda thunks: run([watched(thunk) for thunk in thunks])
 
 
 def _no_records(rids: npt.NDArray[np.int64]) -> list[RebuiltRecord | None]:

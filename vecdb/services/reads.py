@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from vecdb.core.calls import Call, check
 from vecdb.core.errors import DataCorrupted
 from vecdb.core.filters.tree import Node
 from vecdb.core.ids import RecordId, id_from_key, id_key
@@ -25,16 +26,18 @@ from vecdb.shard.view import ShardView, rid_array
 
 
 def fetch(machine: ShardMachine, directory: Path, ids: Sequence[RecordId], *, include_metadata: bool,
-          include_vectors: bool) -> list[Record]:
+          include_vectors: bool, call: Call | None = None) -> list[Record]:
     """The records that exist, in the order asked."""
     view = machine.view
     found = machine.read([rows.id_row(id_key(one)) for one in ids])
     present = [(one, rows.unpack_rid(value)) for one, value in zip(ids, found, strict=True) if value is not None]
+    check(call)
     vectors = None
     if include_vectors:
         vectors = _vectors(machine, view, directory, [rid for _, rid in present], [one for one, _ in present])
     if not include_metadata:
         return [Record(one, {}, None if vectors is None else vectors[place]) for place, (one, _) in enumerate(present)]
+    check(call)
     out = []
     for place, ((one, _), value) in enumerate(zip(present, machine.read_records([rid for _, rid in present]),
                                                   strict=True)):
@@ -44,32 +47,34 @@ def fetch(machine: ShardMachine, directory: Path, ids: Sequence[RecordId], *, in
     return out
 
 
-def scan(machine: ShardMachine, directory: Path, request: ScanRequest) -> ScanPage:
+def scan(machine: ShardMachine, directory: Path, request: ScanRequest, call: Call | None = None) -> ScanPage:
     """One page in rid order; ``after`` is one more than the last rid of the page before."""
     view = machine.view
     rids: list[int] = []
     for segment in view.segments:
         if segment.rid_range[1] > request.after and len(rids) <= request.limit:
             rids += matching_rids(segment, request.filter, machine.read_metadata, request.after,
-                                  request.limit + 1 - len(rids))
+                                  request.limit + 1 - len(rids), call)
     more = len(rids) > request.limit
     rids = rids[: request.limit]
+    check(call)
     values = machine.read_records(rids)
     if any(value is None for value in values):
         raise StaleView
     living = [value for value in values if value is not None]
     ids = [id_from_key(rows.record_id_key(value)) for value in living]
+    check(call)
     vectors = _vectors(machine, view, directory, rids, ids) if request.include_vectors else None
     metadata = [orjson.loads(rows.record_metadata(value)) for value in living] if request.include_metadata else None
     return ScanPage(ids, metadata, vectors, rids[-1] + 1 if more else None)
 
 
-def count(machine: ShardMachine, where: Node | None) -> int:
+def count(machine: ShardMachine, where: Node | None, call: Call | None = None) -> int:
     """Live records, or those that match."""
     view = machine.view
     if where is None:
         return view.state.records
-    return sum(size(allowed_bits(segment, where, machine.read_metadata)) for segment in view.segments)
+    return sum(size(allowed_bits(segment, where, machine.read_metadata, call)) for segment in view.segments)
 
 
 def _vectors(machine: ShardMachine, view: ShardView, directory: Path, rids: Sequence[int],

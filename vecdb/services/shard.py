@@ -47,6 +47,8 @@ from vecdb.shard.mutations import Mutations
 from vecdb.shard.view import ShardView
 
 T = TypeVar("T")
+LOOK_AGAIN_S = 0.05
+"""How long a write that waits for others sleeps before it looks whether its caller still waits."""
 OPTIMISTIC_TRIES = 3
 """Answers that may be overtaken by writes before writers are held off for one."""
 
@@ -71,7 +73,7 @@ class ShardService:
         self._closed = False
         self._dropped = False
         self._recovered_at = -1
-        self.before_write: Callable[[], None] = lambda: None
+        self.before_write: Callable[[Call | None], None] = lambda call: None
         self.on_change: Callable[[], None] = lambda: None
         try:
             self.machine = self._recover()
@@ -89,10 +91,10 @@ class ShardService:
         """
         if self._settings.read_only:
             raise StorageReadOnly("the database was opened read-only", path=str(self.directory))
-        self.before_write()
-        with self.writing():
-            check(call)
-            applied = self.machine.apply(self.machine.state.applied + 1, command)
+        check(call)
+        self.before_write(call)
+        with self.writing(call):
+            applied = self.machine.apply(self.machine.state.applied + 1, command, call)
             store = self._store
             try:
                 store.write(applied.mutations)
@@ -124,13 +126,21 @@ class ShardService:
             raise
 
     @contextmanager
-    def writing(self) -> Iterator[None]:
-        """The write lock over a machine that agrees with its store."""
-        with self._lock:
+    def writing(self, call: Call | None = None) -> Iterator[None]:
+        """The write lock over a machine that agrees with its store; waiting for it ends with ``call``."""
+        if call is not None:
+            while not self._lock.acquire(timeout=LOOK_AGAIN_S):
+                call.check()
+        else:
+            self._lock.acquire()
+        try:
+            check(call)
             self.check_open()
             if self._broken:
                 self._mend()
             yield
+        finally:
+            self._lock.release()
 
     def _mend(self) -> None:
         """Open the store again and take its word for what was written."""
@@ -186,19 +196,21 @@ class ShardService:
             raise InvalidArgument("vector", f"{request.vectors.shape} {request.vectors.dtype} does not fit "
                                   f"(n, {space.row_items}) {space.row_dtype}", got=str(request.vectors.shape),
                                   limit=f"(n, {space.row_items})")
-        return self._reading(call, lambda machine: answer(machine.view, request, machine, self._compute))
+        return self._reading(call, lambda machine: answer(machine.view, request, machine, self._compute,
+                                                           call))
 
     def fetch(self, ids: Sequence[RecordId], *, include_metadata: bool, include_vectors: bool,
               call: Call | None = None) -> list[Record]:
         """The records that exist, in the order asked; ``DataCorrupted`` names those with damaged vectors."""
         return self._reading(call, lambda machine: reads.fetch(
-            machine, self.directory, ids, include_metadata=include_metadata, include_vectors=include_vectors))
+            machine, self.directory, ids, include_metadata=include_metadata, include_vectors=include_vectors,
+            call=call))
 
     def scan(self, request: ScanRequest, call: Call | None = None) -> ScanPage:
-        return self._reading(call, lambda machine: reads.scan(machine, self.directory, request))
+        return self._reading(call, lambda machine: reads.scan(machine, self.directory, request, call))
 
     def count(self, where: Node | None, call: Call | None = None) -> int:
-        return self._reading(call, lambda machine: reads.count(machine, where))
+        return self._reading(call, lambda machine: reads.count(machine, where, call))
 
     def verify(self, call: Call | None = None) -> dict[str, Any]:
         """Read every record and compare digests: see :func:`vecdb.services.verify.verify`."""
@@ -247,5 +259,5 @@ class ShardService:
         """Let go of the store; calls still running end with DatabaseClosed, or if dropped CollectionNotFound."""
         with self._lock:
             self._closed, self._dropped = True, dropped
-            self.before_write = self.on_change = lambda: None  # let go of the maintainer, which holds this
+            self.before_write, self.on_change = lambda call: None, lambda: None  # let go of the maintainer
             self._store.close()

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from vecdb.core.calls import Call, check
 from vecdb.core.errors import DataCorrupted, InvalidArgument, InvalidMetadata, LimitExceeded, VecdbError
 from vecdb.core.ids import RecordId, check_id, id_from_key, id_key
 from vecdb.core.limits import MAX_BATCH_BYTES, MAX_BATCH_RECORDS, MAX_METADATA_BYTES
@@ -114,14 +115,17 @@ class ShardMachine:
 
     # --- commands ---------------------------------------------------------------------------------
 
-    def apply(self, log_index: int, command: Command) -> Applied:
-        """Say what ``command`` at ``log_index`` does; an index at or below the applied one does nothing."""
+    def apply(self, log_index: int, command: Command, call: Call | None = None) -> Applied:
+        """Say what ``command`` at ``log_index`` does; an index at or below the applied one does nothing.
+
+        Raises what ends ``call``; nothing has happened then.  A command from a log is applied without one.
+        """
         state = self.state
         if log_index <= state.applied:
             return Applied(WriteResult(log_index=state.applied), None, Mutations(), state, Staged())
         change = _Change(state, total=state.digest)
         try:
-            result = self._dispatch(change, command)
+            result = self._dispatch(change, command, call)
             error = None
         except InvalidArgument as refused:  # the command's own fault; a disk's is no outcome and goes up
             change = _Change(state, total=state.digest)
@@ -155,14 +159,14 @@ class ShardMachine:
             self.written_manifest = applied.manifest
         self.view = ShardView(tuple(views), applied.state)
 
-    def _dispatch(self, change: _Change, command: Command) -> WriteResult:
+    def _dispatch(self, change: _Change, command: Command, call: Call | None) -> WriteResult:
         match command:
             case UpsertBatch():
                 return self._upsert(change, command)
             case DeleteIds():
                 return self._delete(change, command.ids)
             case DeleteWhere():
-                return self._delete_where(change, command)
+                return self._delete_where(change, command, call)
             case UpdateMetadata():
                 return self._update_metadata(change, command)
             case _:
@@ -236,12 +240,13 @@ class ShardMachine:
                 deleted += 1
         return WriteResult(deleted=deleted, missing=len(keys) - deleted)
 
-    def _delete_where(self, change: _Change, command: DeleteWhere) -> WriteResult:
+    def _delete_where(self, change: _Change, command: DeleteWhere, call: Call | None) -> WriteResult:
         deleted = 0
         for view in self.view.segments:
-            ordinals = matching_ordinals(view, command.filter, self.read_metadata)
+            ordinals = matching_ordinals(view, command.filter, self.read_metadata, call)
             rids = view.rids(ordinals).tolist()
             for start in range(0, len(rids), READ_CHUNK):
+                check(call)
                 chunk = rids[start : start + READ_CHUNK]
                 for rid, record in zip(chunk, self.read_records(chunk), strict=True):
                     if record is not None:
