@@ -16,6 +16,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AsyncCollection": "vecdb.client.async_collection",
+    "AsyncDatabase": "vecdb.client.async_database",
     "Backend": "vecdb.client.backend",
     "Collection": "vecdb.client.collection",
     "CollectionSchema": "vecdb.core.schema",
@@ -34,14 +36,15 @@ _HOMES = {
     "VectorType": "vecdb.core.schema",
     "WriteResult": "vecdb.core.records",
     "connect": "vecdb.client.connect",
+    "connect_async": "vecdb.client.async_database",
     "errors": "vecdb.core",
     "limits": "vecdb.core",
 }
 
 __all__ = [
-    "Backend", "Collection", "CollectionSchema", "Database", "Description", "F", "Hit", "Hits", "IndexKind",
-    "IndexSpec", "Metric", "Quantization", "Record", "Records", "VecdbError", "VectorType", "WriteResult",
-    "__version__", "connect", "errors", "limits",
+    "AsyncCollection", "AsyncDatabase", "Backend", "Collection", "CollectionSchema", "Database", "Description", "F",
+    "Hit", "Hits", "IndexKind", "IndexSpec", "Metric", "Quantization", "Record", "Records", "VecdbError", "VectorType",
+    "WriteResult", "__version__", "connect", "connect_async", "errors", "limits",
 ]
 
 

@@ -1,3 +1,5 @@
+from vecdb.client.async_collection import AsyncCollection
+from vecdb.client.async_database import AsyncDatabase, connect_async
 from vecdb.client.backend import Backend
 from vecdb.client.collection import Collection
 from vecdb.client.connect import connect
@@ -13,7 +15,7 @@ from vecdb.core.schema import CollectionSchema, IndexKind, IndexSpec, Metric, Qu
 __version__: str
 
 __all__ = [
-    "Backend", "Collection", "CollectionSchema", "Database", "Description", "F", "Hit", "Hits", "IndexKind",
-    "IndexSpec", "Metric", "Quantization", "Record", "Records", "VecdbError", "VectorType", "WriteResult",
-    "__version__", "connect", "errors", "limits",
+    "AsyncCollection", "AsyncDatabase", "Backend", "Collection", "CollectionSchema", "Database", "Description", "F",
+    "Hit", "Hits", "IndexKind", "IndexSpec", "Metric", "Quantization", "Record", "Records", "VecdbError", "VectorType",
+    "WriteResult", "__version__", "connect", "connect_async", "errors", "limits",
 ]

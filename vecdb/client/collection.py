@@ -11,32 +11,16 @@ from typing import Any, overload
 
 import numpy.typing as npt
 
-from vecdb.client import ingest, queries, reading, writing
-from vecdb.client.deadlines import check_timeout, limited
-from vecdb.client.options import (
-    check_choice,
-    check_filter,
-    check_flag,
-    check_include,
-    check_int,
-    check_some,
-    check_text,
-    kind_of,
-)
-from vecdb.client.parts import batches
+from vecdb.client import doing, queries, reading
+from vecdb.client.deadlines import check_timeout
 from vecdb.client.progress import ProgressOption, reporting
 from vecdb.client.results import Hits, Records
 from vecdb.client.session import Session
-from vecdb.core.calls import Call
-from vecdb.core.errors import InvalidArgument, InvalidMetadata
 from vecdb.core.filters import FilterLike
-from vecdb.core.ids import RecordId, check_id
-from vecdb.core.limits import MAX_BATCH_BYTES, MAX_BATCH_RECORDS
-from vecdb.core.metadata import check_metadata
+from vecdb.core.ids import RecordId
 from vecdb.core.query import Description, ScanRequest
-from vecdb.core.records import DeleteIds, DeleteWhere, Record, WriteResult
+from vecdb.core.records import Record, WriteResult
 from vecdb.core.schema import CollectionSchema, Metric
-from vecdb.core.vectors import row_bytes
 
 
 class Collection:
@@ -60,8 +44,7 @@ class Collection:
     @property
     def schema(self) -> CollectionSchema:
         """The collection's schema; raises CollectionNotFound once it is dropped."""
-        with self._session.call() as backend:
-            return backend.schema(self._name)
+        return self._session.run(doing.schema(self._name))
 
     @property
     def dim(self) -> int:
@@ -74,6 +57,7 @@ class Collection:
     def upsert(self, ids: Any = None, vectors: Any = None, metadata: Any = None, *, records: Any = None,
                id_column: str = "id", vector_column: str = "vector",
                metadata_columns: Sequence[str] | None = None, batch_size: int | None = None,
+               parallel: int | None = None, idempotency_key: str | bytes | None = None,
                progress: ProgressOption = None, timeout: float | None = None) -> WriteResult:
         """Insert records, or replace those whose ids exist.
 
@@ -88,6 +72,9 @@ class Collection:
         error says in ``fields["rows_applied"]`` how many rows had been applied.  Of equal ids the last wins.  An
         empty iterable or table does nothing; empty columns are refused.  ``timeout``: seconds for the whole call, after
         which DeadlineExceeded is raised; a batch under way is carried out.
+        ``parallel``: streams of batches to a server (None: 4); a directory takes one batch at a time.
+        ``idempotency_key``: up to 64 bytes; the same input given again with the same key and ``batch_size`` is answered
+        with what it did then, and not done again.
         Cosine collections store unit vectors (int8 and uint8 as given).  Binary vectors are packed bits (n, dim/8),
         the first bit the highest, or 0/1 values (n, dim).
         Raises DimensionMismatch, NonFiniteVector, InvalidId, InvalidMetadata, LimitExceeded, InvalidArgument.
@@ -96,16 +83,11 @@ class Collection:
         >>> docs.upsert(("doc-%d" % i, [i, 1.0], {"even": i % 2 == 0}) for i in range(5)).inserted
         5
         """
-        if batch_size is not None:
-            batch_size = check_int("batch_size", batch_size, 1, MAX_BATCH_RECORDS)
-        columns = ingest.Columns(check_text("id_column", id_column), check_text("vector_column", vector_column),
-                                 _column_names(metadata_columns))
-        with limited(timeout) as call, self._session.call() as backend, reporting(progress) as report:
-            schema = backend.schema(self._name)
-            source = _source(schema, ids, vectors, metadata, records, columns, batch_size)
-            return writing.apply_all(batches(source.parts, schema, batch_size, source.whole),
-                                     lambda batch: backend.upsert(self._name, batch, call=call), "upsert",
-                                     source.total, report)
+        given = doing.check_input(ids, vectors, metadata, records, id_column, vector_column, metadata_columns,
+                                  batch_size, parallel, idempotency_key)
+        limit = check_timeout(timeout)
+        with reporting(progress) as report:
+            return self._session.run(doing.upsert(self._name, given, report, self._session.batch_bytes), limit)
 
     @overload
     def query(self, vector: Sequence[float], k: int = ..., filter: FilterLike | None = ..., *,
@@ -147,8 +129,11 @@ class Collection:
         [['x'], ['y']]
         """
         options = queries.check(k, filter, include, within, ef_search, nprobe, exact, explain, aliases, profile)
-        with limited(timeout) as call, self._session.call() as backend, reporting(progress) as report:
-            return queries.run(backend, self._name, vector, options, report, call)
+        limit = check_timeout(timeout)
+        if progress is None:
+            return self._session.run(queries.steps(self._name, vector, options, None), limit)
+        with reporting(progress) as report:
+            return self._session.run(queries.steps(self._name, vector, options, report), limit)
 
     def fetch(self, ids: Any, include: Iterable[str] | None = ("metadata", "vector"), *,
               timeout: float | None = None) -> list[Record]:
@@ -159,27 +144,15 @@ class Collection:
         >>> [(record.id, record.metadata, record.vector.tolist()) for record in docs.fetch([8, 99, 7])]
         [(8, {}, [3.0, 4.0]), (7, {'a': 1}, [1.0, 2.0])]
         """
-        wanted = check_include(include)
-        listed = ingest.list_ids(ids)
-        out: list[Record] = []
-        with limited(timeout) as call, self._session.call() as backend:
-            if not listed:
-                backend.schema(self._name)
-            for _, part in writing.runs(listed):
-                out += backend.fetch(self._name, part, include_metadata="metadata" in wanted,
-                                     include_vectors="vector" in wanted, call=call)
-        return out
+        return self._session.run(doing.fetch(self._name, ids, include), check_timeout(timeout))
 
-    def get(self, id: RecordId, include: Iterable[str] | None = ("metadata", "vector")) -> Record | None:
+    def get(self, id: RecordId, include: Iterable[str] | None = ("metadata", "vector"), *,
+            timeout: float | None = None) -> Record | None:
         """Return one record, or None if there is none of that id."""
-        wanted = check_include(include)
-        checked = check_id(id)
-        with self._session.call() as backend:
-            found = backend.fetch(self._name, (checked,), include_metadata="metadata" in wanted,
-                                  include_vectors="vector" in wanted)
-        return found[0] if found else None
+        return self._session.run(doing.get(self._name, id, include), check_timeout(timeout))
 
-    def delete(self, ids: Any = None, *, filter: FilterLike | None = None, progress: ProgressOption = None,
+    def delete(self, ids: Any = None, *, filter: FilterLike | None = None,
+               idempotency_key: str | bytes | None = None, progress: ProgressOption = None,
                timeout: float | None = None) -> WriteResult:
         """Delete records by ``ids`` or by ``filter`` (exactly one); ids that do not exist are counted as missing.
 
@@ -190,22 +163,13 @@ class Collection:
         >>> docs.delete(filter="n >= 2").deleted, docs.count()
         (2, 1)
         """
-        _one_of(ids, filter)
-        with limited(timeout) as call, reporting(progress) as report:
-            if filter is not None:
-                where = check_some(filter)
-                with self._session.call() as backend:
-                    return backend.delete(self._name, DeleteWhere(where), call=call)
-            listed = list(dict.fromkeys(ingest.list_ids(ids)))
-            with self._session.call() as backend:
-                backend.schema(self._name)
-                return writing.apply_all(writing.runs(listed),
-                                         lambda part: backend.delete(self._name, DeleteIds(part), call=call),
-                                         "delete", len(listed), report)
+        limit = check_timeout(timeout)
+        with reporting(progress) as report:
+            return self._session.run(doing.delete(self._name, ids, filter, idempotency_key, report), limit)
 
     def update_metadata(self, ids: Any = None, metadata: Any = None, *, filter: FilterLike | None = None,
-                        merge: bool = True, progress: ProgressOption = None,
-                        timeout: float | None = None) -> WriteResult:
+                        merge: bool = True, idempotency_key: str | bytes | None = None,
+                        progress: ProgressOption = None, timeout: float | None = None) -> WriteResult:
         """Change the metadata of existing records, by ``ids`` or by ``filter`` (exactly one).
 
         ``metadata``: one dict for all of them or, with ``ids``, a sequence of one dict each.  ``merge`` sets the given
@@ -219,21 +183,10 @@ class Collection:
         >>> docs.get(1).metadata
         {'a': 1, 'c': 3}
         """
-        _one_of(ids, filter)
-        merge = check_flag("merge", merge)
-        where = None if filter is None else check_some(filter)
-        listed = [] if filter is not None else ingest.list_ids(ids)
-        patches = _patches(metadata, listed if filter is None else None)
-        with limited(timeout) as call, self._session.call() as backend, reporting(progress) as report:
-            most = max(1, MAX_BATCH_BYTES // row_bytes(backend.schema(self._name)))
-            if where is not None:
-                # All ids first: an updated record is written anew, and a scan would come upon it again.
-                request = ScanRequest(where, limit=10_000, include_metadata=False)
-                listed = [identity for page in self._pages(request, None, call=call) for identity in page.ids]
-                patches *= len(listed)
-            return writing.apply_all(writing.updates(listed, patches, merge, most),
-                                     lambda update: backend.update_metadata(self._name, update, call=call),
-                                     "update", len(listed), report)
+        limit = check_timeout(timeout)
+        with reporting(progress) as report:
+            return self._session.run(
+                doing.update_metadata(self._name, ids, metadata, filter, merge, idempotency_key, report), limit)
 
     def scan(self, filter: FilterLike | None = None, include: Iterable[str] | None = ("metadata",),
              batch_size: int = 1_000, on_damage: str = "raise", *, timeout: float | None = None) -> Iterator[Record]:
@@ -258,44 +211,42 @@ class Collection:
 
         With ``on_damage="skip"`` a batch's ``damaged`` are the ids left out of it; a batch may be those alone.
         """
-        wanted = check_include(include)
-        limit = check_int("batch_size", batch_size, 1, MAX_BATCH_RECORDS)
-        where = check_filter(filter)
-        skip = check_choice("on_damage", on_damage, ("raise", "skip")) == "skip"
-        schema = self.schema
-        if "vector" in wanted:
-            limit = max(1, min(limit, MAX_BATCH_BYTES // row_bytes(schema)))
-        request = ScanRequest(where, limit, 0, "metadata" in wanted, "vector" in wanted)
-        return self._pages(request, check_timeout(timeout), skip)
+        scan = doing.check_scan(filter, include, batch_size, on_damage)
+        limit = check_timeout(timeout)
+        return self._pages(self._session.run(doing.first_page(self._name, scan), limit), scan.skip, limit)
 
-    def _pages(self, request: ScanRequest, timeout: float | None, skip: bool = False,
-               call: Call | None = None) -> Iterator[Records]:
-        """Non-empty pages; nothing is held between them.  Each has ``timeout`` seconds, or belongs to ``call``."""
+    def _pages(self, request: ScanRequest, skip: bool, timeout: float | None) -> Iterator[Records]:
+        """Non-empty pages; nothing is held between them.  Each has ``timeout`` seconds."""
         after: int | None = request.after
         while after is not None:
-            with limited(timeout) as own, self._session.call() as backend:
-                page, after = reading.page(backend, self._name, replace(request, after=after), skip, call or own)
+            steps = reading.page(self._name, replace(request, after=after), skip)
+            page, after = self._session.run(steps, timeout)
             if page.ids or page.damaged:
                 yield page
 
     def count(self, filter: FilterLike | None = None, *, timeout: float | None = None) -> int:
         """The number of records, or of those that match."""
-        where = check_filter(filter)
-        with limited(timeout) as call, self._session.call() as backend:
-            return backend.count(self._name, where, call=call)
+        return self._session.run(doing.count(self._name, filter), check_timeout(timeout))
 
-    def describe(self) -> Description:
+    def describe(self, *, timeout: float | None = None) -> Description:
         """Counts, segments, bytes in memory and on disk, and the state of the index."""
-        with self._session.call() as backend:
-            return backend.describe(self._name)
+        return self._session.run(doing.describe(self._name), check_timeout(timeout))
+
+    def verify(self, *, timeout: float | None = None) -> dict[str, Any]:
+        """Read every record and hold all against the digest that writes keep up.
+
+        ``records log_index digest computed equal``; ``equal`` False means damage.
+        """
+        return self._session.run(doing.verify(self._name), check_timeout(timeout))
 
     def optimize(self, progress: ProgressOption = None, *, timeout: float | None = None) -> Description:
         """Seal, merge and build until nothing is left to do, and describe the result.
 
         ``timeout``: seconds, after which DeadlineExceeded is raised; what was done by then stays, the rest is left.
         """
-        with limited(timeout) as call, self._session.call() as backend, reporting(progress) as report:
-            return backend.optimize(self._name, report, call=call)
+        limit = check_timeout(timeout)
+        with reporting(progress) as report:
+            return self._session.run(doing.optimize(self._name, report), limit)
 
     def __len__(self) -> int:
         return self.count()
@@ -310,54 +261,4 @@ class Collection:
         except Exception as error:
             return f"<Collection {self._name!r} ({type(error).__name__})>"
         return f"<Collection {self._name!r} dim={schema.dim} {schema.metric} {schema.vector_type}>"
-
-
-def _source(schema: CollectionSchema, ids: Any, vectors: Any, metadata: Any, records: Any,
-            columns: ingest.Columns, batch_size: int | None) -> ingest.Source:
-    """Columns if there are vectors, else records, which may have come as the first argument."""
-    if records is not None:
-        for argument, value in (("ids", ids), ("vectors", vectors), ("metadata", metadata)):
-            if value is not None:
-                raise InvalidArgument(argument, "cannot be given beside records", got=kind_of(value), limit="one form")
-        return ingest.from_records(schema, records, columns, batch_size)
-    if vectors is not None:
-        if ids is None:
-            raise InvalidArgument("ids", "are missing", got="None", limit="a sequence of int or str")
-        return ingest.from_columns(ids, vectors, metadata)
-    if metadata is not None:
-        raise InvalidArgument("vectors", "are missing; to change metadata alone use update_metadata", got="None",
-                              limit="(n, dim)")
-    if ids is None:
-        raise InvalidArgument("records", "nothing is given", got="None", limit="ids= and vectors=, or records")
-    return ingest.from_records(schema, ids, columns, batch_size)
-
-
-def _column_names(value: object) -> tuple[str, ...] | None:
-    if value is None:
-        return None
-    if isinstance(value, str) or not isinstance(value, list | tuple):
-        raise InvalidArgument("metadata_columns", f"must be a list of names, not {kind_of(value)}", got=kind_of(value),
-                              limit="a list of str")
-    return tuple(check_text("metadata_columns", name) for name in value)
-
-
-def _one_of(ids: object, filter: object) -> None:
-    if (ids is None) == (filter is None):
-        raise InvalidArgument("ids", "give either ids or filter" + ("" if ids is None else ", not both"),
-                              got="neither" if ids is None else "both", limit="one of ids, filter")
-
-
-def _patches(metadata: object, ids: list[RecordId] | None) -> list[bytes]:
-    """One patch per id; a single one if the ids are not known yet."""
-    if isinstance(metadata, dict):
-        return [check_metadata(metadata)] * (1 if ids is None else len(ids))
-    if ids is None or isinstance(metadata, str | bytes | set | frozenset):
-        wanted = "a dict" if ids is None else "a dict, or a sequence of one per id"
-        raise InvalidMetadata("metadata", f"must be {wanted}, not {kind_of(metadata)}", got=kind_of(metadata),
-                              limit="dict")
-    values = ingest.take_metadata(metadata, len(ids) + 1)
-    if len(values) != len(ids):
-        raise InvalidArgument("metadata", f"{len(values)} given for {len(ids)} ids", got=len(values), limit=len(ids))
-    return [check_metadata(value, position) for position, value in enumerate(values)]
-
 

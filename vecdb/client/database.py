@@ -1,28 +1,16 @@
-"""``Database``: the collections of one open directory (or, later, of a server)."""
+"""``Database``: the collections of one open directory or of a server."""
 
 from types import TracebackType
 from typing import Any, Literal, Self
 
+from vecdb.client import making
+from vecdb.client.admin import Admin
 from vecdb.client.backend import Backend
 from vecdb.client.collection import Collection
-from vecdb.client.options import (
-    CREATE_ALIASES,
-    INDEX_NAMES,
-    check_indexed_fields,
-    check_int,
-    check_metric,
-    check_text,
-    check_vector_type,
-    differences,
-    index_spec,
-    resolve,
-)
+from vecdb.client.deadlines import check_timeout
 from vecdb.client.session import Session
-from vecdb.core.errors import CollectionExists, CollectionNotFound, InvalidArgument
-from vecdb.core.limits import MAX_DIM
-from vecdb.core.schema import CollectionSchema, IndexSpec, Metric, VectorType, check_name
-
-_INDEX_PARAMETERS = tuple(name for name in INDEX_NAMES if name != "kind")
+from vecdb.core.errors import InvalidArgument
+from vecdb.core.schema import IndexSpec, Metric, VectorType, check_name
 
 
 class Database:
@@ -45,7 +33,8 @@ class Database:
                           vector_type: str | VectorType = "float32",
                           index: str | IndexSpec | dict[str, Any] = "auto",
                           indexed_fields: list[str] | tuple[str, ...] | None = None,
-                          if_exists: Literal["error", "ok"] = "error", **parameters: Any) -> Collection:
+                          if_exists: Literal["error", "ok"] = "error", timeout: float | None = None,
+                          **parameters: Any) -> Collection:
         """Make a collection of ``dim``-dimensional vectors and return its handle.
 
         ``metric``: cosine, dot, l2, or hamming (with ``vector_type="binary"``, whose ``dim`` counts bits).
@@ -62,26 +51,8 @@ class Database:
         >>> docs.describe().records
         0
         """
-        if check_text("if_exists", if_exists) not in ("error", "ok"):
-            raise InvalidArgument("if_exists", f"unknown value {if_exists[:100]!r}; known are 'error' and 'ok'",
-                                  got=if_exists[:100], limit="'error', 'ok'")
-        given = resolve(parameters, CREATE_ALIASES, (*_INDEX_PARAMETERS, "vector_type"))
-        if "vector_type" in given:
-            if not isinstance(vector_type, str) or vector_type != "float32":
-                raise InvalidArgument("vector_type", "is given twice, as 'dtype' too", got="dtype", limit="one of them")
-            vector_type = given.pop("vector_type")
-        schema = CollectionSchema(
-            name=check_name(name), dim=check_int("dim", dim, 1, MAX_DIM),
-            metric=check_metric(metric),  # type: ignore[arg-type]  # the schema makes it a member
-            vector_type=check_vector_type(vector_type),  # type: ignore[arg-type]
-            index=index_spec(index, given), indexed_fields=check_indexed_fields(indexed_fields))
-        with self._session.call() as backend:
-            try:
-                backend.create_collection(schema)
-            except CollectionExists as error:
-                if if_exists == "error":
-                    raise
-                _refuse_other(schema, backend.schema(schema.name), error)
+        schema = making.check_schema(name, dim, metric, vector_type, index, indexed_fields, if_exists, parameters)
+        self._session.run(making.create(schema, if_exists == "ok"), check_timeout(timeout))
         return Collection(self._session, schema.name)
 
     def get_or_create_collection(self, name: str, dim: int, metric: str | Metric = "cosine",
@@ -94,8 +65,7 @@ class Database:
     def collection(self, name: str) -> Collection:
         """Return the handle of a collection; raises CollectionNotFound."""
         checked = check_name(name)
-        with self._session.call() as backend:
-            backend.schema(checked)
+        self._session.run(making.find(checked))
         return Collection(self._session, checked)
 
     def __getitem__(self, name: str) -> Collection:
@@ -104,20 +74,22 @@ class Database:
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and name in self.list_collections()
 
-    def list_collections(self) -> list[str]:
+    def list_collections(self, *, timeout: float | None = None) -> list[str]:
         """The names of the collections, in order."""
-        with self._session.call() as backend:
-            return sorted(backend.list_collections())
+        return self._session.run(making.names(), check_timeout(timeout))
 
-    def drop_collection(self, name: str, *, missing_ok: bool = False) -> None:
+    def drop_collection(self, name: str, *, missing_ok: bool = False, timeout: float | None = None) -> None:
         """Delete a collection and its records for good; raises CollectionNotFound unless ``missing_ok``."""
-        checked = check_name(name)
-        with self._session.call() as backend:
-            try:
-                backend.drop_collection(checked)
-            except CollectionNotFound:
-                if not missing_ok:
-                    raise
+        self._session.run(making.drop(check_name(name), missing_ok), check_timeout(timeout))
+
+    def jobs(self, name: str | None = None, *, timeout: float | None = None) -> list[dict[str, Any]]:
+        """Background jobs of a collection, or of all: ``collection kind state stage done total error``."""
+        return self._session.run(making.jobs(name), check_timeout(timeout))
+
+    @property
+    def admin(self) -> Admin:
+        """The server itself: what it is, and its API keys; Unsupported for a directory."""
+        return Admin(self._session)
 
     @property
     def closed(self) -> bool:
@@ -141,12 +113,3 @@ class Database:
 
     def __repr__(self) -> str:
         return f"<Database {self._session.label}{' (closed)' if self.closed else ''}>"
-
-
-def _refuse_other(wanted: CollectionSchema, existing: CollectionSchema, error: CollectionExists) -> None:
-    found = differences(wanted, existing)
-    if found:
-        error.message += f", and its {'; its '.join(map(str, found))}"
-        error.args = (error.message,)
-        error.fields["differs"] = {one.name: (one.existing, one.wanted) for one in found}
-        raise error

@@ -5,7 +5,7 @@ Columns are ``ids`` and ``vectors`` (and ``metadata``) of one length.  Records a
 pandas'; those libraries are looked for in ``sys.modules``, for whoever holds a table has imported them.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final
@@ -151,23 +151,67 @@ def _ids_at(values: Any, first: int) -> list[RecordId]:
         raise
 
 
-def _row_parts(schema: CollectionSchema, records: Iterable[object], columns: Columns, most: int) -> Iterator[Part]:
-    ids: list[RecordId] = []
-    vectors: list[object] = []
-    metadata: list[bytes] = []
-    size, fixed, first = 0, row_bytes(schema), 0
-    for position, record in enumerate(records):
-        identity, vector, extra = _row(record, position, columns)
+class _Rows:
+    """Records gathered until they make a part."""
+
+    def __init__(self, schema: CollectionSchema, columns: Columns, most: int) -> None:
+        self._columns = columns
+        self._most = most
+        self._fixed = row_bytes(schema)
+        self._position = 0
+        self._clear()
+
+    def _clear(self) -> None:
+        self._ids: list[RecordId] = []
+        self._vectors: list[object] = []
+        self._metadata: list[bytes] = []
+        self._size = 0
+        self._first = self._position
+
+    def add(self, record: object) -> Part | None:
+        """The part that this record completes, if it does."""
+        position = self._position
+        identity, vector, extra = _row(record, position, self._columns)
         encoded = b"{}" if extra is None else check_metadata(extra, position)
-        ids.append(check_id(identity, position))
-        vectors.append(vector)
-        metadata.append(encoded)
-        size += fixed + len(encoded)
-        if len(ids) >= most or size >= DEFAULT_BATCH_BYTES:
-            yield _part(ids, vectors, metadata, first)
-            ids, vectors, metadata, size, first = [], [], [], 0, position + 1
-    if ids:
-        yield _part(ids, vectors, metadata, first)
+        self._ids.append(check_id(identity, position))
+        self._vectors.append(vector)
+        self._metadata.append(encoded)
+        self._size += self._fixed + len(encoded)
+        self._position += 1
+        return self.end() if len(self._ids) >= self._most or self._size >= DEFAULT_BATCH_BYTES else None
+
+    def end(self) -> Part | None:
+        """What there is."""
+        if not self._ids:
+            return None
+        part = _part(self._ids, self._vectors, self._metadata, self._first)
+        self._clear()
+        return part
+
+
+def _row_parts(schema: CollectionSchema, records: Iterable[object], columns: Columns, most: int) -> Iterator[Part]:
+    rows = _Rows(schema, columns, most)
+    for record in records:
+        if (part := rows.add(record)) is not None:
+            yield part
+    if (part := rows.end()) is not None:
+        yield part
+
+
+async def arow_parts(schema: CollectionSchema, records: AsyncIterable[object], columns: Columns,
+                     batch_size: int | None) -> AsyncIterator[Part]:
+    """Parts from records that come one by one."""
+    rows = _Rows(schema, columns, batch_size or DEFAULT_BATCH_RECORDS)
+    async for record in records:
+        if (part := rows.add(record)) is not None:
+            yield part
+    if (part := rows.end()) is not None:
+        yield part
+
+
+def rereadable(records: object) -> bool:
+    """Whether records can be read from the start again: a list or a table, no generator and no reader."""
+    return isinstance(records, list | tuple) or (tables.is_table(records) and hasattr(records, "__len__"))
 
 
 def _part(ids: list[RecordId], vectors: list[object], metadata: list[bytes], first: int) -> Part:

@@ -6,7 +6,7 @@ the last of equal ids in a batch.  Everything of a batch is checked before the b
 that can be read again is checked whole before its first batch leaves.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -39,17 +39,17 @@ class Part:
     first: int = 0
 
 
-def cuts(part: Part, schema: CollectionSchema, batch_size: int) -> list[tuple[int, int]]:
-    """Row ranges of at most ``batch_size`` rows and :data:`DEFAULT_BATCH_BYTES` bytes each (one row always fits)."""
+def cuts(part: Part, schema: CollectionSchema, batch_size: int, most: int) -> list[tuple[int, int]]:
+    """Row ranges of at most ``batch_size`` rows and ``most`` bytes each (one row always fits)."""
     n = len(part.ids)
     fixed = row_bytes(schema) + _ID_BYTES
     if part.metadata is None:
-        step = max(1, min(batch_size, DEFAULT_BATCH_BYTES // fixed))
+        step = max(1, min(batch_size, most // fixed))
         return [(low, min(n, low + step)) for low in range(0, n, step)]
     ends = np.cumsum(np.fromiter(map(len, part.metadata), dtype=np.int64, count=n) + fixed)
     out, low, spent = [], 0, 0
     while low < n:
-        high = int(np.searchsorted(ends, spent + DEFAULT_BATCH_BYTES, side="right"))
+        high = int(np.searchsorted(ends, spent + most, side="right"))
         high = min(max(high, low + 1), low + batch_size, n)
         out.append((low, high))
         low, spent = high, int(ends[high - 1])
@@ -68,13 +68,17 @@ def _batch(part: Part, schema: CollectionSchema, low: int, high: int) -> UpsertB
     return UpsertBatch(tuple(ids), vectors, tuple(metadata))
 
 
-def batches(parts: Iterable[Part], schema: CollectionSchema, batch_size: int | None,
-            whole: bool) -> Iterator[tuple[int, UpsertBatch]]:
-    """Yield (rows of input, batch).  ``whole``: check all the input before the first batch is given out."""
+def batches(parts: Iterable[Part], schema: CollectionSchema, batch_size: int | None, whole: bool,
+            most: int | None = None) -> Iterator[tuple[int, UpsertBatch]]:
+    """Yield (rows of input, batch).  ``whole``: check all the input before the first batch is given out.
+
+    ``most``: bytes of a batch, if fewer than :data:`DEFAULT_BATCH_BYTES`.
+    """
     size = min(batch_size or DEFAULT_BATCH_RECORDS, MAX_BATCH_RECORDS)
+    room = min(most or DEFAULT_BATCH_BYTES, DEFAULT_BATCH_BYTES)
     if whole:
         parts = list(parts)
-        pieces = [(part, low, high) for part in parts for low, high in cuts(part, schema, size)]
+        pieces = [(part, low, high) for part in parts for low, high in cuts(part, schema, size, room)]
         if len(pieces) > 1:
             for part, low, high in pieces:
                 check_vectors(schema, part.vectors[low:high], first=part.first + low)
@@ -82,5 +86,13 @@ def batches(parts: Iterable[Part], schema: CollectionSchema, batch_size: int | N
             yield high - low, _batch(part, schema, low, high)
         return
     for part in parts:
-        for low, high in cuts(part, schema, size):
+        for low, high in cuts(part, schema, size, room):
             yield high - low, _batch(part, schema, low, high)
+
+
+async def abatches(parts: AsyncIterable[Part], schema: CollectionSchema, batch_size: int | None,
+                   most: int | None = None) -> AsyncIterator[tuple[int, UpsertBatch]]:
+    """:func:`batches` of parts that come one by one."""
+    async for part in parts:
+        for one in batches((part,), schema, batch_size, False, most):
+            yield one

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from vecdb.client.backend import Backend, Progress
+from vecdb.client.asking import Ask, with_schema
+from vecdb.client.backend import Progress
 from vecdb.client.options import (
     QUERY_ALIASES,
     check_filter,
@@ -15,11 +16,11 @@ from vecdb.client.options import (
     resolve,
 )
 from vecdb.client.results import Hits
-from vecdb.core.calls import Call
+from vecdb.client.steps import Steps
 from vecdb.core.errors import InvalidArgument, LimitExceeded
 from vecdb.core.filters.tree import Node
 from vecdb.core.limits import MAX_EF, MAX_K, MAX_NPROBE, MAX_RESULT_BYTES, MAX_RESULTS
-from vecdb.core.query import QueryRequest
+from vecdb.core.query import QueryRequest, QueryResult
 from vecdb.core.schema import CollectionSchema
 from vecdb.core.vectors import Array, check_queries, row_bytes
 
@@ -70,18 +71,21 @@ def check(k: object, filter: object, include: object, within: object, ef_search:
         profile=check_flag("profile", profile))
 
 
-def run(backend: Backend, name: str, vector: object, options: Options, report: Progress | None,
-        call: Call | None = None) -> Hits | list[Hits]:
-    """Check the vectors against the schema as it is now, ask, and wrap the answer."""
-    schema = backend.schema(name)
+def steps(name: str, vector: object, options: Options, report: Progress | None) -> Steps[Hits | list[Hits]]:
+    """Check the vectors against the schema, ask, and wrap the answer."""
+    return with_schema(name, lambda schema: _by(schema, vector, options, report))
+
+
+def _by(schema: CollectionSchema, vector: object, options: Options,
+        report: Progress | None) -> Steps[Hits | list[Hits]]:
     vectors, single = check_queries(schema, vector)
     _check_size(schema, len(vectors), options)
     if report is None:
-        out = _ask(backend, schema, vectors, options, call)
+        out = _hits(schema, (yield _ask(schema, vectors, options)))
         return out[0] if single else out
     out = []
     for low in range(0, len(vectors), _REPORTED_ROWS):
-        out += _ask(backend, schema, vectors[low:low + _REPORTED_ROWS], options, call)
+        out += _hits(schema, (yield _ask(schema, vectors[low:low + _REPORTED_ROWS], options)))
         report("query", len(out), len(vectors))
     return out[0] if single else out
 
@@ -98,10 +102,11 @@ def _check_size(schema: CollectionSchema, rows: int, options: Options) -> None:
                             f"than {MAX_RESULT_BYTES}; fetch them by id", got=size, limit=MAX_RESULT_BYTES)
 
 
-def _ask(backend: Backend, schema: CollectionSchema, vectors: Array, options: Options,
-         call: Call | None) -> list[Hits]:
-    result = backend.query(schema.name, QueryRequest(
+def _ask(schema: CollectionSchema, vectors: Array, options: Options) -> Ask:
+    return Ask("query", schema.name, QueryRequest(
         vectors, options.k, options.filter, options.within, options.ef_search, options.nprobe, options.exact,
-        "metadata" in options.include, "vector" in options.include, options.explain,
-        options.profile), call=call)
+        "metadata" in options.include, "vector" in options.include, options.explain, options.profile))
+
+
+def _hits(schema: CollectionSchema, result: QueryResult) -> list[Hits]:
     return [Hits(matches, schema.metric, result.plan, result.missing, result.cost) for matches in result.matches]

@@ -14,17 +14,32 @@ locks may be held by nobody, every call is refused before a lock is touched, and
 import atexit
 import os
 import threading
+import time
 from contextlib import suppress
 from types import TracebackType
-from typing import Final
+from typing import Final, TypeVar
 
+from vecdb.client.asking import Bound
 from vecdb.client.backend import Backend
+from vecdb.client.deadlines import Limited
+from vecdb.client.steps import Steps, drive
+from vecdb.core.calls import Call
 from vecdb.core.errors import DatabaseClosed, VecdbError
 
 EXIT_WAIT_S: Final = 10.0
 """How long the interpreter's end waits for calls of daemon threads that still run."""
 
+T = TypeVar("T")
+
 _open: "set[Session]" = set()
+
+
+def forked(label: str, pid: int) -> DatabaseClosed:
+    """What a handle says in a child of the process that opened it."""
+    return DatabaseClosed(
+        f"the handle of the database {label} was opened in process {pid}, and this is process {os.getpid()}, forked "
+        "from it; connect again in the new process, and start it by spawn or exec, not by fork (multiprocessing: "
+        "get_context('spawn'))", target=label, opened_in=pid)
 
 
 class Session:
@@ -39,6 +54,8 @@ class Session:
         self._ended = False
         self._mine = threading.local()
         self._pid = os.getpid()
+        self._keeps_time = bool(getattr(backend, "keeps_time", False))
+        self.batch_bytes: int | None = getattr(backend, "batch_bytes", None)
 
     @property
     def closed(self) -> bool:
@@ -46,15 +63,26 @@ class Session:
 
     def check_open(self) -> None:
         if self._pid != os.getpid():
-            raise DatabaseClosed(
-                f"the handle of the database {self.label} was opened in process {self._pid}, and this is process "
-                f"{os.getpid()}, forked from it; connect again in the new process, and start it by spawn or exec, not "
-                "by fork (multiprocessing: get_context('spawn'))", target=self.label, opened_in=self._pid)
+            raise forked(self.label, self._pid)
         if self._closing:
             raise DatabaseClosed(f"the database {self.label} is closed", target=self.label)
 
     def call(self) -> "_Call":
         return _Call(self)
+
+    def run(self, steps: Steps[T], timeout: float | None = None) -> T:
+        """Run the steps of one call, at most ``timeout`` (checked) seconds."""
+        if timeout is None:
+            backend = self.enter()
+            try:
+                return drive(steps, Bound(backend, None))
+            finally:
+                self.leave()
+        if self._keeps_time:
+            with _Call(self) as backend:
+                return drive(steps, Bound(backend, Call(time.monotonic() + timeout)))
+        with Limited(timeout) as call, _Call(self) as backend:
+            return drive(steps, Bound(backend, call))
 
     def enter(self) -> Backend:
         if self._pid != os.getpid():

@@ -1,17 +1,16 @@
 """The loops of long writes: batch after batch, summed, reported, and honest about where they stopped."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from vecdb.client.backend import Progress
 from vecdb.client.parts import DEFAULT_BATCH_BYTES, DEFAULT_BATCH_RECORDS
+from vecdb.client.steps import Op, Steps
 from vecdb.core.calls import Call, WriteToken
 from vecdb.core.errors import VecdbError
 from vecdb.core.ids import RecordId
 from vecdb.core.records import UpdateMetadata, UpsertBatch, WriteResult
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,27 +34,42 @@ def add(a: WriteResult, b: WriteResult) -> WriteResult:
                        max(a.log_index, b.log_index))
 
 
-def apply_all(batches: Iterable[tuple[int, _T]], apply: Callable[[_T], WriteResult], stage: str, total: int,
-              report: Progress | None) -> WriteResult:
-    """Apply (rows, batch) pairs in order.
+class Tally:
+    """What the writes of one call did so far, told to whoever watches."""
 
-    If one fails, those before it stay: a VecdbError then carries ``fields["rows_applied"]``, and every error a
-    note, unless nothing had been applied.
-    """
-    result, done = WriteResult(), 0
-    try:
-        for rows, batch in batches:
-            result = add(result, apply(batch))
-            done += rows
-            if report is not None:
-                report(stage, done, total)
-    except Exception as error:
-        if done:
+    __slots__ = ("_report", "_stage", "_total", "done", "result")
+
+    def __init__(self, stage: str, total: int, report: Progress | None) -> None:
+        self._stage = stage
+        self._total = total
+        self._report = report
+        self.done = 0
+        self.result = WriteResult()
+
+    def applied(self, rows: int, result: WriteResult) -> None:
+        self.result = add(self.result, result)
+        self.done += rows
+        if self._report is not None:
+            self._report(self._stage, self.done, self._total)
+
+    def note(self, error: Exception) -> None:
+        """What was applied stays: a VecdbError says so in ``fields["rows_applied"]``, and every error in a note."""
+        if self.done:
             if isinstance(error, VecdbError):
-                error.fields["rows_applied"] = done
-            error.add_note(f"the first {done} rows of this call had been applied, and stay")
+                error.fields["rows_applied"] = self.done
+            error.add_note(f"the first {self.done} rows of this call had been applied, and stay")
+
+
+def apply_all(writes: Iterable[tuple[int, Op]], stage: str, total: int, report: Progress | None) -> Steps[WriteResult]:
+    """Do (rows, write) pairs in order; if one fails, those before it stay."""
+    tally = Tally(stage, total, report)
+    try:
+        for rows, write in writes:
+            tally.applied(rows, (yield write))
+    except Exception as error:
+        tally.note(error)
         raise
-    return result
+    return tally.result
 
 
 def runs(ids: Sequence[RecordId], size: int = DEFAULT_BATCH_RECORDS) -> Iterator[tuple[int, tuple[RecordId, ...]]]:

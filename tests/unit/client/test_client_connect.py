@@ -15,7 +15,7 @@ import vecdb
 from tests.memory_backend import MemoryBackend
 from vecdb.client import collection, database
 from vecdb.client.connect import connect, directory
-from vecdb.core.errors import InvalidArgument, Unsupported, VecdbError
+from vecdb.core.errors import InvalidArgument, VecdbError
 
 HEAVY = ("numba", "llvmlite", "pyarrow", "pandas", "rocksdict", "typer", "rich", "pydantic", "structlog", "h5py")
 
@@ -47,7 +47,9 @@ def test_paths_and_urls(opened: list, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("target", "kind"), [
-    ("grpc://localhost:7700", Unsupported), ("GRPCS://x", Unsupported), ("https://x", Unsupported),
+    ("grpc://", InvalidArgument), ("GRPCS://a b", InvalidArgument), ("https://x", InvalidArgument),
+    ("grpc://key@host", InvalidArgument), ("grpc://host:0", InvalidArgument), ("grpc://host:x", InvalidArgument),
+    ("grpc://host/path", InvalidArgument), ("grpc://a,,b", InvalidArgument), ("grpc://h?x=1", InvalidArgument),
     ("s3://bucket", InvalidArgument), ("", InvalidArgument), ("a\0b", InvalidArgument), (None, InvalidArgument),
     (3, InvalidArgument), (b"data", InvalidArgument), ("file://host/x", InvalidArgument), ("file:", InvalidArgument),
     ("file:///x?y", InvalidArgument), ("file://[x", InvalidArgument), (["x"], InvalidArgument),

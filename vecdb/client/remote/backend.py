@@ -26,6 +26,8 @@ from vecdb.core.records import DeleteIds, DeleteWhere, Record, UpdateMetadata, U
 from vecdb.core.schema import CollectionSchema
 
 PARALLEL: Final = 4
+BATCH_BYTES: Final = 4 << 20
+"""A batch that travels: a few are under way at once, and what is lost with a connection is little."""
 
 
 class RemoteBackend:
@@ -34,6 +36,7 @@ class RemoteBackend:
     keeps_time: Final = True
     """Deadlines are gRPC's: nobody need watch the clock for a call."""
     remembers_schemas: Final = True
+    batch_bytes: Final = BATCH_BYTES
 
     def __init__(self, target: Target, options: Options) -> None:
         secrets = credentials(target, options)

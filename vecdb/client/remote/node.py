@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from vecdb.client.backend import Progress
 from vecdb.client.remote.admin import AdminProcedures
-from vecdb.client.remote.backend import PARALLEL
+from vecdb.client.remote.backend import BATCH_BYTES, PARALLEL
 from vecdb.client.remote.bulk import Applied, BulkUpsert
 from vecdb.client.remote.channels import credentials, open_aio
 from vecdb.client.remote.gather import AsyncGather
@@ -37,6 +37,7 @@ class RemoteNode:
 
     keeps_time: Final = True
     remembers_schemas: Final = True
+    batch_bytes: Final = BATCH_BYTES
 
     def __init__(self, target: Any, options: Options | None = None, **given: Any) -> None:
         where = parse(target) if isinstance(target, str) else target if isinstance(target, Target) else None

@@ -1,0 +1,171 @@
+"""``AsyncDatabase`` and ``connect_async``: the SDK for asyncio, over a server or a directory."""
+
+import asyncio
+import os
+from collections.abc import Generator, Sequence
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from vecdb.client import making
+from vecdb.client.admin import ask
+from vecdb.client.async_collection import AsyncCollection
+from vecdb.client.async_session import AsyncSession
+from vecdb.client.connect import check_key, directory, embedded, network
+from vecdb.client.deadlines import check_timeout
+from vecdb.core.access import Grant, Key
+from vecdb.core.errors import InvalidArgument
+from vecdb.core.schema import IndexSpec, Metric, VectorType, check_name
+
+
+class AsyncDatabase:
+    """An open database for the tasks of one event loop; made by :func:`vecdb.connect_async`.
+
+    Its methods are those of :class:`~vecdb.client.database.Database`, awaited.  ``node`` is any
+    :class:`vecdb.ports.node.Node`; it is closed with the database.
+    """
+
+    def __init__(self, node: Any, label: str = "in memory") -> None:
+        self._session = AsyncSession(node, label)
+
+    async def create_collection(self, name: str, dim: int, metric: str | Metric = "cosine", *,
+                                vector_type: str | VectorType = "float32",
+                                index: str | IndexSpec | dict[str, Any] = "auto",
+                                indexed_fields: list[str] | tuple[str, ...] | None = None,
+                                if_exists: Literal["error", "ok"] = "error", timeout: float | None = None,
+                                **parameters: Any) -> AsyncCollection:
+        """Make a collection and return its handle, as :meth:`Database.create_collection`."""
+        schema = making.check_schema(name, dim, metric, vector_type, index, indexed_fields, if_exists, parameters)
+        await self._session.run(making.create(schema, if_exists == "ok"), check_timeout(timeout))
+        return AsyncCollection(self._session, schema.name)
+
+    async def get_or_create_collection(self, name: str, dim: int, metric: str | Metric = "cosine",
+                                       **parameters: Any) -> AsyncCollection:
+        """``create_collection`` with ``if_exists="ok"``."""
+        if "if_exists" in parameters:
+            raise InvalidArgument("if_exists", "is always 'ok' here", got="if_exists", limit="no such argument")
+        return await self.create_collection(name, dim, metric, if_exists="ok", **parameters)
+
+    async def collection(self, name: str) -> AsyncCollection:
+        """Return the handle of a collection; raises CollectionNotFound."""
+        checked = check_name(name)
+        await self._session.run(making.find(checked))
+        return AsyncCollection(self._session, checked)
+
+    async def list_collections(self, *, timeout: float | None = None) -> list[str]:
+        """The names of the collections, in order."""
+        return await self._session.run(making.names(), check_timeout(timeout))
+
+    async def drop_collection(self, name: str, *, missing_ok: bool = False, timeout: float | None = None) -> None:
+        """Delete a collection and its records for good; raises CollectionNotFound unless ``missing_ok``."""
+        await self._session.run(making.drop(check_name(name), missing_ok), check_timeout(timeout))
+
+    async def jobs(self, name: str | None = None, *, timeout: float | None = None) -> list[dict[str, Any]]:
+        """Background jobs of a collection, or of all: ``collection kind state stage done total error``."""
+        return await self._session.run(making.jobs(name), check_timeout(timeout))
+
+    @property
+    def admin(self) -> "AsyncAdmin":
+        """The server itself: what it is, and its API keys; Unsupported for a directory."""
+        return AsyncAdmin(self._session)
+
+    @property
+    def closed(self) -> bool:
+        return self._session.closed
+
+    async def close(self) -> None:
+        """Wait for running calls, then close; closing again does nothing."""
+        await self._session.close()
+
+    async def __aenter__(self) -> Self:
+        self._session.check_open()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                        trace: TracebackType | None) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"<AsyncDatabase {self._session.label}{' (closed)' if self.closed else ''}>"
+
+
+class AsyncAdmin:
+    """:class:`~vecdb.client.admin.Admin`, awaited."""
+
+    def __init__(self, session: AsyncSession) -> None:
+        self._session = session
+
+    async def server(self, *, timeout: float | None = None) -> dict[str, Any]:
+        """``version api node_id uptime_s`` and what else the server says of itself."""
+        found: dict[str, Any] = await self._session.run(ask("server"), check_timeout(timeout))
+        return found
+
+    async def create_key(self, name: str, grants: Sequence[Grant], ttl_s: float = 0.0, *,
+                         timeout: float | None = None) -> tuple[Key, str]:
+        """Make an API key; the secret is told this once.  ``ttl_s``: seconds it is good for, 0 for ever."""
+        steps = ask("create_key", name, grants, ttl_s)
+        made: tuple[Key, str] = await self._session.run(steps, check_timeout(timeout))
+        return made
+
+    async def list_keys(self, *, timeout: float | None = None) -> list[Key]:
+        """Every key, the revoked and the expired too."""
+        found: list[Key] = await self._session.run(ask("list_keys"), check_timeout(timeout))
+        return found
+
+    async def rotate_key(self, id: str, overlap_s: float = 0.0, *, timeout: float | None = None) -> tuple[Key, str]:
+        """A new secret for a key; the old one is good for ``overlap_s`` more seconds."""
+        steps = ask("rotate_key", id, overlap_s)
+        made: tuple[Key, str] = await self._session.run(steps, check_timeout(timeout))
+        return made
+
+    async def revoke_key(self, id: str, *, timeout: float | None = None) -> None:
+        """End a key; raises KeyNotFound."""
+        await self._session.run(ask("revoke_key", id), check_timeout(timeout))
+
+
+class Connecting:
+    """A database on its way: ``await`` it, or enter it with ``async with``."""
+
+    def __init__(self, target: str | os.PathLike[str], api_key: str | None, options: dict[str, Any]) -> None:
+        self._target = target
+        self._api_key = api_key
+        self._options = options
+        self._database: AsyncDatabase | None = None
+
+    async def _open(self) -> AsyncDatabase:
+        place = network(self._target)
+        if place is not None:
+            from vecdb.client.remote.opening import open_node
+
+            node, label = await open_node(place, self._api_key, self._options)
+            return AsyncDatabase(node, label)
+        from vecdb.client.threads import ThreadNode
+
+        path = directory(self._target)
+        backend = await asyncio.to_thread(embedded, path, self._options)
+        return AsyncDatabase(ThreadNode(backend), path)
+
+    def __await__(self) -> Generator[Any, None, AsyncDatabase]:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> AsyncDatabase:
+        self._database = await self._open()
+        return self._database
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                        trace: TracebackType | None) -> None:
+        if self._database is not None:
+            await self._database.close()
+
+
+def connect_async(target: str | os.PathLike[str], *, api_key: str | None = None, **options: Any) -> Connecting:
+    """Open a database for asyncio: ``db = await connect_async(...)`` or ``async with connect_async(...) as db``.
+
+    Targets, options and errors are those of :func:`vecdb.connect`; a directory is opened embedded, and its calls run in
+    threads.
+
+    >>> async with connect_async("grpc://localhost:7700") as db:  # doctest: +SKIP
+    ...     docs = await db.collection("docs")
+    ...     hits = await docs.query(vector, k=10)
+    """
+    check_key(api_key)
+    return Connecting(target, api_key, options)
