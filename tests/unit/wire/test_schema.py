@@ -21,8 +21,9 @@ from vecdb.wire.convert import (
 
 specs = st.builds(IndexSpec, kind=st.sampled_from(IndexKind), m=st.integers(2, 128),
                   ef_construction=st.integers(1, 500), ef_search=st.integers(0, 20_000),
-                  quantization=st.sampled_from(Quantization), subspaces=st.integers(0, 64), bits=st.integers(1, 8), nlist=st.integers(0, 1 << 20),
-                  nprobe=st.integers(0, 1 << 20), oversample=st.floats(0, 100), vectors_on_disk=st.booleans())
+                  quantization=st.sampled_from(Quantization), subspaces=st.integers(0, 64), bits=st.integers(1, 8),
+                  nlist=st.integers(0, 1 << 20), nprobe=st.integers(0, 1 << 20), oversample=st.floats(0, 100),
+                  vectors_on_disk=st.booleans())
 schemas = st.builds(CollectionSchema, name=st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,20}", fullmatch=True),
                     dim=st.integers(1, 32_768), metric=st.sampled_from([Metric.COSINE, Metric.DOT, Metric.L2]),
                     vector_type=st.sampled_from([kind for kind in VectorType if kind is not VectorType.BINARY]),
