@@ -9,7 +9,7 @@ half of the calls of the first.
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import grpc
 from grpc_health.v1 import _async as health_aio
@@ -18,7 +18,6 @@ from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from grpc_reflection.v1alpha import reflection
 
 from vecdb.core.errors import Unavailable
-from vecdb.rpc.edge import Edge
 
 SERVICES: Final = ("Collections", "Records", "Queries", "Admin")
 KEEPALIVE_MS: Final = 60_000
@@ -28,6 +27,15 @@ MAX_METADATA_BYTES: Final = 16 << 10
 STREAMS_PER_CONNECTION: Final = 1_000
 NOTICE_S: Final = 0.05
 """Between telling health checks that the node goes and refusing calls: those on their way still get in."""
+
+
+class Handler(Protocol):
+    """A ``grpc.GenericRpcHandler`` that knows how many of its calls run."""
+
+    @property
+    def running(self) -> int: ...
+
+    def service(self, handler_call_details: Any) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +68,7 @@ def _channel_options(options: ServerOptions) -> list[tuple[str, Any]]:
 class GrpcServer:
     """Belongs to the event loop that starts it; ``edges`` answer the calls, the first that knows a method."""
 
-    def __init__(self, edges: Sequence[Edge], options: ServerOptions) -> None:
+    def __init__(self, edges: Sequence[Handler], options: ServerOptions) -> None:
         self._edges = edges
         self._options = options
         self._health = health_aio.HealthServicer()
@@ -76,7 +84,8 @@ class GrpcServer:
             reflection.enable_server_reflection(
                 (*(f"vecdb.v1.{name}" for name in SERVICES), health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
                  reflection.SERVICE_NAME), server)
-        server.add_generic_rpc_handlers(tuple(self._edges))
+        handlers: tuple[Any, ...] = tuple(self._edges)
+        server.add_generic_rpc_handlers(handlers)
         await self._tell(False)
         self.port = self._bind(server)
         await server.start()

@@ -4,21 +4,24 @@ import asyncio
 import os
 import secrets
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
+from tempfile import TemporaryDirectory
 from typing import Any, Final, cast
 
 from vecdb.app import open_embedded, open_store
 from vecdb.config import Settings
+from vecdb.core.access import Principal
 from vecdb.ports.observer import Watched
 from vecdb.rpc.admin import AdminServicer
 from vecdb.rpc.audit import AuditLog
 from vecdb.rpc.auth import Authenticator, loud_binding
-from vecdb.rpc.edge import Edge, Guards
+from vecdb.rpc.edge import Edge, Guards, Method
 from vecdb.rpc.http.app import HttpApp
 from vecdb.rpc.http.face import HttpFace, HttpOptions
+from vecdb.rpc.peer import PEER_PREFIX, PeerServicer
 from vecdb.rpc.rates import InflightBytes, RateLimiter
 from vecdb.rpc.server import GrpcServer, ServerOptions
 from vecdb.rpc.servicers import CollectionsServicer, QueriesServicer, RecordsServicer
@@ -31,6 +34,8 @@ from vecdb.runtime.pool import available_cores
 from vecdb.services.keys import KeyRing
 from vecdb.services.local import LocalDatabase
 from vecdb.services.node import LocalNode, NodeLimits
+from vecdb.serving.front import FrontSettings
+from vecdb.serving.fronts import Fronts, reserve
 from vecdb.serving.watching import tell, watch
 
 KEYS: Final = "keys"
@@ -40,6 +45,8 @@ MEMORY_SHARE: Final = 0.8
 ENGINE_SHARE: Final = 0.7
 """Of that, what segments may take."""
 EDGE_THREADS: Final = 2
+CORES_PER_FRONT: Final = 4
+"""A front keeps some four cores' kernels busy with single queries: 200 microseconds of Python against 50 to 1,000."""
 OnStep = Callable[[str], None]
 
 
@@ -78,10 +85,39 @@ def installed_version() -> str:
 
 
 @dataclass(slots=True)
+class GrpcFace:
+    """The public gRPC port: this process's own server, or ``fronts`` before it."""
+
+    server: GrpcServer
+    fronts: Fronts | None = None
+    port: int = 0
+
+    @property
+    def running(self) -> int:
+        return self.server.running
+
+    async def start(self) -> int:
+        """Bind; returns the public port."""
+        port = await self.server.start()
+        self.port = self.port or port
+        return self.port
+
+    async def ready(self) -> None:
+        await self.server.ready()
+        if self.fronts is not None:
+            await self.fronts.start()
+
+    async def stop(self, drain_s: float) -> None:
+        if self.fronts is not None:
+            await self.fronts.stop(drain_s)
+        await self.server.stop(drain_s)
+
+
+@dataclass(slots=True)
 class Running:
     """A node that serves; ``close`` drains it.  ``addresses``: where, as ``grpc``, ``grpc_port``, ``http``, …"""
 
-    grpc: GrpcServer
+    grpc: GrpcFace
     http: HttpFace | None
     metrics: Metrics
     addresses: dict[str, Any]
@@ -139,10 +175,8 @@ async def _compose(settings: Settings, stack: AsyncExitStack, on_step: OnStep) -
     details = _about(settings, about, node)
     methods = [*CollectionsServicer(node).methods(), *RecordsServicer(node).methods(),
                *QueriesServicer(node, limits.deadline_s).methods(), *AdminServicer(node, keys, details).methods()]
-    grpc = GrpcServer([Edge(methods, guards, workers)], ServerOptions(
-        f"{settings.server.host}:{settings.server.grpc_port}", limits.message_bytes, 2 * limits.concurrent_calls,
-        None if certificates is None else certificates.grpc_credentials(), False, settings.server.reflection))
     starting = ["starting"]
+    face = _grpc_face(settings, methods, guards, workers, certificates, about, stack)
     metrics.watch(Watched.DRAINING, lambda: float("draining" in starting))
     http = None
     if settings.server.http_port >= 0:
@@ -151,23 +185,55 @@ async def _compose(settings: Settings, stack: AsyncExitStack, on_step: OnStep) -
             metrics=watching.exposition.text, message_bytes=limits.message_bytes), HttpOptions(
                 settings.server.host, settings.server.http_port, limits.connections,
                 None if certificates is None else certificates.ssl_context()), metrics)
-    addresses = await _bind(settings, grpc, http, stack)
+    addresses = await _bind(settings, face, http, stack)
     if settings.server.warm_up:
         await loop.run_in_executor(None, _warm_up, on_step)
-    await grpc.ready()
+    await face.ready()
     starting.clear()
-    return Running(grpc, http, metrics, addresses, settings.server.drain_s, starting, stack)
+    return Running(face, http, metrics, addresses, settings.server.drain_s, starting, stack)
 
 
-async def _bind(settings: Settings, grpc: GrpcServer, http: HttpFace | None, stack: AsyncExitStack) -> dict[str, Any]:
+def processes(settings: Settings) -> int:
+    """Front processes; 1: none, the engine's own process serves."""
+    asked = settings.server.processes
+    return asked if asked else max(1, (settings.engine.threads or available_cores()) // CORES_PER_FRONT)
+
+
+def _grpc_face(settings: Settings, methods: list[Method], guards: Guards, workers: Executor,
+               certificates: Certificates | None, about: dict[str, str], stack: AsyncExitStack) -> GrpcFace:
+    server, limits, count = settings.server, settings.limits, processes(settings)
+    credentials = None if certificates is None else certificates.grpc_credentials()
+    if count == 1:
+        return GrpcFace(GrpcServer([Edge(methods, guards, workers)], ServerOptions(
+            join_host_port(server.host, server.grpc_port), limits.message_bytes, 2 * limits.concurrent_calls,
+            credentials, False, server.reflection)))
+    # In a folder that only this user may enter; short, for a socket's path has 107 bytes.
+    folder = stack.enter_context(TemporaryDirectory(prefix="vecdb-"))
+    socket = f"unix:{folder}/engine"
+    relayed = replace(guards, relayed=True)
+    public = Edge(methods, relayed, workers)
+    peer = Edge(PeerServicer(public, about["node_id"], about["version"]).methods(), _for_peers(relayed), workers,
+                prefix=PEER_PREFIX)
+    held = reserve(server.host, server.grpc_port)
+    stack.callback(held.close)
+    port = int(held.getsockname()[1])
+    fronts = Fronts(FrontSettings(
+        "front", socket, join_host_port(server.host, port), limits.message_bytes, 2 * limits.concurrent_calls,
+        server.reflection, server.drain_s, settings.log.level, settings.log.format, settings.tls.cert_file,
+        settings.tls.key_file, settings.tls.client_ca_file, settings.tls.reload_s), count, tell)
+    engine = GrpcServer([public, peer], ServerOptions(socket, -1, 2 * limits.concurrent_calls, None, False, False))
+    return GrpcFace(engine, fronts, port)
+
+
+async def _bind(settings: Settings, face: GrpcFace, http: HttpFace | None, stack: AsyncExitStack) -> dict[str, Any]:
     host = settings.server.host
-    port = await grpc.start()
-    stack.push_async_callback(grpc.stop, 0.0)
-    addresses: dict[str, Any] = {"grpc": f"{host}:{port}", "grpc_port": port}
+    port = await face.start()
+    stack.push_async_callback(face.stop, 0.0)
+    addresses: dict[str, Any] = {"grpc": join_host_port(host, port), "grpc_port": port}
     if http is not None:
         port = await http.start()
         stack.push_async_callback(http.stop, 0.0)
-        addresses |= {"http": f"{host}:{port}", "http_port": port}
+        addresses |= {"http": join_host_port(host, port), "http_port": port}
     return addresses
 
 
@@ -193,6 +259,25 @@ def _guards(settings: Settings, keys: KeyRing, metrics: Metrics, certificates: C
     return Guards(authenticator, RateLimiter(limits.rate, limits.burst, clock), budget, audit, metrics, fault,
                   limits.concurrent_calls, limits.deadline_s, limits.deadline_max_s,
                   certificates is not None and certificates.mutual)
+
+
+def join_host_port(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
+
+
+class _Trusting:
+    """Who reaches the engine's socket is one of our processes; whom it speaks for is checked query by query."""
+
+    def check(self, metadata: Any, peer: str, certificate: str = "") -> Principal:
+        return Principal("", "front", ())
+
+    def take(self, principal: Principal, cost: float = 1.0) -> None:
+        return None
+
+
+def _for_peers(guards: Guards) -> Guards:
+    trusting = _Trusting()
+    return replace(guards, authenticator=trusting, rates=trusting)
 
 
 def _warm_up(on_step: OnStep) -> None:

@@ -59,7 +59,7 @@ async def paired(folder: Path) -> AsyncIterator[Pair]:
         await engine.ready()
         inner = grpc.aio.insecure_channel(socket)
         exchange = Exchange(inner, "front-0")
-        front = GrpcServer([Front(inner, exchange, certificates=False)],  # type: ignore[list-item]
+        front = GrpcServer([Front(inner, exchange, certificates=False)],
                            ServerOptions("127.0.0.1:0", 1 << 20, 1_000))
         port = await front.start()
         await front.ready()

@@ -1,0 +1,125 @@
+"""A front process: ``python -m vecdb.serving.front``, started by the node it stands before.
+
+What it must know comes as one line of JSON on its standard input, so that nothing stands on a command line; that the
+input ends is how it learns that the node is gone.  It answers with one line once it listens, or with why it cannot.
+"""
+
+import asyncio
+import contextlib
+import signal
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import orjson
+import uvloop
+
+from vecdb.core.errors import VecdbError
+from vecdb.rpc.front import Exchange, Front
+from vecdb.rpc.server import GrpcServer, ServerOptions
+from vecdb.rpc.tls import open_certificates
+from vecdb.runtime.clock import SystemClock
+from vecdb.runtime.logs import configure, logger
+
+
+@dataclass(frozen=True, slots=True)
+class FrontSettings:
+    """``socket``: the engine's, as gRPC writes it (``unix:…``)."""
+
+    name: str
+    socket: str
+    address: str
+    message_bytes: int
+    hard_calls: int
+    reflect: bool
+    drain_s: float
+    log_level: str
+    log_format: str
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    client_ca_file: Path | None = None
+    reload_s: float = 10.0
+
+    def to_json(self) -> bytes:
+        return orjson.dumps({name: str(value) if isinstance(value, Path) else value
+                             for name, value in asdict(self).items()})
+
+    @classmethod
+    def from_json(cls, data: bytes) -> "FrontSettings":
+        values = orjson.loads(data)
+        for name in ("cert_file", "key_file", "client_ca_file"):
+            values[name] = Path(values[name]) if values[name] else None
+        return cls(**values)
+
+
+async def serve(settings: FrontSettings, ended: asyncio.Event, on_listening: Any) -> None:
+    """Serve until ``ended``, then drain."""
+    def tell(level: str, event: str, **fields: Any) -> None:
+        getattr(logger(), level)(event, front=settings.name, **fields)
+
+    certificates = open_certificates(settings, SystemClock(), tell)
+    channel = grpc.aio.insecure_channel(settings.socket, options=[
+        ("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)])
+    exchange = Exchange(channel, settings.name)
+    front = Front(channel, exchange, certificates=certificates is not None and certificates.mutual)
+    server = GrpcServer([front], ServerOptions(
+        settings.address, settings.message_bytes, settings.hard_calls,
+        None if certificates is None else certificates.grpc_credentials(), True, settings.reflect))
+    reload = None if certificates is None else asyncio.create_task(certificates.watch())
+    try:
+        await server.start()
+        await server.ready()
+        on_listening()
+        await ended.wait()
+    finally:
+        await server.stop(settings.drain_s)
+        if reload is not None:
+            reload.cancel()
+        await exchange.close()
+        await channel.close(None)
+
+
+class _Parent(asyncio.Protocol):
+    """The pipe from the node: its end is the node's end."""
+
+    def __init__(self, ended: asyncio.Event) -> None:
+        self._ended = ended
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._ended.set()
+
+
+async def _main(settings: FrontSettings) -> int:
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, ended.set)
+    loop.add_signal_handler(signal.SIGINT, lambda: None)  # the terminal tells every process; the node tells us when
+    await loop.connect_read_pipe(lambda: _Parent(ended), sys.stdin)
+
+    def say(told: dict[str, Any]) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            sys.stdout.buffer.write(orjson.dumps(told) + b"\n")
+            sys.stdout.buffer.flush()
+
+    try:
+        await serve(settings, ended, lambda: say({"listening": True}))
+    except VecdbError as error:
+        say({"error": error.message})
+        return 1
+    return 0
+
+
+def main() -> None:
+    # Unbuffered: the pipe is read on, and nothing may stay behind in a buffer.
+    line = bytearray()
+    while not line.endswith(b"\n") and (one := sys.stdin.buffer.raw.read(1)):  # type: ignore[union-attr]
+        line += one
+    settings = FrontSettings.from_json(bytes(line))
+    configure(settings.log_level, settings.log_format)  # type: ignore[arg-type]  # checked by the node's settings
+    sys.exit(uvloop.run(_main(settings)))
+
+
+if __name__ == "__main__":
+    main()
