@@ -21,6 +21,8 @@ _INT_MIN = -(1 << 63)
 _INT_MAX = (1 << 64) - 1
 _KINDS = "object, list, str, int, float, bool, null, datetime"
 _PLAIN = frozenset((str, int, bool, type(None)))
+_SHOWN = 100
+"""Characters of a key that an error repeats; a hostile path may hold megabytes."""
 _dumps = orjson.dumps
 
 
@@ -83,7 +85,7 @@ class _Walk:
 
     def refuse(self, keys: tuple[str, ...], message: str, got: Any, limit: Any) -> NoReturn:
         base = _argument(self.position)
-        where = f"{base}.{join_path(keys)}" if keys else base
+        where = f"{base}.{join_path([key[:_SHOWN] for key in keys])}"[:4 * _SHOWN] if keys else base
         raise InvalidMetadata(where.encode("utf-8", "backslashreplace").decode("utf-8"), message, got=got, limit=limit)
 
     def convert(self, value: Any, keys: tuple[str, ...]) -> Any:

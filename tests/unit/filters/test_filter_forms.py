@@ -141,6 +141,18 @@ def test_the_limits_hold_in_every_form():
     assert to_node(deep.node) == deep.node
 
 
+@pytest.mark.parametrize("value", [
+    {"." * 10**6: 1}, {"$" + "x" * 10**6: 1}, {"a": {"x" * 10**6: 1}}, {"y" * 60_000: {"x" * 10**6: 1}},
+    {"x" * 10**6: 1}, {"y" * 60_000: []}, {"y" * 60_000: {"$in": 5, "$exists": 1}}, {"a": {"$time": "x" * 10**6}},
+    {"a": {"$in": ["x"] * 10**6}}, {"a": {"$in": [["x"] * 10**6]}}, "a." * 30_000, "`" + "x" * 60_000,
+    "=" * 60_000, {"a": {"$geo_box": {"x" * 10**6: 1}}}])
+def test_an_error_repeats_only_the_beginning_of_what_is_far_too_long(value):
+    with pytest.raises(InvalidFilter) as caught:
+        to_node(value)
+    assert len(str(caught.value)) < 600
+    assert len(repr(caught.value.fields)) < 600
+
+
 def test_a_long_chain_of_the_builder_is_wide_not_deep():
     chain = F.a == 0
     for number in range(200):

@@ -57,6 +57,17 @@ def test_what_is_refused_is_named(value, argument):
     str(caught.value).encode()
 
 
+def test_an_error_repeats_only_the_beginning_of_what_is_far_too_long():
+    value: object = float("nan")
+    for _ in range(30):
+        value = {"k." * 30_000: value}
+    with pytest.raises(InvalidMetadata) as caught:
+        check_metadata(value)
+    assert len(caught.value.argument) <= len("metadata.") + 400
+    assert len(str(caught.value)) < 600
+    assert caught.value.argument.startswith("metadata.k\\.k")
+
+
 def test_a_cycle_is_refused():
     loop: dict = {"a": 1}
     loop["self"] = loop

@@ -35,6 +35,7 @@ from vecdb.core.filters.tree import (
     Time,
     Value,
 )
+from vecdb.core.limits import MAX_IN_VALUES
 
 _COMPARISONS = {"$eq": "==", "$ne": "!=", "$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
 _GEO = {"$geo_radius": ("lat", "lon", "radius_m"), "$geo_box": ("south", "west", "north", "east")}
@@ -98,8 +99,8 @@ def _written(value: Value) -> Any:
 
 
 def _refuse(where: str, message: str, got: object, limit: str) -> InvalidFilter:
-    return InvalidFilter(f"{where}: {message}" if where else message,
-                         got=got if isinstance(got, str) else type(got).__name__, limit=limit)
+    return InvalidFilter(f"{where:.100}: {message}" if where else message,
+                         got=got[:100] if isinstance(got, str) else type(got).__name__, limit=limit)
 
 
 def _mapping(mapping: object, depth: int, budget: Budget) -> Node:
@@ -127,7 +128,7 @@ def _logic(key: str, value: object, depth: int, budget: Budget) -> Node:
                           "[path, condition]")
         return _field(check_path(value[0]), value[1], depth, budget)
     if key not in _LOGIC:
-        raise _refuse("", f"unknown operator {key!r} where a path may stand; known are {', '.join(_LOGIC)}", key,
+        raise _refuse("", f"unknown operator {key!r:.60} where a path may stand; known are {', '.join(_LOGIC)}", key,
                       ", ".join(_LOGIC))
     if not isinstance(value, list | tuple):
         raise _refuse(key, f"needs a list of mappings, not {type(value).__name__}", value, "a list")
@@ -152,7 +153,8 @@ def _field(path: str, value: object, depth: int, budget: Budget) -> Node:
 
 def _operator(path: str, op: object, operand: Any, depth: int, budget: Budget) -> Node:
     if not isinstance(op, str) or op not in _FIELD_OPS:
-        hint = f"; a nested path is written '{path}.{op}'" if isinstance(op, str) and not op.startswith("$") else ""
+        nested = isinstance(op, str) and not op.startswith("$")
+        hint = f"; a nested path is written '{path:.60}.{op:.60}'" if nested else ""
         raise _refuse(path, f"unknown operator {op!r:.60}{hint}; known are {', '.join(_FIELD_OPS)}", op,
                       ", ".join(_FIELD_OPS))
     if op == "$not":
@@ -161,7 +163,9 @@ def _operator(path: str, op: object, operand: Any, depth: int, budget: Budget) -
     if op in _COMPARISONS:
         return check.compare(path, _COMPARISONS[op], _value(operand))
     if op in ("$in", "$nin"):
-        listed = [_value(item) for item in operand] if isinstance(operand, list | tuple) else operand
+        # One too many is enough for the refusal; millions need not be looked at for it.
+        listed = ([_value(item) for item in operand[:MAX_IN_VALUES + 1]] if isinstance(operand, list | tuple)
+                  else operand)
         among = check.is_in(path, listed)
         return among if op == "$in" else Not(among)
     if op in ("$exists", "$null"):

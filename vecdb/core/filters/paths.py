@@ -9,7 +9,7 @@ price of each item.  A list inside a list is not entered.
 import re
 
 from vecdb.core.errors import InvalidFilter
-from vecdb.core.limits import MAX_METADATA_DEPTH
+from vecdb.core.limits import MAX_METADATA_BYTES, MAX_METADATA_DEPTH
 
 _SPECIAL = re.compile(r"[\\.]")
 
@@ -46,9 +46,12 @@ def check_path(path: object, position: int | None = None) -> str:
     if not isinstance(path, str):
         raise InvalidFilter(f"a path must be a str, not {type(path).__name__}", position=position,
                             got=type(path).__name__, limit="str")
+    if len(path) > MAX_METADATA_BYTES:
+        raise InvalidFilter(f"a path of {len(path)} characters is longer than metadata may be ({MAX_METADATA_BYTES})",
+                            position=position, got=len(path), limit=MAX_METADATA_BYTES)
     keys = split_path(path)
     if "" in keys:
-        raise InvalidFilter(f"the path {path!r} has an empty part", position=position, got=path,
+        raise InvalidFilter(f"the path {path!r:.100} has an empty part", position=position, got=path[:100],
                             limit="non-empty keys joined by dots")
     if len(keys) > MAX_METADATA_DEPTH:
         raise InvalidFilter(f"a path of {len(keys)} keys is deeper than metadata may nest ({MAX_METADATA_DEPTH})",

@@ -92,7 +92,7 @@ def _path(text: str, start: int) -> tuple[Token, int]:
             if end == at:
                 raise InvalidFilter("a path ends in a dot" if at == len(text) else
                                     f"{text[at]!r} cannot start a key; quote the key in backticks", position=at,
-                                    got=text[start:at], limit="key{.key}")
+                                    got=text[start:at][:40], limit="key{.key}")
             key, at = text[at:end], end
         keys.append(key)
         if text[at : at + 1] != ".":
