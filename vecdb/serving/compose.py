@@ -8,6 +8,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final, cast
 
@@ -161,7 +162,9 @@ async def _compose(settings: Settings, stack: AsyncExitStack, on_step: OnStep) -
     database = await loop.run_in_executor(None, _open_database, settings)
     stack.callback(database.close)
     about = {"version": installed_version(), "node_id": node_id(settings)}
-    watching = watch(settings, database, clock, metrics, about, memory_limit(settings), stack)
+    # In a folder that only this user may enter; short, for a socket's path has 107 bytes.
+    folder = Path(stack.enter_context(TemporaryDirectory(prefix="vecdb-"))) if processes(settings) > 1 else None
+    watching = watch(settings, database, clock, metrics, about, memory_limit(settings), stack, folder)
     limits = settings.limits
     node = LocalNode(database, clock, metrics, NodeLimits(
         settings.engine.threads or available_cores(), limits.write_threads, limits.queued_queries,
@@ -176,7 +179,7 @@ async def _compose(settings: Settings, stack: AsyncExitStack, on_step: OnStep) -
     methods = [*CollectionsServicer(node).methods(), *RecordsServicer(node).methods(),
                *QueriesServicer(node, limits.deadline_s).methods(), *AdminServicer(node, keys, details).methods()]
     starting = ["starting"]
-    face = _grpc_face(settings, methods, guards, workers, certificates, about, stack)
+    face = _grpc_face(settings, methods, guards, workers, certificates, about, folder, stack)
     metrics.watch(Watched.DRAINING, lambda: float("draining" in starting))
     http = None
     if settings.server.http_port >= 0:
@@ -200,16 +203,14 @@ def processes(settings: Settings) -> int:
 
 
 def _grpc_face(settings: Settings, methods: list[Method], guards: Guards, workers: Executor,
-               certificates: Certificates | None, about: dict[str, str], stack: AsyncExitStack) -> GrpcFace:
-    server, limits, count = settings.server, settings.limits, processes(settings)
+               certificates: Certificates | None, about: dict[str, str], folder: Path | None,
+               stack: AsyncExitStack) -> GrpcFace:
+    server, limits = settings.server, settings.limits
     credentials = None if certificates is None else certificates.grpc_credentials()
-    if count == 1:
+    if folder is None:
         return GrpcFace(GrpcServer([Edge(methods, guards, workers)], ServerOptions(
             join_host_port(server.host, server.grpc_port), limits.message_bytes, 2 * limits.concurrent_calls,
             credentials, False, server.reflection)))
-    # In a folder that only this user may enter; short, for a socket's path has 107 bytes.
-    folder = stack.enter_context(TemporaryDirectory(prefix="vecdb-"))
-    socket = f"unix:{folder}/engine"
     relayed = replace(guards, relayed=True)
     public = Edge(methods, relayed, workers)
     peer = Edge(PeerServicer(public, about["node_id"], about["version"]).methods(), _for_peers(relayed), workers,
@@ -217,12 +218,12 @@ def _grpc_face(settings: Settings, methods: list[Method], guards: Guards, worker
     held = reserve(server.host, server.grpc_port)
     stack.callback(held.close)
     port = int(held.getsockname()[1])
-    fronts = Fronts(FrontSettings(
-        "front", socket, join_host_port(server.host, port), limits.message_bytes, 2 * limits.concurrent_calls,
+    front = FrontSettings(
+        "front", folder, join_host_port(server.host, port), limits.message_bytes, 2 * limits.concurrent_calls,
         server.reflection, server.drain_s, settings.log.level, settings.log.format, settings.tls.cert_file,
-        settings.tls.key_file, settings.tls.client_ca_file, settings.tls.reload_s), count, tell)
-    engine = GrpcServer([public, peer], ServerOptions(socket, -1, 2 * limits.concurrent_calls, None, False, False))
-    return GrpcFace(engine, fronts, port)
+        settings.tls.key_file, settings.tls.client_ca_file, settings.tls.reload_s)
+    options = ServerOptions(front.socket, -1, 2 * limits.concurrent_calls, None, False, False)
+    return GrpcFace(GrpcServer([public, peer], options), Fronts(front, processes(settings), tell), port)
 
 
 async def _bind(settings: Settings, face: GrpcFace, http: HttpFace | None, stack: AsyncExitStack) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import signal
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import grpc
 import orjson
@@ -21,15 +21,19 @@ from vecdb.rpc.front import Exchange, Front
 from vecdb.rpc.server import GrpcServer, ServerOptions
 from vecdb.rpc.tls import open_certificates
 from vecdb.runtime.clock import SystemClock
+from vecdb.runtime.exposition import Exposition, interpreter, publish
 from vecdb.runtime.logs import configure, logger
+from vecdb.runtime.process import EventLoopLag
+
+SOCKET: Final = "engine"
 
 
 @dataclass(frozen=True, slots=True)
 class FrontSettings:
-    """``socket``: the engine's, as gRPC writes it (``unix:…``)."""
+    """``folder``: the node's own, where the engine's socket is and pages of metrics are left."""
 
     name: str
-    socket: str
+    folder: Path
     address: str
     message_bytes: int
     hard_calls: int
@@ -42,6 +46,10 @@ class FrontSettings:
     client_ca_file: Path | None = None
     reload_s: float = 10.0
 
+    @property
+    def socket(self) -> str:
+        return f"unix:{self.folder}/{SOCKET}"
+
     def to_json(self) -> bytes:
         return orjson.dumps({name: str(value) if isinstance(value, Path) else value
                              for name, value in asdict(self).items()})
@@ -49,6 +57,7 @@ class FrontSettings:
     @classmethod
     def from_json(cls, data: bytes) -> "FrontSettings":
         values = orjson.loads(data)
+        values["folder"] = Path(values["folder"])
         for name in ("cert_file", "key_file", "client_ca_file"):
             values[name] = Path(values[name]) if values[name] else None
         return cls(**values)
@@ -67,7 +76,11 @@ async def serve(settings: FrontSettings, ended: asyncio.Event, on_listening: Any
     server = GrpcServer([front], ServerOptions(
         settings.address, settings.message_bytes, settings.hard_calls,
         None if certificates is None else certificates.grpc_credentials(), True, settings.reflect))
-    reload = None if certificates is None else asyncio.create_task(certificates.watch())
+    lag = EventLoopLag()
+    page = Exposition([*interpreter(), lag], process=settings.name)
+    tasks = [asyncio.create_task(lag.run()), asyncio.create_task(publish(page, settings.folder, settings.name))]
+    if certificates is not None:
+        tasks.append(asyncio.create_task(certificates.watch()))
     try:
         await server.start()
         await server.ready()
@@ -75,8 +88,9 @@ async def serve(settings: FrontSettings, ended: asyncio.Event, on_listening: Any
         await ended.wait()
     finally:
         await server.stop(settings.drain_s)
-        if reload is not None:
-            reload.cancel()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await exchange.close()
         await channel.close(None)
 

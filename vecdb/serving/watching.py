@@ -4,6 +4,7 @@ import asyncio
 import random
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from vecdb.config import Settings
@@ -32,8 +33,8 @@ def tell(level: str, event: str, **fields: Any) -> None:
 
 
 def watch(settings: Settings, database: LocalDatabase, clock: Clock, metrics: Metrics, about: dict[str, str],
-          write_limit: int, stack: AsyncExitStack) -> Watch:
-    """Begin to watch; everything is undone by ``stack``."""
+          write_limit: int, stack: AsyncExitStack, folder: Path | None = None) -> Watch:
+    """Begin to watch; everything is undone by ``stack``.  ``folder``: where front processes leave their pages."""
     telemetry, log = settings.telemetry, settings.log
     slow = SlowQueries(log.slow_query_ms, lambda event, fields: logs.logger().warning(event, **fields), clock,
                        counted=metrics.slow_query)
@@ -54,5 +55,6 @@ def watch(settings: Settings, database: LocalDatabase, clock: Clock, metrics: Me
     beat = asyncio.get_running_loop().create_task(lag.run())
     stack.callback(beat.cancel)
     exposition = Exposition([*interpreter(), metrics, lag, Host(about["version"], settings.data_dir, write_limit, {}),
-                            Collections(database.describe_open, metrics.names)])
+                            Collections(database.describe_open, metrics.names)],
+                            process="" if folder is None else "engine", folder=folder)
     return Watch(metrics, slow, exposition)
