@@ -29,13 +29,18 @@ def create(name: Annotated[str, typer.Argument(metavar="NAME", help="What the ke
                "--grant", metavar="ROLE:NAME[,NAME...]", help="A role on others (repeat it).")] = None,
            ttl: Annotated[str | None, typer.Option("--ttl", help="Good for so long: 90d, 12h.  [default: for ever]",
                                                    show_default=False)] = None,
+           lock_out: Annotated[bool, typer.Option("--lock-out", help="Even if nobody could administer the server after "
+                                                  "it.")] = False,
            target: Target = HERE, as_json: o.Json = False) -> None:
     """Make a key; its secret is printed on stdout, this once."""
     from vecdb.core.access import Grant
 
     out = Output(as_json)
     grants = [Grant(_role(role), tuple(collection or ())), *map(_grant, grant or ())]
-    with administration(resolve(target), write=True) as admin:
+    place = resolve(target)
+    with administration(place, write=True) as admin:
+        if place.is_server and place.api_key is None and not lock_out:
+            _check_first(admin.list_keys(), grants)
         key, secret = admin.create_key(name, grants, _seconds("ttl", ttl))
     out.note(f"made key {key.id} ({key.name}): {_grants(key)}; {_expiry(key)}")
     _secret(out, key, secret)
@@ -85,6 +90,17 @@ def revoke(id: Annotated[str, typer.Argument(metavar="ID", help="Of the key, as 
     out.note(f"revoked key {id}")
     if as_json:
         out.emit({"revoked": id})
+
+
+def _check_first(keys: "list[Key]", grants: "list[Grant]") -> None:
+    """Refuse a first key that is no admin: from then on keys are asked for, and nobody had one to make more with."""
+    from vecdb.core.access import Role
+
+    held = [*grants, *(grant for key in keys if _state(key) == "good" for grant in key.grants)]
+    if not any(grant.role is Role.ADMIN and grant.covers(None) for grant in held):
+        raise InvalidArgument("role", "the first key of a server must be an admin's: once there is one, keys are asked "
+                              "for, and none could make others; make one with --role admin first, or say --lock-out",
+                              got="no admin", limit="admin, or --lock-out")
 
 
 def _role(word: str) -> Any:

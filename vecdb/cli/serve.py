@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vecdb.config import Loaded, Settings
     from vecdb.core.access import Principal
 
+_STEP_S: Final = 2.0
 _FLAGS: Final = {"data_dir": "--data", "server.host": "--host", "server.grpc_port": "--port",
                  "server.http_port": "--http-port", "server.processes": "--processes"}
 
@@ -204,11 +205,24 @@ def _run(out: Output, settings: "Settings", ready_file: Path | None) -> int:
             _publish(ready_file, line)
 
     try:
-        return run_node(settings, on_ready, lambda step: out.note(f"{step} ..."))
+        return run_node(settings, on_ready, _Steps(out))
     finally:
         if ready_file is not None:
             with contextlib.suppress(OSError):
                 ready_file.unlink()
+
+
+class _Steps:
+    """Says where a start is: each stage when it begins, and a long one every few seconds."""
+
+    def __init__(self, out: Output) -> None:
+        self._out, self._stage, self._said = out, "", 0.0
+
+    def __call__(self, step: str) -> None:
+        stage, now = step.partition(" ")[0], time.monotonic()
+        if stage != self._stage or now - self._said >= _STEP_S:
+            self._stage, self._said = stage, now
+            self._out.note(f"{step} ...")
 
 
 def _version() -> str:

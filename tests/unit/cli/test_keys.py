@@ -9,12 +9,12 @@ URL = ["--url", "grpc://db.example:7700"]
 
 def test_a_key_is_made_and_its_secret_alone_is_on_stdout(cli, backend) -> None:
     ran = cli("key", "create", "ci", "--role", "write", "--collection", "docs", "--collection", "logs-*", "--ttl",
-              "90d", "--grant", "read:a,b", *URL)
+              "90d", "--grant", "read:a,b", "--lock-out", *URL)
     (key,) = backend.list_keys()
     assert (ran.code, ran.out) == (0, f"vdb_{key.id}_secret\n")
     assert "write on docs, logs-*; read on a, b" in ran.err
     assert key.expires_s == pytest.approx(time.time() + 90 * 86_400, abs=60)
-    told = cli("key", "create", "other", *URL, "--json").json
+    told = cli("key", "create", "other", *URL, "--json", "--lock-out").json
     assert told["secret"].startswith("vdb_")
     assert told["key"]["grants"] == [{"role": "read", "collections": []}]
     assert told["key"]["expires_s"] == 0
@@ -29,9 +29,25 @@ def test_keys_that_are_refused(cli, backend, argv) -> None:
     assert backend.list_keys() == []
 
 
+def test_a_first_key_that_would_lock_everybody_out_is_refused(cli, backend, monkeypatch) -> None:
+    for argv in ([], ["--role", "write"], ["--role", "admin", "--collection", "docs"]):
+        ran = cli("key", "create", "ci", *argv, *URL)
+        assert ran.code == 2
+        assert "--role admin first" in ran.err
+    assert backend.list_keys() == []
+    assert cli("key", "create", "root", "--role", "admin", *URL).code == 0
+    assert cli("key", "create", "ci", *URL).code == 0
+    backend.keys.clear()
+    monkeypatch.setenv("VECDB_API_KEY", "of-the-settings")
+    assert cli("key", "create", "ci", *URL).code == 0
+    monkeypatch.delenv("VECDB_API_KEY")
+    backend.keys.clear()
+    assert cli("key", "create", "ci").code == 0  # a directory's owner can always make another
+
+
 def test_list_rotate_revoke(cli, backend) -> None:
     assert "no keys" in cli("key", "list", *URL).out
-    id = cli("key", "create", "ci", *URL, "--json").json["key"]["id"]
+    id = cli("key", "create", "ci", *URL, "--json", "--lock-out").json["key"]["id"]
     assert cli("key", "rotate", id, "--overlap", "1d", *URL).out == f"vdb_{id}_new86400\n"
     listed = cli("key", "list", *URL)
     assert "secret" not in listed.out + listed.err

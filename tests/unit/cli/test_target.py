@@ -11,7 +11,7 @@ COMMANDS = [
     ["import", "in.npy", "-c", "docs"], ["collection", "list"], ["collection", "describe", "docs"],
     ["collection", "count", "docs"], ["collection", "create", "new", "-d", "3"], ["collection", "optimize", "docs"],
     ["collection", "drop", "docs", "--yes"], ["collection", "verify", "docs"], ["plan", "--check", "-c", "docs"],
-    ["key", "create", "ci"], ["key", "list"], ["job", "list"], ["doctor"],
+    ["key", "create", "ci", "--role", "admin"], ["key", "list"], ["job", "list"], ["doctor"],
 ]
 
 
