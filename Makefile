@@ -8,10 +8,10 @@ KERNELS := $(shell find vecdb/kernels vecdb/ann -name '*.py' 2>/dev/null)
 PYTEST_ARGS ?= -q -n auto --maxprocesses 8 --dist loadfile
 DATA ?= glove-100 fashion-mnist
 
-.PHONY: help install test quickstart lint types contracts proto data bench lock clean
+.PHONY: help install test quickstart lint types contracts proto proto-baseline data bench lock clean
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 install: $(VENV)/.installed $(VENV)/.warm  ## .venv with the locked dependencies, vecdb editable, kernels compiled
 
@@ -46,6 +46,9 @@ contracts: $(VENV)/.installed  ## the layers of the house
 
 proto: $(VENV)/.installed  ## generate vecdb/v1 and vecdb/internal from proto/
 	@.ci/proto $(VENV)
+
+proto-baseline: $(VENV)/.installed  ## accept proto/ as released: later changes are held against it
+	@$(BIN)/python .ci/proto-breaking --accept
 
 data: $(VENV)/.installed  ## benchmark sets: make data DATA="glove-100 fashion-mnist wordnet"
 	@$(BIN)/python -m bench.data $(DATA)
