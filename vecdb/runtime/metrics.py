@@ -78,7 +78,8 @@ class _Queries:
         self.calls = Tally(ROWS)
         self.waits = Tally(SECONDS)
         self.compute = Tally(SECONDS)
-        self.inline = self.threaded = self.partial = self.slow = self.hops = self.comparisons = 0
+        self.inline = self.threaded = self.partial = self.slow = 0
+        self.hops = self.comparisons = 0.0
 
 
 class Metrics:
@@ -145,8 +146,9 @@ class Metrics:
     def queried(self, collection: str, request: QueryRequest, result: QueryResult, cost: Cost, call: Call) -> None:
         with self._lock:
             cell = self._queries.get(collection) or self._query_cell(collection)
-            cell.hops += cost.hops
-            cell.comparisons += cost.comparisons
+            share = len(request.vectors) / max(1, cost.batched)  # its figures are of the whole batch
+            cell.hops += cost.hops * share
+            cell.comparisons += cost.comparisons * share
             if result.missing:
                 cell.partial += 1
         for listener in self._listeners:

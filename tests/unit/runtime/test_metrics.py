@@ -142,7 +142,7 @@ def test_batches_and_queries():
     metrics.batch_ran("docs", 8, (0.001, 0.002), 0.02, False)
     metrics.batch_ran("docs", 1, (0.0,), 0.0002, True)
     told = ("docs", QueryRequest(np.zeros((1, 2), np.float32), 1), QueryResult([], missing=("segment 1",)),
-            Cost(1.0, 2.0, 8, 30, 400), Call())
+            Cost(1.0, 2.0, 8, 240, 3_200), Call())  # of which one row in eight is this call's
     metrics.queried(*told)
     assert heard == [told]
     assert value(metrics, name="vecdb_batches_total", mode="thread") == 1
