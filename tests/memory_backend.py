@@ -17,7 +17,7 @@ import numpy as np
 import orjson
 
 from vecdb.core.calls import Call
-from vecdb.core.errors import CollectionExists, CollectionNotFound, DatabaseClosed, InvalidMetadata
+from vecdb.core.errors import CollectionExists, CollectionNotFound, DatabaseClosed, InvalidArgument, InvalidMetadata
 from vecdb.core.filters import evaluate
 from vecdb.core.filters.tree import Node
 from vecdb.core.ids import RecordId, check_id
@@ -45,6 +45,23 @@ class Table:
     rows: dict[RecordId, Row] = field(default_factory=dict)
     next_rid: int = 1
     log_index: int = 0
+    tokens: dict[bytes, tuple[int, WriteResult]] = field(default_factory=dict)
+
+    def known(self, call: Call | None) -> WriteResult | None:
+        """What the write did whose token this is, if it was applied before."""
+        token = None if call is None else call.token
+        if token is None or token.key not in self.tokens:
+            return None
+        fingerprint, result = self.tokens[token.key]
+        if fingerprint != token.fingerprint:
+            raise InvalidArgument("idempotency_key", "was used for another write", got=token.key.hex(),
+                                  limit="a key of its own for every write")
+        return result
+
+    def done(self, call: Call | None, result: WriteResult) -> WriteResult:
+        if call is not None and call.token is not None:
+            self.tokens[call.token.key] = (call.token.fingerprint, result)
+        return result
 
     def put(self, identity: RecordId, vector: np.ndarray, metadata: dict[str, Any]) -> bool:
         """Write a new version; returns whether there was an older one."""
@@ -128,17 +145,22 @@ class MemoryBackend:
         _check(call)
         with self._lock:
             table = self._table(name)
+            if (known := table.known(call)) is not None:
+                return known
             _check_batch(table.schema, batch)
             updated = 0
             for identity, vector, metadata in zip(batch.ids, batch.vectors, batch.metadata, strict=True):
                 updated += table.put(identity, vector.copy(), orjson.loads(metadata))
             table.log_index += 1
-            return WriteResult(inserted=len(batch.ids) - updated, updated=updated, log_index=table.log_index)
+            return table.done(call, WriteResult(inserted=len(batch.ids) - updated, updated=updated,
+                                                log_index=table.log_index))
 
     def delete(self, name: str, command: DeleteIds | DeleteWhere, call: Call | None = None) -> WriteResult:
         _check(call)
         with self._lock:
             table = self._table(name)
+            if (known := table.known(call)) is not None:
+                return known
             if isinstance(command, DeleteIds):
                 _check_ids(command.ids)
                 ids: Sequence[RecordId] = command.ids
@@ -146,13 +168,16 @@ class MemoryBackend:
                 ids = [identity for identity, _ in table.matching(command.filter)]
             deleted = sum(table.rows.pop(identity, None) is not None for identity in ids)
             table.log_index += 1
-            return WriteResult(deleted=deleted, missing=len(ids) - deleted, log_index=table.log_index)
+            return table.done(call, WriteResult(deleted=deleted, missing=len(ids) - deleted,
+                                                log_index=table.log_index))
 
     def update_metadata(self, name: str, command: UpdateMetadata, call: Call | None = None) -> WriteResult:
         """All or nothing: an object that would grow over the limit refuses the whole command."""
         _check(call)
         with self._lock:
             table = self._table(name)
+            if (known := table.known(call)) is not None:
+                return known
             _check_ids(command.ids)
             changed: dict[RecordId, dict[str, Any]] = {}
             for position, (identity, raw) in enumerate(zip(command.ids, command.patch, strict=True)):
@@ -161,8 +186,8 @@ class MemoryBackend:
             for identity, metadata in changed.items():
                 table.put(identity, table.rows[identity].vector, metadata)
             table.log_index += 1
-            return WriteResult(updated=len(changed), missing=len(command.ids) - len(changed),
-                               log_index=table.log_index)
+            return table.done(call, WriteResult(updated=len(changed), missing=len(command.ids) - len(changed),
+                                                log_index=table.log_index))
 
     def query(self, name: str, request: QueryRequest, call: Call | None = None) -> QueryResult:
         _check(call)

@@ -47,6 +47,8 @@ class WriteToken:
         if len(self.key) > MAX_KEY_BYTES:
             raise LimitExceeded("idempotency_key", f"{len(self.key)} bytes, more than {MAX_KEY_BYTES}",
                                 got=len(self.key), limit=MAX_KEY_BYTES)
+        if not 0 <= self.fingerprint < 1 << 64:
+            raise InvalidArgument("fingerprint", "does not fit 64 bits", got=self.fingerprint, limit="0..2**64 - 1")
 
 
 @dataclass(slots=True, eq=False)

@@ -74,6 +74,10 @@ MAX_INDEXED_FIELDS: Final = 256
 MAX_INDEXED_STRING_BYTES: Final = 1_024
 """Longest string that enters an inverted index; longer ones are filtered by reading records."""
 
+MAX_WRITE_TOKENS: Final = 65_536
+"""Idempotency keys a shard remembers, the latest: at 1,000 such writes a second a retry may come a minute late.
+Each takes some 250 bytes of memory.  Part of what every replica must do alike: change it only with a format."""
+
 MAX_KEYS: Final = 10_000
 """Most API keys of one node: all are held in memory, about a kilobyte each."""
 

@@ -27,6 +27,7 @@ from vecdb.services.settings import EngineSettings
 from vecdb.shard import rows
 from vecdb.shard.machine import READ_CHUNK, ShardMachine
 from vecdb.shard.manifest import Entry, Manifest
+from vecdb.shard.tokens import Tokens
 from vecdb.shard.view import SegmentView
 
 SEGMENTS = "segments"
@@ -70,7 +71,8 @@ def recover(schema: CollectionSchema, directory: Path, store: Store, settings: E
             views.append(growing.view)
     if growing is None or growing.frozen:
         raise DataCorrupted("the manifest names no growing segment", path=str(directory))
-    return ShardMachine(schema, store, state, views, growing, manifest.next_segment, seal, manifest_row)
+    return ShardMachine(schema, store, state, views, growing, manifest.next_segment, seal, manifest_row,
+                        Tokens(store.scan(*rows.TOKENS)))
 
 
 def _row_bytes(schema: CollectionSchema) -> int:

@@ -84,7 +84,8 @@ class ShardService:
     # --- writes -----------------------------------------------------------------------------------
 
     def write(self, command: Command, call: Call | None = None) -> WriteResult:
-        """Carry out one command; durable when this returns.  A call that was ended before it is applied does nothing.
+        """Carry out one command; durable when this returns.  A call that was ended before it is applied does nothing;
+        one whose token was applied before is answered with what it did then.
 
         Raises what the command is refused for, :class:`~vecdb.core.errors.StorageError` if the disk refuses (then
         nothing is shown, and what was acknowledged before is safe), ``OutcomeUnknown``, ``Overloaded``.
@@ -94,7 +95,8 @@ class ShardService:
         check(call)
         self.before_write(call)
         with self.writing(call):
-            applied = self.machine.apply(self.machine.state.applied + 1, command, call)
+            applied = self.machine.apply(self.machine.state.applied + 1, command, call=call,
+                                         token=None if call is None else call.token)
             store = self._store
             try:
                 store.write(applied.mutations)
@@ -117,7 +119,7 @@ class ShardService:
             with self._lock:
                 if self._store is store:
                     self._broken = True
-                elif not self._closed and not self._broken and applied.result.log_index <= self._recovered_at:
+                elif not self._closed and not self._broken and applied.state.applied <= self._recovered_at:
                     self._store.sync()  # another writer's failure had the store opened anew, and our batch was there
                     return
             if isinstance(error, DatabaseClosed):

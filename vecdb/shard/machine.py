@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from vecdb.core.calls import Call, check
+from vecdb.core.calls import Call, WriteToken, check
 from vecdb.core.errors import DataCorrupted, InvalidArgument, InvalidMetadata, LimitExceeded, VecdbError
 from vecdb.core.ids import RecordId, check_id, id_from_key, id_key
 from vecdb.core.limits import MAX_BATCH_BYTES, MAX_BATCH_RECORDS, MAX_METADATA_BYTES
@@ -30,6 +30,7 @@ from vecdb.shard import digest, rows
 from vecdb.shard.manifest import Manifest
 from vecdb.shard.mutations import Mutations
 from vecdb.shard.rows import State
+from vecdb.shard.tokens import TokenChange, Tokens
 from vecdb.shard.view import SegmentView, ShardView, rid_array
 
 VECTOR_BLOCK_BYTES = 1 << 20
@@ -51,6 +52,7 @@ class Staged:
     ids: list[RecordId] = field(default_factory=list)
     metadata: list[dict[str, Any]] = field(default_factory=list)
     dead: list[int] = field(default_factory=list)
+    token: TokenChange | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +89,15 @@ class ShardMachine:
     """Segments in rid order, the last one growing; ``view`` is the moment readers pin."""
 
     def __init__(self, schema: CollectionSchema, reads: Reads, state: State, segments: Sequence[SegmentView],
-                 growing: GrowingSegment, next_segment: int, seal_records: int, manifest: bytes | None = None) -> None:
+                 growing: GrowingSegment, next_segment: int, seal_records: int, manifest: bytes | None = None,
+                 tokens: Tokens | None = None) -> None:
         self.schema = schema
         self._reads = reads
         self.seal_records = seal_records
         self._next_segment = next_segment
         self._growing = growing
         self.written_manifest = manifest
+        self._tokens = tokens if tokens is not None else Tokens()
         self.view = ShardView((*segments, growing.view), state)
 
     @property
@@ -115,9 +119,12 @@ class ShardMachine:
 
     # --- commands ---------------------------------------------------------------------------------
 
-    def apply(self, log_index: int, command: Command, call: Call | None = None) -> Applied:
+    def apply(self, log_index: int, command: Command, *, token: WriteToken | None = None,
+              call: Call | None = None) -> Applied:
         """Say what ``command`` at ``log_index`` does; an index at or below the applied one does nothing.
 
+        A command whose ``token`` was applied before, within the window, does nothing either, and its result is what it
+        did then.  Of a refused command no token is kept: it did nothing, and may be tried again.
         Raises what ends ``call``; nothing has happened then.  A command from a log is applied without one.
         """
         state = self.state
@@ -125,11 +132,14 @@ class ShardMachine:
             return Applied(WriteResult(log_index=state.applied), None, Mutations(), state, Staged())
         change = _Change(state, total=state.digest)
         try:
-            result = self._dispatch(change, command, call)
+            repeated = None if token is None else self._tokens.find(token)
+            result = repeated or replace(self._dispatch(change, command, call), log_index=log_index)
             error = None
+            if token is not None and repeated is None:
+                change.staged.token = self._tokens.remember(change.mutations, log_index, token, result)
         except InvalidArgument as refused:  # the command's own fault; a disk's is no outcome and goes up
             change = _Change(state, total=state.digest)
-            result, error = WriteResult(), refused
+            result, error = WriteResult(log_index=log_index), refused
         staged = change.staged
         after = State(log_index, state.next_rid + len(staged.ids),
                       state.records + len(staged.ids) - len(staged.dead), change.total)
@@ -137,7 +147,7 @@ class ShardMachine:
         manifest = self.manifest().to_bytes()
         if manifest != self.written_manifest:
             change.mutations.puts.append((rows.MANIFEST_KEY, manifest))
-        return Applied(replace(result, log_index=log_index), error, change.mutations, after, staged, manifest)
+        return Applied(result, error, change.mutations, after, staged, manifest)
 
     def commit(self, applied: Applied) -> None:
         """Publish what was applied; call it after its mutations are written, in log order."""
@@ -155,6 +165,8 @@ class ShardMachine:
                 views[place] = view.segment.view
         self._growing.publish(staged.ids, staged.metadata, gone)
         views[-1] = self._growing.view
+        if staged.token is not None:
+            self._tokens.commit(staged.token)
         if applied.manifest is not None:
             self.written_manifest = applied.manifest
         self.view = ShardView(tuple(views), applied.state)

@@ -10,9 +10,11 @@ key            value                                       lives
 ``v`` rid      block of vectors, first one's rid in the     until the segment of those rids is sealed into files
                key: stored components, row after row
 ``d`` rid      empty                                       from the version's death until its segment drops it
+``t`` log idx  fingerprint | what the write did | its      while among the shard's last ``MAX_WRITE_TOKENS``; see
+               idempotency key                             :mod:`vecdb.shard.tokens`
 =============  ==========================================  ====================================================
 
-Rids and lengths are big-endian, so that key order is rid order.
+Rids, log indexes and lengths are big-endian, so that key order is their order.
 """
 
 import struct
@@ -23,6 +25,8 @@ from vecdb.core.errors import DataCorrupted
 
 STATE_KEY: Final = b"s"
 MANIFEST_KEY: Final = b"m"
+TOKENS: Final = (b"t", b"u")
+"""The range of the rows of idempotency keys."""
 DIGEST_BYTES: Final = 16
 
 _RID = struct.Struct(">Q")
@@ -65,6 +69,14 @@ def vector_row(rid: int) -> bytes:
 
 def dead_row(rid: int) -> bytes:
     return b"d" + _RID.pack(rid)
+
+
+def token_row(log_index: int) -> bytes:
+    return b"t" + _RID.pack(log_index)
+
+
+def token_log_index(key: bytes) -> int:
+    return int(_RID.unpack_from(key, 1)[0])
 
 
 def rid_of(key: bytes) -> int:

@@ -1,0 +1,80 @@
+"""Writes that happen once: what was done under the idempotency keys of late, and the window they stay in.
+
+A row beside the write, in its batch, says what the write did; so the two are durable together or not at all, and a
+repetition, after a lost answer or a crash, is answered from it.  The window is counted in writes that carry a key and
+moves with the log, so every replica forgets the same key at the same log index.
+"""
+
+import struct
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from vecdb.core.calls import WriteToken
+from vecdb.core.errors import DataCorrupted, InvalidArgument
+from vecdb.core.limits import MAX_WRITE_TOKENS
+from vecdb.core.records import WriteResult
+from vecdb.shard import rows
+from vecdb.shard.mutations import Mutations
+
+_ROW: Final = struct.Struct(">5Q")
+"""Fingerprint; inserted, updated, deleted, missing.  The key follows, the log index is in the row's key."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenChange:
+    """What :meth:`Tokens.commit` shows: a key with its row, and the keys that leave the window for it."""
+
+    key: bytes
+    log_index: int
+    value: bytes
+    forgotten: tuple[bytes, ...]
+
+
+class Tokens:
+    """The window, oldest first; one caller at a time."""
+
+    def __init__(self, found: Iterable[tuple[bytes, bytes]] = (), most: int = MAX_WRITE_TOKENS) -> None:
+        """``found``: the rows of the window by ascending key, as a store has them."""
+        self._most = most
+        # ordered: the first entry of a plain dict is found by passing over all that were deleted before it
+        self._known: OrderedDict[bytes, tuple[int, bytes]] = OrderedDict()
+        for key, value in found:
+            if len(value) <= _ROW.size:
+                raise DataCorrupted("the row of an idempotency key cannot be understood", path="row t", got=len(value))
+            self._known[value[_ROW.size:]] = (rows.token_log_index(key), value[: _ROW.size])
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def find(self, token: WriteToken) -> WriteResult | None:
+        """What the write with this key did, None if it is not known; raises if the key stood for another write."""
+        known = self._known.get(token.key)
+        if known is None:
+            return None
+        log_index, value = known
+        fingerprint, inserted, updated, deleted, missing = _ROW.unpack(value)
+        if fingerprint != token.fingerprint:
+            raise InvalidArgument("idempotency_key", f"was used for another write, applied at log index {log_index}",
+                                  got=token.key.hex(), limit="a key of its own for every write")
+        return WriteResult(inserted, updated, deleted, missing, log_index)
+
+    def remember(self, mutations: Mutations, log_index: int, token: WriteToken, result: WriteResult) -> TokenChange:
+        """Add to ``mutations`` the row of a new key and the deletion of those it pushes out."""
+        value = _ROW.pack(token.fingerprint, result.inserted, result.updated, result.deleted, result.missing)
+        forgotten: list[bytes] = []
+        excess = len(self._known) + 1 - self._most
+        for key, (old, _) in self._known.items():
+            if len(forgotten) >= excess:
+                break
+            forgotten.append(key)
+            mutations.deletes.append(rows.token_row(old))
+        mutations.puts.append((rows.token_row(log_index), value + token.key))
+        return TokenChange(token.key, log_index, value, tuple(forgotten))
+
+    def commit(self, change: TokenChange) -> None:
+        """Call it once the rows are written."""
+        for key in change.forgotten:
+            del self._known[key]
+        self._known[change.key] = (change.log_index, change.value)
