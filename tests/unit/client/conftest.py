@@ -1,4 +1,4 @@
-"""A database over the in-memory double, and a check that a refusal changed nothing."""
+"""A database over the in-memory double, near and far, and a check that a refusal changed nothing."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 
+import vecdb
+from tests.awaiting import Awaiting, awaited
+from tests.fake_server import FakeServer
 from tests.memory_backend import MemoryBackend
 from vecdb.client.collection import Collection
 from vecdb.client.database import Database
@@ -17,9 +20,36 @@ def backend() -> MemoryBackend:
     return MemoryBackend()
 
 
-@pytest.fixture
-def db(backend: MemoryBackend) -> Database:
-    return Database(backend)
+@pytest.fixture(scope="module")
+def server() -> Iterator[FakeServer]:
+    with FakeServer() as running:
+        yield running
+
+
+WAYS = ["in process", "over gRPC", "over grpc.aio"]
+in_process = pytest.mark.parametrize("db", WAYS[:1], indirect=True)
+"""For tests that look at what the backend is called with, or what becomes of it."""
+in_threads = pytest.mark.parametrize("db", WAYS[:2], indirect=True)
+"""For tests of the sync objects themselves."""
+
+
+@pytest.fixture(params=WAYS)
+def db(request: pytest.FixtureRequest, backend: MemoryBackend) -> Iterator[Any]:
+    """A database over the double: called here, behind a server, and behind one from asyncio."""
+    if request.param == "in process":
+        yield Database(backend)
+        return
+    serving: FakeServer = request.getfixturevalue("server")
+    serving.node.backend = serving.backend = backend
+    if request.param == "over gRPC":
+        database = vecdb.connect(serving.url)
+        yield database
+        database.close()
+        return
+    with Awaiting() as loop:
+        opened = loop.run(awaited(vecdb.connect_async(serving.url)))
+        yield loop.wrap(opened)
+        loop.run(opened.close())
 
 
 @pytest.fixture

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 
 from tests.memory_backend import MemoryBackend
+from tests.unit.client.conftest import in_threads
 from vecdb.client.database import Database
 from vecdb.core.errors import CollectionExists, CollectionNotFound, InvalidArgument, LimitExceeded
 from vecdb.core.schema import IndexKind, IndexSpec, Metric, Quantization, VectorType
 
 
+@in_threads
 def test_life_of_a_collection(db: Database) -> None:
     docs = db.create_collection("docs", dim=np.int64(3), metric=Metric.DOT)
     assert (docs.name, docs.dim, docs.metric) == ("docs", 3, "dot")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.memory_backend import MemoryBackend
-from tests.unit.client.conftest import Refused
+from tests.unit.client.conftest import Refused, in_process
 from vecdb import F
 from vecdb.client import queries
 from vecdb.client.collection import Collection
@@ -76,6 +76,7 @@ def test_filters_in_three_forms_and_within(docs: Collection) -> None:
     assert docs.query([0, 0, 0, 0], k=1, exact=True, explain=True).plan == {"strategy": "exact", "matches": 3}
 
 
+@in_process
 def test_arguments_reach_the_backend(docs: Collection, backend: MemoryBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
@@ -90,6 +91,7 @@ def test_arguments_reach_the_backend(docs: Collection, backend: MemoryBackend, m
     assert (request.include_vectors, request.include_metadata, request.within) == (True, False, -1.0)
 
 
+@in_process
 def test_a_partial_answer_says_so(docs: Collection, backend: MemoryBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     query = backend.query
     monkeypatch.setattr(backend, "query", lambda n, r, call: QueryResult(query(n, r).matches, missing=("segment 3",)))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.memory_backend import MemoryBackend
-from tests.unit.client.conftest import Refused
+from tests.unit.client.conftest import Refused, in_process
 from vecdb import F
 from vecdb.client import ingest, writing
 from vecdb.client.collection import Collection
@@ -52,6 +52,7 @@ def test_every_record_is_meant_only_by_saying_true(docs: Collection, refused: Re
     assert docs.delete(filter="true").deleted == 3
 
 
+@in_process
 def test_updates_are_cut_by_the_bytes_of_the_vectors_they_rewrite(db: Database, backend: MemoryBackend,
                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
     dim = 32_768

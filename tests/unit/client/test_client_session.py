@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from tests.memory_backend import MemoryBackend
+from tests.unit.client.conftest import in_process, in_threads
 from vecdb.client.collection import Collection
 from vecdb.client.database import Database
 from vecdb.core.errors import DatabaseClosed
 
 
+@in_threads
 def test_everything_refuses_after_close(docs: Collection, db: Database) -> None:
     pages = docs.scan(batch_size=1)
     next(pages)
@@ -47,6 +49,7 @@ def test_context_manager_closes_also_on_errors(backend: MemoryBackend) -> None:
     assert backend._closed
 
 
+@in_process
 def test_close_waits_for_running_calls(docs: Collection, db: Database, backend: MemoryBackend,
                                        monkeypatch: pytest.MonkeyPatch) -> None:
     inside, go = threading.Event(), threading.Event()
@@ -76,6 +79,7 @@ def test_close_waits_for_running_calls(docs: Collection, db: Database, backend: 
     assert backend._closed
 
 
+@in_process
 def test_close_with_a_timeout_leaves_it_to_the_last_call(docs: Collection, db: Database,
                                                          backend: MemoryBackend) -> None:
     generator_runs, go = threading.Event(), threading.Event()
@@ -97,6 +101,7 @@ def test_close_with_a_timeout_leaves_it_to_the_last_call(docs: Collection, db: D
     assert 50 in backend._tables["docs"].rows
 
 
+@in_process
 def test_a_call_may_close_its_own_database(docs: Collection, db: Database, backend: MemoryBackend) -> None:
     closed_inside: list = []
 
