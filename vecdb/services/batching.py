@@ -5,9 +5,9 @@ to a thread 100 to 250.  So a query that is alone runs on the event loop at once
 each *lane* is in a worker thread while the next gathers.  A lane is a collection with one set of options: only such
 queries can share a kernel call.
 
-**When it crowds.**  A lone client needs a round trip between an answer and its next query.  A query that was there
-already when the one before ended (less than :data:`CROWD_GAP_S` later) came from somebody else; for
-:data:`CROWDED_S` after that nothing runs on the loop, which is then free to read, answer and gather.
+**When it crowds.**  A query gives the loop one turn: what had come with it (the loop was busy meanwhile, or several
+answers arrived at their clients at once) comes forth too.  Alone after that, it runs on the loop; otherwise all of them
+go to a worker, and the loop is free to read, answer and gather what comes next.
 
 **Bounds.**  At most ``queued_rows`` rows wait; a query whose turn would come after its deadline, by what rows took
 lately, is refused at once, with the time after which to try again.  A waiter that gave up is dropped from its batch,
@@ -34,9 +34,6 @@ from vecdb.ports.observer import Observer, Refusal
 from vecdb.ports.tracing import Span
 from vecdb.services import spans
 
-CROWD_GAP_S: Final = 80e-6
-"""A round trip over loopback takes more."""
-CROWDED_S: Final = 0.02
 INLINE_S: Final = 1.5e-3
 """The longest the loop may be held by a query, as far as can be foreseen."""
 INLINE_ROWS: Final = 16
@@ -111,8 +108,8 @@ class QueryBatcher:
         self._running = 0
         self._queued = 0
         self._row_s = 1e-3
-        self._crowded_until = 0.0
-        self._last_end = 0.0
+        self._arriving = 0
+        self._dispatching = False
 
     @property
     def queued_rows(self) -> int:
@@ -125,22 +122,32 @@ class QueryBatcher:
 
     async def query(self, name: str, request: QueryRequest, call: Call) -> QueryResult:
         """Answer in turn; raises what ``run`` raises, Overloaded, DeadlineExceeded."""
-        now = self._clock.monotonic()
         lane = self._lane(name, request)
         rows = len(request.vectors)
-        if now - self._last_end < CROWD_GAP_S:
-            self._crowded_until = now + CROWDED_S
-        if not self._running and now >= self._crowded_until and rows <= INLINE_ROWS \
-                and 0.0 < lane.row_s * rows <= INLINE_S:
-            return self._run_here(lane, request, call, rows, now)
+        now = self._clock.monotonic()
+        if not self._running and not self._queued and rows <= INLINE_ROWS and 0.0 < lane.row_s * rows <= INLINE_S:
+            self._arriving += 1
+            try:
+                await asyncio.sleep(0)
+                alone = self._arriving == 1 and not self._running and not self._queued
+            finally:
+                self._arriving -= 1
+            if alone:
+                return self._run_here(lane, request, call, rows)
         self._admit(lane, rows, call, now)
         loop = asyncio.get_running_loop()
         waiter = _Waiter(request, call, rows, now, loop.create_future(), lane, spans.waiting())
         lane.waiting.append(waiter)
         self._queued += rows
         self._take_turn(lane)
-        self._dispatch(now)
+        if not self._dispatching and self._running < self._workers:
+            self._dispatching = True
+            loop.call_soon(self._dispatch_soon)  # after those that are about to wait as well
         return await self._wait(waiter, now, loop)
+
+    def _dispatch_soon(self) -> None:
+        self._dispatching = False
+        self._dispatch(self._clock.monotonic())
 
     def _lane(self, name: str, request: QueryRequest) -> _Lane:
         # The filter by identity: hashing a tree of 65,536 values here could cost more than the query, and the wire
@@ -154,12 +161,12 @@ class QueryBatcher:
             lane = self._lanes[key] = _Lane(name, request.filter)
         return lane
 
-    def _run_here(self, lane: _Lane, request: QueryRequest, call: Call, rows: int, now: float) -> QueryResult:
+    def _run_here(self, lane: _Lane, request: QueryRequest, call: Call, rows: int) -> QueryResult:
         call.check()
+        began = self._clock.monotonic()
         result = self._run(lane.name, request, call)
-        end = self._last_end = self._clock.monotonic()
-        self._learn(lane, end - now, rows)
-        seconds = end - now
+        seconds = self._clock.monotonic() - began
+        self._learn(lane, seconds, rows)
         self._observer.batch_ran(lane.name, rows, _NO_WAIT, seconds, True)
         found = result.cost or _FREE
         cost = Cost(0.0, seconds * 1e3, rows, found.hops, found.comparisons)
@@ -280,7 +287,6 @@ class QueryBatcher:
         lane = batch.lane
         lane.running -= 1
         self._running -= 1
-        self._last_end = end
         rows = len(batch.request.vectors)
         self._observer.batch_ran(lane.name, rows, [batch.began - waiter.arrived for waiter in batch.waiters],
                                  end - batch.began, False)

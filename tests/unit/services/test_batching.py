@@ -12,7 +12,6 @@ from vecdb.core.calls import Call, Stopped
 from vecdb.core.errors import Cancelled, CollectionNotFound, DeadlineExceeded, Overloaded
 from vecdb.core.query import Cost, Matches, QueryRequest, QueryResult
 from vecdb.ports.observer import NullObserver, Refusal
-from vecdb.services import batching
 from vecdb.services.batching import QueryBatcher
 
 
@@ -87,12 +86,18 @@ class Bench:
         return asyncio.get_running_loop().create_task(self.batcher.query("c", request, call or Call()))
 
     async def know(self) -> None:
-        """Let the lane be known, and the crowd be gone."""
+        """Let the lane be known."""
         first = self.ask(0)
-        await asyncio.sleep(0)
+        await settle()
         self.pool.run_one()
         await first
         self.clock.now += 1.0
+
+
+async def settle() -> None:
+    """Let what was begun come to where it waits."""
+    for _ in range(5):
+        await asyncio.sleep(0)
 
 
 def ids(result: QueryResult) -> list[int]:
@@ -120,7 +125,7 @@ def test_a_lane_never_seen_and_one_that_is_slow_go_to_a_worker() -> None:
         await bench.know()
         bench.clock.now += 10
         slow = bench.ask(1)
-        await asyncio.sleep(0)
+        await settle()
         assert len(bench.pool.waiting) == 1
         bench.pool.run_one()
         assert ids(await slow) == [1]
@@ -133,9 +138,9 @@ def test_queries_that_come_while_one_runs_are_one_batch() -> None:
         bench = Bench(row_s=2.0)
         await bench.know()
         first = bench.ask(1)
-        await asyncio.sleep(0)
+        await settle()
         others = [bench.ask(row, row + 100) for row in range(2, 7)]
-        await asyncio.sleep(0)
+        await settle()
         assert len(bench.pool.waiting) == 1, "one batch of a lane at a time"
         bench.pool.run_one()
         assert ids(await first) == [1]
@@ -149,25 +154,18 @@ def test_queries_that_come_while_one_runs_are_one_batch() -> None:
     drive(test)
 
 
-def test_a_crowd_is_known_by_a_query_that_was_there_already() -> None:
+def test_those_that_come_in_one_turn_of_the_loop_are_one_batch() -> None:
     async def test() -> None:
         bench = Bench()
         await bench.know()
-        await bench.ask(1)
-        crowd = bench.ask(2)  # the clock stood still since the last one ended
-        await asyncio.sleep(0)
+        crowd = [bench.ask(row) for row in range(5)]
+        await settle()
         assert len(bench.pool.waiting) == 1
         bench.pool.run_one()
-        await crowd
-        bench.clock.now += batching.CROWDED_S / 2
-        still = bench.ask(3)
-        await asyncio.sleep(0)
-        assert len(bench.pool.waiting) == 1
-        bench.pool.run_one()
-        await still
-        bench.clock.now += 2 * batching.CROWDED_S
-        await bench.ask(4)
-        assert bench.told.batches[-1][2], "alone again"
+        assert [ids(await one) for one in crowd] == [[row] for row in range(5)]
+        assert bench.told.batches[-1] == (5, 5, False)
+        assert ids(await bench.ask(9)) == [9]
+        assert bench.told.batches[-1] == (1, 1, True), "alone again"
 
     drive(test)
 
@@ -177,12 +175,12 @@ def test_options_make_lanes_and_lanes_take_turns() -> None:
         bench = Bench(row_s=2.0, workers=1)
         await bench.know()
         tasks = [bench.ask(1), bench.ask(2), bench.ask(3, ef_search=9), bench.ask(4), bench.ask(5, ef_search=9)]
-        await asyncio.sleep(0)
+        await settle()
         while bench.pool.waiting:
             bench.pool.run_one()
             await asyncio.sleep(0.001)
         assert [ids(await task) for task in tasks] == [[1], [2], [3], [4], [5]]
-        assert [request.ef_search for request, _ in bench.ran[1:]] == [0, 0, 9], "by arrival, and what waits of a lane at once"
+        assert [request.ef_search for request, _ in bench.ran[1:]] == [0, 9], "by arrival, a lane at once"
 
     drive(test)
 
@@ -191,9 +189,11 @@ def test_plan_and_cost_go_to_those_who_asked() -> None:
     async def test() -> None:
         bench = Bench(row_s=2.0)
         await bench.know()
-        plain, first = bench.ask(9), bench.ask(1)
+        plain = bench.ask(9)
+        await settle()
+        first = bench.ask(1)
         told = bench.ask(2, explain=True, profile=True)
-        await asyncio.sleep(0)
+        await settle()
         bench.pool.run_one()
         await plain
         bench.pool.run_one()
@@ -213,8 +213,10 @@ def test_too_many_waiting_rows_are_refused_with_a_time() -> None:
     async def test() -> None:
         bench = Bench(row_s=2.0, queued_rows=4)
         await bench.know()
-        tasks = [bench.ask(0), *(bench.ask(row) for row in range(1, 5))]
-        await asyncio.sleep(0)
+        tasks = [bench.ask(0)]
+        await settle()
+        tasks += [bench.ask(row) for row in range(1, 5)]
+        await settle()
         with pytest.raises(Overloaded) as refused:
             await bench.ask(9)
         assert refused.value.fields["retry_after_s"] >= 2.0
@@ -231,8 +233,10 @@ def test_one_that_would_be_late_is_refused_at_once() -> None:
     async def test() -> None:
         bench = Bench(row_s=2.0)
         await bench.know()
-        tasks = [bench.ask(0), bench.ask(1)]
-        await asyncio.sleep(0)
+        tasks = [bench.ask(0)]
+        await settle()
+        tasks.append(bench.ask(1))
+        await settle()
         with pytest.raises(Overloaded):
             await bench.ask(2, call=Call(deadline=bench.clock.now + 0.5))
         assert bench.told.refusals == [Refusal.DEADLINE]
@@ -249,9 +253,9 @@ def test_a_deadline_ends_its_query_alone_and_the_last_stops_the_batch() -> None:
         bench = Bench(row_s=2.0)
         await bench.know()
         running = bench.ask(1)
-        await asyncio.sleep(0)
+        await settle()
         late, patient = bench.ask(2), bench.ask(3)
-        await asyncio.sleep(0)
+        await settle()
         bench.pool.run_one()
         await running
         late.cancel()  # both are in the batch that waits for its worker now
@@ -263,7 +267,7 @@ def test_a_deadline_ends_its_query_alone_and_the_last_stops_the_batch() -> None:
 
         bench.clock.now += 1
         alone = bench.ask(4, call=Call(deadline=bench.clock.now + 0.01))
-        await asyncio.sleep(0)
+        await settle()
         with pytest.raises(DeadlineExceeded):
             await alone
         bench.pool.run_one()  # finds its call ended: nothing is computed
@@ -279,9 +283,9 @@ def test_those_who_gave_up_in_the_queue_leave_it() -> None:
         bench = Bench(row_s=2.0, queued_rows=1_000)
         await bench.know()
         running = bench.ask(0)
-        await asyncio.sleep(0)
+        await settle()
         waiting = [bench.ask(row) for row in range(200)]
-        await asyncio.sleep(0)
+        await settle()
         assert bench.batcher.queued_rows == 200
         for task in waiting[:150]:
             task.cancel()
@@ -301,12 +305,12 @@ def test_a_failed_batch_fails_each_with_an_error_of_its_own() -> None:
         bench = Bench(row_s=2.0)
         await bench.know()
         first = bench.ask(0)
-        await asyncio.sleep(0)
+        await settle()
         bench.error = CollectionNotFound("c")
         pair = [bench.ask(1), bench.ask(2)]
-        await asyncio.sleep(0)
+        await settle()
         bench.pool.run_one()
-        bench.pool.run_one() if bench.pool.waiting else await asyncio.sleep(0)
+        bench.pool.run_one() if bench.pool.waiting else await settle()
         while bench.pool.waiting or not first.done():
             await asyncio.sleep(0.001)
             if bench.pool.waiting:
