@@ -4,7 +4,19 @@ from typing import Annotated
 
 import typer
 
-from vecdb.cli import collection, doctor, exporting, importing, jobs, keys, planning, querying, quickstart, serve
+from vecdb.cli import (
+    collection,
+    completing,
+    doctor,
+    exporting,
+    importing,
+    jobs,
+    keys,
+    planning,
+    querying,
+    quickstart,
+    serve,
+)
 from vecdb.cli import options as o
 from vecdb.cli.machine import installed
 from vecdb.cli.output import Output
@@ -49,3 +61,4 @@ app.add_typer(keys.commands, name="key")
 app.add_typer(jobs.commands, name="job")
 app.command()(planning.plan)
 app.command("doctor")(doctor.doctor)
+app.command()(completing.completion)

@@ -123,8 +123,7 @@ def _directory(out: Output, place: Place, directory: Path, quick: bool, *, asked
             return [Check("database", "ok", f"{directory}: {count(len(names))} collections"),
                     *[_collection(out, name, database, quick) for name in names], *_ring(place, directory)]
     except VecdbError as error:
-        locked = type(error).__name__ == "DatabaseLocked"
-        return [_failed("database", error, "if a server has it, ask the server: vecdb doctor --url" if locked else "")]
+        return [_failed("database", error)]
 
 
 def _ring(place: Place, directory: Path) -> list[Check]:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, TypeAlias
 
 import typer
 
+from vecdb.cli.completing import collections
 from vecdb.core.schema import IndexKind, Metric, Quantization, VectorType
 
 _INDEX = "Index"
@@ -13,8 +14,10 @@ _ABOUT = "Collection"
 Data: TypeAlias = Annotated[Path | None, typer.Option(
     "--data", help="The database's directory.  [default: VECDB_DATA_DIR, or ./data]", show_default=False)]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="One JSON value on stdout, for programs.")]
-Collection: TypeAlias = Annotated[str, typer.Option("--collection", "-c", help="The collection's name.")]
-Name: TypeAlias = Annotated[str, typer.Argument(metavar="NAME", help="The collection's name.")]
+Collection: TypeAlias = Annotated[str, typer.Option(
+    "--collection", "-c", help="The collection's name.", autocompletion=collections)]
+Name: TypeAlias = Annotated[str, typer.Argument(metavar="NAME", help="The collection's name.",
+                                                    autocompletion=collections)]
 Filter: TypeAlias = Annotated[str | None, typer.Option(
     "--filter", "-f", help="Only records that match, as in \"year >= 2020 and lang in ['en', 'de']\".")]
 

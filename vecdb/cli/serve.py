@@ -117,7 +117,7 @@ def check_ports(settings: "Settings") -> None:
         return
     for name, flag, number in (("grpc_port", "--port", server.grpc_port), ("http_port", "--http-port",
                                                                            server.http_port)):
-        if number > 0:
+        if number >= 0:  # of port 0 the address is tried
             _check_port(server.host, number, name, flag)
 
 

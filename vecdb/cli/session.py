@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from vecdb.cli.exits import NotFoundError
 from vecdb.cli.target import Place, Target, resolve
+from vecdb.core.errors import DatabaseLocked
 
 if TYPE_CHECKING:
     from vecdb.client.database import Database
@@ -36,7 +37,11 @@ def open_database(target: Target | Place, *, create: bool = False, write: bool =
             options["background"] = background
         if not (create or write):
             options |= {"read_only": True, "background": False}
-        opened = vecdb.connect(place.directory, **options)
+        try:
+            opened = vecdb.connect(place.directory, **options)
+        except DatabaseLocked as error:
+            error.message += "; if a server has it, ask the server with --url"
+            raise
     with opened as database:
         yield database
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vecdb.config import Loaded, Settings
 
 _PANEL: Final = "Server"
+_CONNECT_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +127,7 @@ class Place:
             options["insecure"] = True
         if client.timeout_s:
             options["timeout"] = client.timeout_s
+            options["connect_timeout"] = min(client.timeout_s, _CONNECT_S)
         return options
 
 

@@ -64,7 +64,8 @@ def test_how_a_connection_is_made(cli, docs, opened, monkeypatch, tmp_path: Path
     assert "needs client.key_file" in half.err
     assert [one["api_key"] for one in opened] == ["from-env", "from-file", "shown"]
     assert opened[1] == {"path": URL, "api_key": "from-file", "ca_file": "ca.pem", "cert_file": "c.pem",
-                         "key_file": "k.pem", "insecure": True, "timeout": 90.0}
+                         "key_file": "k.pem", "insecure": True, "timeout": 90.0,
+                         "connect_timeout": 10.0}
 
 
 def test_an_import_sends_several_batches_and_the_later_row_of_an_id_wins(cli, backend, tmp_path: Path) -> None:
