@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 
 from vecdb.client.remote import methods as m
-from vecdb.client.remote.calling import LONG_S, Caller
+from vecdb.client.remote.calling import LONG_S, Caller, read
 from vecdb.client.remote.io import Rpc
 from vecdb.client.steps import Steps
 from vecdb.core.access import Grant, Key, Role
@@ -22,7 +22,7 @@ class AdminProcedures:
 
     def server(self, call: Call | None = None) -> Steps[dict[str, Any]]:
         """``version api node_id uptime_s`` and what else the server says of itself."""
-        reply = pb.GetServerReply.FromString((yield from self._caller.call(m.SERVER, b"", call)))
+        reply = read(pb.GetServerReply, (yield from self._caller.call(m.SERVER, b"", call)))
         details = orjson.loads(reply.details_json) if reply.details_json else {}
         return {"version": reply.version, "api": reply.api, "node_id": reply.node_id, "uptime_s": reply.uptime_s,
                 **details}
@@ -40,26 +40,26 @@ class AdminProcedures:
 
     def _secret(self, rpc: Rpc, payload: bytes, call: Call | None) -> Steps[tuple[Key, str]]:
         raw = yield from self._caller.call(rpc, payload, call, write=True, repeat=False)
-        reply = pb.CreateKeyReply.FromString(raw)
+        reply = read(pb.CreateKeyReply, raw)
         return _key(reply.key), reply.secret
 
     def list_keys(self, call: Call | None = None) -> Steps[list[Key]]:
         reply = yield from self._caller.call(m.LIST_KEYS, b"", call)
-        return [_key(one) for one in pb.ListKeysReply.FromString(reply).keys]
+        return [_key(one) for one in read(pb.ListKeysReply, reply).keys]
 
     def revoke_key(self, id: str, call: Call | None = None) -> Steps[None]:
         yield from self._caller.call(m.REVOKE_KEY, pb.RevokeKeyRequest(id=id).SerializeToString(), call, write=True)
 
     def jobs(self, name: str | None = None, call: Call | None = None) -> Steps[list[dict[str, Any]]]:
         payload = pb.ListJobsRequest(collection=name or "").SerializeToString()
-        reply = pb.ListJobsReply.FromString((yield from self._caller.call(m.JOBS, payload, call)))
+        reply = read(pb.ListJobsReply, (yield from self._caller.call(m.JOBS, payload, call)))
         return [{"collection": job.collection, "kind": job.kind, "state": job.state, "stage": job.stage,
                  "done": job.done, "total": job.total, "error": job.error} for job in reply.jobs]
 
     def verify(self, name: str, call: Call | None = None) -> Steps[dict[str, Any]]:
         """Reads every record: without a deadline of the caller's it has an hour."""
         payload = pb.VerifyRequest(collection=name).SerializeToString()
-        reply = pb.VerifyReply.FromString((yield from self._caller.call(m.VERIFY, payload, call, default_s=LONG_S)))
+        reply = read(pb.VerifyReply, (yield from self._caller.call(m.VERIFY, payload, call, default_s=LONG_S)))
         return {"records": reply.records, "log_index": reply.log_index, "digest": reply.digest,
                 "computed": reply.computed, "equal": reply.equal}
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from vecdb.client.remote import methods as m
-from vecdb.client.remote.calling import LONG_S, left, outcome
+from vecdb.client.remote.calling import LONG_S, left, outcome, read
 from vecdb.client.remote.io import Open, Read, Sleep, Stream, Write
 from vecdb.client.remote.procedures import Procedures, random_key
 from vecdb.client.remote.retry import STREAM_RETRIES, Attempts, Failed
@@ -199,7 +199,7 @@ class BulkUpsert:
         except Failed as failed:
             yield from self._reopen(lane, failed)
             return
-        reply = r.UpsertReply.FromString(raw)
+        reply = read(r.UpsertReply, raw)
         flight = lane.waiting.popleft()
         if reply.HasField("error"):
             flight.error = from_error(reply.error)

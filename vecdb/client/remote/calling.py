@@ -5,6 +5,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
+from google.protobuf.message import DecodeError, Message
+
 from vecdb.client.remote.io import Metadata, Pending, Rpc, Sleep, Start, Unary, Wait
 from vecdb.client.remote.options import Options
 from vecdb.client.remote.retry import Attempts, Budget, Failed
@@ -22,6 +24,7 @@ from vecdb.core.errors import (
 from vecdb.ports import tracing
 
 T = TypeVar("T")
+M = TypeVar("M", bound=Message)
 P = TypeVar("P")
 
 PIPELINE: Final = 4
@@ -158,6 +161,15 @@ class Caller:
 def _too_large(error: VecdbError) -> bool:
     """Whether a message did not fit the transport."""
     return isinstance(error, LimitExceeded) and error.fields.get("argument") == "request"
+
+
+def read(kind: type[M], raw: bytes) -> M:
+    """The message in a reply; what is none is the server's fault."""
+    try:
+        return kind.FromString(raw)
+    except DecodeError:
+        raise VecdbError(f"the server's reply cannot be read: these {len(raw)} bytes are no {kind.DESCRIPTOR.name}"
+                         ) from None
 
 
 def left(deadline: float | None, most: float | None = None) -> float | None:

@@ -8,6 +8,8 @@ from vecdb.core.errors import Cancelled, DeadlineExceeded, Unavailable, VecdbErr
 from vecdb.wire.status import from_status
 
 DETAILS_KEY: Final = "grpc-status-details-bin"
+_OURS: Final = b"/vecdb.v1.Error"
+"""In the type URL of details that a server of ours sent: it has decided about the call."""
 
 _NOT_SENT: Final = re.compile(r"failed to connect|connections to all backends failing|empty address list|"
                               r"(DNS|name|address) resolution failed|Domain name not found", re.IGNORECASE)
@@ -29,17 +31,11 @@ def failure(error: Any, label: str) -> Failed:
     for key, value in error.trailing_metadata() or ():
         if key == DETAILS_KEY:
             details = value
-    typed = from_status(code, message, details)
-    if details is not None and not _generic(typed, code, message):
+    if details is not None and _OURS in details:
+        typed = from_status(code, message, details)
         return Failed(typed, decided=typed.code not in ("UNKNOWN", "INTERNAL"),
                       transport=isinstance(typed, Unavailable))
     return untyped(code, message, label)
-
-
-def _generic(error: VecdbError, code: int, message: str) -> bool:
-    """Whether the details held nothing of ours."""
-    other = from_status(code, message, None)
-    return type(other) is type(error) and other.message == error.message and error.fields == other.fields
 
 
 def untyped(code: int, message: str, label: str) -> Failed:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,7 +30,7 @@ class Options:
     again at once.
     """
 
-    api_key: str | None = None
+    api_key: str | None = field(default=None, repr=False)
     ca_file: str | None = None
     cert_file: str | None = None
     key_file: str | None = None
@@ -46,7 +46,7 @@ class Options:
 
 def check(target: Target, api_key: str | None, given: Mapping[str, Any]) -> Options:
     """Check every option, and that a key does not travel in the clear; raises InvalidArgument."""
-    refuse_unknown(given, [field.name for field in fields(Options) if field.name != "api_key"], "option")
+    refuse_unknown(given, [one.name for one in fields(Options) if one.name != "api_key"], "option")
     values = dict(given)
     for name in ("ca_file", "cert_file", "key_file"):
         if values.get(name) is not None:

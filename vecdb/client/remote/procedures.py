@@ -11,7 +11,7 @@ import numpy as np
 
 from vecdb.client.backend import Progress
 from vecdb.client.remote import methods as m
-from vecdb.client.remote.calling import LONG_S, Caller, left
+from vecdb.client.remote.calling import LONG_S, Caller, left, read
 from vecdb.client.remote.io import Open, Read, Rpc, Sleep, Stream
 from vecdb.client.remote.options import Options
 from vecdb.client.remote.retry import Failed
@@ -121,7 +121,7 @@ class Procedures:
 
     def list_collections(self, call: Call | None = None) -> Steps[list[str]]:
         reply = yield from self.caller.call(m.LIST, b"", call)
-        return list(c.ListCollectionsReply.FromString(reply).names)
+        return list(read(c.ListCollectionsReply, reply).names)
 
     def schema(self, name: str, call: Call | None = None) -> Steps[CollectionSchema]:
         """As seen last, if that is not long ago."""
@@ -132,12 +132,12 @@ class Procedures:
         """As it is now."""
         payload = c.GetCollectionRequest(name=name).SerializeToString()
         reply = yield from self._on(name, self.caller.call(m.GET, payload, call))
-        return self.schemas.put(convert.schema_from_wire(c.GetCollectionReply.FromString(reply).schema))
+        return self.schemas.put(convert.schema_from_wire(read(c.GetCollectionReply, reply).schema))
 
     def describe(self, name: str, call: Call | None = None) -> Steps[Description]:
         payload = c.DescribeCollectionRequest(name=name).SerializeToString()
         reply = yield from self._on(name, self.caller.call(m.DESCRIBE, payload, call))
-        return convert.description_from_wire(c.DescribeCollectionReply.FromString(reply))
+        return convert.description_from_wire(read(c.DescribeCollectionReply, reply))
 
     def optimize(self, name: str, on_progress: Progress | None = None, call: Call | None = None) -> Steps[Description]:
         """Asked again after a broken connection: what was done is done, and the rest goes on."""
@@ -153,7 +153,7 @@ class Procedures:
                     if raw is None:
                         raise VecdbError("the server ended optimize without saying how it went")
                     attempts.progress()
-                    event = c.OptimizeCollectionReply.FromString(raw)
+                    event = read(c.OptimizeCollectionReply, raw)
                     if event.WhichOneof("event") == "done":
                         return convert.description_from_wire(event.done)
                     if on_progress is not None:
@@ -176,7 +176,7 @@ class Procedures:
 
     def _write(self, rpc: Rpc, name: str, message: Any, reply: Any, call: Call | None) -> Steps[WriteResult]:
         raw = yield from self._on(name, self.caller.call(rpc, message.SerializeToString(), call, write=True))
-        return convert.write_result_from_wire(reply.FromString(raw).result)
+        return convert.write_result_from_wire(read(reply, raw).result)
 
     def upsert(self, name: str, batch: UpsertBatch, call: Call | None = None) -> Steps[WriteResult]:
         message = convert.upsert_to_wire(name, batch, key_of(call))
@@ -211,7 +211,7 @@ class Procedures:
             return convert.fetch_to_wire(name, part, include_metadata, include_vectors).SerializeToString()
 
         def decode(reply: bytes, part: Sequence[RecordId]) -> list[Record]:
-            return convert.records_from_wire(r.FetchReply.FromString(reply))
+            return convert.records_from_wire(read(r.FetchReply, reply))
 
         pages = yield from self._on(name, self.caller.several(
             m.FETCH, [ids[low:low + step] for low in range(0, len(ids), step)], call, encode, decode,
@@ -221,7 +221,7 @@ class Procedures:
     def scan(self, name: str, request: ScanRequest, call: Call | None = None) -> Steps[ScanPage]:
         message = convert.scan_to_wire(name, request)
         reply = yield from self._on(name, self.caller.call(m.SCAN, message.SerializeToString(), call))
-        page = convert.page_from_wire(r.ScanReply.FromString(reply))
+        page = convert.page_from_wire(read(r.ScanReply, reply))
         if page.ids:
             return page
         schema = (yield from self.schema(name, call)) if request.include_vectors else None
@@ -231,7 +231,7 @@ class Procedures:
     def count(self, name: str, where: Node | None = None, call: Call | None = None) -> Steps[int]:
         message = convert.count_to_wire(name, where)
         reply = yield from self._on(name, self.caller.call(m.COUNT, message.SerializeToString(), call))
-        return int(r.CountReply.FromString(reply).count)
+        return int(read(r.CountReply, reply).count)
 
 
 def _query_parts(request: QueryRequest) -> list[QueryRequest]:
@@ -257,7 +257,7 @@ def _halves(request: QueryRequest) -> Sequence[QueryRequest]:
 
 
 def _answer(reply: bytes, request: QueryRequest) -> QueryResult:
-    result = convert.result_from_wire(q.QueryReply.FromString(reply))
+    result = convert.result_from_wire(read(q.QueryReply, reply))
     if len(result.matches) != len(request.vectors):
         raise VecdbError(f"the server answered {len(result.matches)} queries of {len(request.vectors)}")
     if not (request.include_metadata or request.include_vectors) or any(one.ids for one in result.matches):
