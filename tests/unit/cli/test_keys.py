@@ -4,6 +4,8 @@ import time
 
 import pytest
 
+from vecdb.core.access import Grant, Role
+
 URL = ["--url", "grpc://db.example:7700"]
 
 
@@ -83,10 +85,13 @@ def test_doctor_of_a_server(cli, docs, backend) -> None:
     assert (found["server"]["state"], found["clocks"]["state"]) == ("warn", "warn")
     assert "install" in found["server"]["advice"]
     assert "-36" in found["clocks"]["found"]
-    key, _ = backend.create_key("ci", [], 3600)
-    assert checks(cli("doctor", *URL, "--json"))["keys"]["state"] == "warn"
+    key, _ = backend.create_key("ci", [Grant(Role.READ)])
+    assert "none of an admin" in checks(cli("doctor", *URL, "--json"))["keys"]["found"]
+    root, _ = backend.create_key("root", [Grant(Role.ADMIN)], 3600)
+    assert "root end within two weeks" in checks(cli("doctor", *URL, "--json"))["keys"]["found"]
+    backend.revoke_key(root.id)
     backend.revoke_key(key.id)
-    assert "0 good, 1 revoked" in checks(cli("doctor", *URL, "--json"))["keys"]["found"]
+    assert "0 good, 2 revoked" in checks(cli("doctor", *URL, "--json"))["keys"]["found"]
 
 
 def test_doctor_of_a_server_that_does_not_answer(cli, docs, backend, monkeypatch) -> None:
@@ -127,3 +132,20 @@ def test_doctor_names_a_port_in_use(cli, monkeypatch) -> None:
         found = checks(cli("doctor", "--json"))["ports"]
     assert found["state"] == "warn"
     assert "is in use by another process" in found["found"]
+
+
+@pytest.mark.parametrize(("days", "state", "code"), [(-1, "fail", 4), (5, "warn", 0), (400, "ok", 0)])
+def test_doctor_tells_when_the_certificate_ends(cli, monkeypatch, tmp_path, days: int, state: str, code: int) -> None:
+    from datetime import UTC, datetime, timedelta
+
+    trustme = pytest.importorskip("trustme")
+    now = datetime.now(UTC)
+    made = trustme.CA().issue_cert("localhost", not_before=now - timedelta(days=9),
+                                   not_after=now + timedelta(days=days))
+    made.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    made.private_key_pem.write_to_path(tmp_path / "key.pem")
+    monkeypatch.setenv("VECDB_TLS__CERT_FILE", "cert.pem")
+    monkeypatch.setenv("VECDB_TLS__KEY_FILE", "key.pem")
+    ran = cli("doctor", "--json")
+    assert checks(ran)["certificate"]["state"] == state
+    assert ran.code == code
