@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from bench.hdf5 import AnnSet
-from bench.server.loads import Done
+from bench.server.pacing import Done
 from bench.systems import SYSTEMS, Settings
 
 CODED = {"sq8": "vecdb-hnsw-sq8", "none": "vecdb-hnsw"}

@@ -7,7 +7,6 @@ that what remains between the two is the server.  SDK loads are what a user's pr
 
 import asyncio
 import itertools
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -19,12 +18,11 @@ import grpc
 import numpy as np
 import uvloop
 
+from bench.server.pacing import CALL_S, WARM, Done, in_threads
 from vecdb.v1 import queries_pb2, types_pb2
 
 QUERY = "/vecdb.v1.Queries/Query"
 STREAM = "/vecdb.v1.Queries/QueryStream"
-WARM = 5
-CALL_S = 60.0
 OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1),
            ("grpc.use_local_subchannel_pool", 1)]  # fmt: skip
 
@@ -47,16 +45,6 @@ class Load:
     sdk: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(slots=True)
-class Done:
-    """``calls_ms`` of those within the window of ``seconds``; ``warm`` calls came before; ``refused`` by status."""
-
-    calls_ms: list[float]
-    seconds: float
-    warm: int
-    refused: dict[str, int] = field(default_factory=dict)
-
-
 def messages(load: Load) -> list[bytes]:
     """QueryRequests over the vectors, as bytes."""
     made = []
@@ -67,43 +55,6 @@ def messages(load: Load) -> list[bytes]:
         made.append(queries_pb2.QueryRequest(collection=load.collection, vectors=matrix, k=load.k,
                                              ef_search=load.ef).SerializeToString())  # fmt: skip
     return made
-
-
-def _share(total: int, parts: int, place: int) -> int:
-    return total // parts + (place < total % parts)
-
-
-def in_threads(load: Load, ask: Callable[[int], Any]) -> Done:
-    """``ask(i)`` from ``inflight`` threads at once."""
-    for place in range(WARM):
-        ask(place)
-    counter = itertools.count()
-    calls: list[list[float]] = [[] for _ in range(load.inflight)]
-    faults: list[BaseException] = []
-    barrier = threading.Barrier(load.inflight + 1)
-
-    def work(mine: list[float]) -> None:
-        barrier.wait()
-        end = time.perf_counter() + load.seconds
-        try:
-            now = time.perf_counter()
-            while now < end:
-                ask(next(counter))
-                then, now = now, time.perf_counter()
-                mine.append((now - then) * 1e3)
-        except BaseException as error:
-            faults.append(error)
-
-    threads = [threading.Thread(target=work, args=(mine,), daemon=True) for mine in calls]
-    for thread in threads:
-        thread.start()
-    barrier.wait()
-    began = time.perf_counter()
-    for thread in threads:
-        thread.join(load.seconds + 2 * CALL_S)
-    if faults:
-        raise faults[0]
-    return Done([one for mine in calls for one in mine], time.perf_counter() - began, WARM)
 
 
 async def in_tasks(load: Load, ask: Callable[[int], Coroutine[Any, Any, Any]]) -> Done:
@@ -136,7 +87,8 @@ def raw_sync(load: Load) -> Done:
     channels = [grpc.insecure_channel(load.target, OPTIONS + load.options) for _ in range(load.channels)]
     asks = [channel.unary_unary(QUERY) for channel in channels]
     try:
-        return in_threads(load, lambda i: asks[i % len(asks)](made[i % len(made)], timeout=CALL_S))
+        return in_threads(load.inflight, load.seconds,
+                          lambda i: asks[i % len(asks)](made[i % len(made)], timeout=CALL_S))  # fmt: skip
     finally:
         for channel in channels:
             channel.close()
@@ -222,7 +174,8 @@ def sdk_sync(load: Load) -> Done:
 
     with vecdb.connect(f"grpc://{load.target}", **load.sdk) as database:
         docs = database.collection(load.collection)
-        return in_threads(load, lambda i: docs.query(_queries(load, i), k=load.k, ef_search=load.ef or None))
+        return in_threads(load.inflight, load.seconds,
+                          lambda i: docs.query(_queries(load, i), k=load.k, ef_search=load.ef or None))  # fmt: skip
 
 
 def sdk_async(load: Load) -> Done:

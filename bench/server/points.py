@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.server.loads import Done
+from bench.server.pacing import Done
 from bench.server.processes import Child, Driver
 
 

@@ -133,10 +133,10 @@ def start_floor(place: Path, arguments: Sequence[str], name: str = "floor") -> t
 
 
 class Driver:
-    """One client process (:mod:`bench.server.drive`): a command a line in, an answer a line out."""
+    """One client process (:mod:`bench.server.drive` unless told): a command a line in, an answer a line out."""
 
-    def __init__(self, place: Path, name: str) -> None:
-        self.child = Child([sys.executable, "-m", "bench.server.drive"], log=place / f"{name}.log",
+    def __init__(self, place: Path, name: str, command: Sequence[str] = ()) -> None:
+        self.child = Child(command or [sys.executable, "-m", "bench.server.drive"], log=place / f"{name}.log",
                            stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
 
     def tell(self, command: dict[str, Any]) -> None:
