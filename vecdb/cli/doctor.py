@@ -150,8 +150,8 @@ def _keys(keys: "list[Key]") -> Check:
     if not good:
         return Check("keys", "warn", text, "nobody gets in while keys are asked for: vecdb key create makes one")
     if not any(grant.role.word == "admin" and not grant.collections for key in good for grant in key.grants):
-        return Check("keys", "warn", f"{text}, none of an admin", "nobody can make keys online: vecdb key create --role "
-                     "admin on the directory, or security.admin_key_file")
+        return Check("keys", "warn", f"{text}, none of an admin", "nobody can make keys online: vecdb key create "
+                     "--role admin on the directory, or security.admin_key_file")
     if soon:
         return Check("keys", "warn", f"{text}; {', '.join(key.name for key in soon)} end within two weeks",
                      "make new ones with vecdb key create")
