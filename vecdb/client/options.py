@@ -63,6 +63,8 @@ def kind_of(value: object) -> str:
 
 def check_int(argument: str, value: object, low: int, high: int) -> int:
     """Return an integer within bounds; bool and float are refused, NumPy's integers are taken."""
+    if type(value) is int and low <= value <= high:  # as nearly always
+        return value
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
         raise InvalidArgument(argument, f"must be an integer, not {kind_of(value)}", got=kind_of(value),
                               limit=f"{low}..{high}")
@@ -74,6 +76,8 @@ def check_int(argument: str, value: object, low: int, high: int) -> int:
 
 
 def check_flag(argument: str, value: object) -> bool:
+    if value is False or value is True:
+        return value
     if not isinstance(value, bool | np.bool_):
         raise InvalidArgument(argument, f"must be True or False, not {kind_of(value)}", got=kind_of(value),
                               limit="bool")
@@ -104,12 +108,13 @@ def check_finite(argument: str, value: object) -> float:
 
 
 _INCLUDE: Final = {"metadata": "metadata", "vector": "vector", "vectors": "vector"}
+_NOTHING: Final[frozenset[str]] = frozenset()
 
 
 def check_include(value: object) -> frozenset[str]:
     """Return which of ``metadata`` and ``vector`` are wanted; one name alone may be a plain string."""
-    if value is None:
-        return frozenset()
+    if value is None or (type(value) is tuple and not value):
+        return _NOTHING
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, list | tuple | set | frozenset):
         raise InvalidArgument("include", f"must be a sequence of names, not {kind_of(value)}", got=kind_of(value),

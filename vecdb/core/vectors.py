@@ -89,7 +89,7 @@ def check_vectors(schema: CollectionSchema, value: object, argument: str = "vect
 
 def check_queries(schema: CollectionSchema, value: object, argument: str = "vector") -> tuple[Array, bool]:
     """Return (nq, row_items) stored components, and whether ``value`` was a single, 1-D query."""
-    if isinstance(value, Sized) and not isinstance(value, np.ndarray) and len(value) > MAX_QUERY_ROWS:
+    if not isinstance(value, np.ndarray) and isinstance(value, Sized) and len(value) > MAX_QUERY_ROWS:
         raise _too_many(argument, len(value))  # before it is made an array
     raw = to_array(value, argument)
     if raw.ndim == 1:

@@ -64,8 +64,7 @@ def plan_view(view: GrowingView | SealedView, request: QueryRequest, queries: in
               call: Call | None = None) -> Planned:
     """Evaluate the filter, choose a strategy for ``queries`` that go in one kernel call; raises what ends ``call``."""
     missing = None
-    lost = view.lost() if isinstance(view, SealedView) else ()
-    if len(lost):
+    if isinstance(view, SealedView) and len(view.segment.damage.lost) and len(lost := view.lost()):
         missing = f"{view.segment.name}: {len(lost)} records with damaged vectors"
     allowed, matches = _allowed(view, request, read_metadata, call)
     strategy = _strategy(view, request, matches, queries) if matches else None
@@ -97,14 +96,15 @@ def _allowed(view: GrowingView | SealedView, request: QueryRequest, read_metadat
         if isinstance(view, SealedView) and (served := view.segment.served()) is not None:
             words &= served
         return words, size(words)
-    if view.live_count == view.count and not (isinstance(view, SealedView) and view.segment.served() is not None):
+    if isinstance(view, SealedView) and view.segment.served() is not None:
+        words = view.serving()
+        return words, size(words)
+    if view.live_count == view.count:
         return None, view.count
-    words = view.serving()
-    return words, size(words)
+    return view.serving(), view.live_count
 
 
 def _strategy(view: GrowingView | SealedView, request: QueryRequest, matches: int, queries: int) -> Strategy:
-    row_bytes = view.segment.space.row_bytes
     code_bytes = 0
     if isinstance(view, GrowingView):
         searchable = view.segment.linked > 0
@@ -113,14 +113,15 @@ def _strategy(view: GrowingView | SealedView, request: QueryRequest, matches: in
         ann = view.segment.ann
         searchable = ann.searchable
         ef = ef_for(ann.ef, request.k, request.ef_search)
-        code_bytes = 0 if ann.codes is None else ann.codes.codes.strides[0]
     if request.filter is None and matches == view.count >= SURELY_BEAM and searchable and not request.exact:
         return Strategy("beam", ef, "no filter")
     if request.exact or not searchable:
         return Strategy("exact", 0, "exact was asked for" if request.exact else "no index here")
-    return choose(count=view.count, live=view.live_count, matches=matches, k=request.k, ef=ef, row_bytes=row_bytes,
-                  code_bytes=code_bytes, m0=2 * view.segment.schema.index.m, filtered=request.filter is not None,
-                  queries=queries)
+    if isinstance(view, SealedView) and view.segment.ann.codes is not None:
+        code_bytes = view.segment.ann.codes.codes.strides[0]
+    return choose(count=view.count, live=view.live_count, matches=matches, k=request.k, ef=ef,
+                  row_bytes=view.segment.space.row_bytes, code_bytes=code_bytes,
+                  m0=2 * view.segment.schema.index.m, filtered=request.filter is not None, queries=queries)
 
 
 def _run(planned: Planned, strategy: Strategy, queries: npt.NDArray[Any], k: int, stop: Stop) -> Found:
@@ -144,9 +145,10 @@ def _run(planned: Planned, strategy: Strategy, queries: npt.NDArray[Any], k: int
 
 def _completed(planned: Planned, queries: npt.NDArray[Any], found: Found, k: int, stop: Stop) -> Found:
     """Scan exactly for the queries a beam left short: the matches lie where the graph did not lead."""
-    short = np.flatnonzero(found.ordinals[:, k - 1] < 0)
-    if not len(short) or found.stopped:
+    last = found.ordinals[:, k - 1]
+    if (last[0] >= 0 if len(last) == 1 else last.min() >= 0) or found.stopped:
         return found
+    short = np.flatnonzero(last < 0)
     exact = _exact(planned, queries[short], k, 0, stop)
     ordinals, distances = found.ordinals.copy(), found.distances.copy()
     ordinals[short], distances[short] = exact.ordinals, exact.distances

@@ -16,7 +16,7 @@ from vecdb.ann.found import Found
 from vecdb.ann.space import Space
 from vecdb.core.calls import Call
 from vecdb.core.ids import RecordId
-from vecdb.core.query import Matches, QueryRequest, QueryResult
+from vecdb.core.query import Cost, Matches, QueryRequest, QueryResult
 from vecdb.core.schema import Metric
 from vecdb.ports import tracing
 from vecdb.ports.compute import Compute
@@ -66,6 +66,24 @@ def _answer(view: ShardView, request: QueryRequest, machine: ShardMachine, compu
     chunks = _chunks(len(queries), compute.threads)
     together = chunks[0][1] - chunks[0][0]
     plans = [plan_view(segment, request, together, machine.read_metadata, call) for segment in segments]
+    if len(chunks) == 1:
+        answers = [[search(planned, queries, call) for planned in plans]]
+    else:
+        answers = _on_threads(plans, queries, chunks, compute, call, search)
+    if not segments:
+        matches = [_nothing(request, machine) for _ in range(len(queries))]
+    elif len(queries) == 1 and len(plans) == 1 and request.within is None:
+        matches = [_one_match(segments[0], answers[0][0].found, request, machine)]
+    else:
+        matches = [one for parts in answers for one in _matches(segments, parts, request, machine)]
+    missing = tuple([planned.missing for planned in plans if planned.missing is not None])
+    plan = _plan(view, request, answers) if request.explain else None
+    return QueryResult(matches, plan, missing, _cost(answers, len(queries)) if request.profile else None)
+
+
+def _on_threads(plans: Sequence[Planned], queries: npt.NDArray[Any], chunks: Sequence[tuple[int, int]],
+                compute: Compute, call: Call | None, search: Callable[..., SegmentAnswer]) -> list[list[SegmentAnswer]]:
+    """The chunks' answers, in their order."""
     answers: list[list[SegmentAnswer]] = [[] for _ in chunks]
 
     def work(place: int, lo: int, hi: int) -> Callable[[], None]:
@@ -73,20 +91,8 @@ def _answer(view: ShardView, request: QueryRequest, machine: ShardMachine, compu
             answers[place] = [search(planned, queries[lo:hi], call) for planned in plans]
         return run
 
-    thunks = [work(place, lo, hi) for place, (lo, hi) in enumerate(chunks)]
-    if len(thunks) == 1:
-        thunks[0]()
-    else:
-        compute.run(thunks)
-    matches: list[Matches] = []
-    for part in answers:
-        matches += _matches(segments, part, request, machine)
-    if not segments:
-        matches = [_nothing(request, machine) for _ in range(len(queries))]
-    first = answers[0] if answers else []
-    missing = tuple(one.missing for one in first if one.missing is not None)
-    plan = _plan(view, request, [one for part in answers for one in part], first) if request.explain else None
-    return QueryResult(matches, plan, missing)
+    compute.run([work(place, lo, hi) for place, (lo, hi) in enumerate(chunks)])
+    return answers
 
 
 def _chunks(count: int, threads: int) -> list[tuple[int, int]]:
@@ -101,10 +107,6 @@ def _matches(segments: Sequence[SegmentView], parts: Sequence[SegmentAnswer], re
              machine: ShardMachine) -> list[Matches]:
     """Join the segments' answers for one chunk of queries and attach what was asked for."""
     space = machine.growing.space
-    if not parts:
-        return []
-    if len(parts) == 1 and len(parts[0].found.ordinals) == 1 and request.within is None:
-        return [_one_match(segments[0], parts[0].found, request, machine)]
     source, ordinals, raw = top_k([part.found for part in parts], request.k)
     distances = _distances(space, raw)
     keep = ordinals >= 0
@@ -187,9 +189,14 @@ def _vectors(segments: Sequence[SegmentView], source: npt.NDArray[np.int32], ord
     return out
 
 
-def _plan(view: ShardView, request: QueryRequest, all_parts: Sequence[SegmentAnswer],
-          first: Sequence[SegmentAnswer]) -> dict[str, Any]:
+def _plan(view: ShardView, request: QueryRequest, answers: Sequence[Sequence[SegmentAnswer]]) -> dict[str, Any]:
+    cost = _cost(answers, len(request.vectors))
     return {"k": request.k, "queries": len(request.vectors), "log_index": view.state.applied,
-            "segments": [part.plan for part in first],
-            "hops": sum(part.found.hops for part in all_parts),
-            "comparisons": sum(part.found.comparisons for part in all_parts)}
+            "segments": [part.plan for part in answers[0]], "hops": cost.hops, "comparisons": cost.comparisons}
+
+
+def _cost(answers: Sequence[Sequence[SegmentAnswer]], queries: int) -> Cost:
+    """What was counted; the time is its caller's to measure."""
+    found = [part.found for parts in answers for part in parts]
+    return Cost(batched=queries, hops=sum(one.hops for one in found),
+                comparisons=sum(one.comparisons for one in found))

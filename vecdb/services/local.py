@@ -259,8 +259,11 @@ class LocalDatabase:
             return opened.shard.write(command, call)
 
     def query(self, name: str, request: QueryRequest, call: Call | None = None) -> QueryResult:
-        with self._using(name) as opened:
-            return opened.shard.query(request, call)
+        slot = self._enter(name)  # by hand: a generator's context costs more than what it guards
+        try:
+            return (slot.opened or self._open_slot(slot)).shard.query(request, call)
+        finally:
+            self._leave(slot)
 
     def fetch(self, name: str, ids: Sequence[RecordId], *, include_metadata: bool = True,
               include_vectors: bool = True, call: Call | None = None) -> list[Record]:
@@ -316,6 +319,13 @@ class LocalDatabase:
     @contextmanager
     def _using(self, name: str) -> Iterator[_Open]:
         """The collection, open, and kept open meanwhile."""
+        slot = self._enter(name)
+        try:
+            yield slot.opened or self._open_slot(slot)
+        finally:
+            self._leave(slot)
+
+    def _enter(self, name: str) -> _Slot:
         with self._lock:
             self._check_open()
             entry = self._catalog.get(name)
@@ -324,14 +334,14 @@ class LocalDatabase:
                 slot = self._slots[name] = _Slot(entry)
             slot.calls += 1
             slot.used = next(self._ticks)
-        try:
-            yield slot.opened or self._open_slot(slot)
-        finally:
-            with self._lock:
-                slot.calls -= 1
-                last_of_gone = slot.gone and not slot.calls
-            if last_of_gone:  # it may have gone on writing files while the folder was deleted
-                shutil.rmtree(self._folder(slot.entry), ignore_errors=True)
+        return slot
+
+    def _leave(self, slot: _Slot) -> None:
+        with self._lock:
+            slot.calls -= 1
+            last_of_gone = slot.gone and not slot.calls
+        if last_of_gone:  # it may have gone on writing files while the folder was deleted
+            shutil.rmtree(self._folder(slot.entry), ignore_errors=True)
 
     def _open_slot(self, slot: _Slot) -> _Open:
         with slot.lock:
@@ -378,7 +388,7 @@ class LocalDatabase:
             _check_not_empty(folder / "rows")
         shard = ShardService(entry.schema, folder,
                              lambda *, read_only: self._open_store(folder / "rows", read_only=read_only),
-                             self._compute, settings)
+                             self._compute, settings, self._clock)
         return _Open(shard, Maintainer(shard, self._jobs, self._compute, self._clock, settings, self._memory_used))
 
     def _memory_used(self) -> int:

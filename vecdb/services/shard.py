@@ -15,9 +15,11 @@ answers that were overtaken by writes.
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from vecdb.ann.space import Space
 from vecdb.core.calls import Call, check
 from vecdb.core.errors import (
     CollectionNotFound,
@@ -33,6 +35,7 @@ from vecdb.core.ids import RecordId
 from vecdb.core.query import QueryRequest, QueryResult, ScanPage, ScanRequest
 from vecdb.core.records import Command, Record, WriteResult
 from vecdb.core.schema import CollectionSchema
+from vecdb.ports.clock import Clock
 from vecdb.ports.compute import Compute
 from vecdb.ports.store import Store
 from vecdb.segment.matching import StaleView
@@ -61,12 +64,15 @@ class ShardService:
     """The only writer of its store and directory.  Safe to use from many threads."""
 
     def __init__(self, schema: CollectionSchema, directory: Path, open_store: OpenShardStore, compute: Compute,
-                 settings: EngineSettings) -> None:
+                 settings: EngineSettings, clock: Clock) -> None:
         self.schema = schema
         self.directory = directory
         self._open_store = open_store
         self._compute = compute
         self._settings = settings
+        self._clock = clock
+        space = Space(schema.metric, schema.vector_type, schema.dim)
+        self._row = ((space.row_items,), space.row_dtype)
         self._lock = threading.RLock()
         self._store = open_store(read_only=settings.read_only)
         self._broken = False
@@ -193,13 +199,28 @@ class ShardService:
 
     def query(self, request: QueryRequest, call: Call | None = None) -> QueryResult:
         """Answer a batch of queries, split over the pool's threads when there are many."""
-        space = self.machine.growing.space
-        if request.vectors.shape[1:] != (space.row_items,) or request.vectors.dtype != space.row_dtype:
+        shape, dtype = self._row
+        if request.vectors.shape[1:] != shape or request.vectors.dtype != dtype:
             raise InvalidArgument("vector", f"{request.vectors.shape} {request.vectors.dtype} does not fit "
-                                  f"(n, {space.row_items}) {space.row_dtype}", got=str(request.vectors.shape),
-                                  limit=f"(n, {space.row_items})")
-        return self._reading(call, lambda machine: answer(machine.view, request, machine, self._compute,
-                                                           call))
+                                  f"(n, {shape[0]}) {dtype}", got=str(request.vectors.shape), limit=f"(n, {shape[0]})")
+        if request.profile:
+            return self._profiled(request, call)
+        return self._answer(request, call)
+
+    def _answer(self, request: QueryRequest, call: Call | None) -> QueryResult:
+        check(call)
+        machine = self.machine
+        try:
+            return answer(machine.view, request, machine, self._compute, call)
+        except (StaleView, DatabaseClosed):
+            return self._reading(call, lambda machine: answer(machine.view, request, machine, self._compute, call))
+
+    def _profiled(self, request: QueryRequest, call: Call | None) -> QueryResult:
+        began = self._clock.monotonic()
+        result = self._answer(request, call)
+        assert result.cost is not None
+        spent_ms = (self._clock.monotonic() - began) * 1e3
+        return replace(result, cost=replace(result.cost, compute_ms=spent_ms))
 
     def fetch(self, ids: Sequence[RecordId], *, include_metadata: bool, include_vectors: bool,
               call: Call | None = None) -> list[Record]:
