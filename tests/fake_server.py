@@ -177,8 +177,8 @@ class FakeServer:
         node = self.node
         guards = Guards(self, self, self, self, NullObserver(),
                         lambda error, request_id, method: self.faulty.append(error))
-        methods = [*CollectionsServicer(node).methods(), *RecordsServicer(node).methods(),
-                   *QueriesServicer(node, 60.0).methods(),
+        methods = [*CollectionsServicer(node).methods(), *RecordsServicer(node, NullObserver()).methods(),
+                   *QueriesServicer(node, NullObserver(), 60.0).methods(),
                    *AdminServicer(node, self._keys, lambda: {"version": "1", "node_id": "n"}).methods()]
         edge = Breaking(Edge(methods, guards, self._workers), self.faults, self.seen, self.metadata)
         self._server = GrpcServer([edge], ServerOptions(f"127.0.0.1:{self.port}", **self._options))  # type: ignore

@@ -18,8 +18,9 @@ import asyncio
 import itertools
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import Executor
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
@@ -28,8 +29,8 @@ from google.protobuf.message import DecodeError, Message
 
 from vecdb.core.access import Principal, Role
 from vecdb.core.calls import Call, Stopped
-from vecdb.core.errors import InvalidArgument, Overloaded, Unavailable, VecdbError
-from vecdb.ports import tracing
+from vecdb.core.errors import InvalidArgument, Overloaded, PermissionDenied, Unauthenticated, Unavailable, VecdbError
+from vecdb.ports import context, tracing
 from vecdb.ports.observer import Observer, Refusal
 from vecdb.rpc.auth import certificate_name
 from vecdb.wire import status
@@ -99,6 +100,22 @@ class Context:
             return work(*args)
         return await asyncio.get_running_loop().run_in_executor(self.workers, work, *args)
 
+    @contextmanager
+    def counted(self, observer: Observer, name: str, collection: str, size: int) -> Iterator[None]:
+        """Observe what the ``with`` holds as one call of the method ``name``."""
+        began = observer.call_began(name)
+        code = "OK"
+        try:
+            yield
+        except (asyncio.CancelledError, GeneratorExit):
+            code = "CANCELLED"
+            raise
+        except Exception as error:
+            code = error.code if isinstance(error, VecdbError) else "INTERNAL"
+            raise
+        finally:
+            observer.call_ended(name, began, collection, code, size, 0)
+
 
 Handle = Callable[[Any, Context], Awaitable[Message]]
 Stream = Callable[[Any, Context], AsyncIterator[Message]]
@@ -136,6 +153,7 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
         self._guards = guards
         self._workers = workers
         self._running = 0
+        self._streams = 0
         self._ids = itertools.count(1)
         self._id_prefix = os.urandom(4).hex()
         self._methods = {method.name: method for method in methods}
@@ -160,39 +178,65 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
     # --- the way in -------------------------------------------------------------------------------
 
     @property
+    def streams(self) -> int:
+        """Streams that are open."""
+        return self._streams
+
+    @property
     def workers(self) -> Executor:
         return self._workers
 
-    def _context(self, context: Any) -> Context:
+    def _context(self, rpc: Any) -> Context:
         """Step 2; it cannot fail, so that every refusal has a request id."""
         request_id = ""
-        for key, value in context.invocation_metadata() or ():
+        for key, value in rpc.invocation_metadata() or ():
             if key == "x-request-id" and isinstance(value, str):
                 request_id = value[:128]
         call = Call(request_id=request_id or f"{self._id_prefix}-{next(self._ids):x}")
-        return Context(call, _NOBODY, context.peer(), self._workers)
+        return Context(call, _NOBODY, rpc.peer(), self._workers)
 
-    def _admit(self, held: Context, context: Any, default_s: float) -> None:
+    def _admit(self, held: Context, rpc: Any, default_s: float) -> None:
         """Steps 1 and 3."""
         guards = self._guards
         if self._running > guards.concurrent_calls:
             guards.observer.refused(Refusal.CALLS)
             raise Overloaded(f"{guards.concurrent_calls} calls run already", retry_after_s=0.1,
                              limit=guards.concurrent_calls)
-        left = context.time_remaining()
+        left = rpc.time_remaining()
         held.call.deadline = time.monotonic() + min(default_s if left is None else left, guards.deadline_max_s)
-        metadata, certificate = context.invocation_metadata() or (), ""
+        metadata, certificate = rpc.invocation_metadata() or (), ""
         if guards.relayed:
             told = dict(metadata)
             held.peer, certificate = str(told.get(RELAYED_PEER, "")), str(told.get(RELAYED_CERTIFICATE, ""))
         elif guards.certificates:
-            certificate = certificate_of(context)
+            certificate = certificate_of(rpc)
         self._identify(held, metadata, certificate)
 
     def _identify(self, held: Context, metadata: Any, certificate: str) -> None:
-        held.principal = self._guards.authenticator.check(metadata, held.peer, certificate)
+        guards = self._guards
+        held.principal = guards.authenticator.check(metadata, held.peer, certificate)
         held.call.principal = held.principal.label
-        self._guards.rates.take(held.principal)
+        self._take(held.principal)
+
+    def _take(self, principal: Principal) -> None:
+        try:
+            self._guards.rates.take(principal)
+        except Overloaded:
+            self._guards.observer.refused(Refusal.RATE)
+            raise
+
+    def _hold(self, size: int) -> None:
+        try:
+            self._guards.budget.acquire(size)
+        except Overloaded:
+            self._guards.observer.refused(Refusal.INFLIGHT_BYTES)
+            raise
+
+    def _allow(self, method: Method, message: Any, held: Context) -> str:
+        """Step 4's second half; from here on log lines name the request."""
+        collection = method.allow(message, held.principal)
+        context.bind(held.call.request_id, collection, held.call.principal)
+        return collection
 
     def _parse(self, method: Method, raw: bytes) -> Any:
         try:
@@ -207,22 +251,21 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
         guards = self._guards
         observer, budget = guards.observer, guards.budget
 
-        async def run(raw: bytes, context: Any) -> bytes:
+        async def run(raw: bytes, rpc: Any) -> bytes:
             began = observer.call_began(method.name)
             self._running += 1
             size, out, collection, code = len(raw), b"", "", "OK"
-            held = self._context(context)
+            held = self._context(rpc)
             message: Any = None
             try:
-                self._admit(held, context, guards.deadline_s)
-                budget.acquire(size)
+                self._admit(held, rpc, guards.deadline_s)
+                self._hold(size)
                 try:
                     message = self._parse(method, raw)
                     del raw
-                    collection = method.allow(message, held.principal)
-                    tracer = tracing.get()
-                    if tracer.enabled:
-                        reply = await _traced(tracer, method, handle, message, held, context, collection)
+                    collection = self._allow(method, message, held)
+                    if tracing.get().enabled:
+                        reply = await _traced(method, handle, message, held, rpc.invocation_metadata(), collection)
                     else:
                         reply = await handle(message, held)
                     out = reply.SerializeToString()
@@ -236,7 +279,7 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
             except Exception as error:
                 refusal = self._refusal(method, held, error)
                 code = refusal[0].name
-                return await context.abort(*refusal)  # type: ignore[no-any-return]
+                return await rpc.abort(*refusal)  # type: ignore[no-any-return]
             finally:
                 self._running -= 1
                 observer.call_ended(method.name, began, collection, code, size, len(out))
@@ -255,18 +298,17 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
         size, collection, code = message.ByteSize(), "", "OK"
         try:
             self._identify(held, metadata, certificate)
-            collection = method.allow(message, held.principal)
+            collection = self._allow(method, message, held)
+            if tracing.get().enabled:
+                return await _traced(method, method.unary, message, held, metadata, collection)
             return await method.unary(message, held)
         except asyncio.CancelledError:
             code = "CANCELLED"
             held.call.end(Stopped.CANCELLED)
             raise
-        except VecdbError as error:
-            code = error.code
-            raise
         except Exception as error:
-            code = "INTERNAL"
-            self._guards.on_fault(error, held.call.request_id, name)
+            code = error.code if isinstance(error, VecdbError) else "INTERNAL"
+            self._told(method, held, error)
             raise
         finally:
             self._running -= 1
@@ -275,48 +317,45 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
     # --- streams ----------------------------------------------------------------------------------
 
     def _server_stream(self, method: Method, handle: Stream) -> Callable[[bytes, Any], AsyncIterator[bytes]]:
-        def open_stream(raw: bytes, held: Context) -> AsyncIterator[Message]:
-            message = self._parse(method, raw)
-            method.allow(message, held.principal)
-            return handle(message, held)
+        observer = self._guards.observer
 
-        return self._stream(method, open_stream)
+        async def replies(raw: bytes, held: Context) -> AsyncIterator[Message]:
+            message = self._parse(method, raw)
+            collection = self._allow(method, message, held)
+            with held.counted(observer, method.name, collection, len(raw)):
+                async with aclosing(handle(message, held)) as made:  # type: ignore[type-var]
+                    async for reply in made:
+                        yield reply
+
+        return self._stream(method, replies)
 
     def _bidi(self, method: Method, handle: Stream) -> Callable[[Any, Any], AsyncIterator[bytes]]:
-        def open_stream(incoming: Any, held: Context) -> AsyncIterator[Message]:
+        def replies(incoming: Any, held: Context) -> AsyncIterator[Message]:
             return handle(self._incoming(method, incoming, held), held)
 
-        return self._stream(method, open_stream)
+        return self._stream(method, replies)
 
-    def _stream(self, method: Method, open_stream: Callable[[Any, Context], AsyncIterator[Message]]
+    def _stream(self, method: Method, replies_of: Callable[[Any, Context], AsyncIterator[Message]]
                 ) -> Callable[[Any, Any], AsyncIterator[bytes]]:
-        guards = self._guards
-        observer = guards.observer
-
-        async def run(incoming: Any, context: Any) -> AsyncIterator[bytes]:
-            began = observer.call_began(method.name)
+        """Each message is observed as a call, by those who take it apart; here the stream itself is kept."""
+        async def run(incoming: Any, rpc: Any) -> AsyncIterator[bytes]:
             self._running += 1
-            code, sent = "OK", 0
-            held = self._context(context)
+            self._streams += 1
+            held = self._context(rpc)
             replies: Any = None
             try:
-                self._admit(held, context, guards.deadline_max_s)
-                replies = open_stream(incoming, held)
+                self._admit(held, rpc, self._guards.deadline_max_s)
+                replies = replies_of(incoming, held)
                 async for reply in replies:
-                    out = reply.SerializeToString()
-                    sent += len(out)
-                    yield out
+                    yield reply.SerializeToString()
             except (asyncio.CancelledError, GeneratorExit):
-                code = "CANCELLED"
                 held.call.end(Stopped.CANCELLED)
                 raise
             except Exception as error:
-                refusal = self._refusal(method, held, error)
-                code = refusal[0].name
-                await context.abort(*refusal)
+                await rpc.abort(*self._refusal(method, held, error))
             finally:
                 self._running -= 1
-                observer.call_ended(method.name, began, "", code, 0, sent)
+                self._streams -= 1
                 if replies is not None:
                     await replies.aclose()
 
@@ -325,9 +364,9 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
     async def _incoming(self, method: Method, raw: AsyncIterator[bytes], held: Context) -> AsyncIterator[Any]:
         """Messages of a stream, parsed and allowed; each costs what a call costs."""
         async for part in raw:
-            self._guards.rates.take(held.principal)
+            self._take(held.principal)
             message = self._parse(method, part)
-            method.allow(message, held.principal)
+            self._allow(method, message, held)
             yield message
 
     # --- the way out ------------------------------------------------------------------------------
@@ -335,13 +374,21 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
     def _refusal(self, method: Method, held: Context, error: Exception) -> tuple[grpc.StatusCode, str, Any]:
         """What ``context.abort`` is told: status, text, trailing metadata."""
         request_id = held.call.request_id
-        if not isinstance(error, VecdbError):
-            self._guards.on_fault(error, request_id, method.name)
+        self._told(method, held, error)
         number, text, details = status.to_status(error, request_id)
         trailing = [("grpc-status-details-bin", details), ("x-request-id", request_id)]
         if isinstance(error, Overloaded | Unavailable) and (after := error.fields.get("retry_after_s")):
             trailing.append(("grpc-retry-pushback-ms", str(int(float(after) * 1e3))))
         return _CODES[number], text, tuple(trailing)
+
+    def _told(self, method: Method, held: Context, error: Exception) -> None:
+        """Let those know who count refusals and mend faults."""
+        if isinstance(error, Unauthenticated):
+            self._guards.observer.refused(Refusal.AUTH)
+        elif isinstance(error, PermissionDenied):
+            self._guards.observer.refused(Refusal.PERMISSION)
+        elif not isinstance(error, VecdbError):
+            self._guards.on_fault(error, held.call.request_id, method.name)
 
     def _audit(self, method: Method, held: Context, message: Any, collection: str, code: str) -> None:
         try:
@@ -355,19 +402,19 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
 _NOBODY: Final = Principal("", "nobody", ())
 
 
-def certificate_of(context: Any) -> str:
+def certificate_of(rpc: Any) -> str:
     """The name in the client's certificate."""
-    return certificate_name(context.auth_context())
+    return certificate_name(rpc.auth_context())
 
 
-async def _traced(tracer: tracing.Tracer, method: Method, handle: Handle, message: Any, held: Context, context: Any,
-                  collection: str) -> Message:
+async def _traced(method: Method, handle: Handle, message: Any, held: Context, metadata: Any, collection: str
+                  ) -> Message:
     service, _, name = method.name.partition("/")
     attributes: dict[str, tracing.Value] = {"rpc.system": "grpc", "rpc.service": f"vecdb.v1.{service}",
                                             "rpc.method": name, "vecdb.request_id": held.call.request_id}
     if collection:
         attributes["db.collection.name"] = collection
-    with tracer.start(f"vecdb.v1.{method.name}", tracing.Kind.SERVER, context.invocation_metadata() or (), attributes):
+    with tracing.get().start(f"vecdb.v1.{method.name}", tracing.Kind.SERVER, metadata or (), attributes):
         return await handle(message, held)
 
 

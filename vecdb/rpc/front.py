@@ -124,6 +124,7 @@ class Front(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the
         self._ids = itertools.count(1)
         self._id_prefix = os.urandom(4).hex()
         self.running = 0
+        self.streams = 0
         self._handlers = {f"{PREFIX}{service}/{method.name}": self._handler(service, method)
                           for service, module in MODULES.items()
                           for method in module.DESCRIPTOR.services_by_name[service].methods}
@@ -198,6 +199,7 @@ class Front(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the
     def _stream(self, method: Any) -> Callable[[Any, Any], AsyncIterator[bytes]]:
         async def run(incoming: Any, context: Any) -> AsyncIterator[bytes]:
             self.running += 1
+            self.streams += 1
             call = method(incoming, timeout=context.time_remaining(), metadata=self._metadata(context))
             try:
                 async for data in call:
@@ -206,6 +208,7 @@ class Front(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the
                 await _pass_on(context, error)
             finally:
                 self.running -= 1
+                self.streams -= 1
                 call.cancel()
 
         return run

@@ -94,7 +94,8 @@ class _Exchange:
         left = query.remaining_s
         call = Call(time.monotonic() + left if left else None, None, query.request_id)
         held = Context(call, NOBODY, query.peer, self._edge.workers)
-        metadata = [("authorization", query.authorization)] if query.authorization else []
+        metadata = [(name, value) for name, value in (("authorization", query.authorization),
+                                                      ("traceparent", query.traceparent)) if value]
         reply: Message
         try:
             reply = await self._edge.serve("Queries/Query", query.query, held, metadata, query.certificate)

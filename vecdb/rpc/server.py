@@ -30,10 +30,13 @@ NOTICE_S: Final = 0.05
 
 
 class Handler(Protocol):
-    """A ``grpc.GenericRpcHandler`` that knows how many of its calls run."""
+    """A ``grpc.GenericRpcHandler`` that knows how many of its calls run, and how many of those are streams."""
 
     @property
     def running(self) -> int: ...
+
+    @property
+    def streams(self) -> int: ...
 
     def service(self, handler_call_details: Any) -> Any: ...
 
@@ -122,6 +125,10 @@ class GrpcServer:
     @property
     def running(self) -> int:
         return sum(edge.running for edge in self._edges)
+
+    @property
+    def streams(self) -> int:
+        return sum(edge.streams for edge in self._edges)
 
 
 def _reason(text: str) -> str:

@@ -14,6 +14,7 @@ from vecdb.core.calls import Call
 from vecdb.core.errors import VecdbError
 from vecdb.core.query import Description
 from vecdb.ports.node import Node
+from vecdb.ports.observer import Observer
 from vecdb.rpc.edge import Context, Method
 from vecdb.v1 import collections_pb2 as c
 from vecdb.v1 import queries_pb2 as q
@@ -97,8 +98,9 @@ class CollectionsServicer:
 class RecordsServicer:
     """Records of a collection."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, observer: Observer) -> None:
         self._node = node
+        self._observer = observer
 
     def methods(self) -> list[Method]:
         return [
@@ -125,8 +127,10 @@ class RecordsServicer:
         async with aclosing(messages) as incoming:  # type: ignore[type-var]
             async for message in incoming:
                 call = _call_of(context, UPSERT_DEADLINE_S)
+                mine = Context(call, context.principal, context.peer, context.workers)
                 try:
-                    reply = await self.upsert(message, Context(call, context.principal, context.peer, context.workers))
+                    with mine.counted(self._observer, "Records/UpsertStream", message.collection, message.ByteSize()):
+                        reply = await self.upsert(message, mine)
                 except VecdbError as error:
                     reply = r.UpsertReply(tag=message.tag, error=status.to_error(error, call.request_id))
                 yield reply
@@ -166,8 +170,9 @@ class RecordsServicer:
 class QueriesServicer:
     """Nearest neighbours; ``deadline_s``: of a query in a stream, which has none of its own."""
 
-    def __init__(self, node: Node, deadline_s: float) -> None:
+    def __init__(self, node: Node, observer: Observer, deadline_s: float) -> None:
         self._node = node
+        self._observer = observer
         self._deadline_s = deadline_s
 
     def methods(self) -> list[Method]:
@@ -185,7 +190,8 @@ class QueriesServicer:
 
     async def _answer(self, message: q.QueryRequest, context: Context) -> q.QueryReply:
         try:
-            return await self.query(message, context)
+            with context.counted(self._observer, "Queries/QueryStream", message.collection, message.ByteSize()):
+                return await self.query(message, context)
         except VecdbError as error:
             return q.QueryReply(tag=message.tag, error=status.to_error(error, context.call.request_id))
 

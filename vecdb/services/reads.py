@@ -6,7 +6,7 @@ rows: it then raises :class:`StaleView`, and the caller asks again on a newer vi
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from vecdb.core.calls import Call, check
 from vecdb.core.errors import DataCorrupted
 from vecdb.core.filters.tree import Node
 from vecdb.core.ids import RecordId, id_from_key, id_key
+from vecdb.core.limits import MAX_BATCH_BYTES
 from vecdb.core.query import ScanPage, ScanRequest
 from vecdb.core.records import Record
 from vecdb.segment.bits import size
@@ -23,6 +24,10 @@ from vecdb.segment.matching import StaleView, allowed_bits, matching_rids
 from vecdb.shard import rows
 from vecdb.shard.machine import ShardMachine
 from vecdb.shard.view import ShardView, rid_array
+
+PAGE_BYTES: Final = MAX_BATCH_BYTES // 2
+"""Of rows and vectors in one page of a scan: JSON grows when it is written again for the wire."""
+ROWS_AT_ONCE: Final = 256
 
 
 def fetch(machine: ShardMachine, directory: Path, ids: Sequence[RecordId], *, include_metadata: bool,
@@ -48,25 +53,41 @@ def fetch(machine: ShardMachine, directory: Path, ids: Sequence[RecordId], *, in
 
 
 def scan(machine: ShardMachine, directory: Path, request: ScanRequest, call: Call | None = None) -> ScanPage:
-    """One page in rid order; ``after`` is one more than the last rid of the page before."""
+    """One page in rid order; ``after`` is one more than the last rid of the page before.
+
+    A page ends before ``limit`` where its records take :data:`PAGE_BYTES`: it travels as one message.
+    """
     view = machine.view
     rids: list[int] = []
     for segment in view.segments:
         if segment.rid_range[1] > request.after and len(rids) <= request.limit:
             rids += matching_rids(segment, request.filter, machine.read_metadata, request.after,
                                   request.limit + 1 - len(rids), call)
-    more = len(rids) > request.limit
-    rids = rids[: request.limit]
-    check(call)
-    values = machine.read_records(rids)
-    if any(value is None for value in values):
-        raise StaleView
-    living = [value for value in values if value is not None]
+    living = _rows(machine, rids[: request.limit], request.include_vectors, call)
+    more = len(rids) > len(living)
+    rids = rids[: len(living)]
     ids = [id_from_key(rows.record_id_key(value)) for value in living]
     check(call)
     vectors = _vectors(machine, view, directory, rids, ids) if request.include_vectors else None
     metadata = [orjson.loads(rows.record_metadata(value)) for value in living] if request.include_metadata else None
     return ScanPage(ids, metadata, vectors, rids[-1] + 1 if more else None)
+
+
+def _rows(machine: ShardMachine, rids: Sequence[int], with_vectors: bool, call: Call | None) -> list[bytes]:
+    """Rows of the first of ``rids``: as many as a page may hold, and one at least."""
+    living: list[bytes] = []
+    vector_bytes = machine.growing.space.row_bytes if with_vectors else 0
+    size = 0
+    for low in range(0, len(rids), ROWS_AT_ONCE):
+        check(call)
+        for value in machine.read_records(rids[low:low + ROWS_AT_ONCE]):
+            if value is None:
+                raise StaleView
+            size += len(value) + vector_bytes
+            if size > PAGE_BYTES and living:
+                return living
+            living.append(value)
+    return living
 
 
 def count(machine: ShardMachine, where: Node | None, call: Call | None = None) -> int:

@@ -15,6 +15,7 @@ from typing import Any, Final, cast
 from vecdb.app import open_embedded, open_store
 from vecdb.config import Settings
 from vecdb.core.access import Principal
+from vecdb.core.errors import VecdbError
 from vecdb.ports.observer import Watched
 from vecdb.rpc.admin import AdminServicer
 from vecdb.rpc.audit import AuditLog
@@ -27,17 +28,18 @@ from vecdb.rpc.rates import InflightBytes, RateLimiter
 from vecdb.rpc.server import GrpcServer, ServerOptions
 from vecdb.rpc.servicers import CollectionsServicer, QueriesServicer, RecordsServicer
 from vecdb.rpc.tls import Certificates, open_certificates
+from vecdb.runtime import tracing
 from vecdb.runtime.clock import SystemClock
 from vecdb.runtime.logs import logger
 from vecdb.runtime.memory import held_bytes, memory
 from vecdb.runtime.metrics import Metrics
 from vecdb.runtime.pool import available_cores
+from vecdb.runtime.telemetry import Telemetry, TelemetryOptions
 from vecdb.services.keys import KeyRing
 from vecdb.services.local import LocalDatabase
 from vecdb.services.node import LocalNode, NodeLimits
 from vecdb.serving.front import FrontSettings
 from vecdb.serving.fronts import Fronts, reserve
-from vecdb.serving.watching import tell, watch
 
 KEYS: Final = "keys"
 NODE_ID: Final = "node.id"
@@ -48,6 +50,7 @@ ENGINE_SHARE: Final = 0.7
 EDGE_THREADS: Final = 2
 CORES_PER_FRONT: Final = 4
 """A front keeps some four cores' kernels busy with single queries: 200 microseconds of Python against 50 to 1,000."""
+RECORD_USES_S: Final = 60.0
 OnStep = Callable[[str], None]
 
 
@@ -96,6 +99,11 @@ class GrpcFace:
     @property
     def running(self) -> int:
         return self.server.running
+
+    @property
+    def streams(self) -> int:
+        """Streams that are open, those of fronts included."""
+        return self.server.streams
 
     async def start(self) -> int:
         """Bind; returns the public port."""
@@ -156,7 +164,7 @@ async def start(settings: Settings, *, on_step: OnStep = lambda step: None) -> R
 
 async def _compose(settings: Settings, stack: AsyncExitStack, on_step: OnStep) -> Running:
     loop = asyncio.get_running_loop()
-    clock, metrics = SystemClock(), Metrics()
+    clock = SystemClock()
     certificates = open_certificates(settings.tls, clock, tell)
     on_step("opening")
     database = await loop.run_in_executor(None, _open_database, settings)
@@ -164,28 +172,33 @@ async def _compose(settings: Settings, stack: AsyncExitStack, on_step: OnStep) -
     about = {"version": installed_version(), "node_id": node_id(settings)}
     # In a folder that only this user may enter; short, for a socket's path has 107 bytes.
     folder = Path(stack.enter_context(TemporaryDirectory(prefix="vecdb-"))) if processes(settings) > 1 else None
-    watching = watch(settings, database, clock, metrics, about, memory_limit(settings), stack, folder)
+    telemetry = _telemetry(settings, database, about, folder, stack)
+    metrics = telemetry.metrics
     limits = settings.limits
     node = LocalNode(database, clock, metrics, NodeLimits(
         settings.engine.threads or available_cores(), limits.write_threads, limits.queued_queries,
-        memory_limit(settings)), held_bytes, watching.slow.wants_plan)
+        memory_limit(settings)), held_bytes, telemetry.slow.wants_plan)
     stack.push_async_callback(node.close)
     keys = KeyRing(settings.data_dir / KEYS, open_store, clock)
     stack.callback(keys.close)
+    uses = loop.create_task(_record_uses(keys))
+    stack.callback(uses.cancel)
     guards = _guards(settings, keys, metrics, certificates, stack)
     workers = ThreadPoolExecutor(EDGE_THREADS, thread_name_prefix="vecdb-edge")
     stack.callback(workers.shutdown)
     details = _about(settings, about, node)
-    methods = [*CollectionsServicer(node).methods(), *RecordsServicer(node).methods(),
-               *QueriesServicer(node, limits.deadline_s).methods(), *AdminServicer(node, keys, details).methods()]
+    methods = [*CollectionsServicer(node).methods(), *RecordsServicer(node, metrics).methods(),
+               *QueriesServicer(node, metrics, limits.deadline_s).methods(),
+               *AdminServicer(node, keys, details).methods()]
     starting = ["starting"]
     face = _grpc_face(settings, methods, guards, workers, certificates, about, folder, stack)
+    metrics.watch(Watched.STREAMS, lambda: float(face.streams))
     metrics.watch(Watched.DRAINING, lambda: float("draining" in starting))
     http = None
     if settings.server.http_port >= 0:
         http = HttpFace(HttpApp(
             node, guards, workers, keys=keys, about=details, readiness=lambda: starting,
-            metrics=watching.exposition.text, message_bytes=limits.message_bytes), HttpOptions(
+            metrics=telemetry.page, message_bytes=limits.message_bytes), HttpOptions(
                 settings.server.host, settings.server.http_port, limits.connections,
                 None if certificates is None else certificates.ssl_context()), metrics)
     addresses = await _bind(settings, face, http, stack)
@@ -194,6 +207,38 @@ async def _compose(settings: Settings, stack: AsyncExitStack, on_step: OnStep) -
     await face.ready()
     starting.clear()
     return Running(face, http, metrics, addresses, settings.server.drain_s, starting, stack)
+
+
+def _telemetry(settings: Settings, database: LocalDatabase, about: dict[str, str], pages: Path | None,
+               stack: AsyncExitStack) -> Telemetry:
+    """Metrics, samples, slow queries and traces, begun; ``pages``: where front processes leave theirs."""
+    watched = settings.telemetry
+    stack.callback(tracing.configure(
+        watched.otlp_endpoint, ratio=watched.trace_ratio, insecure=watched.otlp_insecure,
+        attributes={"service.version": about["version"], "service.instance.id": about["node_id"]}))
+    telemetry = Telemetry(TelemetryOptions(
+        about["version"], settings.data_dir, slow_query_ms=settings.log.slow_query_ms,
+        recall_samples_per_minute=watched.recall_samples_per_minute, recall_cpu_share=watched.recall_cpu_share,
+        write_limit_bytes=memory_limit(settings), process="" if pages is None else "engine", pages=pages,
+        build={"node": about["node_id"]}), SystemClock(), database)
+    telemetry.start()
+    stack.push_async_callback(telemetry.close)
+    return telemetry
+
+
+async def _record_uses(keys: KeyRing) -> None:
+    """When each key was last used, made durable now and then."""
+    while True:
+        await asyncio.sleep(RECORD_USES_S)
+        try:
+            await asyncio.to_thread(keys.record_uses)
+        except VecdbError as error:  # a disk that refuses is told where it matters more
+            tell("warning", "key_uses_not_recorded", error=error.message)
+
+
+def tell(level: str, event: str, **fields: Any) -> None:
+    """A part of the node has something to say: it goes to the log."""
+    getattr(logger(), level)(event, **fields)
 
 
 def processes(settings: Settings) -> int:
@@ -245,7 +290,7 @@ def _guards(settings: Settings, keys: KeyRing, metrics: Metrics, certificates: C
     stack.callback(audit.close)
     budget = InflightBytes(limits.inflight_bytes)
     authenticator = Authenticator(keys, settings.security, clock)
-    metrics.watch(Watched.API_KEYS, lambda: float(len(keys.list())))
+    metrics.watch(Watched.API_KEYS, lambda: float(sum(not key.revoked for key in keys.list())))
     metrics.watch(Watched.INFLIGHT_BYTES, lambda: float(budget.used))
     if certificates is not None:
         metrics.watch(Watched.CERTIFICATE_EXPIRY, lambda: certificates.ends_s["certificate"])

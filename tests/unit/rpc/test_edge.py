@@ -103,8 +103,8 @@ async def serving(**options: Any) -> AsyncIterator[Face]:
     guards = Guards(door, door, door, door, calls, lambda error, request_id, method: door.faults.append(error),
                     **options)
     with ThreadPoolExecutor(2) as workers:
-        methods = [*CollectionsServicer(node).methods(), *RecordsServicer(node).methods(),
-                   *QueriesServicer(node, 60.0).methods(),
+        methods = [*CollectionsServicer(node).methods(), *RecordsServicer(node, calls).methods(),
+                   *QueriesServicer(node, calls, 60.0).methods(),
                    *AdminServicer(node, None, lambda: {"version": "1", "node_id": "n", "secret_path": "x"}).methods()]
         server = GrpcServer([Edge(methods, guards, workers)], ServerOptions("127.0.0.1:0", 1 << 20, 1_000))
         port = await server.start()

@@ -51,8 +51,8 @@ async def paired(folder: Path) -> AsyncIterator[Pair]:
                     relayed=True)
     socket = f"unix:{folder / 'engine.sock'}"
     with ThreadPoolExecutor(2) as workers:
-        public = Edge([*CollectionsServicer(node).methods(), *RecordsServicer(node).methods(),
-                       *QueriesServicer(node, 60.0).methods()], guards, workers)
+        public = Edge([*CollectionsServicer(node).methods(), *RecordsServicer(node, calls).methods(),
+                       *QueriesServicer(node, calls, 60.0).methods()], guards, workers)
         peer = Edge(PeerServicer(public, "engine", "1").methods(), guards, workers, prefix=PEER_PREFIX)
         engine = GrpcServer([public, peer], ServerOptions(socket, -1, 1_000))
         await engine.start()

@@ -67,7 +67,7 @@ async def serving(path: Path, metrics: Metrics) -> AsyncIterator[int]:
     door = OpenDoor()
     with ThreadPoolExecutor(1) as workers:
         guards = Guards(door, door, door, door, metrics, fault)
-        methods = [*QueriesServicer(node, 60.0).methods(), *CollectionsServicer(node).methods()]
+        methods = [*QueriesServicer(node, metrics, 60.0).methods(), *CollectionsServicer(node).methods()]
         server = GrpcServer([Edge(methods, guards, workers)], ServerOptions("127.0.0.1:0", 1 << 20, 100))
         yield await server.start()
         await server.stop(0)
