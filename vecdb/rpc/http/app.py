@@ -48,7 +48,7 @@ class HttpApp:
             *collections.operations(self.background), *records.operations(), *queries.operations(),
             *self._admin.operations()]
         self._version = str(about()["version"])
-        self._document = dumps(document(self.operations, self._version))
+        self._document = b""
         self._rest = RestEdge(Routes(self.operations), node, guards, workers, message_bytes)
         self._plain: dict[str, Callable[[Scope], Any]] = {
             "/healthz": self._healthz, "/livez": self._healthz, "/readyz": self._readyz, "/metrics": self._metrics_page,
@@ -117,6 +117,8 @@ class HttpApp:
         return await asyncio.shield(task)
 
     async def _openapi(self, scope: Scope) -> Reply:
+        if not self._document:
+            self._document = dumps(document(self.operations, self._version))
         return Reply(200, self._document)
 
     async def _page(self, scope: Scope) -> Reply:

@@ -24,7 +24,7 @@ from vecdb.core.limits import MAX_BATCH_BYTES, MAX_BATCH_RECORDS
 from vecdb.core.metadata import check_metadata
 from vecdb.core.records import UpsertBatch
 from vecdb.core.schema import CollectionSchema
-from vecdb.core.vectors import check_queries, check_vectors, row_bytes
+from vecdb.core.vectors import check_queries, check_vectors, row_bytes, to_array
 from vecdb.rpc.http.bodies import Slices
 from vecdb.rpc.http.checks import check
 from vecdb.rpc.http.models import Base64Vectors, Encoding, RecordIn
@@ -121,7 +121,8 @@ def vectors(schema: CollectionSchema, value: object, most: int = MAX_BATCH_RECOR
             raise LimitExceeded("vectors", f"more than {MAX_BATCH_BYTES} bytes in one call",
                                 got=f"over {MAX_BATCH_BYTES}", limit=MAX_BATCH_BYTES)
         if part:
-            parts.append(check_vectors(schema, _numbers(part, first), first=first))
+            raw = to_array(_numbers(part, first), "vectors", first=first)
+            parts.append(check_vectors(schema, raw, first=first))
     if not parts:
         raise InvalidArgument("vectors", "holds no vectors", got="an empty array", limit="1 or more")
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
@@ -194,14 +195,24 @@ def upsert_records(schema: CollectionSchema, given: object) -> UpsertBatch:
         if first + len(part) > room:
             raise LimitExceeded("records", f"more than {MAX_BATCH_BYTES} bytes of vectors in one call",
                                 got=f"over {MAX_BATCH_BYTES}", limit=MAX_BATCH_BYTES)
-        for place, value in enumerate(part, first):
-            record = check(RecordIn, value, f"records[{place}]")
-            listed.append(_id(record.id, place, "ids"))
-            objects.append(_object(record.metadata, place))
-            parts.append(_one(schema, record.vector, place))
+        records = [check(RecordIn, value, f"records[{place}]") for place, value in enumerate(part, first)]
+        listed += [_id(record.id, place, "ids") for place, record in enumerate(records, first)]
+        objects += [_object(record.metadata, place) for place, record in enumerate(records, first)]
+        if records:
+            parts += _vectors_of(schema, records, first)
     if not listed:
         raise InvalidArgument("records", "is empty", got="0 records", limit="1 or more")
     return _batch(listed, np.concatenate(parts), tuple(objects))
+
+
+def _vectors_of(schema: CollectionSchema, records: list[RecordIn], first: int) -> list[Array]:
+    """Stored components of a run of records: at once where all are lists of numbers."""
+    given = [record.vector for record in records]
+    if not all(isinstance(one, list) for one in given):
+        return [_one(schema, one, place) for place, one in enumerate(given, first)]
+    for place, row in enumerate(given, first):
+        _refuse_booleans(row, f"records[{place}].vector")
+    return [check_vectors(schema, to_array(given, "records", first=first), "records", first=first)]
 
 
 def _one(schema: CollectionSchema, value: object, place: int) -> Array:

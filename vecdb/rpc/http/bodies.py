@@ -170,16 +170,16 @@ def _cut(member: _Member, places: npt.NDArray[np.int64], kinds: npt.NDArray[np.u
 def _structure(body: bytes) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8], npt.NDArray[np.int32]]]:
     """Places and kinds of brackets, commas and colons outside of strings, with the depth after each."""
     low, inside, depth = 0, 0, 0
+    escaping = False
     while low < len(body):
         high = min(len(body), low + _CHUNK)
-        while high < len(body) and body[high - 1] == ord("\\") and high - low < 2 * _CHUNK:
-            high += 1  # an escape is not cut apart
         data = np.frombuffer(body, np.uint8, high - low, low)
         places = np.flatnonzero(_STRUCTURAL[data])
         kinds = data[places]
         quotes = kinds == ord('"')
-        if body.find(b"\\", low, high) >= 0:
-            quotes &= ~_escaped(data)[places]
+        if escaping or body.find(b"\\", low, high) >= 0:
+            escaped, escaping = _escaped(data, escaping)
+            quotes &= ~escaped[places]
         within = (np.cumsum(quotes, dtype=np.int64) + inside) & 1
         inside = int(within[-1]) if len(within) else inside
         outside = (within == 0) & (kinds != ord('"'))
@@ -190,12 +190,18 @@ def _structure(body: bytes) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray
         low = high
 
 
-def _escaped(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
-    """Whether an odd number of backslashes stands before each byte."""
+def _escaped(data: npt.NDArray[np.uint8], escaping: bool) -> tuple[npt.NDArray[np.bool_], bool]:
+    """Whether an odd number of backslashes stands before each byte, and before the one after the last.
+
+    ``escaping``: so it is with the first.
+    """
     slash = data == ord("\\")
     index = np.arange(len(data), dtype=np.int32)
     before = np.maximum.accumulate(np.where(slash, np.int32(-1), index))
     run = index - before
-    out = np.zeros(len(data), np.bool_)
+    if escaping:
+        run[before < 0] += 1
+    out = np.empty(len(data), np.bool_)
+    out[0] = escaping
     out[1:] = (run[:-1] & 1) == 1
-    return out
+    return out, bool(run[-1] & 1)

@@ -74,3 +74,12 @@ def unknown(argument: str, name: str, known: list[str]) -> InvalidArgument:
     hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}" if known else ""
     return InvalidArgument(argument, f"is not known here{hint}", got=name[:100].encode("utf-8", "replace").decode(),
                            limit=", ".join(known))
+
+
+def one_of(given: BaseModel, first: str, second: str) -> str:
+    """Which of two members is there, or :class:`InvalidArgument` if it is neither or both."""
+    there = [name for name in (first, second) if name in given.model_fields_set]
+    if len(there) != 1:
+        raise InvalidArgument(first, f"give either {first} or {second}" + (", not both" if there else ""),
+                              got="both" if there else "neither", limit=f"one of {first}, {second}")
+    return there[0]

@@ -23,7 +23,15 @@ from urllib.parse import parse_qsl
 
 from vecdb.core.access import Principal
 from vecdb.core.calls import Call, Stopped
-from vecdb.core.errors import Cancelled, DeadlineExceeded, InvalidArgument, OutcomeUnknown, Overloaded, VecdbError
+from vecdb.core.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    InvalidArgument,
+    OutcomeUnknown,
+    Overloaded,
+    Unavailable,
+    VecdbError,
+)
 from vecdb.ports import tracing
 from vecdb.ports.node import Node
 from vecdb.ports.observer import Refusal
@@ -55,6 +63,7 @@ CERTIFICATE: Final = "vecdb.certificate"
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _MILLISECONDS: Final = re.compile(r"[1-9][0-9]{0,9}")
 _LENGTH: Final = re.compile(r"[0-9]{1,18}")
+_MAY_HAPPEN: Final = "the write may still happen; the same request with the same Idempotency-Key settles it"
 _NOBODY: Final = Principal("", "nobody", ())
 
 
@@ -111,6 +120,7 @@ class RestEdge:
             except asyncio.CancelledError:
                 code = "CANCELLED"
                 exchange.call.end(Stopped.CANCELLED)
+                await self._send(exchange, failure(_stopping(operation), exchange.request_id).reply, send)
                 raise
             except Exception as error:
                 failed = self._failed(exchange, operation, error)
@@ -256,8 +266,7 @@ class RestEdge:
                 raise Cancelled("the caller went away before the call was done")
             call.end(Stopped.DEADLINE)
             if operation.write:
-                raise OutcomeUnknown("the deadline passed, and the write may still happen; the same request with the "
-                                     "same Idempotency-Key settles it")
+                raise OutcomeUnknown(f"the deadline passed, and {_MAY_HAPPEN}")
             raise DeadlineExceeded("the deadline passed before the work was done")
         finally:
             timer.cancel()
@@ -306,6 +315,13 @@ class RestEdge:
             self._guards.on_fault(error, exchange.request_id, "audit")
 
 
+def _stopping(operation: Operation) -> VecdbError:
+    """Who cancels a request is the face that stops and has waited long enough."""
+    if operation.write:
+        return OutcomeUnknown(f"the node stops, and {_MAY_HAPPEN}")
+    return Unavailable("the node stops before the call was done", retry_after_s=1.0)
+
+
 async def _run(operation: Operation, request: Request) -> Reply:
     return await operation.handle(request)
 
@@ -349,13 +365,14 @@ def _query(scope: Scope) -> dict[str, str]:
 
 def _timeout_s(headers: dict[str, str], query: dict[str, str], default_s: float) -> float:
     given = (("x-timeout-ms", headers.get("x-timeout-ms")), ("timeout_ms", query.pop("timeout_ms", None)))
+    found = []
     for argument, text in given:
         if text is not None:
             if not _MILLISECONDS.fullmatch(text):
                 raise InvalidArgument(argument, "must be whole milliseconds from 1 on", got=text[:64],
                                       limit="1..9999999999")
-            return int(text) / 1e3
-    return default_s
+            found.append(int(text) / 1e3)
+    return min(found, default=default_s)
 
 
 def authenticate(guards: Guards, scope: Scope) -> Principal:

@@ -16,6 +16,8 @@ from vecdb.rpc.http.protocol import HEAD_S, KEEP_ALIVE_S, WRITE_S, HttpProtocol,
 
 BACKLOG = 1024
 HANDSHAKE_S = 15.0
+CANCEL_S = 1.0
+"""How long cancelled calls may take to say so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,8 @@ class HttpFace:
         server.should_exit = True
         await asyncio.wait((serving,), timeout=drain_s + 2.0)
         await self.app.background.stop()
+        if tasks := list(server.server_state.tasks):
+            await asyncio.wait(tasks, timeout=CANCEL_S)
         for connection in list(server.server_state.connections):
             if (transport := getattr(connection, "transport", None)) is not None:
                 transport.abort()

@@ -42,9 +42,10 @@ ID_SCHEMA: Final[dict[str, Any]] = {
 _NUMBERS: Final[dict[str, Any]] = {"type": "array", "items": {"type": "number"}, "minItems": 1, "maxItems": MAX_DIM}
 _BASE64: Final[dict[str, Any]] = {"$ref": "#/components/schemas/Base64Vectors"}
 _OBJECT: Final[dict[str, Any]] = {"type": "object", "additionalProperties": True}
+_NULL: Final[dict[str, Any]] = {"type": "null"}
 _FILTER: Final[dict[str, Any]] = {
     "description": "A condition on metadata: an expression or a mapping.",
-    "anyOf": [{"type": "string"}, _OBJECT, {"type": "null"}],
+    "anyOf": [{"type": "string"}, _OBJECT],
     "examples": ["year >= 2020 and lang in ['en', 'de']", {"year": {"$gte": 2020}}]}
 
 
@@ -58,9 +59,12 @@ FewIds = Annotated[Any, WithJsonSchema(_ids(MAX_PAGE))]
 OneId = Annotated[Any, WithJsonSchema(ID_SCHEMA)]
 Vector = Annotated[Any, WithJsonSchema({"anyOf": [_NUMBERS, _BASE64]})]
 Vectors = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "array", "items": _NUMBERS, "minItems": 1}, _BASE64]})]
-Filter = Annotated[Any, WithJsonSchema(_FILTER)]
+SomeFilter = Annotated[Any, WithJsonSchema(_FILTER)]
+Filter = Annotated[Any, WithJsonSchema({**_FILTER, "anyOf": [*_FILTER["anyOf"], _NULL]})]
 Object = Annotated[Any, WithJsonSchema(_OBJECT)]
-Objects = Annotated[Any, WithJsonSchema({"type": "array", "items": {"anyOf": [_OBJECT, {"type": "null"}]}})]
+MaybeObject = Annotated[Any, WithJsonSchema({"anyOf": [_OBJECT, _NULL]})]
+MaybeObjects = Annotated[Any, WithJsonSchema({"anyOf": [
+    {"type": "array", "items": {"anyOf": [_OBJECT, _NULL]}}, _NULL]})]
 Patches = Annotated[Any, WithJsonSchema({"anyOf": [_OBJECT, {"type": "array", "items": _OBJECT, "minItems": 1}]})]
 Include = list[Literal["metadata", "vector"]]
 Encoding = Literal["list", "base64"]
@@ -143,13 +147,13 @@ class UpsertColumns(Body):
 
     ids: IdList
     vectors: Vectors
-    metadata: Objects = None
+    metadata: MaybeObjects = None
 
 
 class RecordIn(Body):
     id: OneId
     vector: Vector
-    metadata: Object = None
+    metadata: MaybeObject = None
 
 
 class UpsertRecords(Body):
@@ -164,7 +168,7 @@ class UpsertRecords(Body):
 
 class PutRecord(Body):
     vector: Vector
-    metadata: Object = None
+    metadata: MaybeObject = None
 
 
 class WriteResult(Body):
@@ -202,10 +206,11 @@ class Records(Body):
 class DeleteRecords(Body):
     """Exactly one of the two; an empty filter is refused, ``"true"`` says that all records are meant."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"ids": [7, "7"]}, {"filter": "year < 2000"}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"ids": [7, "7"]}, {"filter": "year < 2000"}],
+                                                 "oneOf": [{"required": ["ids"]}, {"required": ["filter"]}]})
 
     ids: IdList = None
-    filter: Filter = None
+    filter: SomeFilter = None
 
 
 class UpdateMetadata(Body):
@@ -254,7 +259,8 @@ class Query(Body):
     """
 
     model_config = ConfigDict(json_schema_extra={"examples": [
-        {"vector": [0.1, 0.2, 0.3, 0.4], "k": 3, "filter": "year >= 2020", "include": ["metadata"]}]})
+        {"vector": [0.1, 0.2, 0.3, 0.4], "k": 3, "filter": "year >= 2020", "include": ["metadata"]}],
+        "oneOf": [{"required": ["vector"]}, {"required": ["vectors"]}]})
 
     vector: Vector = None
     vectors: Vectors = None

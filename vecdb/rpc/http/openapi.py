@@ -44,8 +44,8 @@ _PATH: Final[dict[str, dict[str, Any]]] = {
 
 _SHARED: Final[dict[str, dict[str, Any]]] = {
     "RequestId": {"name": "X-Request-Id", "in": "header", "required": False, "description":
-                  "comes back with the reply and stands in the server's logs; one of other characters is replaced",
-                  "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:/+=@-]{1,128}$"}},
+                  "comes back with the reply and stands in the server's logs; another is made if it has more than 128 "
+                  "characters, or others than letters, digits and ._:/+=@-", "schema": {"type": "string"}},
     "TimeoutHeader": {"name": "X-Timeout-Ms", "in": "header", "required": False,
                       "description": "milliseconds after which the call is given up",
                       "schema": {"type": "integer", "minimum": 1, "maximum": 9_999_999_999}},

@@ -7,13 +7,13 @@ from typing import Any, Final
 import numpy as np
 import orjson
 
-from vecdb.core.errors import InvalidArgument, LimitExceeded
+from vecdb.core.errors import LimitExceeded
 from vecdb.core.query import Matches, QueryRequest, QueryResult
 from vecdb.core.schema import CollectionSchema, Metric, check_name
 from vecdb.core.vectors import check_queries
 from vecdb.rpc.http import arrays, models
 from vecdb.rpc.http.bodies import read
-from vecdb.rpc.http.checks import check
+from vecdb.rpc.http.checks import check, one_of
 from vecdb.rpc.http.models import MAX_QUERIES, MAX_RESULTS
 from vecdb.rpc.http.operations import Operation, Request
 from vecdb.rpc.http.records import item_bytes, refuse_bytes
@@ -33,11 +33,8 @@ async def query(request: Request) -> Reply:
 
 def _request(schema: CollectionSchema, body: bytes) -> tuple[models.Query, QueryRequest]:
     given = check(models.Query, read(body))
-    if (given.vector is None) == (given.vectors is None):
-        got, more = ("neither", "") if given.vector is None else ("both", ", not both")
-        raise InvalidArgument("vector", "give either vector or vectors" + more, got=got,
-                              limit="one of vector, vectors")
-    if given.vector is not None:
+    which = one_of(given, "vector", "vectors")
+    if which == "vector":
         vectors = arrays.one_query(schema, given.vector)
     else:
         vectors = arrays.vectors(schema, given.vectors, MAX_QUERIES,

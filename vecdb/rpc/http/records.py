@@ -19,7 +19,7 @@ from vecdb.core.schema import CollectionSchema, check_name
 from vecdb.core.vectors import row_bytes
 from vecdb.rpc.http import arrays, models
 from vecdb.rpc.http.bodies import read
-from vecdb.rpc.http.checks import check
+from vecdb.rpc.http.checks import check, one_of
 from vecdb.rpc.http.models import MAX_PAGE, Encoding
 from vecdb.rpc.http.operations import NoParams, Operation, Request
 from vecdb.rpc.http.replies import Refused, Reply, dumps, ok, runs
@@ -113,10 +113,7 @@ async def delete(request: Request) -> Reply:
 
 def _delete(body: bytes) -> DeleteIds | DeleteWhere:
     given = check(models.DeleteRecords, read(body))
-    if (given.ids is None) == (given.filter is None):
-        raise InvalidArgument("ids", "give either ids or filter" + ("" if given.ids is None else ", not both"),
-                              got="neither" if given.ids is None else "both", limit="one of ids, filter")
-    if given.filter is not None:
+    if one_of(given, "ids", "filter") == "filter":
         return DeleteWhere(arrays.some(given.filter))
     return DeleteIds(tuple(dict.fromkeys(arrays.ids(given.ids, MAX_BATCH_RECORDS))))
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,7 +90,8 @@ class Keys:
         self.keys: dict[str, Key] = {}
 
     def create(self, name: str, grants: Any, ttl_s: float = 0.0) -> tuple[Key, str]:
-        key = Key("abcdefghijk" + "abcdefghij"[len(self.keys)], name, tuple(grants), 1.0, ttl_s)
+        end = "".join("abcdefghij"[int(digit)] for digit in f"{len(self.keys):04d}")
+        key = Key("zzzzzzzz" + end, name, tuple(grants), 1.0, ttl_s)
         self.keys[key.id] = key
         return key, f"vdb_{key.id}_{'a' * 52}"
 
@@ -106,6 +108,12 @@ class Keys:
 
     def list(self) -> list[Key]:
         return list(self.keys.values())
+
+
+def _page(accept: str) -> tuple[str, bytes]:
+    if "openmetrics" in accept:
+        return "application/openmetrics-text", b"# EOF\n"
+    return "text/plain; version=0.0.4", b"x 1\n"
 
 
 @dataclass
@@ -129,9 +137,8 @@ class Face:
                         lambda error, request_id, method: self.faults.append(error),
                         concurrent_calls=self.concurrent_calls, deadline_s=self.deadline_s, deadline_max_s=60.0)
         return HttpApp(self.node, guards, self.workers, keys=self.keys, readiness=lambda: self.reasons,
-                       about=lambda: {"version": "1.2.3", "node_id": "n1", "limits": {}}, message_bytes=self.message_bytes,
-                       metrics=lambda accept: (("application/openmetrics-text", b"# EOF\n") if "openmetrics" in accept
-                                               else ("text/plain; version=0.0.4", b"x 1\n")))
+                       about=lambda: {"version": "1.2.3", "node_id": "n1", "limits": {}},
+                       message_bytes=self.message_bytes, metrics=_page)
 
     def ask(self, verb: str, path: str, json: Any = None, *, content: bytes | None = None,
             headers: dict[str, str] | None = None) -> httpx.Response:
@@ -161,11 +168,17 @@ class Face:
             assert response.json()["inserted"] == 3, response.text
 
 
-@pytest.fixture
-def face() -> Iterator[Face]:
+@contextmanager
+def opened() -> Iterator[Face]:
     with ThreadPoolExecutor(2) as workers:
         door = Door()
         made = Face(FakeNode(), door, Log(), Watch(), Keys(), workers)
         yield made
         assert not made.faults, made.faults
         assert door.held == 0
+
+
+@pytest.fixture
+def face() -> Iterator[Face]:
+    with opened() as made:
+        yield made
