@@ -106,6 +106,10 @@ def _chunks(count: int, threads: int) -> list[tuple[int, int]]:
 def _matches(segments: Sequence[SegmentView], parts: Sequence[SegmentAnswer], request: QueryRequest,
              machine: ShardMachine) -> list[Matches]:
     """Join the segments' answers for one chunk of queries and attach what was asked for."""
+    if len(parts) == 1 and request.within is None:
+        found = parts[0].found
+        if found.ordinals.shape[1] and found.ordinals[:, -1].min() >= 0:
+            return _full_matches(segments[0], found, request, machine)
     space = machine.growing.space
     source, ordinals, raw = top_k([part.found for part in parts], request.k)
     distances = _distances(space, raw)
@@ -126,6 +130,22 @@ def _matches(segments: Sequence[SegmentView], parts: Sequence[SegmentAnswer], re
                            None if vectors is None else vectors[start:stop]))
         start = stop
     return out
+
+
+def _full_matches(segment: SegmentView, found: Found, request: QueryRequest, machine: ShardMachine) -> list[Matches]:
+    """Many queries answered by one segment, each with as many results as the others: rows of whole columns."""
+    queries, k = found.ordinals.shape
+    ordinals = found.ordinals.reshape(-1)
+    distances = _distances(machine.growing.space, found.distances)
+    ids = segment.ids(ordinals)
+    metadata = _metadata(segment.rids(ordinals), machine) if request.include_metadata else None
+    vectors = segment.vectors(ordinals) if request.include_vectors else None
+    if metadata is None and vectors is None:
+        return [Matches(ids[start : start + k], row) for start, row in zip(range(0, queries * k, k), distances,
+                                                                            strict=True)]
+    return [Matches(ids[start : start + k], row, None if metadata is None else metadata[start : start + k],
+                    None if vectors is None else vectors[start : start + k])
+            for start, row in zip(range(0, queries * k, k), distances, strict=True)]
 
 
 def _distances(space: Space, raw: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
