@@ -25,7 +25,6 @@ from bench.server.points import Point
 from bench.server.processes import Driver
 from bench.server.report import console
 
-EFS = (10, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768)
 SHAPES = ((1, 1), (8, 1), (64, 1), (1, 64), (8, 64))
 
 
@@ -58,7 +57,7 @@ class Standing:
     def beam(self) -> tuple[int, float]:
         """The narrowest effort that reaches the recall, or the widest there is."""
         out, found, ef = self.place / "answers.npy", 0.0, 0
-        for ef in EFS:
+        for ef in self.peer.efforts:
             for driver in self.drivers:
                 self.tell(driver, 60, do="effort", ef=ef)
             self.tell(self.drivers[0], 300, do="answers", queries=str(self.queries), out=str(out))

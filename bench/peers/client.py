@@ -93,7 +93,7 @@ class Chroma(Client):
 
     def create(self) -> None:
         space = {"l2": "l2", "cosine": "cosine", "dot": "ip"}[self.metric]
-        graph = {"space": space, "max_neighbors": M, "ef_construction": EF_CONSTRUCTION}
+        graph = {"space": space, "max_neighbors": M, "ef_construction": EF_CONSTRUCTION, "ef_search": 100}
         self.docs = self.client.create_collection(NAME, configuration={"hnsw": graph}, embedding_function=None)
 
     def collection(self) -> Any:
@@ -102,10 +102,6 @@ class Chroma(Client):
 
     def insert(self, low: int, rows: np.ndarray) -> None:
         self.docs.add(ids=[str(low + i) for i in range(len(rows))], embeddings=rows)
-
-    def set_effort(self, ef: int) -> None:
-        self.ef = ef
-        self.collection().modify(configuration={"hnsw": {"ef_search": ef}})
 
     def query(self, rows: np.ndarray, k: int) -> list[list[int]]:
         found = self.collection().query(query_embeddings=rows, n_results=k, include=[])

@@ -34,7 +34,7 @@ class Peer(ABC):
     metrics: tuple[str, ...] = ("cosine", "l2", "dot")
     version_of: tuple[str, ...] = ()
     note = ""
-    effort = True
+    efforts: tuple[int, ...] = (10, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768)
 
     def __init__(self, environments: Path) -> None:
         self.home = environments / self.name
@@ -102,9 +102,10 @@ class Vecdb(Peer):
 
 
 class Chroma(Peer):
-    """``chroma run`` and its HTTP client."""
+    """``chroma run`` and its HTTP client.  A running server keeps the beam it began with: only the default is tried."""
 
     name = "chroma"
+    efforts = (100,)
     packages = ("chromadb",)
     version_of = ("chromadb",)
 
