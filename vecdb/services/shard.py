@@ -10,6 +10,9 @@ it is opened for reading, so that answers go on.
 
 **A read** takes ``machine.view`` and waits for nobody, but for a store that is being opened anew, and after three
 answers that were overtaken by writes.
+
+**A call that is ended** stops where it is: kernels, filters and reads look at its ``stop``, and what they had is thrown
+away.  A write looks until it is applied; from then on it is carried out and acknowledged, late or not.
 """
 
 import threading
