@@ -5,6 +5,7 @@ below the facade knows them.  An unknown keyword is refused with the nearest kno
 """
 
 import difflib
+import functools
 import math
 import operator
 from collections.abc import Iterable, Mapping
@@ -19,6 +20,8 @@ from vecdb.core.limits import MAX_WORD
 from vecdb.core.schema import CollectionSchema, IndexSpec, Metric, VectorType
 
 INDEX_ALIASES: Final = {"M": "m", "efConstruction": "ef_construction", "ef": "ef_search"}
+_REMEMBERED_CHARACTERS: Final = 1_024
+
 CREATE_ALIASES: Final = {**INDEX_ALIASES, "dtype": "vector_type"}
 QUERY_ALIASES: Final = {"ef": "ef_search", "top_k": "k"}
 
@@ -129,7 +132,15 @@ def check_include(value: object) -> frozenset[str]:
 
 def check_filter(value: Any) -> Node | None:
     """Parse any of the three forms; None stays None."""
+    if type(value) is str and len(value) <= _REMEMBERED_CHARACTERS:
+        return _parsed(value)
     return to_node(value)
+
+
+@functools.lru_cache(maxsize=256)
+def _parsed(text: str) -> Node | None:
+    """A filter's tree cannot be changed, and programs ask the same few over and over."""
+    return to_node(text)
 
 
 def check_some(value: Any) -> Node:
