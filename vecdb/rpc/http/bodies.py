@@ -20,8 +20,9 @@ from vecdb.core.errors import InvalidArgument, LimitExceeded
 LONG_BYTES: Final = 256 << 10
 """From here on a body is read in slices, and away from the event loop; a slice is about as long."""
 
-MAX_SCALAR_BYTES: Final = 16 << 20
-"""Longest value of a body that is not cut (a filter, a list without commas): it is parsed at once."""
+MAX_MARKS: Final = 1 << 21
+"""Most brackets, commas and colons of a value that is not cut (an object, as a filter is): each may become a hundred
+bytes of objects, and all of them at once."""
 
 _CHUNK: Final = 4 << 20
 
@@ -83,11 +84,15 @@ def _kind(value: object) -> str:
 
 @dataclass(slots=True)
 class _Member:
-    """Offsets of a member of the outer object; ``cuts`` are commas between the elements of its value."""
+    """Offsets of a member of the outer object.
+
+    ``cuts``: some commas between the elements of its value; ``marks``: how many brackets, commas and colons it has.
+    """
 
     start: int
     colon: int = -1
     end: int = -1
+    marks: int = 0
     cuts: list[int] | None = None
 
 
@@ -110,9 +115,9 @@ def _value(body: bytes, member: _Member) -> Any:
         high -= 1
     if member.cuts and body[low] == ord("[") and body[high - 1] == ord("]"):
         return Slices(body, low + 1, [*member.cuts, high - 1])
-    if high - low > MAX_SCALAR_BYTES and body[low] != ord('"'):
-        raise LimitExceeded("body", f"a value of {high - low} bytes, more than {MAX_SCALAR_BYTES}", got=high - low,
-                            limit=MAX_SCALAR_BYTES)
+    if member.marks > MAX_MARKS:
+        raise LimitExceeded("body", f"a value of {member.marks} brackets and commas, more than {MAX_MARKS}",
+                            got=member.marks, limit=MAX_MARKS)
     return parse(body[low:high])
 
 
@@ -156,6 +161,7 @@ def _last(body: bytes, members: list[_Member], place: int) -> list[_Member]:
 def _cut(member: _Member, places: npt.NDArray[np.int64], kinds: npt.NDArray[np.uint8], depths: npt.NDArray[np.int32],
          low: int, high: int) -> None:
     """Note a comma at depth two every LONG_BYTES or so of a value that goes from ``low`` to ``high``."""
+    member.marks += high - low
     if high - low < 2 or member.colon < 0:
         return
     commas = places[low:high][(kinds[low:high] == ord(",")) & (depths[low:high] == 2)]

@@ -1,5 +1,6 @@
 """Bodies, paths and headers that nobody means well with: every one is refused in the one form, none is a fault."""
 
+import base64
 import random
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from tests.unit.rpc.http.conftest import Face
 from tests.unit.rpc.http.test_rest import QUERY, RECORDS, refused
 from vecdb.core.errors import VecdbError
-from vecdb.rpc.http import bodies
+from vecdb.rpc.http import arrays, bodies
 from vecdb.rpc.http.bodies import Slices
 
 BODIES = {
@@ -187,3 +188,25 @@ def test_damaged_bodies_are_refused_as_a_whole_would_be(value: dict[str, Any], s
         except VecdbError:
             sliced = None
     assert sliced == whole, damaged
+
+
+@pytest.mark.parametrize("text", [
+    "", "A", "AA", "AA=", "AA==", "AAA=", "AAAA", "AAAAAA==", "AA==AAAA", "A===", "AA AA", "AAAA\n", "AA=A", "====",
+    "AA-_", "AAAé", "AAAAAAA=", "QUJD" * 5, "QUJD" * 5 + "RA=="])
+def test_base64_in_runs_is_base64(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    def decoded(read: Any) -> Any:
+        try:
+            return read(text)
+        except ValueError:
+            return None
+
+    monkeypatch.setattr(arrays, "_RUN_CHARS", 4)
+    assert decoded(arrays._unpacked) == decoded(lambda one: base64.b64decode(one, validate=True))
+
+
+def test_what_cannot_be_cut_is_bounded(face: Face, monkeypatch: pytest.MonkeyPatch) -> None:
+    face.docs()
+    monkeypatch.setattr(bodies, "MAX_MARKS", 50_000)
+    body = b'{"vector": [0, 0], "filter": {"a": {"$in": [' + b"[]," * 100_000 + b"[]]}}}"
+    error = refused(face.ask("POST", QUERY, content=body), 400, "INVALID_ARGUMENT", "body")
+    assert error["fields"]["limit"] == 50_000
