@@ -24,7 +24,7 @@ def connect(target: str | os.PathLike[str], *, api_key: str | None = None, **opt
     ``grpc://host[:port]`` and, with TLS, ``grpcs://host[:port]`` are servers (port 7700 unless given; several addresses
     are separated by commas); ``options`` are the fields of :class:`vecdb.client.remote.options.Options`: ``ca_file``,
     ``cert_file``, ``key_file``, ``server_name``, ``insecure``, ``timeout`` (seconds for each call that names none),
-    ``connect_timeout``, ``retries``, ``max_message_bytes``, ``auto_batch``, ``schema_ttl``.
+    ``connect_timeout``, ``retries``, ``connections``, ``max_message_bytes``, ``auto_batch``, ``schema_ttl``.
     A database nobody closed is closed when the interpreter ends.
     Raises InvalidArgument, and for a directory DatabaseLocked (another process has it open), FormatMismatch or
     StorageError; for a server Unavailable if none answers within ``connect_timeout``.

@@ -98,6 +98,14 @@ def test_the_key_goes_with_every_call(far: FakeServer) -> None:
             far.principal = ANONYMOUS
 
 
+def test_several_connections_to_one_address(far: FakeServer) -> None:
+    with vecdb.connect(far.url, connections=3) as db:
+        for _ in range(9):
+            db.list_collections()
+        assert len(db._session._backend._wire.links) == 3
+        assert len({link.channel for link in db._session._backend._wire.links}) == 3
+
+
 def test_nobody_there_is_said_at_once_and_why() -> None:
     port = free_port()
     began = time.monotonic()

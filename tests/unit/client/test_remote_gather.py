@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -114,6 +115,13 @@ def test_threads_share_calls(far: FakeServer) -> None:
         def ask(n: int) -> None:
             answers[n] = docs.query([float(n)], k=1).ids
 
+        def hurry() -> None:
+            try:
+                docs.query([1.0], k=1, timeout=0.2)
+            except DeadlineExceeded:
+                late.append(time.monotonic())
+
+        late: list[float] = []
         threads = [threading.Thread(target=ask, args=(n,)) for n in range(20)]
         for thread in threads:
             thread.start()
@@ -122,6 +130,10 @@ def test_threads_share_calls(far: FakeServer) -> None:
             threads[-1].join(0.005)
         with pytest.raises(DeadlineExceeded):
             docs.query([1.0], k=1, timeout=0.05)
+        hurried = threading.Thread(target=hurry)
+        hurried.start()
+        hurried.join(30)
+        assert len(late) == 1
         far._loop.call_soon_threadsafe(gate.set)
         for thread in threads:
             thread.join(30)

@@ -40,7 +40,8 @@ class RemoteBackend:
 
     def __init__(self, target: Target, options: Options) -> None:
         secrets = credentials(target, options)
-        self._wire = SyncWire([Link(open_sync(address, secrets, options), address) for address in target.addresses])
+        self._wire = SyncWire([Link(open_sync(address, secrets, options), address)
+                               for address in target.addresses * options.connections])
         self._do = Procedures(options, target.label)
         self._admin = AdminProcedures(self._do.caller)
         self._gather = ThreadGather(self._query_now) if options.auto_batch else None

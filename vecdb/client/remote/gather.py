@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Final
 
 import numpy as np
@@ -183,7 +184,7 @@ def _own(error: Exception) -> Exception:
 
 @dataclass(slots=True, eq=False)
 class _Waiter:
-    """``leader`` is set when this thread is to call for all of ``batch``."""
+    """``batch`` is set when this thread is to call for all in it."""
 
     request: QueryRequest
     call: Call | None
@@ -230,20 +231,21 @@ class ThreadGather:
             if not mine.woken.is_set() and mine.batch is None:
                 raise DeadlineExceeded("the deadline passed before the server answered")
         if mine.batch is not None:
-            self._lead(name, key, group, mine.batch)
+            self._lead(name, key, group, mine, mine.batch)
         if mine.error is not None:
             raise mine.error
         if mine.result is None:  # whose call was to answer this one ended otherwise
             return self._ask(name, mine.request, mine.call)
         return mine.result
 
-    def _lead(self, name: str, key: Key, group: _Group, batch: list[_Waiter]) -> None:
+    def _lead(self, name: str, key: Key, group: _Group, mine: _Waiter, batch: list[_Waiter]) -> None:
+        """Call for all, by this thread's own deadline, which is the latest."""
         try:
             if len(batch) == 1:
-                batch[0].result = self._ask(name, batch[0].request, batch[0].call)
+                mine.result = self._ask(name, mine.request, mine.call)
                 return
             try:
-                result = self._ask(name, joined([one.request for one in batch]), latest([one.call for one in batch]))
+                result = self._ask(name, joined([one.request for one in batch]), mine.call)
             except InvalidArgument:
                 return  # each asks for itself
             for place, one in enumerate(batch):
@@ -252,7 +254,7 @@ class ThreadGather:
             for one in batch:
                 one.error = _own(error)
         finally:
-            for one in batch[1:]:
+            for one in batch:
                 one.woken.set()
             self._landed(key, group)
 
@@ -265,5 +267,11 @@ class ThreadGather:
                 if not group.flying:
                     self._groups.pop(key, None)
                 return
-            batch[0].batch = batch
-            batch[0].woken.set()
+            leader = max(batch, key=_patience)
+            leader.batch = batch
+            leader.woken.set()
+
+
+def _patience(waiter: _Waiter) -> float:
+    call = waiter.call
+    return inf if call is None or call.deadline is None else call.deadline

@@ -50,7 +50,7 @@ class RemoteNode:
         else:
             secrets = credentials(where, options)
             self._wire = AioWire(lambda: [Link(open_aio(address, secrets, options), address)
-                                          for address in where.addresses])
+                                          for address in where.addresses * options.connections])
         self._do = Procedures(options, label)
         self._admin = AdminProcedures(self._do.caller)
         self._gather = AsyncGather(self._query_now) if options.auto_batch else None

@@ -27,7 +27,8 @@ class Options:
     connection; 0 leaves it to the first call.  ``retries``: most repetitions of one call; 0 for none.
     ``max_message_bytes``: largest reply.  ``auto_batch``: single queries that wait at the same time travel together.
     ``schema_ttl``: seconds for which a collection's schema is taken to be as it was; a call that meets another one asks
-    again at once.
+    again at once.  ``connections``: to each address; calls take turns on them.  One carries thousands of calls at once,
+    but ends in one process of a server that has several.
     """
 
     api_key: str | None = field(default=None, repr=False)
@@ -41,7 +42,8 @@ class Options:
     retries: int = 8
     max_message_bytes: int = MAX_MESSAGE
     auto_batch: bool = True
-    schema_ttl: float = 30.0
+    schema_ttl: float = 5.0
+    connections: int = 1
 
 
 def check(target: Target, api_key: str | None, given: Mapping[str, Any]) -> Options:
@@ -63,6 +65,8 @@ def check(target: Target, api_key: str | None, given: Mapping[str, Any]) -> Opti
             values[name] = _seconds(name, values[name])
     if "retries" in values:
         values["retries"] = check_int("retries", values["retries"], 0, 1_000)
+    if "connections" in values:
+        values["connections"] = check_int("connections", values["connections"], 1, 64)
     if "max_message_bytes" in values:
         values["max_message_bytes"] = check_int("max_message_bytes", values["max_message_bytes"], 1 << 16, MAX_MESSAGE)
     options = Options(api_key=None if api_key is None else _key(api_key), **values)
