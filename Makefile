@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 KERNELS := $(shell find vecdb/kernels vecdb/ann -name '*.py' 2>/dev/null)
 PYTEST_ARGS ?= -q -n auto --maxprocesses 8 --dist loadfile
 DATA ?= glove-100 fashion-mnist
+SOAK ?= 300
 
 .PHONY: help install test quickstart lint types contracts proto proto-baseline data bench lock clean
 
@@ -56,6 +57,9 @@ data: $(VENV)/.installed  ## benchmark sets: make data DATA="glove-100 fashion-m
 bench: $(VENV)/.bench $(VENV)/.warm  ## recall and queries per second against hnswlib, faiss and usearch
 	@$(BIN)/python -m bench.data fashion-mnist
 	@$(BIN)/python -m bench.ann --data fashion-mnist --out build/ann.json --plot build/ann.png
+
+soak: $(VENV)/.bench $(VENV)/.warm  ## a node under floods and idle connections: make soak SOAK=600 (seconds)
+	@$(BIN)/python -m bench.flood --soak $(SOAK) --idle 4000 --out build/soak.json
 
 lock: $(VENV)/.installed  ## write requirements.lock anew from pyproject.toml
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --upgrade \

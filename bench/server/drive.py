@@ -38,7 +38,7 @@ def query(command: dict[str, Any]) -> dict[str, Any]:
     calls = len(done.calls_ms)
     step = max(1, calls // MOST_CALLS)
     return {"calls": calls, "warm": done.warm, "seconds": done.seconds, "cpu_s": time.process_time() - cpu,
-            "calls_ms": [round(one, 4) for one in done.calls_ms[::step]]}  # fmt: skip
+            "refused": done.refused, "calls_ms": [round(one, 4) for one in done.calls_ms[::step]]}  # fmt: skip
 
 
 def answers(command: dict[str, Any]) -> dict[str, Any]:

@@ -201,8 +201,44 @@ def _queries(load: Load, place: int) -> np.ndarray:
     return load.vectors[low : low + load.rows]
 
 
+def flood(load: Load) -> Done:
+    """``inflight`` calls at once whatever the server says: those it takes are timed, those it refuses counted.
+
+    Beyond a connection's streams gRPC would hold calls back here, so there is a connection for every 200 of them.
+    """
+    made = messages(load)
+    calls: list[float] = []
+    refused: dict[str, int] = {}
+
+    async def work() -> Done:
+        count = -(-load.inflight // 200)
+        channels = [grpc.aio.insecure_channel(load.target, OPTIONS + load.options) for _ in range(count)]
+        asks = [channel.unary_unary(QUERY) for channel in channels]
+        began = time.perf_counter()
+        end = began + load.seconds
+
+        async def lane(place: int) -> None:
+            ask = asks[place % count]
+            while (now := time.perf_counter()) < end:
+                try:
+                    await ask(made[place % len(made)], timeout=CALL_S)
+                    calls.append((time.perf_counter() - now) * 1e3)
+                except grpc.aio.AioRpcError as error:
+                    name = error.code().name
+                    refused[name] = refused.get(name, 0) + 1
+
+        await asyncio.gather(*(lane(place) for place in range(load.inflight)))
+        seconds = time.perf_counter() - began
+        for channel in channels:
+            await channel.close()
+        return Done(calls, seconds, 0, refused)
+
+    return _run(load, work())
+
+
 LOADS: dict[str, Callable[[Load], Done]] = {
     "raw-sync": raw_sync, "raw-aio": raw_aio, "stream": stream, "sdk-sync": sdk_sync, "sdk-async": sdk_async,
+    "flood": flood,
 }  # fmt: skip
 
 

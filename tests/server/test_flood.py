@@ -48,11 +48,11 @@ async def flood(standing: Node, inflight: int, calls: int, rows: int) -> tuple[C
     hints: list[float] = []
     message = query("docs", vectors(rows, 9), k=10, exact=True, profile=True).SerializeToString()
     left = iter(range(calls))
-    # Connections of their own: a single one would hold back what is beyond its streams.
-    channels = [grpc.aio.insecure_channel(standing.target, OPTIONS) for _ in range(4)]
+    # Several connections: a single one would hold back what is beyond its streams.
+    channels = [grpc.aio.insecure_channel(standing.target, OPTIONS) for _ in range(8)]
 
     async def lane(place: int) -> None:
-        ask = channels[place % 4].unary_unary("/vecdb.v1.Queries/Query")
+        ask = channels[place % 8].unary_unary("/vecdb.v1.Queries/Query")
         for _ in left:
             try:
                 reply = queries_pb2.QueryReply.FromString(await ask(message, timeout=60))
@@ -100,6 +100,13 @@ def test_a_flood_of_calls_is_answered_or_refused_with_a_hint(small: Node) -> Non
     assert hints
     assert all(0 < hint < 60 for hint in hints)
     assert list(small.query("docs", vectors(1, 1), k=3).counts) == [3]
+
+
+def test_more_calls_than_grpc_itself_would_hold_are_refused_by_the_node(small: Node) -> None:
+    outcomes, hints = asyncio.run(flood(small, 2_000, 4_000, 1))
+    assert set(outcomes) == {"OK", "RESOURCE_EXHAUSTED"}, outcomes
+    assert sum(outcomes.values()) == 4_000
+    assert hints
 
 
 def test_the_queue_never_grows_beyond_its_rows(small: Node) -> None:

@@ -25,6 +25,8 @@ KEEPALIVE_TIMEOUT_MS: Final = 20_000
 HANDSHAKE_MS: Final = 15_000
 MAX_METADATA_BYTES: Final = 16 << 10
 STREAMS_PER_CONNECTION: Final = 1_000
+PENDING_CALLS: Final = 32_768
+"""Calls that gRPC holds until the loop takes and, if they are too many, refuses them."""
 NOTICE_S: Final = 0.05
 """Between telling health checks that the node goes and refusing calls: those on their way still get in."""
 
@@ -64,6 +66,9 @@ def _channel_options(options: ServerOptions) -> list[tuple[str, Any]]:
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        # Beyond 1,000 calls that the loop has not taken yet gRPC would cancel some, without a word of why.
+        ("grpc.server.max_pending_requests", PENDING_CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", 2 * PENDING_CALLS),
         ("grpc.so_reuseport", 1 if options.reuse_port else 0),
     ]
 
