@@ -83,26 +83,44 @@ class Caller:
     def _call(self, rpc: Rpc, payload: bytes, call: Call | None, write: bool, repeat: bool,
               default_s: float | None) -> Steps[bytes]:
         deadline = self.deadline(call, default_s)
-        metadata = self.metadata(call)
-        attempts: Attempts | None = None
+        try:
+            reply: bytes = yield Unary(rpc, payload, left(deadline), self.metadata(call))
+        except Failed as failed:
+            return (yield from self._again(rpc, payload, call, failed, deadline, write, repeat))
+        self.budget.gain()
+        return reply
+
+    def _again(self, rpc: Rpc, payload: bytes, call: Call | None, failed: Failed, deadline: float | None,
+               write: bool = False, repeat: bool = True) -> Steps[bytes]:
+        """What follows a failure: repetitions, or the error."""
+        attempts = self.attempts(deadline)
         unsure = False
         while True:
+            check(call)
+            unsure = unsure or (write and not failed.decided)
+            wait = attempts.delay(failed.error) if repeat or failed.decided else None
+            if wait is None:
+                raise outcome(failed.error, unsure) from None
+            yield Sleep(wait)
             try:
-                reply: bytes = yield Unary(rpc, payload, left(deadline), metadata)
-            except Failed as failed:
-                check(call)
-                error = failed.error
-                unsure = unsure or (write and not failed.decided)
-                wait = None
-                if repeat or failed.decided:
-                    attempts = attempts or self.attempts(deadline)
-                    wait = attempts.delay(error)
-                if wait is None:
-                    raise outcome(error, unsure) from None
+                reply: bytes = yield Unary(rpc, payload, left(deadline), self.metadata(call))
+            except Failed as again:
+                failed = again
             else:
                 self.budget.gain()
                 return reply
-            yield Sleep(wait)
+
+    def quick(self, rpc: Rpc, payload: bytes, call: Call | None) -> Steps[bytes]:
+        """A read without the layers that only failures, parts and traces need."""
+        if tracing.get().enabled:
+            return (yield from self.call(rpc, payload, call))
+        deadline = self.deadline(call)
+        try:
+            reply: bytes = yield Unary(rpc, payload, left(deadline), self.metadata(call))
+        except Failed as failed:
+            return (yield from self._again(rpc, payload, call, failed, deadline))
+        self.budget.gain()
+        return reply
 
     def several(self, rpc: Rpc, parts: Sequence[P], call: Call | None, encode: Callable[[P], bytes],
                 decode: Callable[[bytes, P], T], halve: Callable[[P], Sequence[P]]) -> Steps[list[T]]:

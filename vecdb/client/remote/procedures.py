@@ -65,9 +65,12 @@ class Procedures:
         try:
             return (yield from steps)
         except VecdbError as error:
-            if error.code in ("INVALID_ARGUMENT", "NOT_FOUND"):
-                self.schemas.drop(name)
+            self._refused(name, error)
             raise
+
+    def _refused(self, name: str, error: VecdbError) -> None:
+        if error.code in ("INVALID_ARGUMENT", "NOT_FOUND"):
+            self.schemas.drop(name)
 
     # --- collections ------------------------------------------------------------------------------
 
@@ -193,6 +196,14 @@ class Procedures:
     # --- reads ------------------------------------------------------------------------------------
 
     def query(self, name: str, request: QueryRequest, call: Call | None = None) -> Steps[QueryResult]:
+        if len(request.vectors) == 1:
+            payload = convert.query_to_wire(name, request).SerializeToString()
+            try:
+                reply = yield from self.caller.quick(m.QUERY, payload, call)
+            except VecdbError as error:
+                self._refused(name, error)
+                raise
+            return _answer(reply, request)
         parts = _query_parts(request)
         answers = yield from self._on(name, self.caller.several(
             m.QUERY, parts, call, lambda part: convert.query_to_wire(name, part).SerializeToString(), _answer, _halves))
@@ -236,8 +247,6 @@ class Procedures:
 
 def _query_parts(request: QueryRequest) -> list[QueryRequest]:
     rows = len(request.vectors)
-    if rows == 1:
-        return [request]
     width = request.vectors.nbytes // rows
     reply = request.k * (12 + (_METADATA_BYTES if request.include_metadata else 0)
                          + (width if request.include_vectors else 0))
