@@ -1,8 +1,14 @@
 """The harness of the server runs end to end and says what it promises; its rulers measure rightly."""
 
+import argparse
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from bench import flood
+from bench.peers.client import CLIENTS
+from bench.peers.systems import PEERS
 from bench.server import __main__ as harness
 from bench.server import floor, loads, report
 from bench.server.points import Point
@@ -65,3 +71,23 @@ def test_a_quick_run_measures_every_side():
     assert {one["name"] for one in found["verdicts"]} >= {"batch path, CPU", "single call, raw-sync, p50"}
     assert {row["how"] for row in found["ingest"]} == {"embedded", "unary", "stream", "sdk"}
     assert all(row["records"] == 500 for row in found["ingest"])
+
+
+def test_a_flood_counts_what_is_taken_and_what_is_refused(tmp_path):
+    options = argparse.Namespace(records=4_000, dim=32, inflight=[4, 300], queued=8, calls=64, idle=20, seconds=0.3,
+                                 soak=0.0)  # fmt: skip
+    found = flood.run(options, tmp_path)
+    few, many = found["rows"]
+    assert found["idle"] == 20
+    assert few["accepted_s"] > 0
+    assert many["accepted_s"] > 0
+    assert set(many["refused"]) == {"RESOURCE_EXHAUSTED"}
+    assert many["p50_ms"] <= many["p99_ms"]
+
+
+def test_peers_ask_for_what_their_environments_hold():
+    for name, kind in PEERS.items():
+        peer = kind(Path("nowhere"))
+        assert peer.name == name
+        assert name in CLIENTS
+        assert peer.missing() or name == "vecdb"
