@@ -80,6 +80,17 @@ class LimitExceeded(InvalidArgument):
     """An argument is above a limit of :mod:`vecdb.core.limits`."""
 
 
+class SchemaChanged(InvalidArgument):
+    """The collection was dropped and made anew with another dimension, metric or type while this call was under way.
+
+    Nothing was changed; asked again by the schema as it is now, the call may be right or wrong.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__("collection", f"{name!r} was made anew with another schema", got=name,
+                         limit="the schema this call was checked against")
+
+
 class CollectionNotFound(VecdbError, KeyError):
     """There is no collection of that name."""
 
@@ -191,6 +202,18 @@ class Unavailable(VecdbError):
 
     code = "UNAVAILABLE"
     retryable = True
+
+
+class NotLeader(Unavailable):
+    """The replica asked does not lead its group; nothing was done.  ``leader`` names who does, if that is known."""
+
+    def __init__(self, message: str, *, leader: str | None = None, **fields: Any) -> None:
+        super().__init__(message, leader=leader, **fields)
+
+    @property
+    def leader(self) -> str | None:
+        value = self.fields["leader"]
+        return None if value is None else str(value)
 
 
 class Overloaded(VecdbError):

@@ -70,6 +70,7 @@ KINDS: Final[dict[type[VecdbError], dict[str, Any]]] = {
     errors.InvalidMetadata: _BAD_ARGUMENT,
     errors.InvalidFilter: {**_BAD_ARGUMENT, "argument": "filter", "position": None},
     errors.LimitExceeded: _BAD_ARGUMENT,
+    errors.SchemaChanged: {**_BAD_ARGUMENT, "argument": "collection"},
     errors.CollectionNotFound: {"collection": ""},
     errors.CollectionExists: {"collection": ""},
     errors.DatabaseLocked: {},
@@ -86,6 +87,7 @@ KINDS: Final[dict[type[VecdbError], dict[str, Any]]] = {
     errors.PermissionDenied: {},
     errors.KeyNotFound: {},
     errors.Unavailable: {},
+    errors.NotLeader: {"leader": None},
     errors.Overloaded: {},
     errors.Unsupported: {},
 }

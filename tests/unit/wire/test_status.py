@@ -33,6 +33,7 @@ EXAMPLES = [
     errors.InvalidFilter("expected ')'", position=17, got="]"),
     errors.InvalidFilter("no position", got=None, limit=["a", 1.5, None]),
     errors.LimitExceeded("k", "too many", got=10**6, limit=10**4),
+    errors.SchemaChanged("docs"),
     errors.CollectionNotFound("docs"),
     errors.CollectionExists("docs"),
     errors.DatabaseLocked("locked", path="./data"),
@@ -50,6 +51,8 @@ EXAMPLES = [
     errors.PermissionDenied("read only", needs="write"),
     errors.KeyNotFound("no such key", id="abc"),
     errors.Unavailable("starting", retry_after_s=0.5),
+    errors.NotLeader("n2 leads", leader="n2/1"),
+    errors.NotLeader("an election is on"),
     errors.Overloaded("the queue is full", retry_after_s=0.25, got=4096, limit=4096),
     errors.Unsupported("not with binary"),
 ]
