@@ -65,7 +65,7 @@ def _batch(part: Part, schema: CollectionSchema, low: int, high: int) -> UpsertB
         keep = np.sort(np.fromiter(last.values(), dtype=np.int64, count=len(last)))
         vectors = vectors[keep]
         ids, metadata = [ids[i] for i in keep], [metadata[i] for i in keep]
-    return UpsertBatch(tuple(ids), vectors, tuple(metadata))
+    return UpsertBatch(tuple(ids), vectors, tuple(metadata), schema.shape)
 
 
 def batches(parts: Iterable[Part], schema: CollectionSchema, batch_size: int | None, whole: bool,

@@ -105,7 +105,8 @@ def _check_size(schema: CollectionSchema, rows: int, options: Options) -> None:
 def _ask(schema: CollectionSchema, vectors: Array, options: Options) -> Ask:
     return Ask("query", schema.name, QueryRequest(
         vectors, options.k, options.filter, options.within, options.ef_search, options.nprobe, options.exact,
-        "metadata" in options.include, "vector" in options.include, options.explain, options.profile))
+        "metadata" in options.include, "vector" in options.include, options.explain, options.profile,
+        schema.shape))
 
 
 def _hits(schema: CollectionSchema, result: QueryResult) -> list[Hits]:

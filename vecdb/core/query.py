@@ -17,6 +17,7 @@ class QueryRequest:
     ``vectors``: (nq, row_items), stored dtype, normalised for cosine.  ``k``: most results a query.
     ``within``: None, or the largest distance (as users see it) of a result: a range search, still bounded
     by ``k``.  ``ef_search``/``nprobe``: 0 lets the engine choose.  ``exact``: scan, whatever index there is.
+    ``shape``: of the schema it was checked against; 0: not said.
     """
 
     vectors: npt.NDArray[Any]
@@ -30,6 +31,7 @@ class QueryRequest:
     include_vectors: bool = False
     explain: bool = False
     profile: bool = False
+    shape: int = 0
 
 
 @dataclass(frozen=True, slots=True)

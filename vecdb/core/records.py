@@ -21,12 +21,14 @@ class UpsertBatch:
     """Insert or replace records.
 
     ``ids``: checked, without duplicates.  ``vectors``: (n, row_items) in the stored dtype, C-contiguous,
-    borrowed.  ``metadata``: n compact JSON objects as bytes; ``b"{}"`` where there is none.
+    borrowed.  ``metadata``: n compact JSON objects as bytes; ``b"{}"`` where there is none.  ``shape``: of the schema
+    it was checked against (:attr:`~vecdb.core.schema.CollectionSchema.shape`); 0: not said.
     """
 
     ids: tuple[RecordId, ...]
     vectors: npt.NDArray[Any]
     metadata: tuple[bytes, ...]
+    shape: int = 0
 
 
 @dataclass(frozen=True, slots=True)

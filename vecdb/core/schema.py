@@ -8,7 +8,10 @@ import dataclasses
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, Final, Self, TypeVar
+
+import xxhash
 
 from vecdb.core.errors import InvalidArgument, LimitExceeded, VecdbError
 from vecdb.core.limits import MAX_DIM, MAX_EF, MAX_INDEXED_FIELDS, MAX_M, MAX_NAME_BYTES
@@ -119,6 +122,11 @@ AUTO_HNSW_RECORDS = 20_000
 """Records in a segment from which ``auto`` builds a graph: below, a scan answers in under a millisecond."""
 
 NAME_PATTERN: Final = r"[A-Za-z0-9_][A-Za-z0-9_.\-]*"
+@lru_cache(maxsize=1024)
+def _shape(dim: int, metric: Metric, vector_type: VectorType) -> int:
+    return xxhash.xxh32_intdigest(f"{dim} {metric.value} {vector_type.value}".encode()) or 1
+
+
 _NAME = re.compile(NAME_PATTERN)
 
 
@@ -181,6 +189,14 @@ class CollectionSchema:
         if binary and self.index.quantization not in (Quantization.AUTO, Quantization.NONE):
             raise InvalidArgument("quantization", f"{self.index.quantization.value} codes numbers, and binary vectors "
                                   "are codes already", got=self.index.quantization.value, limit="auto, none")
+
+    @property
+    def shape(self) -> int:
+        """What vectors of the collection must be like, as 32 bits that are never 0: dimension, metric and type.
+
+        Data that was checked against one schema carries it, so that another one of the same name refuses it.
+        """
+        return _shape(self.dim, self.metric, self.vector_type)
 
     @property
     def row_items(self) -> int:

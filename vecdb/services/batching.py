@@ -153,7 +153,7 @@ class QueryBatcher:
         # The filter by identity: hashing a tree of 65,536 values here could cost more than the query, and the wire
         # gives equal filters as one object.
         key = (name, request.k, id(request.filter), request.within, request.ef_search, request.nprobe, request.exact,
-               request.include_metadata, request.include_vectors)
+               request.include_metadata, request.include_vectors, request.shape)
         lane = self._lanes.get(key)
         if lane is None:
             if len(self._lanes) >= MAX_LANES:

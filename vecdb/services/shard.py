@@ -29,6 +29,7 @@ from vecdb.core.errors import (
     DatabaseClosed,
     InvalidArgument,
     OutcomeUnknown,
+    SchemaChanged,
     StorageError,
     StorageReadOnly,
     VecdbError,
@@ -36,7 +37,7 @@ from vecdb.core.errors import (
 from vecdb.core.filters.tree import Node
 from vecdb.core.ids import RecordId
 from vecdb.core.query import QueryRequest, QueryResult, ScanPage, ScanRequest
-from vecdb.core.records import Command, Record, WriteResult
+from vecdb.core.records import Command, Record, UpsertBatch, WriteResult
 from vecdb.core.schema import CollectionSchema
 from vecdb.ports.clock import Clock
 from vecdb.ports.compute import Compute
@@ -69,6 +70,7 @@ class ShardService:
     def __init__(self, schema: CollectionSchema, directory: Path, open_store: OpenShardStore, compute: Compute,
                  settings: EngineSettings, clock: Clock) -> None:
         self.schema = schema
+        self._shape = schema.shape
         self.directory = directory
         self._open_store = open_store
         self._compute = compute
@@ -102,6 +104,8 @@ class ShardService:
         if self._settings.read_only:
             raise StorageReadOnly("the database was opened read-only", path=str(self.directory))
         check(call)
+        if isinstance(command, UpsertBatch):
+            self._check_shape(command.shape)
         self.before_write(call)
         with self.writing(call):
             applied = self.machine.apply(self.machine.state.applied + 1, command, call=call,
@@ -202,6 +206,7 @@ class ShardService:
 
     def query(self, request: QueryRequest, call: Call | None = None) -> QueryResult:
         """Answer a batch of queries, split over the pool's threads when there are many."""
+        self._check_shape(request.shape)
         shape, dtype = self._row
         if request.vectors.shape[1:] != shape or request.vectors.dtype != dtype:
             raise InvalidArgument("vector", f"{request.vectors.shape} {request.vectors.dtype} does not fit "
@@ -209,6 +214,11 @@ class ShardService:
         if request.profile:
             return self._profiled(request, call)
         return self._answer(request, call)
+
+    def _check_shape(self, shape: int) -> None:
+        """The caller may have checked against a collection of this name that is gone."""
+        if shape and shape != self._shape:
+            raise SchemaChanged(self.schema.name)
 
     def _answer(self, request: QueryRequest, call: Call | None) -> QueryResult:
         check(call)

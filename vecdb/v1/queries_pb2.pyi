@@ -37,6 +37,7 @@ class QueryRequest(_message.Message):
     PROFILE_FIELD_NUMBER: _builtins.int
     NORMALIZED_FIELD_NUMBER: _builtins.int
     TAG_FIELD_NUMBER: _builtins.int
+    SCHEMA_SHAPE_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     k: _builtins.int
     """results of each; 0: 10"""
@@ -53,6 +54,8 @@ class QueryRequest(_message.Message):
     normalized: _builtins.bool
     """cosine: vectors have unit length already"""
     tag: _builtins.int
+    schema_shape: _builtins.int
+    """of the schema the sender checked against, where it knows it; another is refused"""
     @_builtins.property
     def vectors(self) -> _types_pb2.Matrix:
         """one query a row"""
@@ -76,10 +79,11 @@ class QueryRequest(_message.Message):
         profile: _builtins.bool = ...,
         normalized: _builtins.bool = ...,
         tag: _builtins.int = ...,
+        schema_shape: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_within", b"_within", "filter", b"filter", "vectors", b"vectors", "within", b"within"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_within", b"_within", "collection", b"collection", "ef_search", b"ef_search", "exact", b"exact", "explain", b"explain", "filter", b"filter", "k", b"k", "normalized", b"normalized", "nprobe", b"nprobe", "profile", b"profile", "tag", b"tag", "vectors", b"vectors", "with_metadata", b"with_metadata", "with_vectors", b"with_vectors", "within", b"within"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_within", b"_within", "collection", b"collection", "ef_search", b"ef_search", "exact", b"exact", "explain", b"explain", "filter", b"filter", "k", b"k", "normalized", b"normalized", "nprobe", b"nprobe", "profile", b"profile", "schema_shape", b"schema_shape", "tag", b"tag", "vectors", b"vectors", "with_metadata", b"with_metadata", "with_vectors", b"with_vectors", "within", b"within"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__within: _TypeAlias = _typing.Literal["within"]  # noqa: Y015
     _WhichOneofArgType__within: _TypeAlias = _typing.Literal["_within", b"_within"]  # noqa: Y015

@@ -30,6 +30,7 @@ class UpsertRequest(_message.Message):
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     NORMALIZED_FIELD_NUMBER: _builtins.int
     TAG_FIELD_NUMBER: _builtins.int
+    SCHEMA_SHAPE_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     idempotency_key: _builtins.bytes
     """up to 64 bytes; a repetition with the same key is answered, not done again"""
@@ -37,6 +38,8 @@ class UpsertRequest(_message.Message):
     """cosine: vectors have unit length already, and are kept to the bit"""
     tag: _builtins.int
     """in a stream: comes back with the reply"""
+    schema_shape: _builtins.int
+    """of the schema the sender checked against, where it knows it; another is refused"""
     @_builtins.property
     def ids(self) -> _types_pb2.Ids: ...
     @_builtins.property
@@ -55,10 +58,11 @@ class UpsertRequest(_message.Message):
         idempotency_key: _builtins.bytes = ...,
         normalized: _builtins.bool = ...,
         tag: _builtins.int = ...,
+        schema_shape: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids", "vectors", b"vectors"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "idempotency_key", b"idempotency_key", "ids", b"ids", "metadata", b"metadata", "normalized", b"normalized", "tag", b"tag", "vectors", b"vectors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "idempotency_key", b"idempotency_key", "ids", b"ids", "metadata", b"metadata", "normalized", b"normalized", "schema_shape", b"schema_shape", "tag", b"tag", "vectors", b"vectors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

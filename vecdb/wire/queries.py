@@ -19,6 +19,7 @@ from vecdb.wire.ids import ids_from_wire, put_ids
 from vecdb.wire.jsons import dumps, object_from_wire, object_to_wire
 from vecdb.wire.matrix import matrix_from_wire, put_matrix, queries_from_wire
 from vecdb.wire.records import reply
+from vecdb.wire.schema import check_shape
 
 DEFAULT_K: Final = 10
 
@@ -28,7 +29,8 @@ def query_to_wire(name: str, request: QueryRequest, tag: int = 0) -> pb.QueryReq
     msg = pb.QueryRequest(
         collection=name, k=request.k, within=request.within, ef_search=request.ef_search, nprobe=request.nprobe,
         exact=request.exact, with_metadata=request.include_metadata, with_vectors=request.include_vectors,
-        explain=request.explain, profile=request.profile, normalized=True, tag=tag)
+        explain=request.explain, profile=request.profile, normalized=True, tag=tag,
+        schema_shape=request.shape)
     put_matrix(msg.vectors, request.vectors)
     if request.filter is not None:
         put_filter(msg.filter, request.filter)
@@ -37,6 +39,7 @@ def query_to_wire(name: str, request: QueryRequest, tag: int = 0) -> pb.QueryReq
 
 def query_from_wire(msg: pb.QueryRequest, schema: CollectionSchema) -> QueryRequest:
     """Return the request in stored form, or raise as ``query`` does."""
+    check_shape(msg.schema_shape, schema)
     matrix = msg.vectors
     rows = matrix.rows
     k = msg.k or DEFAULT_K
@@ -59,7 +62,7 @@ def query_from_wire(msg: pb.QueryRequest, schema: CollectionSchema) -> QueryRequ
             raise InvalidArgument("within", "must be finite", got=str(within), limit="a finite number")
     where = filter_from_wire(msg.filter) if msg.HasField("filter") else None
     return QueryRequest(queries_from_wire(schema, matrix, msg.normalized), k, where, within, ef_search, nprobe,
-                        msg.exact, msg.with_metadata, with_vectors, msg.explain, msg.profile)
+                        msg.exact, msg.with_metadata, with_vectors, msg.explain, msg.profile, schema.shape)
 
 
 def _outside(argument: str, value: int, low: int, high: int) -> LimitExceeded:

@@ -27,6 +27,7 @@ from vecdb.wire.filters import filter_from_wire, put_filter, some_filter_from_wi
 from vecdb.wire.ids import ids_from_wire, put_ids
 from vecdb.wire.jsons import dumps, metadata_from_wire
 from vecdb.wire.matrix import matrix_from_wire, put_matrix, stored_from_wire
+from vecdb.wire.schema import check_shape
 
 DEFAULT_SCAN_LIMIT: Final = 1_000
 MAX_CURSOR: Final = (1 << 63) - 1
@@ -64,7 +65,8 @@ def upsert_to_wire(name: str, batch: UpsertBatch, key: bytes = b"", normalized: 
                    tag: int = 0) -> pb.UpsertRequest:
     """Write a checked batch; ``normalized``: cosine vectors have unit length, as a batch's always do."""
     metadata = () if all(one == b"{}" for one in batch.metadata) else batch.metadata
-    msg = pb.UpsertRequest(collection=name, metadata=metadata, idempotency_key=key, normalized=normalized, tag=tag)
+    msg = pb.UpsertRequest(collection=name, metadata=metadata, idempotency_key=key, normalized=normalized, tag=tag,
+                           schema_shape=batch.shape)
     put_ids(msg.ids, batch.ids)
     put_matrix(msg.vectors, batch.vectors)
     return msg
@@ -72,6 +74,7 @@ def upsert_to_wire(name: str, batch: UpsertBatch, key: bytes = b"", normalized: 
 
 def upsert_from_wire(msg: pb.UpsertRequest, schema: CollectionSchema) -> UpsertBatch:
     """Return the batch in stored form, or raise as ``upsert`` does; nothing that came is trusted."""
+    check_shape(msg.schema_shape, schema)
     rows = msg.vectors.rows
     if rows > MAX_BATCH_RECORDS:
         raise LimitExceeded("vectors", f"{rows} records in one batch, more than {MAX_BATCH_RECORDS}", got=rows,
@@ -96,7 +99,7 @@ def upsert_from_wire(msg: pb.UpsertRequest, schema: CollectionSchema) -> UpsertB
     if len(set(ids)) != rows:
         keep = sorted({one: place for place, one in enumerate(ids)}.values())
         ids, metadata, vectors = [ids[p] for p in keep], [metadata[p] for p in keep], vectors[keep]
-    return UpsertBatch(tuple(ids), vectors, tuple(metadata))
+    return UpsertBatch(tuple(ids), vectors, tuple(metadata), schema.shape)
 
 
 def _same_length(argument: str, got: int, vectors: int) -> None:

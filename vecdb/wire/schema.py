@@ -3,7 +3,7 @@
 from enum import StrEnum
 from typing import Any, Final, TypeVar
 
-from vecdb.core.errors import InvalidArgument, LimitExceeded
+from vecdb.core.errors import InvalidArgument, LimitExceeded, SchemaChanged
 from vecdb.core.limits import MAX_INDEXED_FIELDS, MAX_WORD
 from vecdb.core.query import Description
 from vecdb.core.schema import CollectionSchema, IndexKind, IndexSpec, Metric, Quantization, VectorType, check_name
@@ -43,6 +43,12 @@ def _number(table: dict[int, _E], member: _E) -> Any:
 def name_from_wire(msg: Any) -> str:
     """Return the collection's name of a request (its field ``collection`` or ``name``), checked."""
     return check_name(msg.collection if "collection" in msg.DESCRIPTOR.fields_by_name else msg.name)
+
+
+def check_shape(shape: int, schema: CollectionSchema) -> None:
+    """Raise :class:`SchemaChanged` if the sender knew another schema; 0: it did not say."""
+    if shape and shape != schema.shape:
+        raise SchemaChanged(schema.name)
 
 
 def schema_to_wire(schema: CollectionSchema) -> pb.Schema:

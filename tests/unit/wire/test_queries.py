@@ -5,7 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vecdb.core.errors import DimensionMismatch, InvalidArgument, LimitExceeded, NonFiniteVector, VecdbError
+from vecdb.core.errors import (
+    DimensionMismatch,
+    InvalidArgument,
+    LimitExceeded,
+    NonFiniteVector,
+    SchemaChanged,
+    VecdbError,
+)
 from vecdb.core.filters import parse
 from vecdb.core.query import Cost, Matches, QueryRequest, QueryResult
 from vecdb.core.schema import CollectionSchema
@@ -46,8 +53,16 @@ def test_requests_come_back(request, tag):
 
 
 def test_every_field_of_a_request_travels():
-    assert {*FIELDS, "vectors"} == set(QueryRequest.__dataclass_fields__)
-    assert len(pb.QueryRequest.DESCRIPTOR.fields) == len(FIELDS) + 4  # vectors, collection, normalized, tag
+    assert {*FIELDS, "vectors", "shape"} == set(QueryRequest.__dataclass_fields__)
+    assert len(pb.QueryRequest.DESCRIPTOR.fields) == len(FIELDS) + 5  # vectors, collection, normalized, tag, shape
+
+
+def test_what_was_checked_against_another_schema_is_refused():
+    other = CollectionSchema("docs", SCHEMA.dim, "dot" if SCHEMA.metric != "dot" else "l2")
+    request = QueryRequest(stored(1), 3, shape=SCHEMA.shape)
+    assert wire.query_from_wire(wire.query_to_wire("docs", request), SCHEMA).shape == SCHEMA.shape
+    with pytest.raises(SchemaChanged):
+        wire.query_from_wire(wire.query_to_wire("docs", request), other)
 
 
 def test_unset_is_the_default():

@@ -34,14 +34,16 @@ def key_of(name: str, request: QueryRequest) -> Key | None:
     if len(request.vectors) != 1 or request.explain or request.profile:
         return None
     return (name, request.k, request.filter, request.within, request.ef_search, request.nprobe, request.exact,
-            request.include_metadata, request.include_vectors, request.vectors.shape[1], request.vectors.dtype.char)
+            request.include_metadata, request.include_vectors, request.vectors.shape[1], request.vectors.dtype.char,
+            request.shape)
 
 
 def joined(requests: list[QueryRequest]) -> QueryRequest:
     """One request of several."""
     first = requests[0]
     return QueryRequest(np.concatenate([one.vectors for one in requests]), first.k, first.filter, first.within,
-                        first.ef_search, first.nprobe, first.exact, first.include_metadata, first.include_vectors)
+                        first.ef_search, first.nprobe, first.exact, first.include_metadata, first.include_vectors,
+                        shape=first.shape)
 
 
 def part_of(result: QueryResult, place: int) -> QueryResult:

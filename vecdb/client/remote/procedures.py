@@ -257,7 +257,7 @@ def _query_parts(request: QueryRequest) -> list[QueryRequest]:
 def _rows(request: QueryRequest, low: int, high: int) -> QueryRequest:
     return QueryRequest(request.vectors[low:high], request.k, request.filter, request.within, request.ef_search,
                         request.nprobe, request.exact, request.include_metadata, request.include_vectors,
-                        request.explain, request.profile)
+                        request.explain, request.profile, request.shape)
 
 
 def _halves(request: QueryRequest) -> Sequence[QueryRequest]:

@@ -193,7 +193,7 @@ def upsert_columns(schema: CollectionSchema, given_ids: object, given: object, o
     listed = ids(given_ids, MAX_BATCH_RECORDS)
     stored = vectors(schema, given)
     same_length("ids", len(listed), len(stored))
-    return _batch(listed, stored, metadata(objects, len(listed)))
+    return _batch(schema, listed, stored, metadata(objects, len(listed)))
 
 
 def upsert_records(schema: CollectionSchema, given: object) -> UpsertBatch:
@@ -213,7 +213,7 @@ def upsert_records(schema: CollectionSchema, given: object) -> UpsertBatch:
             parts += _vectors_of(schema, records, first)
     if not listed:
         raise InvalidArgument("records", "is empty", got="0 records", limit="1 or more")
-    return _batch(listed, np.concatenate(parts), tuple(objects))
+    return _batch(schema, listed, np.concatenate(parts), tuple(objects))
 
 
 def _vectors_of(schema: CollectionSchema, records: list[RecordIn], first: int) -> list[Array]:
@@ -241,7 +241,8 @@ def _one(schema: CollectionSchema, value: object, place: int) -> Array:
     return check_vectors(schema, raw, first=place)
 
 
-def _batch(listed: list[RecordId], stored: Array, objects: tuple[bytes, ...]) -> UpsertBatch:
+def _batch(schema: CollectionSchema, listed: list[RecordId], stored: Array, objects: tuple[bytes, ...]
+           ) -> UpsertBatch:
     size = stored.nbytes + sum(map(len, objects))
     if size > MAX_BATCH_BYTES:
         raise LimitExceeded("metadata", f"{size} bytes in one batch, its vectors included, more than {MAX_BATCH_BYTES}",
@@ -250,8 +251,8 @@ def _batch(listed: list[RecordId], stored: Array, objects: tuple[bytes, ...]) ->
     if len(last) != len(listed):
         keep = sorted(last.values())
         return UpsertBatch(tuple(listed[place] for place in keep), stored[keep],
-                           tuple(objects[place] for place in keep))
-    return UpsertBatch(tuple(listed), stored, objects)
+                           tuple(objects[place] for place in keep), schema.shape)
+    return UpsertBatch(tuple(listed), stored, objects, schema.shape)
 
 
 def patches(value: object, listed: list[RecordId]) -> tuple[tuple[RecordId, ...], tuple[bytes, ...]]:

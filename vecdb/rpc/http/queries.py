@@ -47,7 +47,7 @@ def _request(schema: CollectionSchema, body: bytes) -> tuple[models.Query, Query
         refuse_bytes(schema, rows * given.k, "include")
     return given, QueryRequest(vectors, given.k, arrays.where(given.filter), given.within, given.ef_search,
                                given.nprobe, given.exact, "metadata" in given.include, "vector" in given.include,
-                               given.explain, given.profile)
+                               given.explain, given.profile, schema.shape)
 
 
 def _reply(schema: CollectionSchema, given: models.Query, result: QueryResult, each: int) -> Reply:
