@@ -3,45 +3,44 @@
 The file is the one given, or the one ``VECDB_CONFIG`` names, or ``vecdb.toml`` in the current directory if
 there is one.  ``VECDB_DATA_DIR=/srv/vec`` sets ``data_dir``; ``VECDB_ENGINE__SEAL_RECORDS=500000`` sets
 ``seal_records`` in ``[engine]``; ``VECDB_URL`` and ``VECDB_API_KEY`` are short for those of ``[client]``.
-Sizes may be written ``4GiB`` or ``512MB``, lengths of time ``30s`` or ``1h30m``.  :func:`load` also tells where each
-value came from.  Only this module and :mod:`vecdb.app` look at the environment.
+Sizes may be written ``4GiB`` or ``512MB``, lengths of time ``30s`` or ``1h30m``.
+
+The reading is pydantic-settings'.  :func:`load` asks its sources one by one instead of letting :class:`Settings` merge
+them, because whoever runs a server wants to know where each value came from.  ``Settings(...)`` itself takes what it is
+given and asks nobody.  Only this module and :mod:`vecdb.app` look at the environment.
 """
 
 import difflib
 import os
 import re
-import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias
 
-import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, SettingsConfigDict, sources
 
 from vecdb.core.errors import InvalidArgument
 from vecdb.core.units import parse_bytes, parse_seconds
 
 PREFIX: Final = "VECDB_"
-_OTHER_VARIABLES: Final = ("VECDB_CONFIG", "VECDB_DATA")
-"""Ours, but no settings: where the file of settings is, and where benchmark data sets are."""
+_OTHERS: Final = re.compile("VECDB_(CONFIG|DATA|TEST_.*|BENCH_.*)")
+"""Ours, but no settings: where the file of settings is, where benchmark data sets are, and what tests are told."""
 
-_OTHER_PREFIXES: Final = ("VECDB_TEST_", "VECDB_BENCH_")
-_ALIASES: Final = {"VECDB_URL": "client.url", "VECDB_API_KEY": "client.api_key"}
+_SHORT: Final = {"VECDB_URL": "VECDB_CLIENT__URL", "VECDB_API_KEY": "VECDB_CLIENT__API_KEY"}
+_SECRETS: Final = ("security.admin_key", "client.api_key")
 MASK: Final = "********"
-_ALIKE: Final = 0.6
-"""How alike (0 to 1) a known name must be to be proposed; difflib's own default."""
 
-
-def _said(parse: Callable[[str], float]) -> Callable[[Any], Any]:
-    """Read what is text, and leave numbers to the field."""
-    return lambda value: parse(value) if isinstance(value, str) else value
-
-
-Bytes: TypeAlias = Annotated[int, BeforeValidator(_said(parse_bytes))]
-Seconds: TypeAlias = Annotated[float, BeforeValidator(_said(parse_seconds))]
+_Source: TypeAlias = sources.PydanticBaseSettingsSource
+Bytes: TypeAlias = Annotated[int, BeforeValidator(lambda said: parse_bytes(said) if isinstance(said, str) else said)]
+Seconds: TypeAlias = Annotated[float, BeforeValidator(
+    lambda said: parse_seconds(said) if isinstance(said, str) else said)]
 File: TypeAlias = Annotated[Path | None, BeforeValidator(lambda value: None if value == "" else value)]
 """A path; the empty string is none, as a variable that a shell left empty says."""
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -175,8 +174,12 @@ class ClientSettings(_Section):
     insecure: bool = False
 
 
-class Settings(_Section):
-    """Everything that can be set from outside; see the module for where it comes from."""
+class Settings(BaseSettings):
+    """Everything that can be set from outside; :func:`load` reads it, and ``Settings(...)`` takes what it is given."""
+
+    # Names in a file are as written here; of variables the case does not matter, and their source is told so.
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", case_sensitive=True, extra="forbid",
+                                      frozen=True, allow_inf_nan=False)
 
     data_dir: Path = Path("./data")
     engine: EngineSettings = EngineSettings()
@@ -188,18 +191,42 @@ class Settings(_Section):
     telemetry: TelemetrySettings = TelemetrySettings()
     client: ClientSettings = ClientSettings()
 
+    @classmethod
+    def settings_customise_sources(cls, settings_cls: type[BaseSettings], init_settings: _Source, *_: _Source,
+                                   **__: _Source) -> tuple[_Source, ...]:
+        """Only what the caller says: a variable left in a shell must not change what code asks for."""
+        return (init_settings,)
 
-_SECTIONS: Final = {name: field.annotation for name, field in Settings.model_fields.items()
-                    if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)}
-NAMES: Final = (*(name for name in Settings.model_fields if name not in _SECTIONS),
-                *(f"{name}.{inner}" for name, section in _SECTIONS.items() for inner in section.model_fields))
+
+_SECTIONS: Final = tuple(name for name, value in Settings() if isinstance(value, BaseModel))
+
+
+def _dotted(tables: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in tables.items():
+        if isinstance(value, dict) and (value or name in _SECTIONS):
+            yield from ((f"{name}.{key}", one) for key, one in value.items())
+        else:
+            yield name, value
+
+
+def _nested(values: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    tables: dict[str, Any] = {}
+    for name, value in values:
+        section, _, key = name.rpartition(".")
+        (tables.setdefault(section, {}) if section else tables)[key] = value
+    return tables
+
+
+NAMES: Final = tuple(name for name, _ in _dotted(Settings().model_dump()))
 """All settings by their dotted names."""
+
+_VARIABLES: Final = {f"{PREFIX}{name}".upper().replace(".", "__"): name for name in (*NAMES, *_SECTIONS)}
 
 
 class Origin(NamedTuple):
     """Where a value came from: a layer, and the file, variable or flag; the later layer wins."""
 
-    layer: Literal["default", "file", "env", "flag"]
+    layer: str
     where: str
 
     @property
@@ -208,7 +235,7 @@ class Origin(NamedTuple):
 
 
 _DEFAULT: Final = Origin("default", "default")
-_Given = dict[str, tuple[Any, Origin]]
+_Given: TypeAlias = dict[str, tuple[Any, Origin]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,18 +250,12 @@ class Loaded:
 
     def rows(self) -> Iterator[tuple[str, Any, Origin]]:
         """Every setting with its value, secrets masked, and its origin; plain values that JSON and TOML can hold."""
-        for name in NAMES:
-            value: Any = self.settings
-            for part in name.split("."):
-                value = getattr(value, part)
+        for name, value in _dotted(self.settings.model_dump()):
             yield name, _plain(value), self.origin(name)
 
     def masked(self) -> dict[str, Any]:
         """The settings as nested tables, secrets masked."""
-        told: dict[str, Any] = {}
-        for name, value, _ in self.rows():
-            _put(told, name, value)
-        return told
+        return _nested((name, value) for name, value, _ in self.rows())
 
     def secrets_on_command_line(self) -> list[str]:
         """Secrets given by a flag, where every user of the machine can read them."""
@@ -251,95 +272,82 @@ def load(file: Path | None = None, flags: Mapping[str, tuple[Any, str]] | None =
 
     Raises :class:`InvalidArgument` that names the setting, where it stands, and the nearest name of an unknown one.
     """
-    path = file or (Path(os.environ["VECDB_CONFIG"]) if os.environ.get("VECDB_CONFIG") else None)
-    if path is None and Path("vecdb.toml").is_file():
-        path = Path("vecdb.toml")
-    given: _Given = {} if path is None else _from_file(path)
-    given |= _from_environment()
-    for name, (value, flag) in (flags or {}).items():
-        if name not in NAMES:
-            raise _unknown(name, flag, name, NAMES)
-        given[name] = (value, Origin("flag", flag))
-    for secret in ("security.admin_key", "client.api_key"):
+    given: _Given = {}
+    for layer, source, where in _sources(file, flags or {}):
+        for name, value in _dotted(source()):
+            if name in _SECTIONS:
+                must = f"a JSON object; {where(name)}__NAME sets one value" if layer == "env" else f"a table, [{name}]"
+                raise InvalidArgument(f"settings.{name}", f"must be {must} (from {where(name)})",
+                                      got=type(value).__name__, limit="a table")
+            if name not in NAMES:
+                raise _unknown(name, where(name), NAMES)
+            given[name] = (value, Origin(layer, where(name)))
+    for secret in _SECRETS:
         _read_secret(given, secret)
-    nested: dict[str, Any] = {}
-    for name, (value, _) in given.items():
-        _put(nested, name, value)
     origins = {name: origin for name, (_, origin) in given.items()}
     try:
-        settings = Settings.model_validate(nested)
+        settings = Settings(**_nested((name, value) for name, (value, _) in given.items()))
     except ValidationError as error:
         raise _refusal(error, origins) from None
     _check(settings, origins)
     return Loaded(settings, origins)
 
 
-def _from_file(path: Path) -> _Given:
+def _sources(file: Path | None, flags: Mapping[str, tuple[Any, str]],
+             ) -> Iterator[tuple[str, _Source, Callable[[str], str]]]:
+    """The sources, the later above the earlier, each with what tells where in it a setting stands."""
+    path = file or os.environ.get("VECDB_CONFIG") or ("vecdb.toml" if Path("vecdb.toml").is_file() else None)
+    if path:
+        yield "file", _toml(Path(path)), lambda _: str(path)
+    environment = _Environment(Settings)
+    yield "env", environment, environment.where
+    said = {name: value for name, (value, _) in flags.items()}
+    yield "flag", sources.InitSettingsSource(Settings, said), lambda name: flags[name][1]
+
+
+def _toml(path: Path) -> _Source:
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        if path.is_file():
+            return sources.TomlConfigSettingsSource(Settings, path)
+        why = "cannot be read: it is not there, or is no file"  # the source would take it for an empty one
     except OSError as error:
-        raise InvalidArgument("settings", f"{path} cannot be read: {error.strerror}", got=str(path),
-                              limit="a TOML file") from None
+        why = f"cannot be read: {error.strerror}"
     except ValueError as error:
-        raise InvalidArgument("settings", f"{path} is not TOML: {error}", got=str(path), limit="a TOML file") from None
-    given: _Given = {}
-    for name, value in tables.items():
-        if name in _SECTIONS and isinstance(value, dict):
-            inner = {f"{name}.{key}": one for key, one in value.items()}
-        elif name in _SECTIONS:
-            raise InvalidArgument(f"settings.{name}", f"must be a table, [{name}] (from {path})",
-                                  got=repr(value)[:100], limit="a table")
-        else:
-            inner = {name: value}
-        for dotted, one in inner.items():
-            if dotted not in NAMES:
-                raise _unknown(dotted, str(path), dotted, NAMES)
-            given[dotted] = (one, Origin("file", str(path)))
-    return given
+        why = f"is not TOML: {error}"
+    raise InvalidArgument("settings", f"{path} {why}", got=str(path), limit="a TOML file")
 
 
-def _from_environment() -> _Given:
+class _Environment(sources.EnvSettingsSource):
     """What the environment sets; a variable of ours that sets nothing is refused: it might be a misspelt limit."""
-    known = {f"{PREFIX}{name}".upper().replace(".", "__"): name for name in (*_SECTIONS, *NAMES)}
-    whole: _Given = {}
-    single: _Given = {}
-    for variable, value in sorted(os.environ.items()):
-        upper = variable.upper()
-        if not upper.startswith(PREFIX) or upper in _OTHER_VARIABLES or upper.startswith(_OTHER_PREFIXES):
-            continue
-        origin = Origin("env", variable)
-        if upper in _ALIASES:
-            if value:
-                _once(single, _ALIASES[upper], value, origin)
-        elif known.get(upper) in _SECTIONS:
-            for key, one in _table(variable, value).items():
-                dotted = f"{known[upper]}.{key}"
-                if dotted not in NAMES:
-                    raise _unknown(dotted, variable, dotted, NAMES)
-                whole[dotted] = (one, origin)
-        elif upper in known:
-            _once(single, known[upper], value, origin)
-        else:
-            raise _unknown(variable, "the environment", upper, (*known, *_ALIASES))
-    return whole | single
 
+    def __init__(self, settings_cls: type[BaseSettings]) -> None:
+        super().__init__(settings_cls, case_sensitive=False)
+        values: dict[str, str | None] = {}
+        self._variables: dict[str, str] = {}
+        for variable, value in ((one.upper(), value) for one, value in sorted(self.env_vars.items())):
+            if not variable.startswith(PREFIX) or _OTHERS.fullmatch(variable) or (variable in _SHORT and not value):
+                continue
+            long = _SHORT.get(variable, variable)
+            if long not in _VARIABLES:
+                raise _unknown(variable, "the environment", known_variables())
+            name = _VARIABLES[long]
+            if values.setdefault(long.lower(), value) != value:
+                both = f"{self._variables[name]} and {variable}"
+                raise InvalidArgument(f"settings.{name}", f"{both} say different things", got=both, limit="one of them")
+            self._variables[name] = variable
+        self.env_vars = values
 
-def _once(given: _Given, name: str, value: str, origin: Origin) -> None:
-    if name in given and given[name][0] != value:
-        raise InvalidArgument(f"settings.{name}", f"{given[name][1].where} and {origin.where} say different things",
-                              got=f"{given[name][1].where}, {origin.where}", limit="one of them")
-    given[name] = (value, origin)
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+        """Read a section that stands in one variable; what is no JSON object stays text, and is refused as that."""
+        try:
+            table = super().decode_complex_value(field_name, field, value)
+        except ValueError:
+            return value
+        return table if isinstance(table, dict) else value
 
-
-def _table(variable: str, text: str) -> dict[str, Any]:
-    try:
-        value = orjson.loads(text)
-    except orjson.JSONDecodeError:
-        value = None
-    if not isinstance(value, dict):
-        raise InvalidArgument("settings", f"{variable} is a whole section and must be a JSON object; {variable}__NAME "
-                              "sets one value", got=variable, limit="a JSON object")
-    return value
+    def where(self, name: str) -> str:
+        """The variable that set this, or its section."""
+        return self._variables.get(name) or self._variables[name.partition(".")[0]]
 
 
 def _read_secret(given: _Given, name: str) -> None:
@@ -351,23 +359,15 @@ def _read_secret(given: _Given, name: str) -> None:
     if direct.rank == origin.rank:
         raise InvalidArgument(f"settings.{name}", f"is given twice, as {name}_file too (from {direct.where} and "
                               f"{origin.where})", got=f"{name}, {name}_file", limit="one of them")
+    text, wrong = "", "must hold one line, the secret"
     try:
         text = Path(path).read_text(encoding="utf-8").strip()
     except (OSError, TypeError, ValueError) as error:
-        raise InvalidArgument(f"settings.{name}_file", f"{path} cannot be read: {error} (from {origin.where})",
-                              got=str(path)[:200], limit="a file with the secret") from None
+        wrong = f"cannot be read: {error}"
     if not text or "\n" in text:
-        raise InvalidArgument(f"settings.{name}_file", f"{path} must hold one line, the secret (from {origin.where})",
-                              got=f"{len(text.splitlines())} lines", limit="one line")
+        raise InvalidArgument(f"settings.{name}_file", f"{path} {wrong} (from {origin.where})", got=str(path)[:200],
+                              limit="a file of one line, the secret")
     given[name] = (text, origin)
-
-
-def _put(tables: dict[str, Any], name: str, value: Any) -> None:
-    section, dot, key = name.partition(".")
-    if dot:
-        tables.setdefault(section, {})[key] = value
-    else:
-        tables[section] = value
 
 
 def _plain(value: Any) -> Any:
@@ -380,75 +380,64 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _unknown(shown: str, where: str, name: str, known: tuple[str, ...]) -> InvalidArgument:
-    """The refusal of a name that sets nothing, with the one most like it: section and last part count alike."""
-    def parts(one: str) -> tuple[str, str]:
-        section, _, key = one.replace("__", ".").rpartition(".")
-        return section, key
+def _unknown(name: str, where: str, known: Collection[str]) -> InvalidArgument:
+    """The refusal of a name that sets nothing, with the one most like it: the whole and its last part count alike."""
+    def alike(one: str) -> tuple[float, float]:
+        a, b = name.removeprefix(PREFIX), one.removeprefix(PREFIX)
+        last_a, last_b = (re.sub(r".*(\.|__)", "", whole) for whole in (a, b))
+        return difflib.SequenceMatcher(None, a, b).ratio(), difflib.SequenceMatcher(None, last_a, last_b).ratio()
 
-    def alike(one: str, other: str) -> float:
-        return difflib.SequenceMatcher(None, one, other).ratio()
-
-    section, key = parts(name)
-    best = max(known, key=lambda one: alike(section, parts(one)[0]) + alike(key, parts(one)[1]) + alike(name, one))
-    near = best if max(alike(name, best), alike(key, parts(best)[1])) >= _ALIKE else ""
-    hint = f"; did you mean {near}?" if near else f"; known are {', '.join(known)}"
-    return InvalidArgument("settings", f"{shown} is no setting{hint} (from {where})", got=shown,
-                           limit=near or ", ".join(known))
+    near = max(known, key=lambda one: sum(alike(one)))
+    # 0.6 is from where difflib itself proposes a name.
+    hint = f"did you mean {near}?" if max(alike(near)) >= 0.6 else f"known are {', '.join(known)}"
+    return InvalidArgument("settings", f"{name} is no setting; {hint} (from {where})", got=name, limit=hint)
 
 
 def _refusal(error: ValidationError, origins: Mapping[str, Origin]) -> InvalidArgument:
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"][:2])
-    secret = name in ("security.admin_key", "client.api_key")
     return InvalidArgument(f"settings.{name}", f"{first['msg'].removeprefix('Value error, ')} (from "
                            f"{origins.get(name, _DEFAULT).where})",
-                           got=MASK if secret else repr(first.get("input"))[:100], limit=first["type"])
+                           got=MASK if name in _SECRETS else repr(first.get("input"))[:100], limit=first["type"])
 
 
 def _check(settings: Settings, origins: Mapping[str, Origin]) -> None:
-    """Hold values against each other; the message names both, and where the one at fault came from."""
-    def refuse(name: str, message: str, got: Any, limit: Any) -> None:
-        where = origins[name].where if name in origins else "the default"
-        raise InvalidArgument(f"settings.{name}", f"{message} (from {where})", got=got, limit=limit)
-
-    server, limits = settings.server, settings.limits
-    for section, part in (("tls", settings.tls), ("client", settings.client)):
-        for name, other in (("cert_file", "key_file"), ("key_file", "cert_file")):
-            if getattr(part, name) is not None and getattr(part, other) is None:
-                refuse(f"{section}.{name}", f"needs {section}.{other} too", str(getattr(part, name)), "both")
-    if settings.tls.client_ca_file is not None and settings.tls.cert_file is None:
-        refuse("tls.client_ca_file", "needs tls.cert_file: clients show certificates only over TLS",
-               str(settings.tls.client_ca_file), "tls.cert_file")
-    if limits.deadline_s > limits.deadline_max_s:
-        name = "limits.deadline_s" if "limits.deadline_s" in origins else "limits.deadline_max_s"
-        refuse(name, f"deadline_s, {limits.deadline_s:g} s, is above deadline_max_s, {limits.deadline_max_s:g} s",
-               limits.deadline_s, limits.deadline_max_s)
-    if limits.message_bytes > limits.inflight_bytes:
-        name = "limits.inflight_bytes" if "limits.inflight_bytes" in origins else "limits.message_bytes"
-        refuse(name, f"one message of message_bytes, {limits.message_bytes}, would be above inflight_bytes, "
-               f"{limits.inflight_bytes}", limits.message_bytes, limits.inflight_bytes)
-    if limits.burst and not limits.rate:
-        refuse("limits.burst", "needs limits.rate: a burst is what a rate may be exceeded by", limits.burst, "a rate")
-    if 0 < limits.memory_bytes < settings.engine.memory_bytes:
-        refuse("engine.memory_bytes", f"{settings.engine.memory_bytes} is above limits.memory_bytes, "
-               f"{limits.memory_bytes}: writes would be refused before segments fill what they may",
-               settings.engine.memory_bytes, limits.memory_bytes)
-    if server.grpc_port == server.http_port > 0:
-        refuse("server.http_port", f"{server.http_port} is server.grpc_port too", server.http_port, "another port")
-    url = settings.client.url[:100]
-    if url and "://" not in url:
-        refuse("client.url", f"{url!r} is no URL; write grpc://host:7700", url, "grpc://host:port")
+    """Hold values against each other; the refusal names both, and where the one at fault came from."""
+    server, limits, tls, client, engine = (settings.server, settings.limits, settings.tls, settings.client,
+                                           settings.engine)
+    # Whether something is wrong, what, and the settings that may be at fault: of these, one that somebody set.
+    rules = (
+        (tls.cert_file and not tls.key_file, "needs tls.key_file too", "tls.cert_file"),
+        (tls.key_file and not tls.cert_file, "needs tls.cert_file too", "tls.key_file"),
+        (client.cert_file and not client.key_file, "needs client.key_file too", "client.cert_file"),
+        (client.key_file and not client.cert_file, "needs client.cert_file too", "client.key_file"),
+        (tls.client_ca_file and not tls.cert_file, "needs tls.cert_file: clients show certificates only over TLS",
+         "tls.client_ca_file"),
+        (limits.deadline_s > limits.deadline_max_s, f"deadline_s, {limits.deadline_s:g} s, is above deadline_max_s, "
+         f"{limits.deadline_max_s:g} s", "limits.deadline_s", "limits.deadline_max_s"),
+        (limits.message_bytes > limits.inflight_bytes, f"one message of message_bytes, {limits.message_bytes}, would "
+         f"be above inflight_bytes, {limits.inflight_bytes}", "limits.inflight_bytes", "limits.message_bytes"),
+        (limits.burst and not limits.rate, "needs limits.rate: a burst is what a rate may be exceeded by",
+         "limits.burst"),
+        (0 < limits.memory_bytes < engine.memory_bytes, f"{engine.memory_bytes} is above limits.memory_bytes, "
+         f"{limits.memory_bytes}: writes would be refused before segments fill what they may", "engine.memory_bytes"),
+        (server.grpc_port == server.http_port > 0, f"{server.http_port} is server.grpc_port too", "server.http_port",
+         "server.grpc_port"),
+        (client.url and "://" not in client.url, f"{client.url[:100]!r} is no URL; write grpc://host:7700",
+         "client.url"),
+    )
+    for wrong, message, *names in rules:
+        if wrong:
+            name = next((one for one in names if one in origins), names[0])
+            raise InvalidArgument(f"settings.{name}", f"{message} (from {origins.get(name, _DEFAULT).where})",
+                                  got=_plain(attrgetter(name)(settings)), limit=message)
 
 
 def known_variables() -> list[str]:
     """The names of all variables that set something."""
-    return [f"{PREFIX}{name}".upper().replace(".", "__") for name in (*_SECTIONS, *NAMES)] + list(_ALIASES)
+    return [*_VARIABLES, *_SHORT]
 
 
 def kernel_cache_directories() -> list[Path]:
     """Where Numba keeps compiled kernels: ``NUMBA_CACHE_DIR``, or beside the sources."""
-    named = os.environ.get("NUMBA_CACHE_DIR")
-    if named:
-        return [Path(named)]
-    return [Path(__file__).parent / "kernels" / "__pycache__"]
+    return [Path(os.environ.get("NUMBA_CACHE_DIR") or Path(__file__).parent / "kernels" / "__pycache__")]

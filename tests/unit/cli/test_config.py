@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vecdb.config import MASK, NAMES, known_variables, load, load_settings
+from vecdb.config import MASK, NAMES, ServerSettings, Settings, known_variables, load, load_settings
 from vecdb.core.errors import InvalidArgument
 
 
@@ -35,7 +35,14 @@ def test_defaults_then_file_then_environment(tmp_path: Path, monkeypatch) -> Non
     ("[engine]\nthread = 3", "engine.thread"),
     ("[engine]\nthreads = -1", "engine.threads"),
     ("[engine]\nthreads = 'many'", "engine.threads"),
-    ("engine = 3", "engine"),
+    ("engine = 3", "settings.engine: must be a table, [engine]"),
+    ("[Engine]\nthreads = 3", "Engine.threads is no setting; did you mean engine.threads?"),
+    ("[nothing]", "nothing is no setting"),
+    ("[limit]\nmemory_bytes = 3", "limit.memory_bytes is no setting; did you mean limits.memory_bytes?"),
+    ("[server]\nport = 3", "server.port is no setting; did you mean server.grpc_port?"),
+    ("DATA_DIR = 'x'", "DATA_DIR"),
+    ("_env_file = 'x'", "_env_file is no setting"),
+    ("[engine.threads]\nx = 1", "engine.threads"),
     ("not toml", "not TOML"),
 ])
 def test_a_file_that_is_wrong_says_where(tmp_path: Path, text: str, named: str) -> None:
@@ -46,7 +53,26 @@ def test_a_file_that_is_wrong_says_where(tmp_path: Path, text: str, named: str) 
     assert "vecdb.toml" in caught.value.message
 
 
-@pytest.mark.parametrize("name", ["VECDB_DATADIR", "VECDB_ENGINE__THREAD", "VECDB_ENGINES__THREADS"])
+def test_settings_made_in_code_are_what_the_code_says(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "vecdb.toml").write_text("[server]\nhost = '10.0.0.1'\n")
+    monkeypatch.setenv("VECDB_SERVER__HOST", "10.0.0.2")
+    monkeypatch.setenv("VECDB_DATADIR", "misspelt")
+    assert Settings().server.host == "127.0.0.1"
+    made = Settings(data_dir=Path("x"), server=ServerSettings(grpc_port=0))
+    assert (made.server.host, made.server.grpc_port, made.data_dir) == ("127.0.0.1", 0, Path("x"))
+    with pytest.raises(ValueError, match="Extra inputs are not permitted"):
+        Settings(sever={})
+
+
+def test_variables_may_be_written_small(monkeypatch) -> None:
+    monkeypatch.setenv("vecdb_engine__threads", "5")
+    loaded = load()
+    assert loaded.settings.engine.threads == 5
+    assert loaded.origin("engine.threads") == ("env", "VECDB_ENGINE__THREADS")
+
+
+@pytest.mark.parametrize("name", ["VECDB_DATADIR", "VECDB_ENGINE__THREAD", "VECDB_ENGINES__THREADS",
+                                  "VECDB_ENGINE__THREADS__X"])
 def test_a_variable_that_sets_nothing_is_refused_with_the_nearest(monkeypatch, name: str) -> None:
     monkeypatch.setenv(name, "1")
     with pytest.raises(InvalidArgument, match=f"{name} is no setting; did you mean VECDB_"):
@@ -82,6 +108,14 @@ def test_flags_stand_above_all_and_every_value_knows_its_origin(tmp_path: Path, 
 def test_an_unknown_flag_names_the_nearest() -> None:
     with pytest.raises(InvalidArgument, match=r"server\.grpc_prt is no setting; did you mean server\.grpc_port.*--set"):
         load(flags={"server.grpc_prt": (1, "--set server.prt")})
+
+
+def test_a_flag_sets_one_value_and_no_section() -> None:
+    with pytest.raises(InvalidArgument, match=r"settings\.server: must be a table.*--set server"):
+        load(flags={"server": ("5", "--set server"), "server.host": ("a", "--host")})
+    for name in ("", ".", "server.", "server.host.x"):
+        with pytest.raises(InvalidArgument, match=f"{name} is no setting"):
+            load(flags={name: ("5", "--set")})
 
 
 @pytest.mark.parametrize(("text", "nearest"), [
@@ -162,7 +196,11 @@ def test_a_file_that_holds_no_secret(tmp_path: Path, monkeypatch, content: str |
 
 def test_short_names_of_the_client(monkeypatch) -> None:
     monkeypatch.setenv("VECDB_URL", "grpc://a:1")
-    assert load_settings().client.url == "grpc://a:1"
+    monkeypatch.setenv("VECDB_CLIENT", '{"url": "grpc://whole:1", "timeout_s": "5s"}')
+    loaded = load()
+    assert (loaded.settings.client.url, loaded.settings.client.timeout_s) == ("grpc://a:1", 5)
+    assert loaded.origin("client.url") == ("env", "VECDB_URL")
+    assert loaded.origin("client.timeout_s") == ("env", "VECDB_CLIENT")
     monkeypatch.setenv("VECDB_CLIENT__URL", "grpc://b:1")
     with pytest.raises(InvalidArgument, match="VECDB_CLIENT__URL and VECDB_URL say different things"):
         load_settings()
@@ -178,9 +216,11 @@ def test_a_whole_section_in_one_variable(monkeypatch) -> None:
     monkeypatch.setenv("VECDB_SERVER", '{"port": 5}')
     with pytest.raises(InvalidArgument, match=r"server\.port is no setting.*VECDB_SERVER"):
         load_settings()
-    monkeypatch.setenv("VECDB_SERVER", "5")
-    with pytest.raises(InvalidArgument, match="must be a JSON object"):
-        load_settings()
+    for text in ("5", "", "null", "[1]", "{", "vdb_a_secret"):
+        monkeypatch.setenv("VECDB_SERVER", text)
+        with pytest.raises(InvalidArgument, match="must be a JSON object; VECDB_SERVER__NAME sets one") as caught:
+            load_settings()
+        assert "vdb_a_secret" not in str(caught.value.fields) + caught.value.message
 
 
 def test_what_is_masked_can_be_read_again(tmp_path: Path) -> None:
