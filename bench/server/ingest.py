@@ -69,7 +69,8 @@ def unary(task: Task) -> int:
             async def lane() -> None:
                 nonlocal done
                 for message in left:
-                    done += acknowledged(await ask(message, timeout=CALL_S))
+                    records = acknowledged(await ask(message, timeout=CALL_S))
+                    done += records  # after the await: others have counted meanwhile
 
             await asyncio.gather(*(lane() for _ in range(task.lanes)))
         return done
@@ -92,11 +93,13 @@ def stream(task: Task) -> int:
                     await call.write(message)
                     ahead += 1
                     if ahead >= WINDOW:
-                        done += acknowledged(await call.read())
+                        records = acknowledged(await call.read())
+                        done += records
                         ahead -= 1
                 await call.done_writing()
                 for _ in range(ahead):
-                    done += acknowledged(await call.read())
+                    records = acknowledged(await call.read())
+                    done += records
 
         await asyncio.gather(*(lane() for _ in range(task.lanes)))
         return done
