@@ -66,7 +66,9 @@ class ServerSettings(_Section):
     """``[server]``: where the node listens.
 
     ``host``: an address of this machine; loopback unless said otherwise.  ``grpc_port``/``http_port``: 0 takes a free
-    one, ``http_port=-1`` leaves the HTTP face out.  ``processes``: front processes on the port (1: everything in
+    one, ``http_port=-1`` leaves the HTTP face out.  ``http_hosts``: further names that a loopback node without keys
+    answers to (a web page could otherwise reach it by a name of its own).  ``open_metrics``: /metrics needs no key.
+    ``processes``: front processes on the port (1: everything in
     one; 0: chosen by the cores).  ``drain_s``: how long a stop waits for running calls.  ``node_id``: empty makes one
     and keeps it in the data directory.
     """
@@ -74,6 +76,8 @@ class ServerSettings(_Section):
     host: str = Field(default="127.0.0.1", min_length=1, max_length=255)
     grpc_port: int = Field(default=7700, ge=0, le=65535)
     http_port: int = Field(default=7701, ge=-1, le=65535)
+    http_hosts: tuple[str, ...] = Field(default=(), max_length=64)
+    open_metrics: bool = False
     processes: int = Field(default=1, ge=0, le=64)
     drain_s: Seconds = Field(default=20.0, ge=0, le=600)
     reflection: bool = True

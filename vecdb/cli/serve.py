@@ -181,6 +181,8 @@ def _toml(value: Any) -> str:
         import orjson
 
         return orjson.dumps(value).decode().replace("\x7f", "\\u007f")  # JSON's strings are TOML's but for this one
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_toml, value))}]"
     return str(value).lower() if isinstance(value, bool) else repr(value)
 
 

@@ -19,7 +19,7 @@ from vecdb.core.errors import VecdbError
 from vecdb.ports.observer import Watched
 from vecdb.rpc.admin import AdminServicer
 from vecdb.rpc.audit import AuditLog
-from vecdb.rpc.auth import Authenticator, loud_binding
+from vecdb.rpc.auth import Authenticator, is_loopback, loud_binding
 from vecdb.rpc.edge import Edge, Guards, Method
 from vecdb.rpc.http.app import HttpApp
 from vecdb.rpc.http.face import HttpFace, HttpOptions
@@ -183,7 +183,8 @@ async def _compose(settings: Settings, stack: AsyncExitStack, on_step: OnStep) -
     stack.callback(keys.close)
     uses = loop.create_task(_record_uses(keys))
     stack.callback(uses.cancel)
-    guards = _guards(settings, keys, metrics, certificates, stack)
+    authenticator = Authenticator(keys, settings.security, clock)
+    guards = _guards(settings, keys, authenticator, metrics, certificates, stack)
     workers = ThreadPoolExecutor(EDGE_THREADS, thread_name_prefix="vecdb-edge")
     stack.callback(workers.shutdown)
     details = _about(settings, about, node)
@@ -198,7 +199,8 @@ async def _compose(settings: Settings, stack: AsyncExitStack, on_step: OnStep) -
     if settings.server.http_port >= 0:
         http = HttpFace(HttpApp(
             node, guards, workers, keys=keys, about=details, readiness=lambda: starting,
-            metrics=telemetry.page, message_bytes=limits.message_bytes), HttpOptions(
+            metrics=telemetry.page, message_bytes=limits.message_bytes, open_metrics=settings.server.open_metrics,
+            known_host=_known_host(settings, authenticator)), HttpOptions(
                 settings.server.host, settings.server.http_port, limits.connections,
                 None if certificates is None else certificates.ssl_context()), metrics)
     addresses = await _bind(settings, face, http, stack)
@@ -271,6 +273,13 @@ def _grpc_face(settings: Settings, methods: list[Method], guards: Guards, worker
     return GrpcFace(GrpcServer([public, peer], options), Fronts(front, processes(settings), tell), port)
 
 
+def _known_host(settings: Settings, authenticator: Authenticator) -> Callable[[str], bool]:
+    """By which names the HTTP face answers: any, once it asks for keys or others than this machine reach it."""
+    names = {name.lower() for name in settings.server.http_hosts} | {"", "localhost", settings.server.host.lower()}
+    guarded = is_loopback(settings.server.host)
+    return lambda name: not guarded or authenticator.required or name in names or is_loopback(name)
+
+
 async def _bind(settings: Settings, face: GrpcFace, http: HttpFace | None, stack: AsyncExitStack) -> dict[str, Any]:
     host = settings.server.host
     port = await face.start()
@@ -283,13 +292,12 @@ async def _bind(settings: Settings, face: GrpcFace, http: HttpFace | None, stack
     return addresses
 
 
-def _guards(settings: Settings, keys: KeyRing, metrics: Metrics, certificates: Certificates | None,
-            stack: AsyncExitStack) -> Guards:
+def _guards(settings: Settings, keys: KeyRing, authenticator: Authenticator, metrics: Metrics,
+            certificates: Certificates | None, stack: AsyncExitStack) -> Guards:
     clock, limits = SystemClock(), settings.limits
     audit = AuditLog(settings.security.audit_file or settings.data_dir / "audit.jsonl", clock, tell)
     stack.callback(audit.close)
     budget = InflightBytes(limits.inflight_bytes)
-    authenticator = Authenticator(keys, settings.security, clock)
     metrics.watch(Watched.API_KEYS, lambda: float(sum(not key.revoked for key in keys.list())))
     metrics.watch(Watched.INFLIGHT_BYTES, lambda: float(budget.used))
     if certificates is not None:

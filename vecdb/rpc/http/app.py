@@ -31,11 +31,15 @@ _VERBS: Final = ("GET", "HEAD")
 class HttpApp:
     """Belongs to one event loop.
 
-    ``metrics`` None: there is no such page; ``open_metrics``: it is shown without a key, too.
+    ``metrics`` None: there is no such page; ``open_metrics``: it is shown without a key, too.  ``known_host(name)``:
+    whether a request may call this node so.  A browser lets a page of any site speak to a name of that site, and that
+    name may come to mean this machine; where nothing asks for a key, the name is all that tells such a page.
     """
 
     def __init__(self, node: Node, guards: Guards, workers: Executor, *, keys: Keys | None, about: About,
-                 readiness: Readiness, metrics: Metrics | None, message_bytes: int, open_metrics: bool = False) -> None:
+                 readiness: Readiness, metrics: Metrics | None, message_bytes: int, open_metrics: bool = False,
+                 known_host: Callable[[str], bool] = lambda name: True) -> None:
+        self._known_host = known_host
         self._guards = guards
         self._about = about
         self._readiness = readiness
@@ -62,11 +66,16 @@ class HttpApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
+        name = host_of(scope)
+        known = self._known_host(name)
         plain = self._plain.get(scope["path"])
-        if plain is None:
+        if plain is None and known:
             await self._rest(scope, receive, send)
             return
         try:
+            if plain is None or not known:
+                raise Refused(421, "PERMISSION_DENIED", "MisdirectedRequest", f"this node is not called {name[:100]!r}:"
+                              " ask for localhost, give it API keys, or name it in server.http_hosts", host=name[:100])
             if scope["method"] not in _VERBS:
                 raise Refused(405, "UNIMPLEMENTED", "MethodNotAllowed", f"{scope['method'][:16]} is not offered here",
                               (("allow", "GET, HEAD"),), allow="GET, HEAD")
@@ -123,6 +132,13 @@ class HttpApp:
 
     async def _page(self, scope: Scope) -> Reply:
         return Reply(200, PAGE, "text/html; charset=utf-8", (("content-security-policy", PAGE_POLICY),))
+
+
+def host_of(scope: Scope) -> str:
+    """The name by which the request calls this node, without its port, in lower case."""
+    text = next((value.decode("latin-1") for name, value in scope["headers"] if name.lower() == b"host"), "")
+    host = text[1:].partition("]")[0] if text.startswith("[") else text.partition(":")[0]
+    return host.lower().rstrip(".")
 
 
 async def _send(scope: Scope, reply: Reply, send: Send) -> None:
