@@ -42,6 +42,14 @@ File: TypeAlias = Annotated[Path | None, BeforeValidator(lambda value: None if v
 """A path; the empty string is none, as a variable that a shell left empty says."""
 
 
+def _split(value: Any) -> Any:
+    """A list as an environment or a flag says it: parts between commas."""
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+Names: TypeAlias = Annotated[tuple[str, ...], BeforeValidator(_split)]
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -76,7 +84,7 @@ class ServerSettings(_Section):
     host: str = Field(default="127.0.0.1", min_length=1, max_length=255)
     grpc_port: int = Field(default=7700, ge=0, le=65535)
     http_port: int = Field(default=7701, ge=-1, le=65535)
-    http_hosts: tuple[str, ...] = Field(default=(), max_length=64)
+    http_hosts: Names = Field(default=(), max_length=64)
     open_metrics: bool = False
     processes: int = Field(default=1, ge=0, le=64)
     drain_s: Seconds = Field(default=20.0, ge=0, le=600)
