@@ -1,0 +1,22 @@
+"""Replicas that agree: PySyncObj, hardened, with logs on RocksDB.
+
+**What is promised.**  An acknowledged command is on stable storage of a majority of the group's voters, and every
+replica applies the same commands in the same order, each once.  Reads by ``read_index`` see every command that was
+acknowledged before they were asked.  Any minority of crashes and power cuts is survived, at any instant; a replica
+whose log was damaged says so and comes back as a learner.  A retry is applied once if the state machine knows its key.
+
+**What is not.**  Order between groups; how long a failover takes on a starved machine; disks that lie about fsync; a
+majority of damaged logs.
+
+**The pieces**, from the inside: :mod:`~vecdb.raft.stock` (the original and what of it is overridden),
+:mod:`~vecdb.raft.following`, :mod:`~vecdb.raft.leading` and :mod:`~vecdb.raft.core` (a replica of one group),
+:mod:`~vecdb.raft.membership`, :mod:`~vecdb.raft.messages` (the codec), :mod:`~vecdb.raft.log` (all logs of a process
+in one store), :mod:`~vecdb.raft.replica` (a core and its state machine), :mod:`~vecdb.raft.snapshots`,
+:mod:`~vecdb.raft.host` (all replicas of a process).  None of them knows a clock, a thread, a socket or a random source.
+
+**Decisions.**  Subclassing held: every rule that had to change is a method of its own, and nothing was vendored.
+What the original keeps of a leader's view of its followers (sets of nodes, whose order differs from run to run) is not
+used.  Messages are one binary form a kind, checked before they are believed; heartbeats of all groups that two nodes
+share leave as one frame, because all groups tick together.  Configurations travel whole in the log.  A replica's number
+is never used twice, so there is no memory of earlier lives to confuse it with.
+"""

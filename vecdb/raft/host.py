@@ -1,0 +1,233 @@
+"""All replicas of one process: one log store, one stream a node, one turn for whatever has happened.
+
+**A turn**: messages and proposals that have come are taken in, each group touched sends what its followers lack and
+hands on what can be applied; what changed in the logs goes to a thread as one batch; messages to one node leave as one
+frame.
+**Promises** (votes, requests for votes, acknowledgements) are held until the batch they speak of is on stable storage;
+the next turn's changes gather meanwhile, so the disk is never waited for twice.
+
+The host knows no sockets, threads or clock: they are its :class:`Shell`'s, asyncio's in a node and virtual in a
+simulation.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from random import Random
+from typing import Protocol, TypeVar
+
+from vecdb.core.errors import DataCorrupted, InvalidArgument
+from vecdb.ports.replicator import Position, StateMachine
+from vecdb.ports.tell import Tell, tell_nobody
+from vecdb.raft.log import Batch, GroupLog, LogStore
+from vecdb.raft.membership import MAX_NUMBER, Configuration, replica_id
+from vecdb.raft.messages import Envelope, Malformed, decode, encode, encode_frame, split_frame
+from vecdb.raft.replica import Replica
+from vecdb.raft.settings import RaftSettings
+
+T = TypeVar("T")
+
+
+class Shell(Protocol):
+    """The outside of a host.  All callbacks come in the host's own thread, never inside the call that asked."""
+
+    def send(self, node: str, frame: bytes) -> None:
+        """Best effort; may be lost, late, twice.  Drops what is above its window rather than growing."""
+        ...
+
+    def store(self, batch: Batch, done: Callable[[BaseException | None], None]) -> None:
+        """``batch.write`` in a thread, then ``done``.  The host asks for one at a time."""
+        ...
+
+    def run(self, lane: str, work: Callable[[], T], done: Callable[[T | None, BaseException | None], None]) -> None:
+        """Run ``work`` in a thread, one at a time a lane in the order given, then ``done`` with its result or error."""
+        ...
+
+
+class Host:
+    """See the module.  Everything but the work handed to the shell belongs to one thread."""
+
+    def __init__(self, node: str, store: LogStore, shell: Shell, *, clock: Callable[[], float], random: Random,
+                 settings: RaftSettings | None = None, tell: Tell = tell_nobody) -> None:
+        self.node = node
+        self.store = store
+        self.shell = shell
+        self.clock = clock
+        self.tell = tell
+        self.settings = settings or RaftSettings()
+        self.replicas: dict[int, Replica] = {}
+        self.dropped: Counter[str] = Counter()
+        """Messages that were not for us or made no sense, by why."""
+        self.failure: BaseException | None = None
+        self._random = random
+        self._touched: dict[int, Replica] = {}
+        self._out: dict[str, list[bytes]] = {}
+        self._held: list[tuple[str, bytes]] = []
+        self._held_by_sync: list[tuple[str, bytes]] = []
+        self._syncing = False
+        self._turning = False
+
+    # --- groups -----------------------------------------------------------------------------------
+
+    def add(self, group: int, machine: StateMachine, *, number: int, voters: tuple[str, ...] = (),
+            existing: bool = False) -> Replica:
+        """Take up a group: its log as it is on the disk, or a new one.
+
+        ``voters``: the members of a new group, this replica among them; none where it is to join one as a learner.
+        ``existing``: there was a log, as whoever keeps the catalog knows; if it is gone or damaged the replica comes
+        back under a new, random number, says so, and the leader puts it in the old one's place as a learner.
+        """
+        if group in self.replicas:
+            raise InvalidArgument("group", "is here already", got=group)
+        position = machine.position()
+        rejoining = ""
+        log: GroupLog | None = None
+        try:
+            log = self.store.open(group)
+            if log is not None:
+                _agree(log, position)
+            elif existing:
+                rejoining = "its log is gone"
+        except DataCorrupted as error:
+            rejoining = error.message
+        if rejoining:
+            number = self._random.randrange(1 << 16, MAX_NUMBER)
+            self.tell("error", "raft_log_damaged", node=self.node, group=group, why=rejoining, number=number)
+            log = None
+        if log is None:
+            configuration = Configuration() if rejoining else Configuration.of(voters)
+            if voters and not rejoining and replica_id(self.node, number) not in voters:
+                raise InvalidArgument("voters", "this replica is not among them", got=list(voters),
+                                      limit=replica_id(self.node, number))
+            log = self.store.create(group, number, configuration, max(position.log_index, 1), position.term)
+        elif log.intent is not None:
+            if log.intent.index == position.log_index:  # killed between the snapshot and the log
+                log.reset(log.intent.index, log.intent.term, log.intent.configuration)
+            else:
+                log.intend(None)
+        replica = Replica(self, group, log, machine, Random(self._random.getrandbits(64)))  # noqa: S311
+        self.replicas[group] = replica
+        self.touched(replica)
+        return replica
+
+    def remove(self, group: int, *, forget: bool = False) -> None:
+        """Let go of a group; ``forget``: and of its log."""
+        replica = self.replicas.pop(group)
+        self._touched.pop(group, None)
+        replica.close()
+        if forget:
+            self.store.drop(group)
+            self.turn()
+
+    # --- what happens -----------------------------------------------------------------------------
+
+    def receive(self, node: str, frame: bytes) -> None:
+        """A frame of another node, whose name the stream has proved."""
+        try:
+            for data in split_frame(frame):
+                self._take(node, decode(data))
+        except Malformed as error:
+            self.dropped["malformed"] += 1
+            self.tell("warning", "raft_malformed", node=self.node, sender=node, why=str(error))
+        self.turn()
+
+    def _take(self, node: str, envelope: Envelope) -> None:
+        replica = self.replicas.get(envelope.group)
+        if replica is None:
+            self.dropped["unknown_group"] += 1
+            return
+        sender = replica_id(node, envelope.sender)
+        if envelope.to != replica.core.log.number:
+            self.dropped["unknown_replica"] += 1
+            replica.mistaken(sender, envelope)
+            return
+        replica.receive(sender, envelope.message)
+
+    def tick(self) -> None:
+        """Time has passed: called at least twice a heartbeat."""
+        for replica in list(self.replicas.values()):
+            replica.tick()
+        self.turn()
+
+    # --- a turn -----------------------------------------------------------------------------------
+
+    def touched(self, replica: Replica) -> None:
+        self._touched[replica.group] = replica
+
+    def post(self, node: str, envelope: Envelope, promise: bool) -> None:
+        data = encode(envelope)
+        if promise and self.store.dirty:
+            self._held.append((node, data))
+        elif promise and self._syncing:
+            self._held_by_sync.append((node, data))
+        else:
+            self._out.setdefault(node, []).append(data)
+
+    def turn(self) -> None:
+        """Let everything that was touched do what follows from it, and send what there is to send."""
+        if self._turning or self.failure is not None:
+            return
+        self._turning = True
+        try:
+            while self._touched:
+                touched, self._touched = self._touched, {}
+                for replica in touched.values():
+                    replica.turn()
+            if self.store.dirty and not self._syncing:
+                self._sync()
+            out, self._out = self._out, {}
+        finally:
+            self._turning = False
+        for node, messages in out.items():
+            self._send(node, messages)
+
+    def _send(self, node: str, messages: list[bytes]) -> None:
+        frame: list[bytes] = []
+        size = 0
+        for message in messages:
+            if frame and size + len(message) > self.settings.batch_bytes:
+                self.shell.send(node, encode_frame(frame))
+                frame, size = [], 0
+            frame.append(message)
+            size += len(message)
+        self.shell.send(node, encode_frame(frame))
+
+    def _sync(self) -> None:
+        self._syncing = True
+        batch = self.store.take()
+        self._held, self._held_by_sync = [], self._held
+        self.shell.store(batch, lambda error: self._synced(batch, error))
+
+    def _synced(self, batch: Batch, error: BaseException | None) -> None:
+        self._syncing = False
+        if error is not None:
+            self._fail(error)
+            return
+        for node, data in self._held_by_sync:
+            self._out.setdefault(node, []).append(data)
+        self._held_by_sync = []
+        for group in self.store.done(batch):
+            replica = self.replicas.get(group)
+            if replica is not None and not replica.halted:
+                replica.core.synced()
+        self.turn()
+
+    def _fail(self, error: BaseException) -> None:
+        """The log's disk refused, and nobody knows what of the batch is there: this process promises nothing more."""
+        self.failure = error
+        self.tell("error", "raft_log_failed", node=self.node, error=f"{type(error).__name__}: {error}")
+        self._held, self._held_by_sync, self._out = [], [], {}
+        for replica in self.replicas.values():
+            replica.halt(error)
+
+
+def _agree(log: GroupLog, position: Position) -> None:
+    """Raise ``DataCorrupted`` where log and state cannot both be right."""
+    if log.intent is not None and log.intent.index == position.log_index:
+        return
+    index = position.log_index
+    if index < log.base and log.base > 1:
+        raise DataCorrupted(f"the state of group {log.group} ends at {index}, before its log begins at {log.base}",
+                            path="log", group=log.group)
+    if index > 1 and log.term_at(index) != position.term:
+        raise DataCorrupted(f"the log of group {log.group} does not hold what the state at {index} was made of",
+                            path="log", group=log.group)

@@ -1,0 +1,361 @@
+"""A replica with its state machine: commands applied in a thread, checkpoints, the log kept short, snapshots."""
+
+import heapq
+from collections.abc import Callable
+from functools import partial
+from random import Random
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from vecdb.core.errors import DataCorrupted, OutcomeUnknown, StorageError, VecdbError
+from vecdb.ports.replicator import Position, ReplicaStatus, StateMachine
+from vecdb.raft.core import RaftCore
+from vecdb.raft.leading import Done
+from vecdb.raft.log import GroupLog, Intent
+from vecdb.raft.membership import replica_id
+from vecdb.raft.messages import PROMISES, Append, Appended, Chunk, Envelope, Fetch, Gone, Message, Offer
+from vecdb.raft.settings import COMMAND
+from vecdb.raft.snapshots import Outgoing, Receiving, gone
+
+if TYPE_CHECKING:
+    from vecdb.raft.host import Host
+
+T = TypeVar("T")
+_HALTING: Final = (StorageError, DataCorrupted, OSError, MemoryError)
+
+
+def apply_all(machine: StateMachine, commands: list[tuple[int, int, bytes]]) -> list[object]:
+    """Outcomes of the commands; an error of one that is not the machine's own trouble is its outcome."""
+    outcomes: list[object] = []
+    for log_index, term, command in commands:
+        try:
+            outcomes.append(machine.apply(log_index, term, command))
+        except _HALTING:
+            raise
+        except VecdbError as error:
+            outcomes.append(error)
+        except Exception as error:
+            outcomes.append(VecdbError(f"the command could not be applied: {type(error).__name__}",
+                                       log_index=log_index))
+    return outcomes
+
+
+class Replica:
+    """What a host knows of one group.  Implements :class:`~vecdb.raft.following.Surroundings` for its core."""
+
+    def __init__(self, host: "Host", group: int, log: GroupLog, machine: StateMachine, random: Random) -> None:
+        self.host = host
+        self.group = group
+        self.machine = machine
+        self.settings = host.settings
+        self.state = "ok"
+        self.error = ""
+        self._busy = False
+        """A thread applies, or installs."""
+        self._waiting: list[tuple[int, int, Callable[[], None]]] = []
+        self._waits = 0
+        self._outgoing: Outgoing | None = None
+        self._making = False
+        self._wanting: list[str] = []
+        self._receiving: Receiving | None = None
+        self._checkpointing = False
+        self._checkpointed = log.base
+        self._random = random
+        self.core = RaftCore(replica_id(host.node, log.number), log, self, applied=machine.position().log_index,
+                             clock=host.clock, random=random, settings=host.settings)
+
+    # --- what the core does to the world ----------------------------------------------------------
+
+    def send(self, to: str, message: Message) -> None:
+        node, _, number = to.rpartition("/")
+        self.host.post(node, Envelope(self.group, self.core.log.number, int(number), message),
+                       isinstance(message, PROMISES))
+
+    def touched(self) -> None:
+        self.host.touched(self)
+
+    def tell(self, level: str, event: str, **fields: Any) -> None:
+        self.host.tell(level, event, node=self.host.node, **fields)
+
+    def offered(self, sender: str, offer: Offer) -> None:
+        if self.halted:
+            return
+        now = self._receiving
+        if now is not None and (now.installing or (now.sender, now.offer.snapshot) == (sender, offer.snapshot)):
+            return
+        if now is not None:
+            now.incoming.close()
+        self._receiving = None
+        try:
+            self._receiving = Receiving.begin(sender, offer, self.machine, self.settings, self.host.clock)
+        except _HALTING as error:
+            self._halt(error)
+            return
+        self.tell("info", "raft_snapshot_begins", group=self.group, index=offer.index, sender=sender)
+        self._receive()
+
+    def snapshot_wanted(self, follower: str) -> None:
+        if follower not in self._wanting:
+            self._wanting.append(follower)
+        if self._outgoing is not None and self._outgoing.snapshot.position.log_index < self.core.log.base:
+            self._release()
+        if self._outgoing is not None:
+            self._offer()
+        elif not self._making and not self.halted:
+            self._making = True
+            self._run("snapshot", self.machine.snapshot, self._made)
+
+    # --- messages that are not the core's ---------------------------------------------------------
+
+    def receive(self, sender: str, message: Message) -> None:
+        if isinstance(message, Fetch):
+            self._serve(sender, message)
+        elif isinstance(message, Chunk):
+            self._arrived(message)
+        elif not self.halted:
+            self.core.receive(sender, message)
+
+    def mistaken(self, sender: str, envelope: Envelope) -> None:
+        """A message for another number of ours: who leads is told that it is no more, if we wait to take its place."""
+        message = envelope.message
+        if isinstance(message, Append | Offer) and not self.core.configuration.voters:
+            node, _, number = sender.rpartition("/")
+            self.host.post(node, Envelope(self.group, envelope.to, int(number),
+                                          Gone(message.term, self.core.log.number)), True)
+
+    # --- a turn -----------------------------------------------------------------------------------
+
+    @property
+    def halted(self) -> bool:
+        return self.state == "halted"
+
+    def turn(self) -> None:
+        if self.halted:
+            return
+        self.core.flush()
+        self._apply()
+
+    def tick(self) -> None:
+        if self.halted:
+            return
+        self.core.tick()
+        if self._receiving is not None:
+            self._receive()
+        outgoing = self._outgoing
+        if outgoing is not None and self.host.clock() - outgoing.used > self.settings.snapshot_idle_s:
+            self._release()
+        self._checkpoint()
+
+    def _run(self, lane: str, work: Callable[[], T], done: Callable[[T], None]) -> None:
+        def ended(result: T | None, error: BaseException | None) -> None:
+            if self.host.replicas.get(self.group) is not self:
+                return
+            if error is None:
+                done(result)  # type: ignore[arg-type]  # the work's own result
+            else:
+                self._halt(error)
+            self.touched()
+            self.host.turn()
+
+        self.host.shell.run(f"{lane}/{self.group}", work, ended)
+
+    # --- applying ---------------------------------------------------------------------------------
+
+    def _apply(self) -> None:
+        while not self._busy and not (self._receiving is not None and self._receiving.installing):
+            entries = self.core.to_apply()
+            if not entries:
+                return
+            commands = [(entry.index, entry.term, entry.command[1:]) for entry in entries
+                        if entry.command[:1] == COMMAND]
+            if not commands:
+                self._applied(entries, [])
+                continue
+            self._busy = True
+            self._run("apply", partial(apply_all, self.machine, commands), partial(self._applied, entries))
+
+    def _applied(self, entries: Any, outcomes: list[object]) -> None:
+        self._busy = False
+        each = iter(outcomes)
+        self.core.applied_to(entries, [next(each) if entry.command[:1] == COMMAND else None for entry in entries])
+        self._wake()
+
+    def wait_applied(self, log_index: int, done: Callable[[], None]) -> None:
+        """Told once this replica has applied ``log_index``."""
+        self._waits += 1
+        heapq.heappush(self._waiting, (log_index, self._waits, done))
+        self._wake()
+
+    def _wake(self) -> None:
+        while self._waiting and self._waiting[0][0] <= self.core.applied:
+            heapq.heappop(self._waiting)[2]()
+
+    def read_index(self, done: Done) -> None:
+        """Told, with the index, once this replica has applied all that was committed at the call."""
+        def confirmed(index: int, result: object, error: VecdbError | None) -> None:
+            if error is not None:
+                done(index, None, error)
+            else:
+                self.wait_applied(index, lambda: done(index, None, None))
+
+        self.core.read_index(confirmed)
+
+    # --- the log kept short -----------------------------------------------------------------------
+
+    def _checkpoint(self) -> None:
+        core, log = self.core, self.core.log
+        due = log.size_of(self._checkpointed + 1, core.applied + 1) >= self.settings.checkpoint_bytes \
+            or core.applied - self._checkpointed >= 64 * self.settings.keep_entries
+        if due and not self._checkpointing and not self._busy:
+            self._checkpointing = True
+            self._run("checkpoint", self.machine.checkpoint, self._flushed)
+
+    def _flushed(self, position: Position) -> None:
+        self._checkpointing = False
+        core, log = self.core, self.core.log
+        self._checkpointed = max(self._checkpointed, position.log_index)
+        index = position.log_index
+        if log.bytes <= self.settings.log_bytes:
+            index -= self.settings.keep_entries
+            # A follower that is heard and lags gets entries rather than a snapshot, as long as there is room.
+            index = min([index, *(one.match for one in core.progress.values() if one.match and not one.lacking)])
+        if self._outgoing is not None:
+            index = min(index, self._outgoing.snapshot.position.log_index)
+        core.truncate_to(index)
+
+    # --- a snapshot for others --------------------------------------------------------------------
+
+    def _made(self, snapshot: Any) -> None:
+        self._making = False
+        self._release()
+        self._outgoing = Outgoing(self._random.getrandbits(63), snapshot, self.host.clock())
+        self._offer()
+
+    def _offer(self) -> None:
+        outgoing, core = self._outgoing, self.core
+        assert outgoing is not None
+        position = outgoing.snapshot.position
+        wanting, self._wanting = self._wanting, []
+        if position.log_index < core.log.base or core.role != 2:
+            return  # too old already: at the next heartbeat another is made
+        intent = Intent(position.log_index, position.term, core.configuration_at(position.log_index))
+        outgoing.used = self.host.clock()
+        for follower in wanting:
+            core.offer(follower, outgoing.offer(core.term, intent))
+
+    def _release(self) -> None:
+        outgoing, self._outgoing = self._outgoing, None
+        if outgoing is not None:
+            outgoing.snapshot.release()
+
+    def _serve(self, sender: str, fetch: Fetch) -> None:
+        outgoing, term = self._outgoing, self.core.term
+        if outgoing is None:
+            self.send(sender, gone(term, fetch))
+            return
+        outgoing.used = self.host.clock()
+        self._run("serve", partial(outgoing.chunk, term, fetch), partial(self.send, sender))
+
+    # --- a snapshot for us ------------------------------------------------------------------------
+
+    def _receive(self) -> None:
+        now = self._receiving
+        if now is None or now.installing:
+            return
+        for fetch in now.step():
+            self.send(now.sender, fetch)
+        write = now.next_write()
+        if write is not None:
+            self._run("install", partial(now.incoming.write, *write), partial(self._written, now))
+        elif now.complete and not self._busy:
+            self._intend(now)
+
+    def _arrived(self, chunk: Chunk) -> None:
+        now = self._receiving
+        if now is None or now.installing or chunk.snapshot != now.offer.snapshot:
+            return
+        if chunk.gone:
+            now.incoming.close()
+            self._receiving = None
+            return
+        now.take(chunk)
+        self._receive()
+
+    def _written(self, receiving: Receiving, _: None) -> None:
+        receiving.writing = False
+        if self._receiving is receiving:
+            self._receive()
+
+    def _intend(self, now: Receiving) -> None:
+        """First it is noted in the log what is about to happen, then it happens, then the log begins anew behind it."""
+        core = self.core
+        if now.offer.index <= core.applied:
+            now.incoming.close()
+            self._receiving = None
+            return
+        if core.log.stable_intent != now.intent:
+            if core.log.intent != now.intent:
+                core.log.intend(now.intent)
+                self.touched()
+            return  # the next tick finds it stable
+        now.installing = self._busy = True
+        self._run("install", partial(_install, now), partial(self._installed, now))
+
+    def _installed(self, now: Receiving, error: DataCorrupted | None) -> None:
+        self._busy = False
+        self._receiving = None
+        now.incoming.close()
+        if error is not None:
+            self.tell("warning", "raft_snapshot_damaged", group=self.group, error=error.message)
+            return
+        offer = now.offer
+        self.core.installed(offer.index, offer.index_term, offer.configuration)
+        self._checkpointed = offer.index
+        self.tell("info", "raft_snapshot_installed", group=self.group, index=offer.index)
+        if self.core.leader is not None and self.core.leader != self.core.me:
+            self.send(self.core.leader, Appended(self.core.term, 0, True, offer.index, offer.index))
+        self._wake()
+
+    # --- ends -------------------------------------------------------------------------------------
+
+    def _halt(self, error: BaseException) -> None:
+        """This replica can do no more until it is opened anew; the others go on without it."""
+        if self.halted:
+            return
+        self.state, self.error = "halted", f"{type(error).__name__}: {error}"
+        self.tell("error", "raft_replica_halted", group=self.group, error=self.error)
+        self.core.follow(self.core.term, None)
+        self.core.fail_waiters(OutcomeUnknown("this replica was halted", error=self.error))
+
+    def close(self) -> None:
+        """Let go of snapshots; waiters are told that the outcome is unknown."""
+        self._release()
+        if self._receiving is not None:
+            self._receiving.incoming.close()
+        self.core.follow(self.core.term, None)
+        self.core.fail_waiters(OutcomeUnknown("this replica was closed"))
+
+    def halt(self, error: BaseException) -> None:
+        self._halt(error)
+
+    def status(self) -> ReplicaStatus:
+        core = self.core
+        now = self.host.clock()
+        configuration = core.configuration
+        state = self.state
+        if state == "ok":
+            state = "removed" if core.removed else "ok" if configuration.voters else "joining"
+        return ReplicaStatus(
+            me=core.me, state=state, role=("follower", "candidate", "leader")[core.role], term=core.term,
+            leader=core.leader, commit=core.commit, applied=core.applied, first=core.log.base + 1, last=core.log.last,
+            log_bytes=core.log.bytes, voters=configuration.voters, learners=configuration.learners,
+            joining=configuration.joining, error=self.error,
+            matches={one: progress.match for one, progress in sorted(core.progress.items())},
+            heard_s={one: now - progress.heard for one, progress in sorted(core.progress.items())})
+
+
+def _install(receiving: Receiving) -> DataCorrupted | None:
+    try:
+        receiving.incoming.install()
+    except DataCorrupted as error:
+        return error
+    return None

@@ -1,0 +1,201 @@
+"""What goes wrong, as told by the seed: one thing after another, several at a time, then everything is healed."""
+
+from collections.abc import Callable
+
+from vecdb.core.errors import VecdbError
+from vecdb.raft.membership import Change, node_of, replica_id
+from vecdb.testing.checks import Judge
+from vecdb.testing.cluster import Cluster, Node
+from vecdb.testing.network import Weather
+
+
+class Nemesis:
+    """Never more nodes down than a majority of every group survives without; damage to one replica at a time."""
+
+    def __init__(self, cluster: Cluster, judge: Judge, groups: list[int]) -> None:
+        self.cluster = cluster
+        self.world = cluster.world
+        self.judge = judge
+        self.groups = groups
+        self.stopped = False
+        self._plagues: list[tuple[int, Callable[[], None]]] = [
+            (6, self._crash), (3, self._pause), (4, self._partition), (2, self._isolate_leader), (2, self._one_way),
+            (3, self._storm), (2, self._slow_disk), (2, self._members), (2, self._transfer), (2, self._damage),
+            (1, self._crash_all), (3, self._calm)]
+
+    def start(self) -> None:
+        for node in self.cluster.nodes.values():
+            node.rate = self.world.random.uniform(0.9, 1.1)
+        self.world.at(self.world.random.uniform(1.5, 3.0), self._next)
+
+    def _next(self) -> None:
+        if self.stopped:
+            return
+        weights = [weight for weight, _ in self._plagues]
+        self.world.random.choices([plague for _, plague in self._plagues], weights)[0]()
+        self.world.at(self.world.random.uniform(0.1, 1.5), self._next)
+
+    def heal(self) -> None:
+        """Everything works again."""
+        self.stopped = True
+        self.cluster.network.heal()
+        for node in self.cluster.nodes.values():
+            node.slow = 1.0
+            if node.host is None:
+                node.start()
+            elif node.paused:
+                node.resume()
+        self.world.say("world", "healed")
+
+    # --- plagues ----------------------------------------------------------------------------------
+
+    def _did(self, what: str, **fields: object) -> None:
+        self.world.happened[what] += 1
+        self.world.say("nemesis", what, **fields)
+
+    def _some(self) -> Node:
+        return self.cluster.nodes[self.world.random.choice(sorted(self.cluster.nodes))]
+
+    def _stop(self, node: Node, seconds: float) -> None:
+        node.crash()
+
+        def back() -> None:
+            if node.host is None:
+                node.start()
+
+        self.world.at(seconds, back)
+
+    def _crash(self) -> None:
+        leaders = [found for group in self.groups if (found := self.cluster.leader(group)) is not None]
+        node = self._some()
+        if leaders and self.world.random.random() < 0.4:
+            node = self.cluster.nodes[node_of(self.world.random.choice(leaders).core.me)]
+        if node.host is not None:
+            self._did("crashes", node=node.name)
+            self._stop(node, self.world.random.choice((0.05, 0.5, 2.0, 4.0)))
+
+    def _crash_all(self) -> None:
+        self._did("crashes_of_all")
+        for node in self.cluster.nodes.values():
+            if node.host is not None:
+                self._stop(node, self.world.random.uniform(0.05, 1.0))
+
+    def _pause(self) -> None:
+        node = self._some()
+        if node.up:
+            self._did("pauses", node=node.name)
+            node.pause()
+            self.world.at(self.world.random.uniform(0.1, 4.0), lambda: node.resume() if node.paused else None)
+
+    def _partition(self) -> None:
+        names = sorted(self.cluster.nodes)
+        self.world.random.shuffle(names)
+        cut = self.world.random.randrange(1, len(names))
+        self._did("partitions", one=names[:cut], other=names[cut:])
+        self.cluster.network.part(names[:cut], names[cut:])
+        self._heal_wires_later()
+
+    def _isolate_leader(self) -> None:
+        leader = self.cluster.leader(self.world.random.choice(self.groups))
+        if leader is not None:
+            name = node_of(leader.core.me)
+            self._did("leaders_isolated", node=name)
+            self.cluster.network.part([name], [one for one in self.cluster.nodes if one != name])
+            self._heal_wires_later()
+
+    def _one_way(self) -> None:
+        one, other = self.world.random.sample(sorted(self.cluster.nodes), 2)
+        self._did("one_way_cuts", sender=one, receiver=other)
+        self.cluster.network.cut(one, other)
+        self._heal_wires_later()
+
+    def _heal_wires_later(self) -> None:
+        self.world.at(self.world.random.uniform(0.2, 4.0), self.cluster.network.heal)
+
+    def _storm(self) -> None:
+        random = self.world.random
+        self._did("storms")
+        self.cluster.network.weather = Weather(
+            delay=random.choice((0.001, 0.05)), jitter=random.choice((0.002, 0.1, 0.4)),
+            lost=random.choice((0.0, 0.05, 0.3)), doubled=random.choice((0.0, 0.1, 0.5)),
+            overtaken=random.choice((0.0, 0.1, 0.5)), detour=random.choice((0.05, 1.0, 4.0)))
+        self._heal_wires_later()
+
+    def _slow_disk(self) -> None:
+        node = self._some()
+        self._did("slow_disks", node=node.name)
+        node.slow = self.world.random.choice((10.0, 100.0))
+
+        def quick() -> None:
+            node.slow = 1.0
+
+        self.world.at(self.world.random.uniform(0.5, 3.0), quick)
+
+    def _transfer(self) -> None:
+        leader = self.cluster.leader(self.world.random.choice(self.groups))
+        if leader is not None:
+            self._did("transfers", leader=leader.core.me)
+            leader.core.transfer(None, self._told("transfer"))
+            leader.host.turn()
+
+    def _told(self, what: str) -> Callable[[int, object, VecdbError | None], None]:
+        def done(index: int, result: object, error: VecdbError | None) -> None:
+            self.world.say("nemesis", what, outcome=error or "done")
+
+        return done
+
+    def _members(self) -> None:
+        """Grow to four or five, shrink to three, replace one by another."""
+        random = self.world.random
+        group = random.choice(self.groups)
+        leader = self.cluster.leader(group)
+        if leader is None:
+            return
+        configuration = leader.core.configuration
+        here = [node_of(one) for one in configuration.everybody]
+        spare = [name for name, node in self.cluster.nodes.items() if name not in here and node.up]
+        add = remove = None
+        if spare and len(here) < 5 and (len(configuration.voters) <= 3 or random.random() < 0.5):
+            name = random.choice(spare)
+            node = self.cluster.nodes[name]
+            assert node.host is not None
+            if group in node.host.replicas:
+                node.host.remove(group, forget=True)
+            add = replica_id(name, self.cluster.number())
+            node.machines.pop(group, None)
+            node.created.pop(group, None)
+            node.members[group] = (int(add.rpartition("/")[2]), ())
+            node.take_up(group)
+        if len(configuration.voters) > 3 or (add is not None and random.random() < 0.3):
+            remove = random.choice(configuration.voters)
+        if add or remove:
+            self._did("member_changes", group=group, add=add, remove=remove)
+            leader.core.change(Change(add, remove), self._told("change"))
+            leader.host.turn()
+
+    def _damage(self) -> None:
+        """Crash a replica's node and flip a bit of its log, where all others of its groups are whole."""
+        node = self._some()
+        group = self.world.random.choice(self.groups)
+        leader = self.cluster.leader(group)
+        if node.host is None or node.paused or leader is None:
+            return
+        configuration = leader.core.configuration
+        whole = not configuration.joining and len(configuration.voters) >= 3 \
+            and not any(one in self.judge.lost for one in configuration.everybody)
+        if not whole or node.name not in [node_of(one) for one in configuration.voters]:
+            return
+        node.crash()
+        lost = node.damage(group)
+        if lost is not None:
+            self.judge.lost[lost] = True
+            self._did("logs_damaged", replica=lost)
+
+        def back() -> None:
+            if node.host is None:
+                node.start()
+
+        self.world.at(self.world.random.uniform(0.1, 2.0), back)
+
+    def _calm(self) -> None:
+        """Nothing, for a while."""

@@ -1,0 +1,118 @@
+"""Runs seeds: ``python -m vecdb.testing.sim --seeds N --first S``.
+
+Each seed is a cluster of five nodes with two groups of three replicas, five clients, and twenty seconds of faults; then
+everything is healed and must go on.  A run that fails prints its seed, the commit and the end of its trace; the last
+line says what was injected and what was checked.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+from vecdb.testing.checks import Judge, Violation, acknowledged, converged, equal, histories
+from vecdb.testing.clients import Client, History
+from vecdb.testing.cluster import Cluster
+from vecdb.testing.nemesis import Nemesis
+from vecdb.testing.world import World
+
+NODES = ["n1", "n2", "n3", "n4", "n5"]
+GROUPS = {1: ["n1", "n2", "n3"], 2: ["n3", "n4", "n5"]}
+CLIENTS = 5
+KEYS = 4
+FAULTS_S = 20.0
+HEALING_S = 30.0
+
+
+def simulate(seed: int, world: World | None = None, faults_s: float = FAULTS_S) -> World:
+    """One run; raises :class:`Violation`."""
+    world = world or World(seed)
+    cluster = Cluster(world, NODES)
+    judge = Judge(cluster)
+    for group, names in GROUPS.items():
+        cluster.form(group, names)
+    history = History()
+    clients = [Client(cluster, history, number, list(GROUPS), KEYS) for number in range(1, CLIENTS + 1)]
+    nemesis = Nemesis(cluster, judge, list(GROUPS))
+    cluster.start()
+    for client in clients:
+        client.start()
+    nemesis.start()
+    world.run(faults_s)
+    nemesis.heal()
+    for client in clients:
+        client.stopped = True
+    if not world.run_until(lambda: not any(client.busy for client in clients), HEALING_S):
+        raise Violation("calls that nobody answers and nobody gives up")
+    _recover(world, cluster, history)
+    acknowledged(cluster, history)
+    histories(cluster, history)
+    return world
+
+
+def _recover(world: World, cluster: Cluster, history: History) -> None:
+    """Every group takes a write and answers reads of all its keys, and its members become equal."""
+    last = Client(cluster, history, CLIENTS + 1, list(GROUPS), KEYS)
+    for group in GROUPS:
+        for kind, key in [("write", 0), *(("read", key) for key in range(KEYS))]:
+            given_up = world.happened["calls_given_up"]
+            last.ask(kind, group, key, lambda: None)
+            if not world.run_until(lambda: not last.busy, HEALING_S) or world.happened["calls_given_up"] != given_up:
+                raise Violation(f"group {group} does not go on after healing")
+        if not world.run_until(partial(converged, cluster, group), HEALING_S):
+            raise Violation(f"the members of group {group} do not become equal after healing")
+        equal(cluster, group)
+        world.happened["recoveries_checked"] += 1
+
+
+def commit() -> str:
+    """What is being run, for whoever wants to run it again."""
+    root = Path(__file__).resolve().parents[2]
+    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True,  # noqa: S607
+                           text=True, check=False)
+    return found.stdout.strip() or "unknown"
+
+
+def summary(seeds: int, happened: Counter[str], seconds: float) -> str:
+    checked = {name: count for name, count in sorted(happened.items()) if name.endswith("_checked")}
+    injected = {name: count for name, count in sorted(happened.items()) if name not in checked and count}
+    return (f"sim: {seeds} seeds in {seconds:.0f} s; "
+            f"injected and done: {', '.join(f'{name} {count:,}' for name, count in injected.items())}; "
+            f"checked: {', '.join(f'{name[:-8]} {count:,}' for name, count in checked.items())}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="vecdb.testing.sim", description="Simulate clusters under faults.")
+    parser.add_argument("--seeds", type=int, default=20, help="how many seeds to run")
+    parser.add_argument("--first", type=int, default=1, help="the first of them")
+    parser.add_argument("--trace", action="store_true", help="print the trace of runs that succeed as well")
+    options = parser.parse_args(argv)
+    began = time.monotonic()
+    happened: Counter[str] = Counter()
+    failed: list[int] = []
+    for seed in range(options.first, options.first + options.seeds):
+        world = World(seed)
+        try:
+            simulate(seed, world)
+        except Exception as error:
+            failed.append(seed)
+            print("\n".join(world.trace))
+            print(f"sim: seed {seed} at commit {commit()} failed: {type(error).__name__}: {error}", flush=True)
+            if not isinstance(error, Violation):
+                import traceback
+                traceback.print_exc()
+        else:
+            if options.trace:
+                print("\n".join(world.trace))
+        happened += world.happened
+    print(summary(options.seeds, happened, time.monotonic() - began))
+    if failed:
+        print(f"sim: failed: {failed}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
