@@ -93,7 +93,7 @@ def watched(standing: Node, work) -> tuple[list[int], tuple[Counter, list[float]
 
 
 def test_a_flood_of_calls_is_answered_or_refused_with_a_hint(small: Node) -> None:
-    _, (outcomes, hints) = watched(small, flood(small, 400, 1_500, 1))
+    _, (outcomes, hints) = watched(small, flood(small, 400, 1_500, 4))
     assert set(outcomes) == {"OK", "RESOURCE_EXHAUSTED"}, outcomes
     assert outcomes["OK"] >= 50
     assert sum(outcomes.values()) == 1_500
@@ -103,7 +103,7 @@ def test_a_flood_of_calls_is_answered_or_refused_with_a_hint(small: Node) -> Non
 
 
 def test_more_calls_than_grpc_itself_would_hold_are_refused_by_the_node(small: Node) -> None:
-    outcomes, hints = asyncio.run(flood(small, 2_000, 4_000, 1))
+    outcomes, hints = asyncio.run(flood(small, 2_000, 4_000, 4))
     assert set(outcomes) == {"OK", "RESOURCE_EXHAUSTED"}, outcomes
     assert sum(outcomes.values()) == 4_000
     assert hints
