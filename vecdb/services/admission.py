@@ -6,8 +6,7 @@ queries go on.
 """
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Final
 
 from vecdb.core.errors import Overloaded
@@ -55,8 +54,8 @@ class Gate:
         self._lock = threading.Lock()
         self.inside = 0
 
-    @contextmanager
-    def enter(self, retry_after_s: float = 0.1) -> Iterator[None]:
+    def take(self, retry_after_s: float = 0.1) -> None:
+        """Enter, or raise Overloaded; who has entered leaves once."""
         with self._lock:
             full = self.inside >= self.most
             self.inside += not full
@@ -64,8 +63,7 @@ class Gate:
             self._observer.refused(self._reason)
             raise Overloaded(f"{self.most} {self._label} run and wait already", retry_after_s=retry_after_s,
                              got=self.most, limit=self.most)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self.inside -= 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self.inside -= 1

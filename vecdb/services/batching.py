@@ -61,14 +61,20 @@ class _Waiter:
     lane: "_Lane"
     span: Span | None
     batch: "_Batch | None" = None
-    gone: bool = False
+    ended: bool = False
 
 
 @dataclass(slots=True, eq=False)
 class _Lane:
-    """``filter`` keeps the object alive whose identity is part of the lane's key; ``gone`` of the waiting gave up."""
+    """Queries that may share a kernel call.  ``filter`` keeps the object alive whose identity is part of ``key``.
+
+    ``gone`` of the waiting gave up.  A lane with a filter lives while it has work: filters may be large and of endless
+    variety; what its rows take is remembered by its ``kind``, which is the key without the filter.
+    """
 
     name: str
+    key: Hashable
+    kind: Hashable
     filter: object
     row_s: float = 0.0
     waiting: deque[_Waiter] = field(default_factory=deque)
@@ -104,6 +110,7 @@ class QueryBatcher:
         self._most_queued = queued_rows
         self._wants_plan = wants_plan
         self._lanes: dict[Hashable, _Lane] = {}
+        self._took: dict[Hashable, float] = {}
         self._turn: deque[_Lane] = deque()
         self._running = 0
         self._queued = 0
@@ -133,8 +140,15 @@ class QueryBatcher:
             finally:
                 self._arriving -= 1
             if alone:
-                return self._run_here(lane, request, call, rows)
-        self._admit(lane, rows, call, now)
+                try:
+                    return self._run_here(lane, request, call, rows)
+                finally:
+                    self._leave(lane)
+        try:
+            self._admit(lane, rows, call, now)
+        except Overloaded:
+            self._leave(lane)
+            raise
         loop = asyncio.get_running_loop()
         waiter = _Waiter(request, call, rows, now, loop.create_future(), lane, spans.waiting())
         lane.waiting.append(waiter)
@@ -152,14 +166,21 @@ class QueryBatcher:
     def _lane(self, name: str, request: QueryRequest) -> _Lane:
         # The filter by identity: hashing a tree of 65,536 values here could cost more than the query, and the wire
         # gives equal filters as one object.
-        key = (name, request.k, id(request.filter), request.within, request.ef_search, request.nprobe, request.exact,
-               request.include_metadata, request.include_vectors, request.shape)
+        where = request.filter
+        kind = (name, request.k, where is None, request.within, request.ef_search, request.nprobe, request.exact,
+                request.include_metadata, request.include_vectors, request.shape)
+        key = kind if where is None else (kind, id(where))
         lane = self._lanes.get(key)
         if lane is None:
-            if len(self._lanes) >= MAX_LANES:
-                self._lanes = {key: one for key, one in self._lanes.items() if one.running or one.waiting}
-            lane = self._lanes[key] = _Lane(name, request.filter)
+            lane = self._lanes[key] = _Lane(name, key, kind, where, self._took.get(kind, 0.0))
         return lane
+
+    def _leave(self, lane: _Lane) -> None:
+        """Let go of a lane without work, if it holds a filter or there are too many."""
+        if lane.waiting or lane.running or (lane.filter is None and len(self._lanes) <= MAX_LANES):
+            return
+        if self._lanes.get(lane.key) is lane:
+            del self._lanes[lane.key]
 
     def _run_here(self, lane: _Lane, request: QueryRequest, call: Call, rows: int) -> QueryResult:
         call.check()
@@ -176,6 +197,9 @@ class QueryBatcher:
     def _learn(self, lane: _Lane, seconds: float, rows: int) -> None:
         row_s = seconds / rows
         lane.row_s = row_s if not lane.row_s else lane.row_s + FORGET * (row_s - lane.row_s)
+        if lane.kind not in self._took and len(self._took) >= MAX_LANES:
+            del self._took[next(iter(self._took))]
+        self._took[lane.kind] = lane.row_s
         self._row_s += FORGET * (row_s - self._row_s)
 
     # --- waiting ----------------------------------------------------------------------------------
@@ -206,14 +230,17 @@ class QueryBatcher:
                 timer.cancel()
 
     def _give_up(self, waiter: _Waiter, why: Stopped) -> None:
-        """End one waiter; its batch is stopped if it was the last."""
+        """End one waiter, once; its batch is stopped if it was the last."""
+        if waiter.ended:
+            return
+        waiter.ended = True
         waiter.call.end(why)
         batch = waiter.batch
         if batch is not None:
             batch.alive -= 1
             if not batch.alive:
                 batch.call.end(why)
-        elif not waiter.gone:
+        else:
             self._leave_queue(waiter)
         if not waiter.done.done():
             waiter.done.set_exception(stopped_error(why))
@@ -221,11 +248,10 @@ class QueryBatcher:
     def _leave_queue(self, waiter: _Waiter) -> None:
         """It stays where it stands, to be skipped, until half of its lane is such."""
         lane = waiter.lane
-        waiter.gone = True
         self._queued -= waiter.rows
         lane.gone += 1
         if lane.gone > 64 and 2 * lane.gone > len(lane.waiting):
-            lane.waiting = deque(one for one in lane.waiting if not one.gone)
+            lane.waiting = deque(one for one in lane.waiting if not one.ended)
             lane.gone = 0
 
     # --- batches ----------------------------------------------------------------------------------
@@ -245,13 +271,14 @@ class QueryBatcher:
             if not lane.running or now - lane.started >= SECOND_AFTER_S:
                 self._start(lane, now)
             self._take_turn(lane)
+            self._leave(lane)
 
     def _start(self, lane: _Lane, now: float) -> None:
         waiters: list[_Waiter] = []
         rows = 0
         while lane.waiting and (not waiters or rows + lane.waiting[0].rows <= BATCH_ROWS):
             waiter = lane.waiting.popleft()
-            if waiter.gone:
+            if waiter.ended:
                 lane.gone -= 1
                 continue
             waiters.append(waiter)
@@ -297,6 +324,7 @@ class QueryBatcher:
         else:
             self._learn(lane, end - batch.began, rows)
             self._share(batch, result, end)
+        self._leave(lane)
         self._dispatch(self._clock.monotonic())
 
     def _share(self, batch: _Batch, result: QueryResult, end: float) -> None:

@@ -14,8 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from vecdb.core.calls import Call, Stopped
 from vecdb.core.errors import DatabaseClosed, InvalidArgument
@@ -84,6 +83,52 @@ class NodeLimits:
     memory_bytes: int = 0
 
 
+class _Job(Generic[T]):
+    """``work`` for a thread, and the future its caller waits for.
+
+    Not the executor's own future: cancelling that frees nothing of what its queue holds, which is megabytes for a
+    batch.
+    """
+
+    def __init__(self, call: Call, work: Callable[[], T], loop: asyncio.AbstractEventLoop) -> None:
+        self._call = call
+        self._work: Callable[[], T] | None = work
+        self._loop = loop
+        self._done: asyncio.Future[T] | None = loop.create_future()
+
+    @property
+    def done(self) -> "asyncio.Future[T]":
+        assert self._done is not None
+        return self._done
+
+    def forget(self) -> None:
+        """Nobody waits any more: let go of what the work holds, if it has not begun, and of the caller's frames."""
+        self._work = self._done = None
+
+    def run(self) -> None:
+        work, self._work = self._work, None
+        if work is None:
+            return
+        result: Any = None
+        failure: BaseException | None = None
+        try:
+            self._call.check()  # its time may have passed in the queue
+            result = work()
+        except BaseException as error:
+            failure = error
+        with suppress(RuntimeError):  # the loop is closed: nobody waits
+            self._loop.call_soon_threadsafe(self._tell, result, failure)
+
+    def _tell(self, result: T, failure: BaseException | None) -> None:
+        done = self._done
+        if done is None or done.done():
+            return
+        if failure is None:
+            done.set_result(result)
+        else:
+            done.set_exception(failure)
+
+
 class _Pool:
     """Threads, and a bound on what waits for them."""
 
@@ -92,6 +137,23 @@ class _Pool:
         self.gate = Gate(f"{name} calls", threads * WAITING_PER_THREAD, Refusal.QUEUE, observer)
         self._threads = threads
         observer.watch(Watched.QUEUED_CALLS, self.waiting, name)
+
+    def submit(self, job: "_Job[Any]") -> None:
+        """Run it in turn, or raise Overloaded.  Its place is free again when a thread has had it, not when its caller
+        has gone: the executor's queue holds it until then."""
+        self.gate.take()
+
+        def run() -> None:
+            try:
+                job.run()
+            finally:
+                self.gate.leave()
+
+        try:
+            self.executor.submit(run)
+        except RuntimeError as error:
+            self.gate.leave()
+            raise DatabaseClosed("the node is closed") from error
 
     def waiting(self) -> float:
         return float(max(0, self.gate.inside - self._threads))
@@ -122,19 +184,21 @@ class LocalNode:
         if self._closed:
             raise DatabaseClosed("the node is closed")
         loop = asyncio.get_running_loop()
-        with pool.gate.enter():
-            timer = None
-            if call.deadline is not None:
-                left = call.deadline - self._clock.monotonic()
-                timer = loop.call_later(max(0.0, left), call.end, Stopped.DEADLINE)
-            try:
-                return await loop.run_in_executor(pool.executor, partial(_begin, call, work))
-            except asyncio.CancelledError:
-                call.end(Stopped.CANCELLED)
-                raise
-            finally:
-                if timer is not None:
-                    timer.cancel()
+        job = _Job(call, work, loop)
+        pool.submit(job)
+        timer = None
+        if call.deadline is not None:
+            left = call.deadline - self._clock.monotonic()
+            timer = loop.call_later(max(0.0, left), call.end, Stopped.DEADLINE)
+        try:
+            return await job.done
+        except asyncio.CancelledError:
+            call.end(Stopped.CANCELLED)
+            job.forget()
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
 
     # --- collections ------------------------------------------------------------------------------
 
@@ -213,7 +277,3 @@ class LocalNode:
             executor.shutdown(wait=True)
         self._database.close()
 
-
-def _begin(call: Call, work: Callable[[], T]) -> T:
-    call.check()  # its time may have passed in the queue
-    return work()

@@ -300,6 +300,50 @@ def test_those_who_gave_up_in_the_queue_leave_it() -> None:
     drive(test)
 
 
+def test_one_that_is_late_and_cancelled_at_once_counts_once() -> None:
+    """Its deadline's timer and its client's going may fall into one turn of the loop: the others' batch goes on."""
+    async def test() -> None:
+        bench = Bench(row_s=2.0)
+        await bench.know()
+        running = bench.ask(0)
+        await settle()
+        late, patient = bench.ask(1), bench.ask(2)
+        await settle()
+        bench.pool.run_one()
+        await running
+        await settle()
+        batch = next(iter(bench.batcher._lanes.values()))
+        assert batch.running == 1
+        waiter = late.get_coro().cr_await  # type: ignore[union-attr]
+        assert waiter is not None
+        waiting = waiter.cr_frame.f_locals["waiter"]
+        bench.batcher._give_up(waiting, Stopped.DEADLINE)
+        late.cancel()
+        await asyncio.gather(late, return_exceptions=True)
+        bench.pool.run_one()
+        assert ids(await patient) == [2]
+
+    drive(test)
+
+
+def test_lanes_of_filters_are_let_go_with_their_work() -> None:
+    async def test() -> None:
+        from vecdb.core.filters import parse
+
+        bench = Bench(row_s=1e-5)
+        await bench.know()
+        for number in range(50):
+            task = bench.ask(number, filter=parse(f"n == {number}"))
+            await settle()
+            if bench.pool.waiting:
+                bench.pool.run_one()
+            assert ids(await task) == [number]
+        assert [lane.filter for lane in bench.batcher._lanes.values()] == [None]
+        assert bench.told.batches[-1][2], "what rows under a filter take is remembered for the next filter"
+
+    drive(test)
+
+
 def test_a_failed_batch_fails_each_with_an_error_of_its_own() -> None:
     async def test() -> None:
         bench = Bench(row_s=2.0)
