@@ -26,6 +26,9 @@ MAX_NORM: Final = 9.0e18
 """Longest vector of a dot or l2 collection.  (2 * 9e18) ** 2 is just below float32's largest, so neither a
 squared distance nor a partial sum of a dot product can become infinite or NaN inside a kernel."""
 
+_SURELY_SHORT: Final = float(np.float32(MAX_NORM)) ** 2 * 0.99
+"""A squared length in float32, rounding and all."""
+
 _CHUNK_ITEMS: Final = 1 << 20
 """float64 items normalised at a time: bounds the temporary copy to 8 MiB."""
 
@@ -89,6 +92,13 @@ def check_vectors(schema: CollectionSchema, value: object, argument: str = "vect
 
 def check_queries(schema: CollectionSchema, value: object, argument: str = "vector") -> tuple[Array, bool]:
     """Return (nq, row_items) stored components, and whether ``value`` was a single, 1-D query."""
+    if type(value) is np.ndarray and value.dtype == np.float32 and value.size == schema.dim \
+            and value.ndim <= 2 and value.shape[-1] == schema.dim and schema.vector_type is VectorType.FLOAT32 and schema.metric in (Metric.L2, Metric.DOT):
+        # Nearly every query of such a collection: one call tells that all components are finite and no product can
+        # overflow.  What it does not let through is looked at again below, which says what is wrong.
+        row = value.ravel()
+        if row.dot(row) < _SURELY_SHORT:
+            return np.array(row[None, :], np.float32), value.ndim == 1
     if not isinstance(value, np.ndarray) and isinstance(value, Sized) and len(value) > MAX_QUERY_ROWS:
         raise _too_many(argument, len(value))  # before it is made an array
     raw = to_array(value, argument)

@@ -1,6 +1,7 @@
 """A node as a process: until a signal comes."""
 
 import asyncio
+import gc
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +25,16 @@ def run_node(settings: Settings, on_ready: OnReady | None = None,
     return uvloop.run(_serve(settings, on_ready, on_step))
 
 
+def _spare_the_collector() -> None:
+    """What a start has made stays for good: the collector need not look at it again, and at young objects less often.
+
+    A call makes some hundreds of objects and no cycles; looking for some at each 700th took a tenth of a call's time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+
+
 async def _serve(settings: Settings, on_ready: OnReady | None, on_step: Callable[[str], None]) -> int:
     loop = asyncio.get_running_loop()
     undo = configure(settings.log.level, settings.log.format)
@@ -38,6 +49,7 @@ async def _serve(settings: Settings, on_ready: OnReady | None, on_step: Callable
     stopping = asyncio.create_task(asked.wait())
     await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
     running = await starting  # a start that is under way is finished first: it holds the directory
+    _spare_the_collector()
     log = logger()
     if not asked.is_set():
         log.info("serving", **running.addresses)
