@@ -92,12 +92,15 @@ def check_vectors(schema: CollectionSchema, value: object, argument: str = "vect
 
 def check_queries(schema: CollectionSchema, value: object, argument: str = "vector") -> tuple[Array, bool]:
     """Return (nq, row_items) stored components, and whether ``value`` was a single, 1-D query."""
-    if type(value) is np.ndarray and value.dtype == np.float32 and value.size == schema.dim \
-            and value.ndim <= 2 and value.shape[-1] == schema.dim and schema.vector_type is VectorType.FLOAT32 and schema.metric in (Metric.L2, Metric.DOT):
+    if type(value) is np.ndarray and value.dtype == np.float32 and value.size == schema.dim and value.ndim <= 2 \
+            and value.shape[-1] == schema.dim and schema.vector_type is VectorType.FLOAT32 \
+            and schema.metric in (Metric.L2, Metric.DOT):
         # Nearly every query of such a collection: one call tells that all components are finite and no product can
         # overflow.  What it does not let through is looked at again below, which says what is wrong.
         row = value.ravel()
-        if row.dot(row) < _SURELY_SHORT:
+        with np.errstate(all="ignore"):
+            short = row.dot(row) < _SURELY_SHORT
+        if short:
             return np.array(row[None, :], np.float32), value.ndim == 1
     if not isinstance(value, np.ndarray) and isinstance(value, Sized) and len(value) > MAX_QUERY_ROWS:
         raise _too_many(argument, len(value))  # before it is made an array
