@@ -24,6 +24,7 @@ from vecdb.wire import convert, status
 STREAM_WINDOW: Final = 256
 """Queries of one stream that may be under way: what a reader that stops reading can make the node hold."""
 UPSERT_DEADLINE_S: Final = 60.0
+PROGRESS_WAITING: Final = 64
 
 
 def _collection(message: Any) -> str:
@@ -73,24 +74,20 @@ class CollectionsServicer:
 
     async def optimize(self, message: c.OptimizeCollectionRequest, context: Context
                        ) -> AsyncIterator[c.OptimizeCollectionReply]:
-        told: asyncio.Queue[tuple[str, int, int]] = asyncio.Queue(64)
+        told: asyncio.Queue[tuple[str, int, int] | None] = asyncio.Queue()
 
         def tell(stage: str, done: int, total: int) -> None:
-            if not told.full():  # progress is for looking at; what nobody reads in time is left out
+            if told.qsize() < PROGRESS_WAITING:  # progress is for looking at; what nobody reads in time is left out
                 told.put_nowait((stage, done, total))
 
         work: asyncio.Task[Description] = asyncio.create_task(self._node.optimize(message.name, context.call, tell))
+        work.add_done_callback(lambda _: told.put_nowait(None))
         try:
-            while not work.done():
-                news = asyncio.create_task(told.get())
-                await asyncio.wait((work, news), return_when=asyncio.FIRST_COMPLETED)
-                if news.done():
-                    stage, done, total = news.result()
-                    yield c.OptimizeCollectionReply(progress=c.OptimizeCollectionReply.Progress(
-                        stage=stage, done=done, total=total))
-                else:
-                    news.cancel()
-            yield c.OptimizeCollectionReply(done=convert.description_to_wire(work.result()))
+            while (news := await told.get()) is not None:
+                stage, done, total = news
+                yield c.OptimizeCollectionReply(progress=c.OptimizeCollectionReply.Progress(
+                    stage=stage, done=done, total=total))
+            yield c.OptimizeCollectionReply(done=convert.description_to_wire(await work))
         finally:
             work.cancel()
 

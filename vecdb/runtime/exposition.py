@@ -130,9 +130,11 @@ def _blocks(page: str) -> Iterator[tuple[str, str, str]]:
 
 
 def write_page(folder: Path, process: str, text: bytes) -> None:
-    """Leave a process's page, whole or not at all; what the disk refuses is a page that is not there."""
+    """Leave a process's page, whole or not at all; what the disk refuses is a page that is not there.
+
+    ``folder`` must be there: one that is gone went with its node, and is not made anew.
+    """
     with suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
         scratch = folder / f"{process}.{os.getpid()}.{threading.get_ident()}.tmp"
         scratch.write_bytes(text)
         scratch.replace(folder / f"{process}{_SUFFIX}")

@@ -6,7 +6,8 @@ queries go on.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from vecdb.core.errors import Overloaded
@@ -18,7 +19,10 @@ RETRY_AFTER_S: Final = 1.0
 
 
 class MemoryGuard:
-    """``used`` measures bytes that cannot be reclaimed; ``limit`` 0 refuses nothing."""
+    """``used`` measures bytes that cannot be reclaimed; ``limit`` 0 refuses nothing.
+
+    What has been let in and not yet grown is reserved: sixteen writes at once must not each find room for one.
+    """
 
     def __init__(self, used: Callable[[], int], limit: int, clock: Clock, observer: Observer) -> None:
         self._used = used
@@ -27,6 +31,8 @@ class MemoryGuard:
         self._observer = observer
         self._looked = -1.0
         self._last = 0
+        self._lock = threading.Lock()
+        self._reserved = 0
 
     def used(self) -> int:
         now = self._clock.monotonic()
@@ -34,13 +40,23 @@ class MemoryGuard:
             self._last, self._looked = self._used(), now
         return self._last
 
-    def check(self, more: int) -> None:
-        """Raise Overloaded if ``more`` bytes would pass the limit."""
-        if self.limit and (used := self.used()) + more > self.limit:
+    @contextmanager
+    def reserve(self, more: int) -> Iterator[None]:
+        """Hold ``more`` bytes for a write while it runs, or raise Overloaded if they would pass the limit."""
+        with self._lock:
+            used = self.used() + self._reserved
+            full = bool(self.limit) and used + more > self.limit
+            self._reserved += 0 if full else more
+        if full:
             self._observer.refused(Refusal.MEMORY)
             raise Overloaded(
                 f"the process holds {used} bytes and this write needs some {more} more; the limit is {self.limit} "
                 "(limits.memory_bytes)", argument="memory", retry_after_s=RETRY_AFTER_S, got=used, limit=self.limit)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._reserved -= more
 
 
 class Gate:

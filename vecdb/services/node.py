@@ -231,15 +231,16 @@ class LocalNode:
 
     async def upsert(self, name: str, batch: UpsertBatch, call: Call) -> WriteResult:
         size = batch.vectors.nbytes + sum(map(len, batch.metadata)) + BYTES_PER_RECORD * len(batch.ids)
-        self.guard.check(2 * size)  # once in the store's tables, once in the growing segment
-        return await self._in(self._writes, call, lambda: self._database.upsert(name, batch, call=call))
+        with self.guard.reserve(2 * size):  # once in the store's tables, once in the growing segment
+            return await self._in(self._writes, call, lambda: self._database.upsert(name, batch, call=call))
 
     async def delete(self, name: str, command: DeleteIds | DeleteWhere, call: Call) -> WriteResult:
         return await self._in(self._writes, call, lambda: self._database.delete(name, command, call=call))
 
     async def update_metadata(self, name: str, command: UpdateMetadata, call: Call) -> WriteResult:
-        self.guard.check(2 * (sum(map(len, command.patch)) + BYTES_PER_RECORD * len(command.ids)))
-        return await self._in(self._writes, call, lambda: self._database.update_metadata(name, command, call=call))
+        with self.guard.reserve(2 * (sum(map(len, command.patch)) + BYTES_PER_RECORD * len(command.ids))):
+            return await self._in(self._writes, call,
+                                  lambda: self._database.update_metadata(name, command, call=call))
 
     async def query(self, name: str, request: QueryRequest, call: Call) -> QueryResult:
         if not len(request.vectors):

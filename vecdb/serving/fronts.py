@@ -5,7 +5,7 @@ import contextlib
 import socket
 import sys
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 import orjson
 
@@ -36,6 +36,15 @@ def reserve(host: str, port: int) -> socket.socket:
         raise Unavailable(f"cannot listen on {host}:{port}: {(error.strerror or str(error)).lower()}",
                           address=f"{host}:{port}") from None
     return shared
+
+
+def _read(line: bytes) -> dict[str, Any]:
+    """What a front said first; something else than JSON comes from what the interpreter prints when it fails."""
+    try:
+        told = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        told = None
+    return told if isinstance(told, dict) else {"error": f"it ended or did not answer ({line[:200]!r})"}
 
 
 class Fronts:
@@ -76,7 +85,7 @@ class Fronts:
                 line = await process.stdout.readline()
         except (TimeoutError, ConnectionError, BrokenPipeError):
             line = b""
-        told = orjson.loads(line) if line else {"error": "it ended or did not answer"}
+        told = _read(line)
         if "error" in told:
             await self._end(process, 0.0)
             raise Unavailable(f"front process {number}: {told['error']}", address=self._settings.address)
@@ -102,6 +111,8 @@ class Fronts:
                 process = await self._spawn(number)
             except Unavailable as error:
                 self._tell("error", "front_failed", front=number, error=error.message)
+            except OSError as error:  # no process, descriptor or memory to be had just now
+                self._tell("error", "front_failed", front=number, error=str(error))
 
     async def stop(self, drain_s: float) -> None:
         """Tell them to drain, wait as long as that may take, and kill what is left."""

@@ -54,7 +54,11 @@ async def _serve(settings: Settings, on_ready: OnReady | None, on_step: Callable
     if not asked.is_set():
         log.info("serving", **running.addresses)
         if on_ready is not None:
-            on_ready(running.addresses)
+            try:
+                on_ready(running.addresses)
+            except BaseException:
+                await running.close(0.0)
+                raise
     await stopping
     log.info("draining", running=running.running, at_most_s=settings.server.drain_s)
     closing = asyncio.create_task(running.close())

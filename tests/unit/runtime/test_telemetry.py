@@ -77,6 +77,7 @@ def test_what_is_switched_off_does_not_run(tmp_path, engine):
 
 
 def test_a_fronts_calls_are_on_the_engines_page(tmp_path, engine):
+    (tmp_path / "pages").mkdir()
     front = Telemetry(TelemetryOptions("1", tmp_path, process="front-1", pages=tmp_path / "pages"), SystemClock(), None)
     node = Telemetry(TelemetryOptions("1", tmp_path, process="engine", pages=tmp_path / "pages"), SystemClock(), engine)
     metrics = front.metrics

@@ -143,6 +143,21 @@ def test_memory_that_runs_short_refuses_what_grows_and_lets_the_rest_go_on() -> 
     drive(test)
 
 
+def test_writes_that_run_have_their_memory_reserved() -> None:
+    async def test() -> None:
+        bench = Bench(memory_bytes=2_000)
+        tasks = [bench.write(number) for number in range(8)]  # each needs some 530 bytes
+        done, waiting = await asyncio.wait(tasks, timeout=0.2)
+        assert len(waiting) == 3
+        assert all(isinstance(task.exception(), Overloaded) for task in done)
+        bench.backend.open.set()
+        await asyncio.gather(*waiting)
+        await bench.write(99)
+        await bench.node.close()
+
+    drive(test)
+
+
 def test_after_close_everything_says_so() -> None:
     async def test() -> None:
         bench = Bench()
