@@ -9,7 +9,7 @@ PYTEST_ARGS ?= -q -n auto --maxprocesses 8 --dist loadfile
 DATA ?= glove-100 fashion-mnist
 SOAK ?= 300
 
-.PHONY: help install test quickstart lint types contracts proto proto-baseline data bench lock clean
+.PHONY: help install test sim quickstart lint types contracts proto proto-baseline data bench lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -32,6 +32,11 @@ $(VENV)/.warm: $(VENV)/.installed $(KERNELS)
 
 test: install  ## the whole test suite
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+SEEDS ?= 300
+FIRST ?= 1
+sim: $(VENV)/.installed  ## simulated clusters under faults: make sim SEEDS=300 FIRST=1
+	@$(BIN)/python -m vecdb.testing.sim --seeds $(SEEDS) --first $(FIRST)
 
 quickstart: install  ## a real data set, queries with and without filters, recall and latency
 	@$(BIN)/vecdb quickstart

@@ -179,11 +179,17 @@ class Replica:
         self.core.applied_to(entries, [next(each) if entry.command[:1] == COMMAND else None for entry in entries])
         self._wake()
 
-    def wait_applied(self, log_index: int, done: Callable[[], None]) -> None:
-        """Told once this replica has applied ``log_index``."""
+    def wait_applied(self, log_index: int, done: Callable[[], None]) -> int:
+        """Told once this replica has applied ``log_index``; returns what :meth:`wait_no_more` needs."""
         self._waits += 1
         heapq.heappush(self._waiting, (log_index, self._waits, done))
         self._wake()
+        return self._waits
+
+    def wait_no_more(self, wait: int) -> None:
+        if any(one[1] == wait for one in self._waiting):
+            self._waiting = [one for one in self._waiting if one[1] != wait]
+            heapq.heapify(self._waiting)
 
     def _wake(self) -> None:
         while self._waiting and self._waiting[0][0] <= self.core.applied:

@@ -143,7 +143,7 @@ class Client:
                 self._guess[call.group] = node_of(error.leader)
             again(0.02 + self.world.random.random() * 0.1)
 
-        node.do(shell, lambda: self._send(replica, call, answered))
+        node.do(shell, lambda: self._send(replica, call, answered), "clients")
         again(ATTEMPT_S)
 
     def _send(self, replica: Replica, call: _Call, answered: Callable[[int, object, VecdbError | None], None]) -> None:

@@ -134,7 +134,7 @@ class Node:
         self.paused = False
         self.host: Host | None = None
         self.shell: SimShell | None = None
-        self.backlog: deque[tuple[SimShell, Callable[[], None]]] = deque()
+        self.backlog: deque[tuple[str, SimShell, Callable[[], None]]] = deque()
         cluster.network.deliver[name] = self._deliver
 
     @property
@@ -147,19 +147,19 @@ class Node:
     def sync_s(self) -> float:
         return self.cluster.world.random.uniform(0.0005, 0.005) * self.slow
 
-    def do(self, shell: SimShell, act: Callable[[], None]) -> None:
+    def do(self, shell: SimShell, act: Callable[[], None], source: str = "threads") -> None:
         """Let the process do something, now or when it goes on; nothing if it has died since."""
         if not shell.alive:
             return
         if self.paused:
-            self.backlog.append((shell, act))
+            self.backlog.append((source, shell, act))
         else:
             act()
 
     def _deliver(self, sender: str, frame: bytes) -> None:
         host, shell = self.host, self.shell
         if host is not None and shell is not None:
-            self.do(shell, lambda: host.receive(sender, frame))
+            self.do(shell, lambda: host.receive(sender, frame), sender)
 
     def start(self) -> None:
         assert self.host is None
@@ -214,8 +214,11 @@ class Node:
         self.paused = False
         self.cluster.world.say(self.name, "goes on", behind=len(self.backlog))
         backlog, self.backlog = self.backlog, deque()
-        for shell, act in backlog:
-            self.do(shell, act)
+        # Sockets are served in any order, each of them in its own.
+        sources = sorted({source for source, _, _ in backlog})
+        self.cluster.world.random.shuffle(sources)
+        for source, shell, act in sorted(backlog, key=lambda one: sources.index(one[0])):
+            self.do(shell, act, source)
 
     def damage(self, group: int) -> str | None:
         """Flip a bit of a group's log; only while there is no process.  Returns the replica that is lost by it."""

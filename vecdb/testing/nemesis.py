@@ -19,7 +19,7 @@ class Nemesis:
         self.groups = groups
         self.stopped = False
         self._plagues: list[tuple[int, Callable[[], None]]] = [
-            (6, self._crash), (3, self._pause), (4, self._partition), (2, self._isolate_leader), (2, self._one_way),
+            (6, self._crash), (3, self._pause), (4, self._partition), (4, self._isolate_leader), (2, self._one_way),
             (3, self._storm), (2, self._slow_disk), (2, self._members), (2, self._transfer), (2, self._damage),
             (1, self._crash_all), (3, self._calm)]
 

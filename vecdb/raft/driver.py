@@ -1,0 +1,222 @@
+"""Replication in an event loop: the host's shell over asyncio and threads, and the ``Replicator`` port.
+
+One driver a process, for all its groups: one timer ticks them all, so that the heartbeats two nodes owe each other
+leave as one frame; proposals of one turn of the loop share its batch and its messages; one thread syncs the log; a
+small pool applies, a thread a group at a time.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from random import Random
+from typing import Any, TypeVar
+
+from vecdb.core.errors import DeadlineExceeded, InvalidArgument, OutcomeUnknown, Unavailable, VecdbError
+from vecdb.ports.frames import Frames
+from vecdb.ports.replicator import Committed, ReplicaStatus, StateMachine
+from vecdb.ports.store import Store
+from vecdb.ports.tell import Tell, tell_nobody
+from vecdb.raft.host import Host
+from vecdb.raft.log import Batch, LogStore
+from vecdb.raft.membership import Change, check_replica
+from vecdb.raft.replica import Replica
+from vecdb.raft.settings import RaftSettings
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class _Job:
+    work: Callable[[], Any]
+    done: Callable[[Any, BaseException | None], None]
+
+
+class _Shell:
+    """The :class:`~vecdb.raft.host.Shell` of an event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, frames: Frames, workers: int) -> None:
+        self._loop = loop
+        self._frames = frames
+        self._log = ThreadPoolExecutor(1, "raft-log")
+        self._pool = ThreadPoolExecutor(workers, "raft-apply")
+        self._lanes: dict[str, deque[_Job]] = {}
+        self._closed = False
+
+    def send(self, node: str, frame: bytes) -> None:
+        self._frames.send(node, frame)
+
+    def store(self, batch: Batch, done: Callable[[BaseException | None], None]) -> None:
+        self._submit(self._log, batch.write, lambda _, error: done(error))
+
+    def run(self, lane: str, work: Callable[[], T], done: Callable[[T | None, BaseException | None], None]) -> None:
+        jobs = self._lanes.setdefault(lane, deque())
+        jobs.append(_Job(work, done))
+        if len(jobs) == 1:
+            self._start(lane, jobs)
+
+    def _start(self, lane: str, jobs: deque[_Job]) -> None:
+        def ended(result: Any, error: BaseException | None) -> None:
+            job = jobs.popleft()
+            if jobs:
+                self._start(lane, jobs)
+            else:
+                del self._lanes[lane]
+            job.done(result, error)
+
+        self._submit(self._pool, jobs[0].work, ended)
+
+    def _submit(self, pool: ThreadPoolExecutor, work: Callable[[], Any],
+                done: Callable[[Any, BaseException | None], None]) -> None:
+        def told(future: "Future[Any]") -> None:  # in the worker's thread
+            error = future.exception()
+            result = None if error is not None else future.result()
+            if not self._closed:
+                self._loop.call_soon_threadsafe(back, result, error)
+
+        def back(result: Any, error: BaseException | None) -> None:
+            if not self._closed:
+                done(result, error)
+
+        pool.submit(work).add_done_callback(told)
+
+    def close(self) -> None:
+        self._closed = True
+        self._log.shutdown()
+        self._pool.shutdown()
+
+
+class Driver:
+    """All groups of this node.  Make it, use it and close it in one event loop."""
+
+    def __init__(self, node: str, store: Store, frames: Frames, *, seed: int, settings: RaftSettings | None = None,
+                 tell: Tell = tell_nobody, workers: int = 2) -> None:
+        """``store`` is the log's own, opened and closed by the caller; ``seed`` from the process's entropy."""
+        self._loop = asyncio.get_running_loop()
+        self._shell = _Shell(self._loop, frames, workers)
+        self.host = Host(node, LogStore(store), self._shell, clock=self._loop.time, random=Random(seed),  # noqa: S311
+                         settings=settings, tell=tell)
+        self._period = self.host.settings.heartbeat_s / 2
+        self._turn_comes = False
+        self._closed = False
+        frames.listen(self._received)
+        self._timer = self._loop.call_later(self._period, self._tick)
+
+    def add(self, group: int, machine: StateMachine, *, number: int, voters: tuple[str, ...] = (),
+            existing: bool = False) -> "GroupReplicator":
+        """Take up a group: see :meth:`vecdb.raft.host.Host.add`."""
+        self._check()
+        replica = self.host.add(group, machine, number=number, voters=voters, existing=existing)
+        self.soon()
+        return GroupReplicator(self, replica)
+
+    def remove(self, group: int, *, forget: bool = False) -> None:
+        """Let go of a group; ``forget``: and of its log.  Who waits is told that the outcome is unknown."""
+        self._check()
+        self.host.remove(group, forget=forget)
+
+    def close(self) -> None:
+        """End all groups, and the threads once what they do is done."""
+        if self._closed:
+            return
+        self._closed = True
+        self._timer.cancel()
+        for group in list(self.host.replicas):
+            self.host.remove(group)
+        self._shell.close()
+
+    def soon(self) -> None:
+        """Let a turn come once this one of the loop is over."""
+        if not self._turn_comes:
+            self._turn_comes = True
+            self._loop.call_soon(self._turn)
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        return self._loop
+
+    def _check(self) -> None:
+        if self._closed:
+            raise Unavailable("replication was closed")
+
+    def _turn(self) -> None:
+        self._turn_comes = False
+        if not self._closed:
+            self.host.turn()
+
+    def _received(self, node: str, frame: bytes) -> None:
+        if not self._closed:
+            self.host.receive(node, frame)
+
+    def _tick(self) -> None:
+        self._timer = self._loop.call_later(self._period, self._tick)
+        self.host.tick()
+
+
+class GroupReplicator:
+    """The :class:`~vecdb.ports.replicator.Replicator` of one group."""
+
+    def __init__(self, driver: Driver, replica: Replica) -> None:
+        self._driver = driver
+        self._replica = replica
+
+    async def propose(self, command: bytes, deadline: float | None) -> Committed:
+        log_index, result = await self._asked(
+            lambda done: self._replica.core.propose(command, done), deadline,
+            OutcomeUnknown("the deadline passed before the write was known to be committed"))
+        return Committed(log_index, result)
+
+    async def read_index(self, deadline: float | None) -> int:
+        log_index, _ = await self._asked(self._replica.read_index, deadline)
+        return log_index
+
+    async def wait_applied(self, log_index: int, deadline: float | None) -> None:
+        if log_index < 0:
+            raise InvalidArgument("log_index", "is negative", got=log_index)
+        replica = self._replica
+        if replica.core.applied >= log_index:
+            return
+        waits: list[int] = []
+        try:
+            await self._asked(lambda done: waits.append(
+                replica.wait_applied(log_index, lambda: done(log_index, None, None))), deadline)
+        finally:
+            for wait in waits:
+                replica.wait_no_more(wait)
+
+    async def change_members(self, add: str | None, remove: str | None, deadline: float | None) -> None:
+        change = Change(None if add is None else check_replica(add), remove)
+        await self._asked(lambda done: self._replica.core.change(change, done), deadline,
+                          OutcomeUnknown("the deadline passed before the change was known to be committed"))
+
+    async def transfer(self, to: str | None, deadline: float | None) -> None:
+        await self._asked(lambda done: self._replica.core.transfer(to, done), deadline)
+
+    def status(self) -> ReplicaStatus:
+        return self._replica.status()
+
+    async def _asked(self, ask: Callable[[Callable[[int, object, VecdbError | None], None]], None],
+                     deadline: float | None, late: VecdbError | None = None) -> tuple[int, object]:
+        loop = self._driver.loop
+        if self._replica.halted or self._driver.host.replicas.get(self._replica.group) is not self._replica:
+            raise Unavailable(f"this replica is {self._replica.state}", error=self._replica.error)
+        if deadline is not None and loop.time() >= deadline:
+            raise DeadlineExceeded("the deadline passed before anything was done")
+        future: asyncio.Future[tuple[int, object]] = loop.create_future()
+
+        def done(log_index: int, result: object, error: VecdbError | None) -> None:
+            if future.done():
+                return  # nobody waits any more
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result((log_index, result))
+
+        ask(done)
+        self._driver.soon()
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await future
+        except TimeoutError:
+            raise late or DeadlineExceeded("the deadline passed before the work was done") from None
