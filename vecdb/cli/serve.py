@@ -52,6 +52,7 @@ def serve(data: o.Data = None,
               "--ready-file", help="Written when the node answers: JSON with its ports; removed at the end.")] = None,
           as_json: o.Json = False) -> None:
     """Serve a directory over gRPC and HTTP until SIGTERM or Ctrl-C; running calls are finished first."""
+    import vecdb.serving  # noqa: F401  # before gRPC: it says how this process forks
     from vecdb.config import load
 
     out = Output(as_json)

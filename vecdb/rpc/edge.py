@@ -41,7 +41,8 @@ HEAVY_BYTES: Final = 32 << 10
 """From this size on a message is taken apart in a thread: it would hold the loop for a millisecond or more."""
 PREFIX: Final = "/vecdb.v1."
 RELAYED_PEER: Final = "x-vecdb-peer"
-RELAYED_CERTIFICATE: Final = "x-vecdb-certificate"
+RELAYED_CERTIFICATE: Final = "x-vecdb-certificate-bin"
+"""In bytes, for a name in a certificate may be of any script."""
 _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -87,12 +88,13 @@ class Guards:
 
 @dataclass(slots=True, eq=False)
 class Context:
-    """One call, for its servicer."""
+    """One call, for its servicer; ``credentials``: its metadata and the name in its certificate."""
 
     call: Call
     principal: Principal
     peer: str
     workers: Executor
+    credentials: tuple[Any, str] = ((), "")
 
     async def apart(self, size: int, work: Callable[..., T], *args: Any) -> T:
         """``work(*args)``: here if ``size`` bytes are few, else in a thread."""
@@ -198,23 +200,28 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
     def _admit(self, held: Context, rpc: Any, default_s: float) -> None:
         """Steps 1 and 3."""
         guards = self._guards
-        if self._running > guards.concurrent_calls:
-            guards.observer.refused(Refusal.CALLS)
-            raise Overloaded(f"{guards.concurrent_calls} calls run already", retry_after_s=0.1,
-                             limit=guards.concurrent_calls)
-        left = rpc.time_remaining()
-        held.call.deadline = time.monotonic() + min(default_s if left is None else left, guards.deadline_max_s)
+        self._count()
+        self._until(held, rpc.time_remaining(), default_s)
         metadata, certificate = rpc.invocation_metadata() or (), ""
         if guards.relayed:
             told = dict(metadata)
-            held.peer, certificate = str(told.get(RELAYED_PEER, "")), str(told.get(RELAYED_CERTIFICATE, ""))
+            held.peer, certificate = str(told.get(RELAYED_PEER, "")), told.get(RELAYED_CERTIFICATE, b"").decode()
         elif guards.certificates:
             certificate = certificate_of(rpc)
         self._identify(held, metadata, certificate)
 
+    def _count(self) -> None:
+        most = self._guards.concurrent_calls
+        if self._running > most:
+            self._guards.observer.refused(Refusal.CALLS)
+            raise Overloaded(f"{most} calls run already", retry_after_s=0.1, limit=most)
+
+    def _until(self, held: Context, left: float | None, default_s: float) -> None:
+        held.call.deadline = time.monotonic() + min(default_s if left is None else left, self._guards.deadline_max_s)
+
     def _identify(self, held: Context, metadata: Any, certificate: str) -> None:
-        guards = self._guards
-        held.principal = guards.authenticator.check(metadata, held.peer, certificate)
+        held.credentials = (metadata, certificate)
+        held.principal = self._guards.authenticator.check(metadata, held.peer, certificate)
         held.call.principal = held.principal.label
         self._take(held.principal)
 
@@ -288,20 +295,32 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
 
         return run
 
-    async def serve(self, name: str, message: Any, held: Context, metadata: Any, certificate: str) -> Message:
-        """A unary call that came another way than as a gRPC call of its own: identified, allowed, observed alike."""
-        method = self._methods[name]
+    async def serve(self, name: str, message: Any, held: Context, left: float | None, metadata: Any, certificate: str
+                    ) -> Message:
+        """A unary call that came another way than as a gRPC call of its own: admitted, allowed, observed alike.
+
+        ``left``: seconds until its deadline; None: it names none.
+        """
+        method, guards = self._methods[name], self._guards
         assert method.unary is not None
-        observer = self._guards.observer
-        began = observer.call_began(name)
+        began = guards.observer.call_began(name)
         self._running += 1
-        size, collection, code = message.ByteSize(), "", "OK"
+        size, sent, collection, code = message.ByteSize(), 0, "", "OK"
         try:
+            self._count()
+            self._until(held, left, guards.deadline_s)
             self._identify(held, metadata, certificate)
-            collection = self._allow(method, message, held)
-            if tracing.get().enabled:
-                return await _traced(method, method.unary, message, held, metadata, collection)
-            return await method.unary(message, held)
+            self._hold(size)
+            try:
+                collection = self._allow(method, message, held)
+                if tracing.get().enabled:
+                    reply = await _traced(method, method.unary, message, held, metadata, collection)
+                else:
+                    reply = await method.unary(message, held)
+            finally:
+                guards.budget.release(size)
+            sent = reply.ByteSize()
+            return reply
         except asyncio.CancelledError:
             code = "CANCELLED"
             held.call.end(Stopped.CANCELLED)
@@ -312,7 +331,7 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
             raise
         finally:
             self._running -= 1
-            observer.call_ended(name, began, collection, code, size, 0)
+            guards.observer.call_ended(name, began, collection, code, size, sent)
 
     # --- streams ----------------------------------------------------------------------------------
 
@@ -362,12 +381,19 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
         return run
 
     async def _incoming(self, method: Method, raw: AsyncIterator[bytes], held: Context) -> AsyncIterator[Any]:
-        """Messages of a stream, parsed and allowed; each costs what a call costs."""
+        """Messages of a stream, parsed and allowed; each costs what a call costs, and needs a key that is good yet.
+
+        Its bytes are counted until the servicer asks for the next.
+        """
         async for part in raw:
-            self._take(held.principal)
-            message = self._parse(method, part)
-            self._allow(method, message, held)
-            yield message
+            self._identify(held, *held.credentials)
+            self._hold(len(part))
+            try:
+                message = self._parse(method, part)
+                self._allow(method, message, held)
+                yield message
+            finally:
+                self._guards.budget.release(len(part))
 
     # --- the way out ------------------------------------------------------------------------------
 

@@ -6,9 +6,10 @@ message is sent go together too.  The socket is in a folder that only this user 
 """
 
 import asyncio
-import time
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Final
 
 from google.protobuf.message import Message
@@ -17,16 +18,39 @@ from vecdb.core.access import Principal, Role
 from vecdb.core.calls import Call
 from vecdb.core.errors import FormatMismatch, InvalidArgument
 from vecdb.internal.v1 import peer_pb2 as pb
-from vecdb.rpc.edge import Context, Edge, Method
+from vecdb.rpc.edge import Context, Edge, Guards, Method
 from vecdb.v1 import queries_pb2
 from vecdb.wire import status
 
 PEER_PREFIX: Final = "/vecdb.internal.v1."
 PROTOCOL: Final = 1
 UNDER_WAY: Final = 16_384
-"""Queries of one peer at once; beyond it no more is read of the stream."""
+"""Queries of one peer at once, and answers it has not taken; beyond it no more is read of the stream."""
 ANSWERS_PER_MESSAGE: Final = 256
+BYTES_PER_MESSAGE: Final = 1 << 20
 NOBODY: Final = Principal("", "peer", ())
+
+
+class _Trusting:
+    """Who reaches the engine's socket is one of our processes; whom it speaks for is checked query by query."""
+
+    def check(self, metadata: Any, peer: str, certificate: str = "") -> Principal:
+        return NOBODY
+
+    def take(self, principal: Principal, cost: float = 1.0) -> None:
+        return None
+
+    def acquire(self, count: int) -> None:
+        return None
+
+    def release(self, count: int) -> None:
+        return None
+
+
+def peer_guards(guards: Guards) -> Guards:
+    """For the edge of the Peer service: a stream of many callers' queries is not refused for one of them."""
+    trusting = _Trusting()
+    return replace(guards, authenticator=trusting, rates=trusting, budget=trusting)
 
 
 class PeerServicer:
@@ -62,26 +86,27 @@ class PeerServicer:
 
 
 class _Exchange:
-    """One stream's queries under way."""
+    """One stream's queries: those under way, and answers that wait for the stream to take them."""
 
     def __init__(self, edge: Edge) -> None:
         self._edge = edge
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._ready: list[pb.PeerAnswer] = []
+        self._ready: deque[pb.PeerAnswer] = deque()
         self._news = asyncio.Event()
         self._room = asyncio.Event()
         self._over = False
 
     async def read(self, messages: AsyncIterator[pb.PeerQueries]) -> None:
+        loop = asyncio.get_running_loop()
         try:
             async for message in messages:
+                for query in message.queries:
+                    self._tasks[query.tag] = loop.create_task(self._answer(query))
                 for tag in message.cancelled:
                     task = self._tasks.get(tag)
                     if task is not None:
                         task.cancel()
-                for query in message.queries:
-                    self._tasks[query.tag] = asyncio.create_task(self._answer(query))
-                while len(self._tasks) > UNDER_WAY:
+                while len(self._tasks) + len(self._ready) > UNDER_WAY:
                     self._room.clear()
                     await self._room.wait()
             while self._tasks:
@@ -91,14 +116,13 @@ class _Exchange:
             self._news.set()
 
     async def _answer(self, query: pb.PeerQuery) -> None:
-        left = query.remaining_s
-        call = Call(time.monotonic() + left if left else None, None, query.request_id)
-        held = Context(call, NOBODY, query.peer, self._edge.workers)
+        held = Context(Call(request_id=query.request_id), NOBODY, query.peer, self._edge.workers)
         metadata = [(name, value) for name, value in (("authorization", query.authorization),
                                                       ("traceparent", query.traceparent)) if value]
         reply: Message
         try:
-            reply = await self._edge.serve("Queries/Query", query.query, held, metadata, query.certificate)
+            reply = await self._edge.serve("Queries/Query", query.query, held, query.remaining_s or None, metadata,
+                                           query.certificate)
         except Exception as error:
             reply = queries_pb2.QueryReply(error=status.to_error(error, query.request_id))
         finally:
@@ -112,10 +136,20 @@ class _Exchange:
             await self._news.wait()
             self._news.clear()
             while self._ready:
-                some, self._ready = self._ready[:ANSWERS_PER_MESSAGE], self._ready[ANSWERS_PER_MESSAGE:]
-                yield pb.PeerAnswers(answers=some)
+                yield pb.PeerAnswers(answers=self._some())
+                self._room.set()
             if self._over and not self._ready:
                 return
+
+    def _some(self) -> list[pb.PeerAnswer]:
+        """What is ready, up to a message's worth; an answer alone may be larger."""
+        some, size = [self._ready.popleft()], 0
+        while self._ready and len(some) < ANSWERS_PER_MESSAGE:
+            size += some[-1].ByteSize()
+            if size + self._ready[0].ByteSize() > BYTES_PER_MESSAGE:
+                break
+            some.append(self._ready.popleft())
+        return some
 
     async def end(self, reader: "asyncio.Task[None]") -> None:
         tasks: list[asyncio.Task[Any]] = [reader, *self._tasks.values()]

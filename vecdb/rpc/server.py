@@ -45,7 +45,10 @@ class Handler(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
-    """``credentials``: grpc server credentials or None for plaintext; ``hard_calls``: calls at which gRPC refuses."""
+    """``credentials``: grpc server credentials or None for plaintext; ``hard_calls``: calls at which gRPC refuses.
+
+    ``streams``: calls of one connection at once; what is beyond waits at the client.
+    """
 
     address: str
     message_bytes: int
@@ -53,6 +56,7 @@ class ServerOptions:
     credentials: Any = None
     reuse_port: bool = False
     reflect: bool = True
+    streams: int = STREAMS_PER_CONNECTION
 
 
 def _channel_options(options: ServerOptions) -> list[tuple[str, Any]]:
@@ -60,7 +64,7 @@ def _channel_options(options: ServerOptions) -> list[tuple[str, Any]]:
         ("grpc.max_receive_message_length", options.message_bytes),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_metadata_size", MAX_METADATA_BYTES),
-        ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION),
+        ("grpc.max_concurrent_streams", options.streams),
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
         ("grpc.keepalive_time_ms", KEEPALIVE_MS),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
@@ -74,10 +78,14 @@ def _channel_options(options: ServerOptions) -> list[tuple[str, Any]]:
 
 
 class GrpcServer:
-    """Belongs to the event loop that starts it; ``edges`` answer the calls, the first that knows a method."""
+    """Belongs to the event loop that starts it; ``edges`` answer the calls, the first that knows a method.
 
-    def __init__(self, edges: Sequence[Handler], options: ServerOptions) -> None:
+    ``inner``: those for our own processes, whose calls are not counted.
+    """
+
+    def __init__(self, edges: Sequence[Handler], options: ServerOptions, inner: Sequence[Handler] = ()) -> None:
         self._edges = edges
+        self._inner = inner
         self._options = options
         self._health = health_aio.HealthServicer()
         self._server: Any = None
@@ -92,7 +100,7 @@ class GrpcServer:
             reflection.enable_server_reflection(
                 (*(f"vecdb.v1.{name}" for name in SERVICES), health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
                  reflection.SERVICE_NAME), server)
-        handlers: tuple[Any, ...] = tuple(self._edges)
+        handlers: tuple[Any, ...] = (*self._edges, *self._inner)
         server.add_generic_rpc_handlers(handlers)
         await self._tell(False)
         self.port = self._bind(server)

@@ -62,6 +62,7 @@ def configure(level: Level = "info", format: Format = "auto", *, stream: TextIO 
     console = format == "console" or (format == "auto" and out.isatty())
     handler = _Handler(out, counted)
     handler.setFormatter(_formatter(console, out))
+    handler.addFilter(_not_a_leaving_reader)
     root = logging.getLogger()
     before = root.handlers[:], root.level
     root.handlers = [handler]
@@ -86,6 +87,11 @@ def configure(level: Level = "info", format: Format = "auto", *, stream: TextIO 
         _configured = False
 
     return undo
+
+
+def _not_a_leaving_reader(record: logging.LogRecord) -> bool:
+    """gRPC tells of a client that goes away while an answer is being written as of an error, stack and all."""
+    return not (record.name == "grpc._cython.cygrpc" and str(record.msg).startswith("ExecuteBatchError raised in core"))
 
 
 # --- processors -----------------------------------------------------------------------------------

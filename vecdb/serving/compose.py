@@ -9,12 +9,11 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any, Final, cast
 
 from vecdb.app import open_embedded, open_store
 from vecdb.config import Settings
-from vecdb.core.access import Principal
 from vecdb.core.errors import VecdbError
 from vecdb.ports.observer import Watched
 from vecdb.rpc.admin import AdminServicer
@@ -23,7 +22,7 @@ from vecdb.rpc.auth import Authenticator, is_loopback, loud_binding
 from vecdb.rpc.edge import Edge, Guards, Method
 from vecdb.rpc.http.app import HttpApp
 from vecdb.rpc.http.face import HttpFace, HttpOptions
-from vecdb.rpc.peer import PEER_PREFIX, PeerServicer
+from vecdb.rpc.peer import PEER_PREFIX, PeerServicer, peer_guards
 from vecdb.rpc.rates import InflightBytes, RateLimiter
 from vecdb.rpc.server import GrpcServer, ServerOptions
 from vecdb.rpc.servicers import CollectionsServicer, QueriesServicer, RecordsServicer
@@ -48,8 +47,12 @@ MEMORY_SHARE: Final = 0.8
 ENGINE_SHARE: Final = 0.7
 """Of that, what segments may take."""
 EDGE_THREADS: Final = 2
+HARD: Final = 2
+"""Times the calls that are let in: beyond it gRPC itself refuses, in fewer words."""
 CORES_PER_FRONT: Final = 4
 """A front keeps some four cores' kernels busy with single queries: 200 microseconds of Python against 50 to 1,000."""
+MAX_TEMP_PATH: Final = 80
+"""A socket's path may have 107 bytes."""
 RECORD_USES_S: Final = 60.0
 OnStep = Callable[[str], None]
 
@@ -170,8 +173,7 @@ async def _compose(settings: Settings, stack: AsyncExitStack, on_step: OnStep) -
     database = await loop.run_in_executor(None, _open_database, settings)
     stack.callback(database.close)
     about = {"version": installed_version(), "node_id": node_id(settings)}
-    # In a folder that only this user may enter; short, for a socket's path has 107 bytes.
-    folder = Path(stack.enter_context(TemporaryDirectory(prefix="vecdb-"))) if processes(settings) > 1 else None
+    folder = Path(stack.enter_context(_folder())) if processes(settings) > 1 else None
     telemetry = _telemetry(settings, database, about, folder, stack)
     metrics = telemetry.metrics
     limits = settings.limits
@@ -243,6 +245,12 @@ def tell(level: str, event: str, **fields: Any) -> None:
     getattr(logger(), level)(event, **fields)
 
 
+def _folder() -> TemporaryDirectory[str]:
+    """For the socket, where only this user may enter; its path must not be long, whatever TMPDIR says."""
+    place = None if len(gettempdir()) <= MAX_TEMP_PATH else "/tmp"  # noqa: S108  # made with a name of its own, 0700
+    return TemporaryDirectory(prefix="vecdb-", dir=place, ignore_cleanup_errors=True)
+
+
 def processes(settings: Settings) -> int:
     """Front processes; 1: none, the engine's own process serves."""
     asked = settings.server.processes
@@ -256,21 +264,24 @@ def _grpc_face(settings: Settings, methods: list[Method], guards: Guards, worker
     credentials = None if certificates is None else certificates.grpc_credentials()
     if folder is None:
         return GrpcFace(GrpcServer([Edge(methods, guards, workers)], ServerOptions(
-            join_host_port(server.host, server.grpc_port), limits.message_bytes, 2 * limits.concurrent_calls,
+            join_host_port(server.host, server.grpc_port), limits.message_bytes, HARD * limits.concurrent_calls,
             credentials, False, server.reflection)))
     relayed = replace(guards, relayed=True)
     public = Edge(methods, relayed, workers)
-    peer = Edge(PeerServicer(public, about["node_id"], about["version"]).methods(), _for_peers(relayed), workers,
+    peer = Edge(PeerServicer(public, about["node_id"], about["version"]).methods(), peer_guards(relayed), workers,
                 prefix=PEER_PREFIX)
     held = reserve(server.host, server.grpc_port)
     stack.callback(held.close)
     port = int(held.getsockname()[1])
+    count = processes(settings)
     front = FrontSettings(
-        "front", folder, join_host_port(server.host, port), limits.message_bytes, 2 * limits.concurrent_calls,
-        server.reflection, server.drain_s, settings.log.level, settings.log.format, settings.tls.cert_file,
-        settings.tls.key_file, settings.tls.client_ca_file, settings.tls.reload_s)
-    options = ServerOptions(front.socket, -1, 2 * limits.concurrent_calls, None, False, False)
-    return GrpcFace(GrpcServer([public, peer], options), Fronts(front, processes(settings), tell), port)
+        "front", folder, join_host_port(server.host, port), limits.message_bytes, limits.concurrent_calls,
+        limits.inflight_bytes // count, server.reflection, server.drain_s, settings.log.level, settings.log.format,
+        settings.tls.cert_file, settings.tls.key_file, settings.tls.client_ca_file, settings.tls.reload_s)
+    # A front's calls come over one connection: who fills it with streams must not keep out the calls of others.
+    calls = HARD * limits.concurrent_calls
+    options = ServerOptions(front.socket, -1, count * (calls + 1), None, False, False, calls + 1)
+    return GrpcFace(GrpcServer([public], options, inner=[peer]), Fronts(front, count, tell), port)
 
 
 def _known_host(settings: Settings, authenticator: Authenticator) -> Callable[[str], bool]:
@@ -317,21 +328,6 @@ def _guards(settings: Settings, keys: KeyRing, authenticator: Authenticator, met
 
 def join_host_port(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
-
-
-class _Trusting:
-    """Who reaches the engine's socket is one of our processes; whom it speaks for is checked query by query."""
-
-    def check(self, metadata: Any, peer: str, certificate: str = "") -> Principal:
-        return Principal("", "front", ())
-
-    def take(self, principal: Principal, cost: float = 1.0) -> None:
-        return None
-
-
-def _for_peers(guards: Guards) -> Guards:
-    trusting = _Trusting()
-    return replace(guards, authenticator=trusting, rates=trusting)
 
 
 def _warm_up(on_step: OnStep) -> None:

@@ -12,12 +12,14 @@ import pytest
 
 from tests.fake_node import FakeNode
 from tests.unit.rpc.test_edge import Calls, Door, Face, query_message, refused
-from vecdb.core.errors import CollectionNotFound, Unauthenticated, Unavailable
+from vecdb.core.errors import CollectionNotFound, Overloaded, Unauthenticated, Unavailable
 from vecdb.core.query import QueryRequest
 from vecdb.internal.v1 import peer_pb2
+from vecdb.rpc import peer
 from vecdb.rpc.edge import PREFIX, Edge, Guards
-from vecdb.rpc.front import Exchange, Front
-from vecdb.rpc.peer import PEER_PREFIX, PROTOCOL, PeerServicer
+from vecdb.rpc.exchange import Exchange
+from vecdb.rpc.front import Front
+from vecdb.rpc.peer import PEER_PREFIX, PROTOCOL, PeerServicer, peer_guards
 from vecdb.rpc.server import GrpcServer, ServerOptions
 from vecdb.rpc.servicers import CollectionsServicer, QueriesServicer, RecordsServicer
 from vecdb.v1 import queries_pb2, records_pb2
@@ -45,7 +47,7 @@ class Seeing(Door):
 
 
 @asynccontextmanager
-async def paired(folder: Path) -> AsyncIterator[Pair]:
+async def paired(folder: Path, **limits: Any) -> AsyncIterator[Pair]:
     node, door, calls = FakeNode(), Seeing(), Calls()
     guards = Guards(door, door, door, door, calls, lambda error, request_id, method: door.faults.append(error),
                     relayed=True)
@@ -53,13 +55,13 @@ async def paired(folder: Path) -> AsyncIterator[Pair]:
     with ThreadPoolExecutor(2) as workers:
         public = Edge([*CollectionsServicer(node).methods(), *RecordsServicer(node, calls).methods(),
                        *QueriesServicer(node, calls, 60.0).methods()], guards, workers)
-        peer = Edge(PeerServicer(public, "engine", "1").methods(), guards, workers, prefix=PEER_PREFIX)
-        engine = GrpcServer([public, peer], ServerOptions(socket, -1, 1_000))
+        inside = Edge(PeerServicer(public, "engine", "1").methods(), peer_guards(guards), workers, prefix=PEER_PREFIX)
+        engine = GrpcServer([public, inside], ServerOptions(socket, -1, 1_000))
         await engine.start()
         await engine.ready()
         inner = grpc.aio.insecure_channel(socket)
         exchange = Exchange(inner, "front-0")
-        front = GrpcServer([Front(inner, exchange, certificates=False)],
+        front = GrpcServer([Front(inner, exchange, certificates=False, **limits)],
                            ServerOptions("127.0.0.1:0", 1 << 20, 1_000))
         port = await front.start()
         await front.ready()
@@ -101,7 +103,7 @@ def test_what_the_caller_sent_is_handed_on_and_what_it_may_not_say_is_not(tmp_pa
             await pair.fill()
             pair.seen.clear()
             sent = (("authorization", "Bearer vdb_x"), ("x-vecdb-peer", "ipv4:6.6.6.6:1"), ("x-request-id", "mine"),
-                    ("x-vecdb-certificate", "root"), ("x-other", "y"))
+                    ("x-vecdb-certificate-bin", b"root"), ("x-other", "y"))
             await pair.ask("Queries/Query", query_message(1.0), queries_pb2.QueryReply, metadata=sent)
             await pair.ask("Records/Count", records_pb2.CountRequest(collection="docs"), records_pb2.CountReply,
                            metadata=sent)
@@ -170,6 +172,130 @@ def test_an_engine_that_is_gone_is_unavailable_and_comes_back(tmp_path: Path) ->
             assert isinstance(error, Unavailable)
 
     drive(test)
+
+
+def asked(node: Any) -> int:
+    return sum(one[0] == "query" for one in node.calls)
+
+
+def test_calls_beyond_the_limit_are_refused_typed_and_before_they_go_on(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with paired(tmp_path, calls=3) as pair:
+            await pair.fill()
+            pair.node.gate["query"] = asyncio.Event()
+            held = [asyncio.create_task(pair.ask("Queries/Query", query_message(1.0), queries_pb2.QueryReply))
+                    for _ in range(2)]
+            stream = pair.channel.stream_stream(PREFIX + "Queries/QueryStream")()
+            await stream.write(query_message(1.0).SerializeToString())
+            while asked(pair.node) < 3:
+                await asyncio.sleep(0.01)
+            pair.seen.clear()
+            for call in (pair.ask("Queries/Query", query_message(1.0), queries_pb2.QueryReply),
+                         pair.ask("Records/Count", records_pb2.CountRequest(collection="docs"), records_pb2.CountReply),
+                         pair.channel.stream_stream(PREFIX + "Queries/QueryStream")(iter(())).read()):
+                raw, error = await refused(call)
+                assert raw.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+                assert isinstance(error, Overloaded)
+                assert dict(raw.trailing_metadata() or ())["grpc-retry-pushback-ms"] == "100"
+            assert pair.seen == []
+            pair.node.gate["query"].set()
+            await asyncio.gather(*held)
+            assert queries_pb2.QueryReply.FromString(await stream.read()).counts
+            stream.cancel()
+            while pair.server.running:
+                await asyncio.sleep(0.01)
+            await pair.ask("Queries/Query", query_message(1.0), queries_pb2.QueryReply)
+
+    drive(test)
+
+
+def test_bytes_beyond_the_limit_are_refused_in_calls_and_in_streams(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with paired(tmp_path, inflight_bytes=60_000) as pair:
+            await pair.fill()
+            large = query_message(*[1.0] * 5_000)
+            assert 30_000 < large.ByteSize() < 60_000
+            pair.node.gate["query"] = asyncio.Event()
+            held = asyncio.create_task(pair.ask("Queries/Query", large, queries_pb2.QueryReply))
+            while not asked(pair.node):
+                await asyncio.sleep(0.01)
+            _, error = await refused(pair.ask("Queries/Query", large, queries_pb2.QueryReply))
+            assert isinstance(error, Overloaded)
+            stream = pair.channel.stream_stream(PREFIX + "Queries/QueryStream")()
+            await stream.write(large.SerializeToString())
+            raw, error = await refused(stream.read())
+            assert isinstance(error, Overloaded), raw
+            pair.node.gate["query"].set()
+            await held
+            assert (await pair.ask("Queries/Query", large, queries_pb2.QueryReply)).counts[:1] == [2]
+            front = pair.server._edges[0]
+            assert front.budget.used == 0
+            assert pair.door.held == 0
+
+    drive(test)
+
+
+def test_a_query_given_up_before_it_was_sent_never_goes() -> None:
+    """Sent with its own cancellation, it would be cancelled first and run after that."""
+    async def test() -> None:
+        async with grpc.aio.insecure_channel("unix:/nowhere/engine") as channel:
+            exchange = Exchange(channel, "front-1")
+            task = asyncio.create_task(exchange.ask(peer_pb2.PeerQuery(query=query_message(1.0))))
+            await asyncio.sleep(0)
+            assert len(exchange._pending) == 1
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert not exchange._pending
+            assert not exchange._cancelled
+            with pytest.raises(Unavailable):
+                await exchange.ask(peer_pb2.PeerQuery(query=query_message(1.0)))
+            assert not exchange._waiting
+            await exchange.close()
+
+    drive(test)
+
+
+def test_many_queries_go_in_few_messages_and_all_are_answered(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with paired(tmp_path) as pair, grpc.aio.insecure_channel(pair.socket) as channel:
+            await pair.fill()
+            exchange = Exchange(channel, "front-1")
+            replies = await asyncio.gather(*(exchange.ask(peer_pb2.PeerQuery(query=query_message(row % 4)))
+                                             for row in range(1_000)))
+            for row, reply in enumerate(replies):
+                assert convert.result_from_wire(reply).matches[0].ids[0] == row % 4
+            await exchange.close()
+
+    drive(test)
+
+
+def test_a_stream_ends_when_its_key_does(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with paired(tmp_path) as pair:
+            await pair.fill()
+            stream = pair.channel.stream_stream(PREFIX + "Queries/QueryStream")()
+            await stream.write(query_message(1.0).SerializeToString())
+            await stream.read()
+            pair.door.refuse = Unauthenticated("revoked")
+            await stream.write(query_message(1.0).SerializeToString())
+            _, error = await refused(stream.read())
+            assert isinstance(error, Unauthenticated)
+
+    drive(test)
+
+
+def test_answers_go_together_up_to_a_message_of_bounded_size() -> None:
+    exchange = peer._Exchange(None)  # type: ignore[arg-type]  # nothing is asked
+    small = queries_pb2.QueryReply(distances=bytes(100))
+    large = queries_pb2.QueryReply(distances=bytes(peer.BYTES_PER_MESSAGE // 2))
+    giant = queries_pb2.QueryReply(distances=bytes(3 * peer.BYTES_PER_MESSAGE))
+    for reply in (small, large, large, giant, small, *[small] * peer.ANSWERS_PER_MESSAGE):
+        exchange._ready.append(peer_pb2.PeerAnswer(reply=reply))
+    taken = []
+    while exchange._ready:
+        taken.append(len(exchange._some()))
+    assert taken == [2, 1, 1, peer.ANSWERS_PER_MESSAGE, 1]
 
 
 def test_a_peer_of_another_protocol_or_cluster_is_refused(tmp_path: Path) -> None:
