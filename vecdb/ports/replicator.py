@@ -83,8 +83,9 @@ class Replicator(Protocol):
     async def change_members(self, add: str | None, remove: str | None, deadline: float | None) -> None:
         """Return once the change is committed: ``add`` joins as a learner and becomes a voter when it has caught up.
 
-        One change at a time: ``Unavailable`` while another is under way.  A leader that is to be removed hands over and
-        raises ``NotLeader``: ask the next.
+        One change at a time: ``Unavailable`` while another is under way, or if no majority of those who would remain is
+        heard.  Both in one step only where the replica to be removed is dead; one that lives is removed once the new
+        one is a voter.  A leader that is to be removed hands over and raises ``NotLeader``: ask the next.
         """
         ...
 

@@ -269,10 +269,18 @@ class RaftCore(Leading):
         except InvalidArgument as error:
             done(0, None, error)
             return
-        if not self._free_to_change():
+        voters = [one for one in after.voters if self.answers(one)]
+        if change.add is not None and change.remove in self.configuration.voters and self.answers(change.remove):
+            # In between there would be a voter less, and its loss could not be mended.
+            done(0, None, InvalidArgument("remove", "is alive: remove it once the new replica is a voter",
+                                          got=change.remove))
+        elif not self._free_to_change():
             done(0, None, Unavailable("another change of members is not yet committed", retry_after_s=0.1))
         elif change.remove == self.me:
             self.transfer(None, lambda _, leader, error: done(0, None, error or self.not_leader()))
+        elif not after.agreed(voters):
+            done(0, None, Unavailable("no majority of the voters that would remain is heard", voters=list(after.voters),
+                                      heard=voters, retry_after_s=1.0))
         else:
             index = self.reconfigure(after)
             self._waiters[index] = (self.term, done)

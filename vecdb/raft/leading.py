@@ -345,6 +345,12 @@ class Leading(Following):
 
     # --- members ----------------------------------------------------------------------------------
 
+    def answers(self, replica: str) -> bool:
+        """Whether a replica was heard within the shortest election timeout."""
+        progress = self.progress.get(replica)
+        return replica == self.me or (progress is not None and progress.match > 0
+                                      and self.clock() - progress.heard <= self.settings.election_s_min)
+
     def _free_to_change(self) -> bool:
         """D 4.1, and the amendment of 2015: the last change is committed, and something of this term."""
         return self.configurations[-1][0] <= self.commit and self.commit >= (self.noop_index or 0)

@@ -145,7 +145,7 @@ class Nemesis:
         return done
 
     def _members(self) -> None:
-        """Grow to four or five, shrink to three, replace one by another."""
+        """Grow to four or five, shrink to three."""
         random = self.world.random
         group = random.choice(self.groups)
         leader = self.cluster.leader(group)
@@ -166,7 +166,7 @@ class Nemesis:
             node.created.pop(group, None)
             node.members[group] = (int(add.rpartition("/")[2]), ())
             node.take_up(group)
-        if len(configuration.voters) > 3 or (add is not None and random.random() < 0.3):
+        if add is None and len(configuration.voters) > 3:
             remove = random.choice(configuration.voters)
         if add or remove:
             self._did("member_changes", group=group, add=add, remove=remove)

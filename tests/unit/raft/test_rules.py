@@ -461,3 +461,14 @@ def test_a_follower_that_lacks_what_is_gone_is_offered_a_snapshot():
 
 def test_promises_are_what_speaks_of_the_disk():
     assert set(PROMISES) == {Appended, Vote, Voted}
+
+
+def test_a_change_that_would_leave_no_majority_alive_is_refused():
+    bench = Bench().lead()
+    bench.acknowledge(B)
+    bench.core.change(Change(remove=B), bench.answer)
+    assert isinstance(bench.answers.pop(), Unavailable), "c/1 was never heard"
+    bench.core.change(Change(add=D, remove=B), bench.answer)
+    assert isinstance(bench.answers.pop(), InvalidArgument), "b/1 lives: first the new one, then away with the old"
+    bench.core.change(Change(remove=C), bench.answer)
+    assert bench.core.configuration == Configuration.of([A, B])
