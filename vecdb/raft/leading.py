@@ -205,6 +205,12 @@ class Leading(Following):
             progress.offer = offer
             self._beat(self.clock())
 
+    def withdraw(self, snapshot: int) -> None:
+        """A snapshot is held no more: who was offered it is offered another."""
+        for progress in self.progress.values():
+            if progress.offer is not None and progress.offer.snapshot == snapshot:
+                progress.offer = None
+
     # --- answers ----------------------------------------------------------------------------------
 
     def on_appended(self, sender: str, message: Appended) -> None:

@@ -251,15 +251,29 @@ class Replica:
     def _release(self) -> None:
         outgoing, self._outgoing = self._outgoing, None
         if outgoing is not None:
-            outgoing.snapshot.release()
+            self.core.withdraw(outgoing.number)
+            outgoing.end()
 
     def _serve(self, sender: str, fetch: Fetch) -> None:
         outgoing, term = self._outgoing, self.core.term
-        if outgoing is None:
+        if outgoing is None or fetch.snapshot != outgoing.number:
+            self.core.withdraw(fetch.snapshot)
             self.send(sender, gone(term, fetch))
             return
+
+        def served(chunk: Chunk | None, error: BaseException | None) -> None:
+            outgoing.was_read()
+            if error is not None:
+                self.tell("error", "raft_snapshot_unreadable", group=self.group,
+                          error=f"{type(error).__name__}: {error}")
+                if self._outgoing is outgoing:
+                    self._release()
+            self.send(sender, gone(term, fetch) if chunk is None else chunk)
+            self.host.turn()
+
         outgoing.used = self.host.clock()
-        self._run("serve", partial(outgoing.chunk, term, fetch), partial(self.send, sender))
+        outgoing.readers += 1
+        self.host.shell.run(f"serve/{self.group}", partial(outgoing.chunk, term, fetch), served)
 
     # --- a snapshot for us ------------------------------------------------------------------------
 

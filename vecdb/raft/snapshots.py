@@ -21,6 +21,19 @@ class Outgoing:
     number: int
     snapshot: Snapshot
     used: float
+    readers: int = 0
+    over: bool = False
+
+    def end(self) -> None:
+        """Release it, once nobody reads from it any more."""
+        self.over = True
+        if not self.readers:
+            self.snapshot.release()
+
+    def was_read(self) -> None:
+        self.readers -= 1
+        if self.over:
+            self.end()
 
     def offer(self, term: int, intent: Intent) -> Offer:
         return Offer(term, 0, intent.index, intent.term, self.number, intent.configuration, tuple(self.snapshot.files))

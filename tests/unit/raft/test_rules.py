@@ -12,6 +12,7 @@ from vecdb.raft.messages import (
     Appended,
     Entry,
     Gone,
+    Offer,
     PreVote,
     PreVoted,
     TimeoutNow,
@@ -472,3 +473,23 @@ def test_a_change_that_would_leave_no_majority_alive_is_refused():
     assert isinstance(bench.answers.pop(), InvalidArgument), "b/1 lives: first the new one, then away with the old"
     bench.core.change(Change(remove=C), bench.answer)
     assert bench.core.configuration == Configuration.of([A, B])
+
+
+def test_a_snapshot_that_is_held_no_more_is_not_offered_again():
+    bench = Bench().lead()
+    bench.acknowledge(B)
+    for _ in range(10):
+        bench.core.propose(b"x", bench.answer)
+    bench.sync()
+    bench.acknowledge(B)
+    bench.apply()
+    bench.core.truncate_to(bench.log.last - 2)
+    bench.flush()
+    bench.core.offer(C, Offer(1, 0, bench.log.base, 1, 77, OF_THREE, ()))
+    assert [message.snapshot for to, message in bench.flush() if isinstance(message, Offer)] == [77]
+    bench.core.withdraw(77)
+    bench.wanted.clear()
+    bench.now += 1
+    bench.core.tick()
+    assert not [message for to, message in bench.flush() if isinstance(message, Offer)]
+    assert bench.wanted == [C]
