@@ -1,9 +1,16 @@
-"""Filters: sent as the expression where that is short, as JSON where it is long, and parsed once for many calls."""
+"""Filters: sent as the expression where that is short, as JSON where it is long, and parsed once for many calls.
+
+Both faces of a node read filters here, for equal filters are to be one object: by that queries are seen to belong
+together (:mod:`vecdb.services.batching`).
+"""
 
 import json
 from collections import OrderedDict
+from collections.abc import Callable
 from threading import Lock
-from typing import Final
+from typing import Any, Final
+
+import orjson
 
 from vecdb.core.errors import InvalidFilter
 from vecdb.core.filters import And, Everything, Node, Not, Or, from_mapping, parse, to_mapping, to_text
@@ -38,19 +45,23 @@ class FilterCache:
             self._entries.move_to_end(text)
             return entry[0]
 
-    def put(self, text: str | bytes, node: Node) -> None:
-        """Keep a tree, unless it would take more than half of the room."""
+    def put(self, text: str | bytes, node: Node) -> Node:
+        """Keep a tree, unless it would take more than half of the room.
+
+        Returns the one to use: another thread may have been sooner with this text.
+        """
         weight = _weight(text, node)
         if weight > self._most // 2:
-            return
+            return node
         with self._lock:
-            if text in self._entries:
-                return
+            if (kept := self._entries.get(text)) is not None:
+                return kept[0]
             self._entries[text] = node, weight
             self._bytes += weight
             while self._bytes > self._most:
                 _, (_, gone) = self._entries.popitem(last=False)
                 self._bytes -= gone
+        return node
 
     @property
     def bytes_held(self) -> int:
@@ -97,12 +108,29 @@ def filter_from_wire(msg: pb.Filter) -> Node | None:
     form = msg.WhichOneof("form")
     if form is None:
         return None
-    text = msg.expression if form == "expression" else msg.json
+    if form == "expression":
+        return filter_from_text(msg.expression)
+    data = msg.json
+    return _kept(data, lambda: from_mapping(filter_mapping_from_wire(data)))
+
+
+def filter_from_text(text: str) -> Node:
+    """The tree of an expression, or :class:`InvalidFilter`."""
+    return _kept(text, lambda: parse(text))
+
+
+def filter_from_mapping(mapping: dict[str, Any]) -> Node:
+    """The tree of a mapping as orjson read it, or :class:`InvalidFilter`; the order of its keys is all the same."""
+    try:
+        key = orjson.dumps(mapping, option=orjson.OPT_SORT_KEYS)
+    except orjson.JSONEncodeError:  # nested deeper than a filter may be
+        return from_mapping(mapping)
+    return _kept(key, lambda: from_mapping(mapping))
+
+
+def _kept(text: str | bytes, read: Callable[[], Node]) -> Node:
     node = _CACHE.get(text)
-    if node is None:
-        node = parse(text) if isinstance(text, str) else from_mapping(filter_mapping_from_wire(text))
-        _CACHE.put(text, node)
-    return node
+    return _CACHE.put(text, read()) if node is None else node
 
 
 def some_filter_from_wire(msg: pb.Filter) -> Node:

@@ -14,7 +14,7 @@ from vecdb.core.limits import MAX_FILTER_BYTES, MAX_FILTER_JSON_BYTES, MAX_IN_VA
 from vecdb.v1 import types_pb2 as pb
 from vecdb.wire import jsons
 from vecdb.wire.convert import filter_from_wire, filter_to_wire, some_filter_from_wire
-from vecdb.wire.filters import EXPRESSION_BYTES, FilterCache
+from vecdb.wire.filters import EXPRESSION_BYTES, FilterCache, filter_from_mapping
 
 
 def through(node):
@@ -117,6 +117,22 @@ def test_the_cache_is_bounded_and_forgets_what_was_not_asked_for():
     cache.put("x" * 20_000, Everything())
     assert cache.get("x" * 20_000) is None
     assert cache.get("long") is not None
+
+
+def test_of_two_that_parsed_at_once_both_use_the_first():
+    cache = FilterCache()
+    first, second = Compare("a", Op.EQ, 1), Compare("a", Op.EQ, 1)
+    assert cache.put("a == 1", first) is first
+    assert cache.put("a == 1", second) is first
+    assert cache.get("a == 1") is first
+
+
+def test_mappings_nested_too_deep_are_refused_not_a_fault():
+    deep = {"a": 1}
+    for _ in range(300):
+        deep = {"$not": deep}
+    with pytest.raises(InvalidFilter):
+        filter_from_mapping(deep)
 
 
 def test_threads_share_the_cache():

@@ -17,7 +17,7 @@ from vecdb.core.errors import (
     InvalidMetadata,
     LimitExceeded,
 )
-from vecdb.core.filters import Everything, from_mapping, parse
+from vecdb.core.filters import Everything
 from vecdb.core.filters.tree import Node
 from vecdb.core.ids import RecordId, check_id
 from vecdb.core.limits import MAX_BATCH_BYTES, MAX_BATCH_RECORDS
@@ -28,6 +28,7 @@ from vecdb.core.vectors import check_queries, check_vectors, row_bytes, to_array
 from vecdb.rpc.http.bodies import Slices
 from vecdb.rpc.http.checks import check
 from vecdb.rpc.http.models import Base64Vectors, Encoding, RecordIn
+from vecdb.wire.filters import filter_from_mapping, filter_from_text
 
 Array = npt.NDArray[Any]
 
@@ -278,13 +279,13 @@ def patches(value: object, listed: list[RecordId]) -> tuple[tuple[RecordId, ...]
 
 
 def where(value: object) -> Node | None:
-    """A filter in either form; null is none."""
+    """A filter in either form; null is none.  Equal ones are one object, of whatever face."""
     if value is None:
         return None
     if isinstance(value, str):
-        return parse(value)
+        return filter_from_text(value)
     if isinstance(value, dict):
-        return from_mapping(value)
+        return filter_from_mapping(value)
     raise InvalidFilter(f"must be an expression or an object, not {kind_of(value)}", got=kind_of(value),
                         limit="string or object")
 

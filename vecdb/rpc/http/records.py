@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import xxhash
 from pydantic import Field
@@ -11,6 +11,7 @@ from pydantic import Field
 from vecdb.core.access import Role
 from vecdb.core.calls import WriteToken
 from vecdb.core.errors import InvalidArgument, InvalidId, LimitExceeded
+from vecdb.core.filters.tree import Node
 from vecdb.core.ids import RecordId, check_id
 from vecdb.core.limits import MAX_BATCH_BYTES, MAX_BATCH_RECORDS
 from vecdb.core.query import ScanRequest
@@ -25,6 +26,7 @@ from vecdb.rpc.http.operations import NoParams, Operation, Request
 from vecdb.rpc.http.replies import Refused, Reply, dumps, ok, runs
 
 TAG: Final = "records"
+F = TypeVar("F", models.Scan, models.Count)
 _DECIMAL: Final = re.compile(r"0|[1-9]\d{0,18}", re.ASCII)
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,64}")
 
@@ -186,13 +188,13 @@ def item_bytes(schema: CollectionSchema, include: Sequence[str]) -> int:
 
 async def scan(request: Request) -> Reply:
     schema = await _schema(request)
-    given = await request.apart(len(request.body), lambda: check(models.Scan, read(request.body)))
+    given, where = await request.apart(len(request.body), _filtered, models.Scan, request.body)
     metadata, with_vectors = "metadata" in given.include, "vector" in given.include
     limit = given.limit
     if with_vectors:
         limit = max(1, min(limit, MAX_BATCH_BYTES // row_bytes(schema)))
-    page = await request.node.scan(schema.name, ScanRequest(arrays.where(given.filter), limit, given.after, metadata,
-                                                            with_vectors), request.call)
+    page = await request.node.scan(schema.name, ScanRequest(where, limit, given.after, metadata, with_vectors),
+                                   request.call)
     each = item_bytes(schema, given.include)
 
     def write() -> Reply:
@@ -209,8 +211,14 @@ async def scan(request: Request) -> Reply:
 
 async def count(request: Request) -> Reply:
     name = check_name(request.path["name"])
-    given = await request.apart(len(request.body), lambda: check(models.Count, read(request.body or b"{}")))
-    return ok({"count": await request.node.count(name, arrays.where(given.filter), request.call)})
+    _, where = await request.apart(len(request.body), _filtered, models.Count, request.body or b"{}")
+    return ok({"count": await request.node.count(name, where, request.call)})
+
+
+def _filtered(model: type[F], body: bytes) -> tuple[F, Node | None]:
+    """A body with a filter, which may be as long as the body."""
+    given = check(model, read(body))
+    return given, arrays.where(given.filter)
 
 
 def operations() -> list[Operation]:

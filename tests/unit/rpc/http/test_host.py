@@ -36,7 +36,8 @@ def test_this_machines_own_names_are_known(name: str) -> None:
     assert known(name)
 
 
-@pytest.mark.parametrize("name", ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "10.0.0.1", "unix"])
+@pytest.mark.parametrize("name", ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "10.0.0.1",
+                                  "unix"])
 def test_a_strangers_name_is_not(name: str) -> None:
     assert not known(name)
     assert known(name, required=True), "a page of a stranger has no key"

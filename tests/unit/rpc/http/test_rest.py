@@ -10,10 +10,13 @@ import pytest
 
 from tests.unit.rpc.http.conftest import PRINCIPALS, Face
 from vecdb.core.errors import OutcomeUnknown, Overloaded, StorageFull, Unavailable
+from vecdb.core.filters import from_mapping, to_text
 from vecdb.core.limits import MAX_BATCH_RECORDS
 from vecdb.ports.observer import Refusal
 from vecdb.rpc.http import edge
 from vecdb.rpc.http.models import MAX_RESULTS
+from vecdb.v1 import types_pb2 as pb
+from vecdb.wire.filters import filter_from_wire
 
 RECORDS = "/v1/collections/docs/records"
 QUERY = "/v1/collections/docs:query"
@@ -124,6 +127,26 @@ def test_queries(face: Face) -> None:
     assert "did you mean 'filter'" in error["message"]
     many = [[0, 0]] * (MAX_RESULTS // 10_000 + 1)
     refused(face.ask("POST", QUERY, {"vectors": many, "k": 10_000}), 400, "INVALID_ARGUMENT", "k")
+
+
+def test_equal_filters_are_one_object_that_queries_may_share_a_batch(face: Face, monkeypatch: pytest.MonkeyPatch
+                                                                     ) -> None:
+    face.docs()
+    seen: list[Any] = []
+
+    async def query(name: str, request: Any, call: Any) -> Any:
+        seen.append(request.filter)
+        raise Overloaded("enough", retry_after_s=1.0)
+
+    monkeypatch.setattr(face.node, "query", query)
+    text, mapping = "year >= 2020 and year != 2030", {"year": {"$gte": 2020}, "lang": {"$in": ["en", "de"]}}
+    turned = {"lang": {"$in": ["en", "de"]}, "year": {"$gte": 2020}}
+    for where in (text, text, mapping, mapping, turned, {"year": {"$gte": 2020.0}}, {"year": {"$gte": 2021}}):
+        face.ask("POST", QUERY, {"vector": [0, 0], "filter": where})
+    assert seen[0] is seen[1] is filter_from_wire(pb.Filter(expression=text))
+    assert seen[2] is seen[3] is seen[4]
+    assert len({id(one) for one in seen}) == 4
+    assert to_text(seen[2]) == to_text(from_mapping(mapping))
 
 
 def test_cosine_scores_are_similarities(face: Face) -> None:
