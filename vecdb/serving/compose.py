@@ -50,7 +50,7 @@ EDGE_THREADS: Final = 2
 HARD: Final = 2
 """Times the calls that are let in: beyond it gRPC itself refuses, in fewer words."""
 CORES_PER_FRONT: Final = 4
-"""A front keeps some four cores' kernels busy with single queries: 200 microseconds of Python against 50 to 1,000."""
+MOST_FRONTS: Final = 4
 MAX_TEMP_PATH: Final = 80
 """A socket's path may have 107 bytes."""
 RECORD_USES_S: Final = 60.0
@@ -252,9 +252,20 @@ def _folder() -> TemporaryDirectory[str]:
 
 
 def processes(settings: Settings) -> int:
-    """Front processes; 1: none, the engine's own process serves."""
+    """Front processes; 1: none, the engine's own process serves.
+
+    Chosen by the cores: none below eight, then one for every four, at most four.  Measured with short queries from
+    many clients (20,000 vectors of 64 dimensions, CPU of each process with its kernels): one process spends some 500
+    microseconds on each, nearly all on its loop's one core however many there are; with fronts the engine spends 170
+    and a front 170 (256 under way; 230 each at 64), for messages between them are shared.  So fronts bring the loop to
+    almost three times as many queries, two of them fill it, and a third and fourth are for TLS and for what is not
+    gathered.  They cost memory (70 MB each), and a query that is alone half a millisecond more and twice the CPU: where
+    cores are few, kernels need them more.  Batches and streams, whose messages bring much, gain little.
+    """
     asked = settings.server.processes
-    return asked if asked else max(1, (settings.engine.threads or available_cores()) // CORES_PER_FRONT)
+    if asked:
+        return asked
+    return max(1, min(MOST_FRONTS, (settings.engine.threads or available_cores()) // CORES_PER_FRONT))
 
 
 def _grpc_face(settings: Settings, methods: list[Method], guards: Guards, workers: Executor,

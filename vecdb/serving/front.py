@@ -28,7 +28,7 @@ from vecdb.runtime.clock import SystemClock
 from vecdb.runtime.exposition import Exposition, interpreter, publish
 from vecdb.runtime.logs import configure, logger
 from vecdb.runtime.metrics import Metrics
-from vecdb.runtime.process import EventLoopLag
+from vecdb.runtime.process import EventLoopLag, spare_the_collector
 
 SOCKET: Final = "engine"
 CHANNEL: Final = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1),
@@ -113,6 +113,7 @@ async def serve(settings: FrontSettings, ending: Ending, on_listening: Callable[
         await server.start()
         await server.ready()
         on_listening()
+        spare_the_collector()
         await ending.asked.wait()
     finally:
         await _drain(server, ending, settings.drain_s)

@@ -1,7 +1,6 @@
 """A node as a process: until a signal comes."""
 
 import asyncio
-import gc
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +9,7 @@ import uvloop
 
 from vecdb.config import Settings
 from vecdb.runtime.logs import configure, logger
+from vecdb.runtime.process import spare_the_collector
 from vecdb.serving.compose import start
 
 OnReady = Callable[[dict[str, Any]], None]
@@ -23,16 +23,6 @@ def run_node(settings: Settings, on_ready: OnReady | None = None,
     Raises what keeps the node from starting.
     """
     return uvloop.run(_serve(settings, on_ready, on_step))
-
-
-def _spare_the_collector() -> None:
-    """What a start has made stays for good: the collector need not look at it again, and at young objects less often.
-
-    A call makes some hundreds of objects and no cycles; looking for some at each 700th took a tenth of a call's time.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
 
 
 async def _serve(settings: Settings, on_ready: OnReady | None, on_step: Callable[[str], None]) -> int:
@@ -49,7 +39,7 @@ async def _serve(settings: Settings, on_ready: OnReady | None, on_step: Callable
     stopping = asyncio.create_task(asked.wait())
     await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
     running = await starting  # a start that is under way is finished first: it holds the directory
-    _spare_the_collector()
+    spare_the_collector()
     log = logger()
     if not asked.is_set():
         log.info("serving", **running.addresses)

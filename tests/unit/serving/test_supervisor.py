@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from vecdb.config import EngineSettings, ServerSettings, Settings
 from vecdb.core.errors import Unavailable
-from vecdb.serving import fronts
+from vecdb.serving import compose, fronts
 from vecdb.serving.front import FrontSettings
 from vecdb.serving.fronts import Fronts, reserve
 
@@ -196,3 +197,11 @@ def test_ipv6_with_and_without_brackets() -> None:
 def test_settings_travel_whole(tmp_path: Path) -> None:
     one = replace(settings(tmp_path), cert_file=tmp_path / "cert.pem")
     assert FrontSettings.from_json(one.to_json()) == one
+
+
+@pytest.mark.parametrize(("cores", "count"), [(1, 1), (2, 1), (7, 1), (8, 2), (12, 3), (16, 4), (192, 4)])
+def test_fronts_by_the_cores(monkeypatch: pytest.MonkeyPatch, cores: int, count: int) -> None:
+    monkeypatch.setattr(compose, "available_cores", lambda: cores)
+    assert compose.processes(Settings(server=ServerSettings(processes=0))) == count
+    assert compose.processes(Settings(server=ServerSettings(processes=3))) == 3
+    assert compose.processes(Settings(server=ServerSettings(processes=0), engine=EngineSettings(threads=8))) == 2
