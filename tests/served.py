@@ -20,9 +20,9 @@ _connect = vecdb.connect
 class Node:
     """A node on a directory, in a thread of its own."""
 
-    def __init__(self, path: Path, **engine: Any) -> None:
+    def __init__(self, path: Path, *, http_port: int = -1, **engine: Any) -> None:
         settings = Settings(data_dir=Path(path), engine=EngineSettings(**engine),
-                            server=ServerSettings(grpc_port=0, http_port=-1, warm_up=False, drain_s=5.0),
+                            server=ServerSettings(grpc_port=0, http_port=http_port, warm_up=False, drain_s=5.0),
                             telemetry=TelemetrySettings(recall_samples_per_minute=0.0))
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="served", daemon=True)
@@ -32,7 +32,8 @@ class Node:
         except BaseException:
             self._end()
             raise
-        self.url = f"grpc://127.0.0.1:{self._running.addresses['grpc_port']}"
+        self.addresses: dict[str, Any] = self._running.addresses
+        self.url = f"grpc://127.0.0.1:{self.addresses['grpc_port']}"
 
     def _run(self, work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)

@@ -7,6 +7,7 @@ import doctest
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
@@ -15,6 +16,7 @@ from tests.awaiting import Awaiting, awaited
 from tests.engine import test_indexes, test_model, test_refusals
 from tests.served import Node, over_aio, over_grpc
 from vecdb.client import collection, database
+from vecdb.core.errors import InvalidArgument
 
 
 @pytest.fixture(params=[over_grpc, over_aio], ids=["over gRPC", "over grpc.aio"])
@@ -100,3 +102,27 @@ def test_the_ways_agree(node: Node) -> None:
         assert first.updated == 1
         assert docs.upsert(ids=[1], vectors=rows[:1], idempotency_key="once") == first
         loop.run(opened.close())
+
+
+def test_a_key_is_the_same_key_in_the_sdk_and_in_rest(tmp_path: Path) -> None:
+    """What one face wrote is not written by the other under the same key, which would bring deleted records back."""
+    running = Node(tmp_path, http_port=0, background=False)
+    try:
+        with vecdb.connect(running.url) as db, httpx.Client(
+                base_url=f"http://127.0.0.1:{running.addresses['http_port']}/v1/collections/docs", timeout=30) as rest:
+            docs = db.create_collection("docs", dim=2, metric="l2")
+            assert docs.upsert(ids=[1], vectors=[[1, 1]], idempotency_key="kk").inserted == 1
+            assert docs.delete(ids=[1], idempotency_key="dd").deleted == 1
+            body = {"ids": [1], "vectors": [[1, 1]]}
+            for key in ("kk", "dd"):
+                refused = rest.post("/records", json=body, headers={"Idempotency-Key": key})
+                assert (refused.status_code, refused.json()["error"]["kind"]) == (400, "InvalidArgument")
+            assert rest.post("/records", json=body, headers={"Idempotency-Key": "rr"}).json()["inserted"] == 1
+            assert docs.delete(ids=[1]).deleted == 1
+            with pytest.raises(InvalidArgument, match="idempotency_key"):
+                docs.upsert(ids=[1], vectors=[[1, 1]], idempotency_key=b"rr")
+            with pytest.raises(InvalidArgument, match="idempotency_key"):
+                docs.delete(ids=[1], idempotency_key="kk")
+            assert docs.count() == 0
+    finally:
+        running.stop()

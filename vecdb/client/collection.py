@@ -73,8 +73,8 @@ class Collection:
         empty iterable or table does nothing; empty columns are refused.  ``timeout``: seconds for the whole call, after
         which DeadlineExceeded is raised; a batch under way is carried out.
         ``parallel``: streams of batches to a server (None: 4); a directory takes one batch at a time.
-        ``idempotency_key``: up to 64 bytes; the same input given again with the same key and ``batch_size`` is answered
-        with what it did then, and not done again.
+        ``idempotency_key``: the same input given again with the same key and ``batch_size`` is answered with what it
+        did then, and not done again.  The same key for anything else, or by way of REST, is refused.
         Cosine collections store unit vectors (int8 and uint8 as given).  Binary vectors are packed bits (n, dim/8),
         the first bit the highest, or 0/1 values (n, dim).
         Raises DimensionMismatch, NonFiniteVector, InvalidId, InvalidMetadata, LimitExceeded, InvalidArgument.

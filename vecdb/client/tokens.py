@@ -1,31 +1,30 @@
 """``idempotency_key=``: a write that is repeated with its key happens once.
 
-A long call is several writes, so each gets a key made of the caller's and its number; the same input in the same
-batches gives the same keys, and a batch that was applied before is answered with what it did then.  The
-fingerprint holds a key to its content: another write under the same key is refused.
+A long call is several writes.  The first carries the caller's key as it is, up to 64 bytes of ASCII, so the same key
+in another face of the server (``Idempotency-Key``) is the same key; longer and other ones are hashed, and the later
+writes carry keys made of the caller's and their number.  The same input in the same batches gives the same keys, and a
+batch that was applied before is answered with what it did then.  The fingerprint holds a key to its content: another
+write under the same key, or the same one through another face, is refused, never done twice.
 """
 
 from hashlib import blake2b
 
 from vecdb.client.options import kind_of
 from vecdb.core.calls import MAX_KEY_BYTES, WriteToken
-from vecdb.core.errors import InvalidArgument, LimitExceeded
+from vecdb.core.errors import InvalidArgument
 from vecdb.core.records import Command, DeleteIds, DeleteWhere, UpsertBatch
 
 
 def check_key(value: object) -> bytes | None:
-    """1 to 64 bytes, or a str of as many in UTF-8; None stays None."""
+    """The bytes of a key, a str's in UTF-8; None stays None."""
     if value is None:
         return None
     if not isinstance(value, str | bytes):
         raise InvalidArgument("idempotency_key", f"must be a str or bytes, not {kind_of(value)}", got=kind_of(value),
-                              limit=f"1..{MAX_KEY_BYTES} bytes")
+                              limit="a str or bytes")
     raw = value if isinstance(value, bytes) else value.encode("utf-8", "surrogatepass")
     if not raw:
-        raise InvalidArgument("idempotency_key", "is empty", got="nothing", limit=f"1..{MAX_KEY_BYTES} bytes")
-    if len(raw) > MAX_KEY_BYTES:
-        raise LimitExceeded("idempotency_key", f"{len(raw)} bytes, more than {MAX_KEY_BYTES}", got=len(raw),
-                            limit=MAX_KEY_BYTES)
+        raise InvalidArgument("idempotency_key", "is empty", got="nothing", limit="1 byte or more")
     return raw
 
 
@@ -33,7 +32,10 @@ def token(key: bytes | None, number: int, command: Command) -> WriteToken | None
     """The token of the ``number``-th write of a call."""
     if key is None:
         return None
-    return WriteToken(blake2b(number.to_bytes(8, "little") + key, digest_size=16).digest(), _fingerprint(command))
+    own = key
+    if number or len(key) > MAX_KEY_BYTES or not key.isascii():
+        own = blake2b(number.to_bytes(8, "little") + key, digest_size=16).digest()
+    return WriteToken(own, _fingerprint(command))
 
 
 def _fingerprint(command: Command) -> int:

@@ -116,7 +116,7 @@ def test_a_key_of_the_callers_settles_it(far: FakeServer) -> None:
         assert (again.inserted, again.updated) == (1, 0), "answered with what it did then"
         with pytest.raises(InvalidArgument, match="idempotency_key"):
             docs.upsert(ids=[1], vectors=[[2, 2]], idempotency_key="order-1")
-        for wrong in ("", b"x" * 65, 7):
+        for wrong in ("", b"", 7):
             with pytest.raises(InvalidArgument, match="idempotency_key"):
                 docs.delete(ids=[1], idempotency_key=wrong)
         with pytest.raises(InvalidArgument, match="idempotency_key"):
