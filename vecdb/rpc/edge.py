@@ -3,9 +3,10 @@
 1. The call is counted; above ``concurrent_calls`` it is refused.
 2. Its deadline (the caller's, else the default; never beyond the longest), its request id (``x-request-id``, else one
    of ours).
-3. Who calls (:class:`~vecdb.rpc.auth.Authenticator`), at what rate, and how many bytes of requests are held already.
-   All this before a byte of the message is parsed: methods are registered for raw bytes.
-4. The message is parsed; who calls must be allowed what the method does, on the collection it names.
+3. Who calls (:class:`~vecdb.rpc.auth.Authenticator`), at what rate, and whether there is anything he may do with this
+   method.  A unary call's message is read only after that (:mod:`vecdb.rpc.reading`).
+4. The bytes of requests that are held already.  The message is parsed, and must be no larger than its kind may be;
+   who calls must be allowed what the method does, on the collection it names.
 5. The servicer, from message to message.  Conversions that take long run in a small pool (:meth:`Context.apart`).
 6. Any error becomes a status with typed details (:mod:`vecdb.wire.status`), the request id and, for Overloaded, gRPC's
    own hint of when to try again.  What is not one of our errors is a fault: logged whole, told as INTERNAL.
@@ -29,16 +30,27 @@ from google.protobuf.message import DecodeError, Message
 
 from vecdb.core.access import Principal, Role
 from vecdb.core.calls import Call, Stopped
-from vecdb.core.errors import InvalidArgument, Overloaded, PermissionDenied, Unauthenticated, Unavailable, VecdbError
+from vecdb.core.errors import (
+    InvalidArgument,
+    LimitExceeded,
+    Overloaded,
+    PermissionDenied,
+    Unauthenticated,
+    Unavailable,
+    VecdbError,
+)
 from vecdb.ports import context, tracing
 from vecdb.ports.observer import Observer, Refusal
 from vecdb.rpc.auth import certificate_name
+from vecdb.rpc.reading import Readers
 from vecdb.wire import status
 
 T = TypeVar("T")
 
 HEAVY_BYTES: Final = 32 << 10
 """From this size on a message is taken apart in a thread: it would hold the loop for a millisecond or more."""
+SMALL_BYTES: Final = 256 << 10
+"""Largest message of a method that carries no records."""
 PREFIX: Final = "/vecdb.v1."
 RELAYED_PEER: Final = "x-vecdb-peer"
 RELAYED_CERTIFICATE: Final = "x-vecdb-certificate-bin"
@@ -128,7 +140,7 @@ class Method:
     """``name`` is ``Service/Method``.  ``collection`` reads the name out of a message (None: it concerns no one).
 
     Exactly one of ``unary``, ``server_stream`` (one message in) and ``bidi`` (messages in, as parsed) is given.
-    ``whole``: the role is needed on the whole server when the message names no collection.
+    ``most_bytes`` of a message: a message is taken apart on the event loop, and many small parts take their time.
     """
 
     name: str
@@ -136,9 +148,16 @@ class Method:
     role: Role
     collection: Callable[[Any], str] | None = None
     audited: bool = False
+    most_bytes: int = SMALL_BYTES
     unary: Handle | None = None
     server_stream: Stream | None = None
     bidi: Stream | None = None
+
+    def may(self, principal: Principal) -> None:
+        """Before the message is read: raise PermissionDenied for a caller who has the role on nothing at all."""
+        if not any(grant.role >= self.role for grant in principal.grants):
+            raise PermissionDenied(f"{principal.label} lacks the role {self.role.word}", needs=self.role.word,
+                                   collection=None, key=principal.id)
 
     def allow(self, message: Any, principal: Principal) -> str:
         """Raise PermissionDenied, or return the collection's name ("": none)."""
@@ -156,6 +175,8 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
         self._workers = workers
         self._running = 0
         self._streams = 0
+        self._draining = False
+        self._readers = Readers()
         self._ids = itertools.count(1)
         self._id_prefix = os.urandom(4).hex()
         self._methods = {method.name: method for method in methods}
@@ -171,13 +192,17 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
 
     def _handler(self, method: Method) -> Any:
         if method.unary is not None:
-            return grpc.unary_unary_rpc_method_handler(self._unary(method, method.unary))
+            return grpc.stream_unary_rpc_method_handler(self._unary(method, method.unary))
         if method.server_stream is not None:
-            return grpc.unary_stream_rpc_method_handler(self._server_stream(method, method.server_stream))
+            return grpc.stream_stream_rpc_method_handler(self._server_stream(method, method.server_stream))
         assert method.bidi is not None
         return grpc.stream_stream_rpc_method_handler(self._bidi(method, method.bidi))
 
     # --- the way in -------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """Refuse calls, and messages of streams, that come from now on."""
+        self._draining = True
 
     @property
     def streams(self) -> int:
@@ -211,6 +236,9 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
         self._identify(held, metadata, certificate)
 
     def _count(self) -> None:
+        if self._draining:
+            self._guards.observer.refused(Refusal.DRAINING)
+            raise Unavailable("the node is stopping", retry_after_s=0.5)
         most = self._guards.concurrent_calls
         if self._running > most:
             self._guards.observer.refused(Refusal.CALLS)
@@ -246,6 +274,10 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
         return collection
 
     def _parse(self, method: Method, raw: bytes) -> Any:
+        if len(raw) > method.most_bytes:
+            self._guards.observer.refused(Refusal.MESSAGE_BYTES)
+            raise LimitExceeded("message", f"{len(raw)} bytes, and a {method.request.DESCRIPTOR.name} has at most "
+                                f"{method.most_bytes}", got=len(raw), limit=method.most_bytes)
         try:
             return method.request.FromString(raw)
         except DecodeError:
@@ -258,14 +290,17 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
         guards = self._guards
         observer, budget = guards.observer, guards.budget
 
-        async def run(raw: bytes, rpc: Any) -> bytes:
+        async def run(_: Any, rpc: Any) -> bytes:
             began = observer.call_began(method.name)
             self._running += 1
-            size, out, collection, code = len(raw), b"", "", "OK"
+            size, out, collection, code = 0, b"", "", "OK"
             held = self._context(rpc)
             message: Any = None
             try:
                 self._admit(held, rpc, guards.deadline_s)
+                method.may(held.principal)
+                raw = await self._readers.read(rpc)
+                size = len(raw)
                 self._hold(size)
                 try:
                     message = self._parse(method, raw)
@@ -335,10 +370,11 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
 
     # --- streams ----------------------------------------------------------------------------------
 
-    def _server_stream(self, method: Method, handle: Stream) -> Callable[[bytes, Any], AsyncIterator[bytes]]:
+    def _server_stream(self, method: Method, handle: Stream) -> Callable[[Any, Any], AsyncIterator[bytes]]:
         observer = self._guards.observer
 
-        async def replies(raw: bytes, held: Context) -> AsyncIterator[Message]:
+        async def replies(incoming: Any, held: Context, rpc: Any) -> AsyncIterator[Message]:
+            raw = await self._readers.read(rpc)
             message = self._parse(method, raw)
             collection = self._allow(method, message, held)
             with held.counted(observer, method.name, collection, len(raw)):
@@ -349,12 +385,12 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
         return self._stream(method, replies)
 
     def _bidi(self, method: Method, handle: Stream) -> Callable[[Any, Any], AsyncIterator[bytes]]:
-        def replies(incoming: Any, held: Context) -> AsyncIterator[Message]:
+        def replies(incoming: Any, held: Context, rpc: Any) -> AsyncIterator[Message]:
             return handle(self._incoming(method, incoming, held), held)
 
         return self._stream(method, replies)
 
-    def _stream(self, method: Method, replies_of: Callable[[Any, Context], AsyncIterator[Message]]
+    def _stream(self, method: Method, replies_of: Callable[[Any, Context, Any], AsyncIterator[Message]]
                 ) -> Callable[[Any, Any], AsyncIterator[bytes]]:
         """Each message is observed as a call, by those who take it apart; here the stream itself is kept."""
         async def run(incoming: Any, rpc: Any) -> AsyncIterator[bytes]:
@@ -364,7 +400,8 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
             replies: Any = None
             try:
                 self._admit(held, rpc, self._guards.deadline_max_s)
-                replies = replies_of(incoming, held)
+                method.may(held.principal)
+                replies = replies_of(incoming, held, rpc)
                 async for reply in replies:
                     yield reply.SerializeToString()
             except (asyncio.CancelledError, GeneratorExit):
@@ -386,6 +423,7 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
         Its bytes are counted until the servicer asks for the next.
         """
         async for part in raw:
+            self._count()
             self._identify(held, *held.credentials)
             self._hold(len(part))
             try:

@@ -25,6 +25,7 @@ from vecdb.ports.observer import NullObserver, Observer, Refusal
 from vecdb.rpc.edge import HEAVY_BYTES, PREFIX, RELAYED_CERTIFICATE, RELAYED_PEER, certificate_of
 from vecdb.rpc.exchange import Exchange
 from vecdb.rpc.rates import InflightBytes
+from vecdb.rpc.reading import Readers
 from vecdb.v1 import admin_pb2, collections_pb2, queries_pb2, records_pb2
 from vecdb.wire import status
 
@@ -54,9 +55,15 @@ class Front(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the
         self._id_prefix = os.urandom(4).hex()
         self.running = 0
         self.streams = 0
+        self._draining = False
+        self._readers = Readers()
         self._handlers = {f"{PREFIX}{service}/{method.name}": self._handler(service, method)
                           for service, module in MODULES.items()
                           for method in module.DESCRIPTOR.services_by_name[service].methods}
+
+    def drain(self) -> None:
+        """Refuse calls that come from now on."""
+        self._draining = True
 
     def service(self, handler_call_details: Any) -> Any:
         return self._handlers.get(handler_call_details.method)
@@ -67,19 +74,20 @@ class Front(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the
             unary = self._unary(path)
             if (service, method.name) == ("Queries", "Query"):
                 unary = self._query(unary)
-            return grpc.unary_unary_rpc_method_handler(self._admitted(unary))
+            return grpc.stream_unary_rpc_method_handler(self._admitted(unary))
         if method.client_streaming:
             return grpc.stream_stream_rpc_method_handler(self._stream(self._channel.stream_stream(path), self._held))
         return grpc.unary_stream_rpc_method_handler(self._stream(self._channel.unary_stream(path), None))
 
     # --- what is let in ---------------------------------------------------------------------------
 
-    def _admitted(self, run: Callable[[bytes, Any], Awaitable[bytes]]) -> Callable[[bytes, Any], Awaitable[bytes]]:
-        async def admitted(raw: bytes, context: Any) -> bytes:
-            size = len(raw)
+    def _admitted(self, run: Callable[[bytes, Any], Awaitable[bytes]]) -> Callable[[Any, Any], Awaitable[bytes]]:
+        async def admitted(_: Any, context: Any) -> bytes:
             self.running += 1
             try:
                 self._admit()
+                raw = await self._readers.read(context)
+                size = len(raw)
                 self._hold(size)
                 try:
                     return await run(raw, context)
@@ -93,6 +101,9 @@ class Front(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the
         return admitted
 
     def _admit(self) -> None:
+        if self._draining:
+            self._observer.refused(Refusal.DRAINING)
+            raise Unavailable("the node is stopping", retry_after_s=0.5)
         if self.running > self._most_calls:
             self._observer.refused(Refusal.CALLS)
             raise Overloaded(f"{self._most_calls} calls run already", retry_after_s=0.1, limit=self._most_calls)

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from google.protobuf.message import Message
 
-from vecdb.core.access import Principal, Role
+from vecdb.core.access import EVERYTHING, Principal, Role
 from vecdb.core.calls import Call
 from vecdb.core.errors import FormatMismatch, InvalidArgument
 from vecdb.internal.v1 import peer_pb2 as pb
@@ -24,10 +24,13 @@ from vecdb.wire import status
 
 PEER_PREFIX: Final = "/vecdb.internal.v1."
 PROTOCOL: Final = 1
+MESSAGE_BYTES: Final = 1 << 30
+"""Of many queries, each of which was measured where it came in."""
 UNDER_WAY: Final = 16_384
 """Queries of one peer at once, and answers it has not taken; beyond it no more is read of the stream."""
 ANSWERS_PER_MESSAGE: Final = 256
 BYTES_PER_MESSAGE: Final = 1 << 20
+PEER: Final = Principal("", "peer", EVERYTHING)
 NOBODY: Final = Principal("", "peer", ())
 
 
@@ -35,7 +38,7 @@ class _Trusting:
     """Who reaches the engine's socket is one of our processes; whom it speaks for is checked query by query."""
 
     def check(self, metadata: Any, peer: str, certificate: str = "") -> Principal:
-        return NOBODY
+        return PEER
 
     def take(self, principal: Principal, cost: float = 1.0) -> None:
         return None
@@ -62,7 +65,7 @@ class PeerServicer:
 
     def methods(self) -> list[Method]:
         return [Method("Peer/Hello", pb.HelloRequest, Role.READ, unary=self.hello),
-                Method("Peer/Queries", pb.PeerQueries, Role.READ, bidi=self.queries)]
+                Method("Peer/Queries", pb.PeerQueries, Role.READ, most_bytes=MESSAGE_BYTES, bidi=self.queries)]
 
     async def hello(self, message: pb.HelloRequest, context: Context) -> pb.HelloReply:
         if message.protocol != PROTOCOL:

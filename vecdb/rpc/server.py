@@ -12,16 +12,24 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import grpc
-from grpc_health.v1 import _async as health_aio
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha.reflection_pb2_grpc import add_ServerReflectionServicer_to_server
 
 from vecdb.core.errors import Unavailable
+from vecdb.rpc.health import BoundedHealth, BoundedReflection
 
 SERVICES: Final = ("Collections", "Records", "Queries", "Admin")
 KEEPALIVE_MS: Final = 60_000
 KEEPALIVE_TIMEOUT_MS: Final = 20_000
+IDLE_MS: Final = 1_800_000
+"""A connection without a call for so long is closed; clients open another one with their next call."""
+POLL_S: Final = 0.01
+STREAMS_S: Final = 1.0
+CUT_S: Final = 0.5
+"""For what was refused last to reach its callers."""
+HEALTH_NAME: Final = "grpc.health.v1.Health"
+REFLECTION_NAME: Final = "grpc.reflection.v1alpha.ServerReflection"
 HANDSHAKE_MS: Final = 15_000
 MAX_METADATA_BYTES: Final = 16 << 10
 STREAMS_PER_CONNECTION: Final = 1_000
@@ -40,6 +48,8 @@ class Handler(Protocol):
     @property
     def streams(self) -> int: ...
 
+    def drain(self) -> None: ...
+
     def service(self, handler_call_details: Any) -> Any: ...
 
 
@@ -47,7 +57,8 @@ class Handler(Protocol):
 class ServerOptions:
     """``credentials``: grpc server credentials or None for plaintext; ``hard_calls``: calls at which gRPC refuses.
 
-    ``streams``: calls of one connection at once; what is beyond waits at the client.
+    ``streams``: calls of one connection at once; what is beyond waits at the client.  ``connections``: at once; more
+    are closed as they come.
     """
 
     address: str
@@ -57,6 +68,7 @@ class ServerOptions:
     reuse_port: bool = False
     reflect: bool = True
     streams: int = STREAMS_PER_CONNECTION
+    connections: int = 4_096
 
 
 def _channel_options(options: ServerOptions) -> list[tuple[str, Any]]:
@@ -65,6 +77,8 @@ def _channel_options(options: ServerOptions) -> list[tuple[str, Any]]:
         ("grpc.max_send_message_length", -1),
         ("grpc.max_metadata_size", MAX_METADATA_BYTES),
         ("grpc.max_concurrent_streams", options.streams),
+        ("grpc.max_allowed_incoming_connections", options.connections),
+        ("grpc.max_connection_idle_ms", IDLE_MS),
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
         ("grpc.keepalive_time_ms", KEEPALIVE_MS),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
@@ -87,7 +101,8 @@ class GrpcServer:
         self._edges = edges
         self._inner = inner
         self._options = options
-        self._health = health_aio.HealthServicer()
+        self._health = BoundedHealth()
+        self._reflection = BoundedReflection((*(f"vecdb.v1.{name}" for name in SERVICES), HEALTH_NAME, REFLECTION_NAME))
         self._server: Any = None
         self.port = 0
 
@@ -97,9 +112,7 @@ class GrpcServer:
                                                 maximum_concurrent_rpcs=self._options.hard_calls)
         add_HealthServicer_to_server(self._health, server)
         if self._options.reflect:
-            reflection.enable_server_reflection(
-                (*(f"vecdb.v1.{name}" for name in SERVICES), health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
-                 reflection.SERVICE_NAME), server)
+            add_ServerReflectionServicer_to_server(self._reflection, server)
         handlers: tuple[Any, ...] = (*self._edges, *self._inner)
         server.add_generic_rpc_handlers(handlers)
         await self._tell(False)
@@ -133,7 +146,27 @@ class GrpcServer:
             return
         await self._health.enter_graceful_shutdown()
         await asyncio.sleep(min(NOTICE_S, drain_s))
-        await self._server.stop(drain_s)
+        self._health.watchers.end()  # they have been told, and would hold the drain to its end
+        self._reflection.streams.end()
+        await self._drain(drain_s)
+        await self._server.stop(CUT_S if drain_s else 0.0)
+
+    async def _drain(self, within_s: float) -> None:
+        """Let calls end that have begun, and refuse others by ourselves.
+
+        gRPC's own way cuts off calls that it has taken and not handed over yet; refused here they say that nothing was
+        done, and are made again.  Streams have no end of their own: each message under way is finished, and what is
+        still open a little later is cut.
+        """
+        for edge in self._edges:
+            edge.drain()
+        loop = asyncio.get_running_loop()
+        until = loop.time() + within_s
+        while self.running > self.streams and loop.time() < until:
+            await asyncio.sleep(POLL_S)
+        until = min(until, loop.time() + STREAMS_S)
+        while self.running and loop.time() < until:
+            await asyncio.sleep(POLL_S)
 
     @property
     def running(self) -> int:

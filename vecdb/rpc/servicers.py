@@ -12,10 +12,11 @@ from typing import Any, Final
 from vecdb.core.access import Role
 from vecdb.core.calls import Call
 from vecdb.core.errors import VecdbError
+from vecdb.core.limits import MAX_BATCH_BYTES, MAX_FILTER_JSON_BYTES
 from vecdb.core.query import Description
 from vecdb.ports.node import Node
 from vecdb.ports.observer import Observer
-from vecdb.rpc.edge import Context, Method
+from vecdb.rpc.edge import SMALL_BYTES, Context, Method
 from vecdb.v1 import collections_pb2 as c
 from vecdb.v1 import queries_pb2 as q
 from vecdb.v1 import records_pb2 as r
@@ -25,6 +26,11 @@ STREAM_WINDOW: Final = 256
 """Queries of one stream that may be under way: what a reader that stops reading can make the node hold."""
 UPSERT_DEADLINE_S: Final = 60.0
 PROGRESS_WAITING: Final = 64
+LARGE_BYTES: Final = MAX_BATCH_BYTES + (16 << 20)
+"""Records and queries: as many vectors as a batch may have, with ids and metadata beside them."""
+IDS_BYTES: Final = 24 << 20
+"""As many ids as a batch may have, each of the longest; a filter is shorter."""
+FILTER_BYTES: Final = MAX_FILTER_JSON_BYTES + SMALL_BYTES
 
 
 def _collection(message: Any) -> str:
@@ -101,13 +107,20 @@ class RecordsServicer:
 
     def methods(self) -> list[Method]:
         return [
-            Method("Records/Upsert", r.UpsertRequest, Role.WRITE, _collection, unary=self.upsert),
-            Method("Records/UpsertStream", r.UpsertRequest, Role.WRITE, _collection, bidi=self.upsert_stream),
-            Method("Records/Delete", r.DeleteRequest, Role.WRITE, _collection, unary=self.delete),
-            Method("Records/UpdateMetadata", r.UpdateMetadataRequest, Role.WRITE, _collection, unary=self.update),
-            Method("Records/Fetch", r.FetchRequest, Role.READ, _collection, unary=self.fetch),
-            Method("Records/Scan", r.ScanRequest, Role.READ, _collection, unary=self.scan),
-            Method("Records/Count", r.CountRequest, Role.READ, _collection, unary=self.count),
+            Method("Records/Upsert", r.UpsertRequest, Role.WRITE, _collection, most_bytes=LARGE_BYTES,
+                   unary=self.upsert),
+            Method("Records/UpsertStream", r.UpsertRequest, Role.WRITE, _collection, most_bytes=LARGE_BYTES,
+                   bidi=self.upsert_stream),
+            Method("Records/Delete", r.DeleteRequest, Role.WRITE, _collection, most_bytes=IDS_BYTES,
+                   unary=self.delete),
+            Method("Records/UpdateMetadata", r.UpdateMetadataRequest, Role.WRITE, _collection, most_bytes=LARGE_BYTES,
+                   unary=self.update),
+            Method("Records/Fetch", r.FetchRequest, Role.READ, _collection, most_bytes=IDS_BYTES,
+                   unary=self.fetch),
+            Method("Records/Scan", r.ScanRequest, Role.READ, _collection, most_bytes=FILTER_BYTES,
+                   unary=self.scan),
+            Method("Records/Count", r.CountRequest, Role.READ, _collection, most_bytes=FILTER_BYTES,
+                   unary=self.count),
         ]
 
     async def upsert(self, message: r.UpsertRequest, context: Context) -> r.UpsertReply:
@@ -174,8 +187,10 @@ class QueriesServicer:
 
     def methods(self) -> list[Method]:
         return [
-            Method("Queries/Query", q.QueryRequest, Role.READ, _collection, unary=self.query),
-            Method("Queries/QueryStream", q.QueryRequest, Role.READ, _collection, bidi=self.query_stream),
+            Method("Queries/Query", q.QueryRequest, Role.READ, _collection, most_bytes=LARGE_BYTES,
+                   unary=self.query),
+            Method("Queries/QueryStream", q.QueryRequest, Role.READ, _collection, most_bytes=LARGE_BYTES,
+                   bidi=self.query_stream),
         ]
 
     async def query(self, message: q.QueryRequest, context: Context) -> q.QueryReply:

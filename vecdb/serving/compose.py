@@ -276,7 +276,7 @@ def _grpc_face(settings: Settings, methods: list[Method], guards: Guards, worker
     if folder is None:
         return GrpcFace(GrpcServer([Edge(methods, guards, workers)], ServerOptions(
             join_host_port(server.host, server.grpc_port), limits.message_bytes, HARD * limits.concurrent_calls,
-            credentials, False, server.reflection)))
+            credentials, False, server.reflection, connections=limits.connections)))
     relayed = replace(guards, relayed=True)
     public = Edge(methods, relayed, workers)
     peer = Edge(PeerServicer(public, about["node_id"], about["version"]).methods(), peer_guards(relayed), workers,
@@ -287,7 +287,8 @@ def _grpc_face(settings: Settings, methods: list[Method], guards: Guards, worker
     count = processes(settings)
     front = FrontSettings(
         "front", folder, join_host_port(server.host, port), limits.message_bytes, limits.concurrent_calls,
-        limits.inflight_bytes // count, server.reflection, server.drain_s, settings.log.level, settings.log.format,
+        limits.inflight_bytes // count, limits.connections // count, server.reflection, server.drain_s,
+        settings.log.level, settings.log.format,
         settings.tls.cert_file, settings.tls.key_file, settings.tls.client_ca_file, settings.tls.reload_s)
     # A front's calls come over one connection: who fills it with streams must not keep out the calls of others.
     calls = HARD * limits.concurrent_calls

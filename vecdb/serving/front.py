@@ -50,6 +50,7 @@ class FrontSettings:
     message_bytes: int
     calls: int
     inflight_bytes: int
+    connections: int
     reflect: bool
     drain_s: float
     log_level: str
@@ -101,7 +102,8 @@ async def serve(settings: FrontSettings, ending: Ending, on_listening: Callable[
                   calls=settings.calls, inflight_bytes=settings.inflight_bytes, observer=metrics)
     server = GrpcServer([front], ServerOptions(
         settings.address, settings.message_bytes, 2 * settings.calls,
-        None if certificates is None else certificates.grpc_credentials(), True, settings.reflect))
+        None if certificates is None else certificates.grpc_credentials(), True, settings.reflect,
+        connections=settings.connections))
     metrics.watch(Watched.INFLIGHT_BYTES, lambda: float(front.budget.used))
     metrics.watch(Watched.STREAMS, lambda: float(front.streams))
     lag = EventLoopLag()

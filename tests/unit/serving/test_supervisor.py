@@ -52,7 +52,8 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str],
 
 
 def settings(folder: Path) -> FrontSettings:
-    return FrontSettings("front", folder, "127.0.0.1:1", 1 << 20, 8, 1 << 20, False, 1.0, "info", "json")
+    return FrontSettings("front", folder, "127.0.0.1:1", 1 << 20, 8, 1 << 20, 64, False, 1.0, "info",
+                         "json")
 
 
 def drive(test: Callable[[], Awaitable[None]]) -> None:
