@@ -23,7 +23,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import orjson
 
-from vecdb.core.access import KEY_ID, SECRET, Grant, Key, Principal, Role, check_grants
+from vecdb.core.access import KEY_ID, SECRET, Grant, Key, Principal, Role, check_grants, mask_secrets
 from vecdb.core.errors import (
     DataCorrupted,
     InvalidArgument,
@@ -50,6 +50,8 @@ MAX_TTL_S: Final = 100 * 366 * 86_400.0
 MAX_OVERLAP_S: Final = 90 * 86_400.0
 _SECRET_LENGTH: Final = 4 + 12 + 1 + 52
 _FIRST: Final = b"f"
+_SHOWN: Final = len("vdb_abcdefgh2345_***")
+"""Characters of what was asked for as an id that an error repeats: far from a whole secret."""
 
 
 class _Hash(NamedTuple):
@@ -259,10 +261,10 @@ class KeyRing:
     def _row(self, id: str) -> _Row:
         row = self._table.rows.get(id)
         if row is None:
-            # What is no id may be a secret pasted by mistake: not to be repeated.
-            shown = id if isinstance(id, str) and KEY_ID.fullmatch(id) else "that id"
-            raise KeyNotFound(f"no API key of the id {shown}" if shown == id else
-                              "no API key of that id: an id is the 12 characters after 'vdb_'", id=shown)
+            shown = _asked(id)
+            good = isinstance(id, str) and KEY_ID.fullmatch(id)
+            raise KeyNotFound(f"no API key of the id {shown}" if good else
+                              f"no API key of the id {shown!r}: an id is the 12 characters after 'vdb_'", id=shown)
         return row
 
     def _new_id(self) -> str:
@@ -356,6 +358,12 @@ def _synced(store: Store) -> VecdbError | None:
 
 def _digest(salt: bytes, secret: str) -> bytes:
     return hashlib.sha256(salt + secret.encode("utf-8", "surrogatepass")).digest()
+
+
+def _asked(id: object) -> str:
+    """An id as it was asked for; of what may be a secret pasted by mistake, only what is none of it."""
+    text = mask_secrets(id if isinstance(id, str) else repr(id))
+    return text if len(text) <= _SHOWN else f"{text[:4]}…"
 
 
 def _unknown() -> Unauthenticated:

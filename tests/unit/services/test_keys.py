@@ -135,6 +135,16 @@ def test_unknown_ids_are_not_repeated_when_they_are_secrets(ring: KeyRing) -> No
         ring.revoke("aaaaaaaaaaaa")
 
 
+@pytest.mark.parametrize(("asked", "told"), [
+    ("aaaaaaaaaaaa", "aaaaaaaaaaaa"), ("my-key", "my-key"), ("", ""), (f"vdb_{'a' * 12}", f"vdb_{'a' * 12}"),
+    (f"vdb_{'a' * 12}_{'b' * 52}", f"vdb_{'a' * 12}_***"), ("b" * 52, "bbbb…"), (7, "7")])
+def test_an_unknown_id_is_told_as_it_was_asked_for(ring: KeyRing, asked: object, told: str) -> None:
+    with pytest.raises(KeyNotFound) as caught:
+        ring.get(asked)  # type: ignore[arg-type]
+    assert caught.value.fields["id"] == told
+    assert told in str(caught.value)
+
+
 def test_no_secret_is_in_any_repr(ring: KeyRing) -> None:
     key, secret = ring.create("a", READ)
     shown = repr((key, ring.list(), ring.principal(secret), ring))
