@@ -1,8 +1,9 @@
 """When to try again: full jitter, within the deadline, and never so often that retries feed an overload.
 
 Backoff as in "Exponential Backoff And Jitter" (M. Brooker, AWS Architecture Blog, 2015): a uniform delay from 0 to
-``base * 2**n``.  A server's own hint is a lower bound.  The budget is a token bucket for the whole connection, filled
-by successes and slowly by time (as gRPC's retry throttling, A6): when most calls fail, most failures are final.
+``base * 2**n``.  A server's own hint is a lower bound, up to ``HINT_MOST_S``.  The budget is a token bucket for the
+whole connection, filled by successes and slowly by time (as gRPC's retry throttling, A6): when most calls fail, most
+failures are final.
 """
 
 import random
@@ -15,6 +16,8 @@ from vecdb.core.errors import OutcomeUnknown, Overloaded, Unavailable, VecdbErro
 
 BASE_S: Final = 0.05
 MOST_S: Final = 2.0
+HINT_MOST_S: Final = 30.0
+"""Longest that a server's hint is obeyed: a call without a deadline must not sleep for as long as somebody says."""
 STREAM_RETRIES: Final = 20
 """Reconnections of a bulk upsert without progress between them: about 15 seconds, a restart of the server."""
 
@@ -85,11 +88,10 @@ class Attempts:
             return None
         wait = random.uniform(0.0, min(MOST_S, BASE_S * 2.0 ** self._count))  # noqa: S311  # jitter, no secret
         hint = error.fields.get("retry_after_s")
-        if isinstance(hint, int | float) and hint > 0:
-            wait += float(hint)
-        if self._deadline is not None and time.monotonic() + wait >= self._deadline:
+        asked = float(hint) if isinstance(hint, int | float) and hint > 0 else 0.0
+        if self._deadline is not None and time.monotonic() + wait + asked >= self._deadline:
             return None
         if not self._budget.take():
             return None
         self._count += 1
-        return wait
+        return wait + min(asked, HINT_MOST_S)
