@@ -24,14 +24,18 @@ _HOMES = {
     "Database": "vecdb.client.database",
     "Description": "vecdb.core.query",
     "F": "vecdb.core.filters",
+    "Grant": "vecdb.core.access",
     "Hit": "vecdb.client.results",
     "Hits": "vecdb.client.results",
     "IndexKind": "vecdb.core.schema",
     "IndexSpec": "vecdb.core.schema",
+    "Key": "vecdb.core.access",
     "Metric": "vecdb.core.schema",
+    "NewKey": "vecdb.core.access",
     "Quantization": "vecdb.core.schema",
     "Record": "vecdb.core.records",
     "Records": "vecdb.client.results",
+    "Role": "vecdb.core.access",
     "VecdbError": "vecdb.core.errors",
     "VectorType": "vecdb.core.schema",
     "WriteResult": "vecdb.core.records",
@@ -43,8 +47,8 @@ _HOMES = {
 
 __all__ = [
     "AsyncCollection", "AsyncDatabase", "Backend", "Collection", "CollectionSchema", "Database", "Description", "F",
-    "Hit", "Hits", "IndexKind", "IndexSpec", "Metric", "Quantization", "Record", "Records", "VecdbError", "VectorType",
-    "WriteResult", "__version__", "connect", "connect_async", "errors", "limits",
+    "Grant", "Hit", "Hits", "IndexKind", "IndexSpec", "Key", "Metric", "NewKey", "Quantization", "Record", "Records",
+    "Role", "VecdbError", "VectorType", "WriteResult", "__version__", "connect", "connect_async", "errors", "limits",
 ]
 
 

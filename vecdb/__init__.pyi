@@ -6,6 +6,7 @@ from vecdb.client.connect import connect
 from vecdb.client.database import Database
 from vecdb.client.results import Hit, Hits, Records
 from vecdb.core import errors, limits
+from vecdb.core.access import Grant, Key, NewKey, Role
 from vecdb.core.errors import VecdbError
 from vecdb.core.filters import F
 from vecdb.core.query import Description
@@ -16,6 +17,6 @@ __version__: str
 
 __all__ = [
     "AsyncCollection", "AsyncDatabase", "Backend", "Collection", "CollectionSchema", "Database", "Description", "F",
-    "Hit", "Hits", "IndexKind", "IndexSpec", "Metric", "Quantization", "Record", "Records", "VecdbError", "VectorType",
-    "WriteResult", "__version__", "connect", "connect_async", "errors", "limits",
+    "Grant", "Hit", "Hits", "IndexKind", "IndexSpec", "Key", "Metric", "NewKey", "Quantization", "Record", "Records",
+    "Role", "VecdbError", "VectorType", "WriteResult", "__version__", "connect", "connect_async", "errors", "limits",
 ]

@@ -7,7 +7,7 @@ from vecdb.client.asking import Ask
 from vecdb.client.deadlines import check_timeout
 from vecdb.client.session import Session
 from vecdb.client.steps import Steps
-from vecdb.core.access import Grant, Key
+from vecdb.core.access import Grant, Key, NewKey
 
 T = TypeVar("T")
 
@@ -18,7 +18,12 @@ def ask(method: str, *args: Any) -> Steps[Any]:
 
 
 class Admin:
-    """``Database.admin``: needs the role admin; a directory has none of this and says Unsupported."""
+    """``Database.admin``: needs the role admin; a directory has none of this and says Unsupported.
+
+    >>> made = db.admin.create_key("app", [vecdb.Grant(vecdb.Role.WRITE, ["docs"])])  # doctest: +SKIP
+    >>> made.secret  # doctest: +SKIP
+    'vdb_…'
+    """
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -29,9 +34,9 @@ class Admin:
         return found
 
     def create_key(self, name: str, grants: Sequence[Grant], ttl_s: float = 0.0, *,
-                   timeout: float | None = None) -> tuple[Key, str]:
+                   timeout: float | None = None) -> NewKey:
         """Make an API key; the secret is told this once.  ``ttl_s``: seconds it is good for, 0 for ever."""
-        made: tuple[Key, str] = self._session.run(ask("create_key", name, grants, ttl_s), check_timeout(timeout))
+        made: NewKey = self._session.run(ask("create_key", name, grants, ttl_s), check_timeout(timeout))
         return made
 
     def list_keys(self, *, timeout: float | None = None) -> list[Key]:
@@ -39,9 +44,9 @@ class Admin:
         found: list[Key] = self._session.run(ask("list_keys"), check_timeout(timeout))
         return found
 
-    def rotate_key(self, id: str, overlap_s: float = 0.0, *, timeout: float | None = None) -> tuple[Key, str]:
+    def rotate_key(self, id: str, overlap_s: float = 0.0, *, timeout: float | None = None) -> NewKey:
         """A new secret for a key; the old one is good for ``overlap_s`` more seconds."""
-        made: tuple[Key, str] = self._session.run(ask("rotate_key", id, overlap_s), check_timeout(timeout))
+        made: NewKey = self._session.run(ask("rotate_key", id, overlap_s), check_timeout(timeout))
         return made
 
     def revoke_key(self, id: str, *, timeout: float | None = None) -> None:

@@ -12,7 +12,7 @@ from vecdb.client.async_collection import AsyncCollection
 from vecdb.client.async_session import AsyncSession
 from vecdb.client.connect import check_key, directory, embedded, network
 from vecdb.client.deadlines import check_timeout
-from vecdb.core.access import Grant, Key
+from vecdb.core.access import Grant, Key, NewKey
 from vecdb.core.errors import InvalidArgument
 from vecdb.core.schema import IndexSpec, Metric, VectorType, check_name
 
@@ -100,10 +100,10 @@ class AsyncAdmin:
         return found
 
     async def create_key(self, name: str, grants: Sequence[Grant], ttl_s: float = 0.0, *,
-                         timeout: float | None = None) -> tuple[Key, str]:
+                         timeout: float | None = None) -> NewKey:
         """Make an API key; the secret is told this once.  ``ttl_s``: seconds it is good for, 0 for ever."""
         steps = ask("create_key", name, grants, ttl_s)
-        made: tuple[Key, str] = await self._session.run(steps, check_timeout(timeout))
+        made: NewKey = await self._session.run(steps, check_timeout(timeout))
         return made
 
     async def list_keys(self, *, timeout: float | None = None) -> list[Key]:
@@ -111,10 +111,10 @@ class AsyncAdmin:
         found: list[Key] = await self._session.run(ask("list_keys"), check_timeout(timeout))
         return found
 
-    async def rotate_key(self, id: str, overlap_s: float = 0.0, *, timeout: float | None = None) -> tuple[Key, str]:
+    async def rotate_key(self, id: str, overlap_s: float = 0.0, *, timeout: float | None = None) -> NewKey:
         """A new secret for a key; the old one is good for ``overlap_s`` more seconds."""
         steps = ask("rotate_key", id, overlap_s)
-        made: tuple[Key, str] = await self._session.run(steps, check_timeout(timeout))
+        made: NewKey = await self._session.run(steps, check_timeout(timeout))
         return made
 
     async def revoke_key(self, id: str, *, timeout: float | None = None) -> None:

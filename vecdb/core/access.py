@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from vecdb.core.errors import InvalidArgument, LimitExceeded, PermissionDenied
 from vecdb.core.limits import MAX_GRANT_COLLECTIONS, MAX_GRANTS, MAX_NAME_BYTES
@@ -109,6 +109,16 @@ class Key:
 
     def expired(self, now_s: float) -> bool:
         return 0.0 < self.expires_s <= now_s
+
+
+class NewKey(NamedTuple):
+    """A key that was just made or rotated, and its ``secret``, told this once; ``key, secret = …`` takes it apart."""
+
+    key: Key
+    secret: str
+
+    def __repr__(self) -> str:
+        return f"NewKey(key={self.key!r}, secret='***')"
 
 
 @dataclass(frozen=True, slots=True)

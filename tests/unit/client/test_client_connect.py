@@ -70,6 +70,18 @@ def test_options(opened: list, tmp_path: Path) -> None:
     assert connect(tmp_path, api_key="not looked at", read_only=True).closed is False
 
 
+def test_names_of_keys_are_at_hand_without_an_engine_or_a_network() -> None:
+    program = """
+import sys, vecdb
+key = vecdb.Grant(vecdb.Role.WRITE, ["docs"])
+assert key.role is vecdb.Role["WRITE"] and vecdb.Key and vecdb.NewKey
+assert {"Grant", "Key", "NewKey", "Role"} <= set(dir(vecdb))
+print(*{"numba", "grpc", "google.protobuf", "vecdb.kernels", "vecdb.client"} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout.strip(), done.stderr) == ("", "")
+
+
 def test_an_unclosed_database_is_closed_at_exit() -> None:
     program = """
 import sys, types

@@ -9,7 +9,7 @@ from vecdb.client.remote import methods as m
 from vecdb.client.remote.calling import LONG_S, Caller, read
 from vecdb.client.remote.io import Rpc
 from vecdb.client.steps import Steps
-from vecdb.core.access import Grant, Key, Role
+from vecdb.core.access import Grant, Key, NewKey, Role
 from vecdb.core.calls import Call
 from vecdb.v1 import admin_pb2 as pb
 
@@ -28,20 +28,20 @@ class AdminProcedures:
                 **details}
 
     def create_key(self, name: str, grants: Sequence[Grant], ttl_s: float = 0.0,
-                   call: Call | None = None) -> Steps[tuple[Key, str]]:
+                   call: Call | None = None) -> Steps[NewKey]:
         """Not repeated when its end is not known: a key that nobody holds would stay behind."""
         message = pb.CreateKeyRequest(name=name, ttl_s=ttl_s, grants=[
             pb.Grant(role=pb.Role.ValueType(int(grant.role)), collections=grant.collections) for grant in grants])
         return (yield from self._secret(m.CREATE_KEY, message.SerializeToString(), call))
 
-    def rotate_key(self, id: str, overlap_s: float = 0.0, call: Call | None = None) -> Steps[tuple[Key, str]]:
+    def rotate_key(self, id: str, overlap_s: float = 0.0, call: Call | None = None) -> Steps[NewKey]:
         message = pb.RotateKeyRequest(id=id, overlap_s=overlap_s)
         return (yield from self._secret(m.ROTATE_KEY, message.SerializeToString(), call))
 
-    def _secret(self, rpc: Rpc, payload: bytes, call: Call | None) -> Steps[tuple[Key, str]]:
+    def _secret(self, rpc: Rpc, payload: bytes, call: Call | None) -> Steps[NewKey]:
         raw = yield from self._caller.call(rpc, payload, call, write=True, repeat=False)
         reply = read(pb.CreateKeyReply, raw)
-        return _key(reply.key), reply.secret
+        return NewKey(_key(reply.key), reply.secret)
 
     def list_keys(self, call: Call | None = None) -> Steps[list[Key]]:
         reply = yield from self._caller.call(m.LIST_KEYS, b"", call)

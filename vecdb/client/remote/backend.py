@@ -17,7 +17,7 @@ from vecdb.client.remote.target import Target
 from vecdb.client.remote.waiting import connect_steps
 from vecdb.client.steps import drive
 from vecdb.client.writing import Batch
-from vecdb.core.access import Grant, Key
+from vecdb.core.access import Grant, Key, NewKey
 from vecdb.core.calls import Call
 from vecdb.core.filters.tree import Node
 from vecdb.core.ids import RecordId
@@ -116,14 +116,14 @@ class RemoteBackend:
         return drive(self._admin.server(call), self._wire)
 
     def create_key(self, name: str, grants: Sequence[Grant], ttl_s: float = 0.0,
-                   call: Call | None = None) -> tuple[Key, str]:
+                   call: Call | None = None) -> NewKey:
         """Make an API key; the secret is told this once."""
         return drive(self._admin.create_key(name, grants, ttl_s, call), self._wire)
 
     def list_keys(self, call: Call | None = None) -> list[Key]:
         return drive(self._admin.list_keys(call), self._wire)
 
-    def rotate_key(self, id: str, overlap_s: float = 0.0, call: Call | None = None) -> tuple[Key, str]:
+    def rotate_key(self, id: str, overlap_s: float = 0.0, call: Call | None = None) -> NewKey:
         """A new secret; the old one is good for ``overlap_s`` more seconds."""
         return drive(self._admin.rotate_key(id, overlap_s, call), self._wire)
 

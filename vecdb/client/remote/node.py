@@ -19,7 +19,7 @@ from vecdb.client.remote.target import Target, parse
 from vecdb.client.remote.waiting import connect_steps
 from vecdb.client.steps import Steps, T, adrive
 from vecdb.client.writing import Batch
-from vecdb.core.access import Grant, Key
+from vecdb.core.access import Grant, Key, NewKey
 from vecdb.core.calls import Call, Stopped
 from vecdb.core.filters.tree import Node as FilterNode
 from vecdb.core.ids import RecordId
@@ -136,14 +136,14 @@ class RemoteNode:
         return await self._run(self._admin.server(call), call)
 
     async def create_key(self, name: str, grants: Sequence[Grant], ttl_s: float = 0.0,
-                         call: Call | None = None) -> tuple[Key, str]:
+                         call: Call | None = None) -> NewKey:
         """Make an API key; the secret is told this once."""
         return await self._run(self._admin.create_key(name, grants, ttl_s, call), call)
 
     async def list_keys(self, call: Call | None = None) -> list[Key]:
         return await self._run(self._admin.list_keys(call), call)
 
-    async def rotate_key(self, id: str, overlap_s: float = 0.0, call: Call | None = None) -> tuple[Key, str]:
+    async def rotate_key(self, id: str, overlap_s: float = 0.0, call: Call | None = None) -> NewKey:
         """A new secret; the old one is good for ``overlap_s`` more seconds."""
         return await self._run(self._admin.rotate_key(id, overlap_s, call), call)
 
