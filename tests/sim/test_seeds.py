@@ -15,11 +15,9 @@ FAILED_ONCE = {
 """Seeds that have found something, with what it was."""
 
 CAUGHT_BY_SEEDS = {
-    mutants.deletes_what_matches: range(19, 20), mutants.promises_before_the_disk: range(1, 2),
-    mutants.counts_itself_before_the_disk: range(1, 2), mutants.counts_learners: range(1, 5),
-    mutants.votes_for_anybody: range(1, 6), mutants.reads_unconfirmed: range(71, 72),
-    mutants.commits_what_earlier_terms_left: range(1, 4)}
-"""A mutant of a rule that changes may need other seeds: any run of the simulator finds them."""
+    mutants.promises_before_the_disk: range(1, 9), mutants.counts_itself_before_the_disk: range(1, 9),
+    mutants.counts_learners: range(1, 9), mutants.votes_for_anybody: range(1, 13)}
+"""Within so few; the others have needed up to a hundred (unconfirmed reads: 71), or hand-made messages."""
 CAUGHT_BY_RULES = {
     mutants.deletes_what_matches: test_rules.test_a_batch_that_comes_again_deletes_nothing_behind_it,
     mutants.believes_old_acknowledgements: test_rules.test_acknowledgements_of_another_term_count_for_nothing,

@@ -180,7 +180,7 @@ class GroupReplicator:
         waits: list[int] = []
         try:
             await self._asked(lambda done: waits.append(
-                replica.wait_applied(log_index, lambda: done(log_index, None, None))), deadline)
+                replica.wait_applied(log_index, lambda error: done(log_index, None, error))), deadline)
         finally:
             for wait in waits:
                 replica.wait_no_more(wait)

@@ -61,8 +61,8 @@ class Host:
         self._random = random
         self._touched: dict[int, Replica] = {}
         self._out: dict[str, list[bytes]] = {}
-        self._held: list[tuple[str, bytes]] = []
-        self._held_by_sync: list[tuple[str, bytes]] = []
+        self._held: list[tuple[int, str, bytes]] = []
+        self._held_by_sync: list[tuple[int, str, bytes]] = []
         self._syncing = False
         self._turning = False
 
@@ -73,6 +73,8 @@ class Host:
         """Take up a group: its log as it is on the disk, or a new one.
 
         ``voters``: the members of a new group, this replica among them; none where it is to join one as a learner.
+        ``Unavailable`` if it was removed a moment ago and its last batch is still being written: try again.
+
         ``existing``: there was a log, as whoever keeps the catalog knows; if it is gone or damaged the replica comes
         back under a new, random number, says so, and the leader puts it in the old one's place as a learner.
         """
@@ -100,7 +102,7 @@ class Host:
                                       limit=replica_id(self.node, number))
             log = self.store.create(group, number, configuration, max(position.log_index, 1), position.term)
         elif log.intent is not None:
-            if log.intent.index == position.log_index:  # killed between the snapshot and the log
+            if _half_installed(log, position):
                 log.reset(log.intent.index, log.intent.term, log.intent.configuration)
             else:
                 log.intend(None)
@@ -114,6 +116,10 @@ class Host:
         replica = self.replicas.pop(group)
         self._touched.pop(group, None)
         replica.close()
+        # What was not yet on its way to the disk is forgotten, and with it every promise that spoke of it.
+        self.store.close(replica.core.log)
+        self._held = [one for one in self._held if one[0] != group]
+        self._held_by_sync = [one for one in self._held_by_sync if one[0] != group]
         if forget:
             self.store.drop(group)
             self.turn()
@@ -156,9 +162,9 @@ class Host:
     def post(self, node: str, envelope: Envelope, promise: bool) -> None:
         data = encode(envelope)
         if promise and self.store.dirty:
-            self._held.append((node, data))
+            self._held.append((envelope.group, node, data))
         elif promise and self._syncing:
-            self._held_by_sync.append((node, data))
+            self._held_by_sync.append((envelope.group, node, data))
         else:
             self._out.setdefault(node, []).append(data)
 
@@ -202,7 +208,7 @@ class Host:
         if error is not None:
             self._fail(error)
             return
-        for node, data in self._held_by_sync:
+        for _, node, data in self._held_by_sync:
             self._out.setdefault(node, []).append(data)
         self._held_by_sync = []
         for group in self.store.done(batch):
@@ -220,11 +226,18 @@ class Host:
             replica.halt(error)
 
 
+def _half_installed(log: GroupLog, position: Position) -> bool:
+    """Whether the process was killed after a snapshot had become the state, and before the log began behind it."""
+    intent = log.intent
+    return intent is not None and intent.index == position.log_index > log.base \
+        and intent.term == position.term != log.term_at(intent.index)
+
+
 def _agree(log: GroupLog, position: Position) -> None:
     """Raise ``DataCorrupted`` where log and state cannot both be right."""
-    if log.intent is not None and log.intent.index == position.log_index:
-        return
     index = position.log_index
+    if _half_installed(log, position):
+        return
     if index < log.base and log.base > 1:
         raise DataCorrupted(f"the state of group {log.group} ends at {index}, before its log begins at {log.base}",
                             path="log", group=log.group)

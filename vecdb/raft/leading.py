@@ -78,6 +78,7 @@ class Leading(Following):
         self._next_beat = 0.0
         self._next_check = 0.0
         self._uncommitted = 0
+        self._commit_before = self._commit_at_beat = 0
         super().__init__(me, log, around, clock, random, settings)
 
     # --- beginning and end ------------------------------------------------------------------------
@@ -88,6 +89,7 @@ class Leading(Following):
         self._seq = self._seq_sent = 0
         self.begin_leadership()
         self._uncommitted = self.log.size_of(self.commit + 1, self.log.last + 1)
+        self._commit_before = self._commit_at_beat = self.log.last
         self._next_check = now + self.settings.election_s_max
         self._reconfigured()
         self._beat(now)
@@ -141,6 +143,7 @@ class Leading(Following):
 
     def _beat(self, now: float) -> None:
         self._next_beat = now + self.settings.heartbeat_s
+        self._commit_before, self._commit_at_beat = self._commit_at_beat, self.commit
         self._seq += 1
         self.around.touched()
 
@@ -364,7 +367,9 @@ class Leading(Following):
     def reconfigure(self, after: Configuration) -> int:
         """Append a configuration; in force at once.  The caller has asked :meth:`_free_to_change`."""
         index = self.log.last + 1
-        self.append([Entry(MEMBERS + after.to_bytes(), index, self.term)])
+        command = MEMBERS + after.to_bytes()
+        self._uncommitted += len(command)
+        self.append([Entry(command, index, self.term)])
         self.around.touched()
         return index
 
@@ -375,7 +380,7 @@ class Leading(Following):
         now = self.clock()
         for one in self.configuration.joining:
             progress = self.progress[one]
-            if not progress.lacking and not progress.probing and progress.match >= self.commit \
+            if not progress.lacking and not progress.probing and progress.match >= self._commit_before \
                     and now - progress.heard <= 2 * self.settings.heartbeat_s:
                 self.reconfigure(promoted(self.configuration, one))
                 return

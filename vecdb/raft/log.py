@@ -22,7 +22,7 @@ from typing import Any, Final
 import xxhash
 from pysyncobj.journal import Journal
 
-from vecdb.core.errors import DataCorrupted
+from vecdb.core.errors import DataCorrupted, Unavailable
 from vecdb.ports.store import Store
 from vecdb.raft.membership import Configuration
 from vecdb.raft.messages import Entry
@@ -336,6 +336,7 @@ class LogStore:
         self._store = store
         self.cache_bytes = cache_bytes
         self._dirty: dict[int, GroupLog] = {}
+        self._in_flight: dict[int, bool] = {}
 
     @property
     def dirty(self) -> bool:
@@ -366,7 +367,13 @@ class LogStore:
         return log
 
     def open(self, group: int) -> GroupLog | None:
-        """The log as it was last synced; None if there is none.  Raises ``DataCorrupted`` if it is damaged."""
+        """The log as it was last synced; None if there is none.
+
+        Raises ``DataCorrupted`` if it is damaged, ``Unavailable`` while a batch about an earlier handle of it is being
+        written.
+        """
+        if group in self._in_flight:
+            raise Unavailable(f"the log of group {group} is being written", retry_after_s=0.05)
         (row,) = self._store.multi_get([meta_key(group)])
         entries: list[Entry] = []
         try:
@@ -394,6 +401,11 @@ class LogStore:
         log.ranges.append((entry_key(group, 0), entry_key(group, _MASK)))
         self.touch(log)
 
+    def close(self, log: GroupLog) -> None:
+        """Let go of a log: what of it was not handed to a batch yet is forgotten, as in a crash."""
+        if self._dirty.get(log.group) is log:
+            del self._dirty[log.group]
+
     def fetch(self, group: int, indexes: list[int]) -> list[bytes | None]:
         return self._store.multi_get([entry_key(group, index) for index in indexes])
 
@@ -415,12 +427,13 @@ class LogStore:
                 mutations.puts.append((meta_key(log.group), log.meta().to_bytes()))
                 batch.marks.append(Mark(log, log.last, log.last_term, (log.getCurrentTerm(), log.getVotedForNodeId()),
                                         log.intent))
+        self._in_flight = dict.fromkeys(self._dirty, True)
         self._dirty = {}
         return batch
 
-    @staticmethod
-    def done(batch: Batch) -> list[int]:
+    def done(self, batch: Batch) -> list[int]:
         """The batch is on stable storage; returns the groups it was about."""
+        self._in_flight = {}
         for mark in batch.marks:
             mark.log.became_stable(mark)
         return [mark.log.group for mark in batch.marks]

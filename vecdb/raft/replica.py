@@ -6,7 +6,7 @@ from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from vecdb.core.errors import DataCorrupted, OutcomeUnknown, StorageError, VecdbError
+from vecdb.core.errors import DataCorrupted, OutcomeUnknown, StorageError, Unavailable, VecdbError
 from vecdb.ports.replicator import Position, ReplicaStatus, StateMachine
 from vecdb.raft.core import RaftCore
 from vecdb.raft.leading import Done
@@ -51,7 +51,7 @@ class Replica:
         self.error = ""
         self._busy = False
         """A thread applies, or installs."""
-        self._waiting: list[tuple[int, int, Callable[[], None]]] = []
+        self._waiting: list[tuple[int, int, Callable[[VecdbError | None], None]]] = []
         self._waits = 0
         self._outgoing: Outgoing | None = None
         self._making = False
@@ -179,8 +179,8 @@ class Replica:
         self.core.applied_to(entries, [next(each) if entry.command[:1] == COMMAND else None for entry in entries])
         self._wake()
 
-    def wait_applied(self, log_index: int, done: Callable[[], None]) -> int:
-        """Told once this replica has applied ``log_index``; returns what :meth:`wait_no_more` needs."""
+    def wait_applied(self, log_index: int, done: Callable[[VecdbError | None], None]) -> int:
+        """Told once this replica has applied ``log_index``, or ended; returns what :meth:`wait_no_more` needs."""
         self._waits += 1
         heapq.heappush(self._waiting, (log_index, self._waits, done))
         self._wake()
@@ -193,7 +193,7 @@ class Replica:
 
     def _wake(self) -> None:
         while self._waiting and self._waiting[0][0] <= self.core.applied:
-            heapq.heappop(self._waiting)[2]()
+            heapq.heappop(self._waiting)[2](None)
 
     def read_index(self, done: Done) -> None:
         """Told, with the index, once this replica has applied all that was committed at the call."""
@@ -201,7 +201,7 @@ class Replica:
             if error is not None:
                 done(index, None, error)
             else:
-                self.wait_applied(index, lambda: done(index, None, None))
+                self.wait_applied(index, lambda error: done(index, None, error))
 
         self.core.read_index(confirmed)
 
@@ -311,6 +311,8 @@ class Replica:
         if now.offer.index <= core.applied:
             now.incoming.close()
             self._receiving = None
+            if core.log.intent is not None:
+                core.log.intend(None)
             return
         if core.log.stable_intent != now.intent:
             if core.log.intent != now.intent:
@@ -329,6 +331,8 @@ class Replica:
             return
         offer = now.offer
         self.core.installed(offer.index, offer.index_term, offer.configuration)
+        if self.core.log.intent is not None:
+            self.core.log.intend(None)
         self._checkpointed = offer.index
         self.tell("info", "raft_snapshot_installed", group=self.group, index=offer.index)
         if self.core.leader is not None and self.core.leader != self.core.me:
@@ -343,16 +347,21 @@ class Replica:
             return
         self.state, self.error = "halted", f"{type(error).__name__}: {error}"
         self.tell("error", "raft_replica_halted", group=self.group, error=self.error)
+        self._end("this replica was halted", error=self.error)
+
+    def _end(self, why: str, **fields: str) -> None:
         self.core.follow(self.core.term, None)
-        self.core.fail_waiters(OutcomeUnknown("this replica was halted", error=self.error))
+        self.core.fail_waiters(OutcomeUnknown(why, **fields))
+        waiting, self._waiting = self._waiting, []
+        for _, _, done in sorted(waiting, key=lambda one: one[:2]):
+            done(Unavailable(why, **fields))
 
     def close(self) -> None:
         """Let go of snapshots; waiters are told that the outcome is unknown."""
         self._release()
         if self._receiving is not None:
             self._receiving.incoming.close()
-        self.core.follow(self.core.term, None)
-        self.core.fail_waiters(OutcomeUnknown("this replica was closed"))
+        self._end("this replica was closed")
 
     def halt(self, error: BaseException) -> None:
         self._halt(error)

@@ -26,6 +26,8 @@ class _Call:
     end: float = NEVER
     result: int = 0
     attempts: int = 0
+    over: bool = False
+    """Answered or given up: what comes later is not heard."""
 
 
 @dataclass(slots=True)
@@ -105,7 +107,7 @@ class Client:
         self.world.at(self.world.random.random() * 2 * self.think_s, self._next)
 
     def _attempt(self, call: _Call, then: Callable[[], None]) -> None:
-        if call.end != NEVER:
+        if call.over:
             return
         if self.world.now - call.start > GIVE_UP_S:
             self.world.happened["calls_given_up"] += 1
@@ -117,7 +119,7 @@ class Client:
             self.world.happened["calls_retried"] += 1
 
         def again(after: float) -> None:
-            if call.attempts == mine and call.end == NEVER:
+            if call.attempts == mine:
                 self.world.at(after, lambda: self._attempt(call, then) if call.attempts == mine else None)
 
         name = self._guess.pop(call.group, None) or self.world.random.choice(sorted(self.cluster.nodes))
@@ -129,7 +131,7 @@ class Client:
             return
 
         def answered(index: int, result: object, error: VecdbError | None) -> None:
-            if call.end != NEVER or not shell.alive:
+            if call.over or not shell.alive:
                 return
             if error is None:
                 self._guess[call.group] = name
@@ -161,6 +163,6 @@ class Client:
         return self.cluster.machine_of(replica).state.values.get(key, 0)
 
     def _over(self, call: _Call, then: Callable[[], None]) -> None:
-        call.attempts += 1
+        call.over = True
         self.busy = False
         then()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, TypeVar
 
+from vecdb.core.errors import Unavailable
 from vecdb.ports.replicator import Position
 from vecdb.raft.host import Host
 from vecdb.raft.log import Batch, LogStore, entry_key, meta_key
@@ -183,6 +184,23 @@ class Node:
                                 existing=self.created.get(group, False))
         self.members[group] = (replica.core.log.number, voters)
         return replica
+
+    def renew(self, group: int) -> None:
+        """Close a replica and open it again, as soon as its last batch is written."""
+        assert self.host is not None
+        shell, host = self.shell, self.host
+        if group in host.replicas:
+            host.remove(group)
+
+        def again() -> None:
+            if self.shell is shell and host.failure is None and group not in host.replicas:
+                try:
+                    self.take_up(group)
+                    host.turn()
+                except Unavailable:
+                    self.cluster.world.at(0.01, again)
+
+        again()
 
     def _tick_later(self, shell: SimShell, delay: float) -> None:
         def tick() -> None:

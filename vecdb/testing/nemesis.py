@@ -21,7 +21,7 @@ class Nemesis:
         self._plagues: list[tuple[int, Callable[[], None]]] = [
             (6, self._crash), (3, self._pause), (4, self._partition), (4, self._isolate_leader), (2, self._one_way),
             (3, self._storm), (2, self._slow_disk), (2, self._members), (2, self._transfer), (2, self._damage),
-            (1, self._crash_all), (3, self._calm)]
+            (1, self._crash_all), (1, self._log_refuses), (1, self._state_refuses), (3, self._calm)]
 
     def start(self) -> None:
         for node in self.cluster.nodes.values():
@@ -41,11 +41,26 @@ class Nemesis:
         self.cluster.network.heal()
         for node in self.cluster.nodes.values():
             node.slow = 1.0
+            node.store.failing = False
+            for disk in node.machines.values():
+                disk.failing = False
             if node.host is None:
                 node.start()
             elif node.paused:
                 node.resume()
+            self._mend(node)
         self.world.say("world", "healed")
+
+    def _mend(self, node: Node) -> None:
+        host = node.host
+        assert host is not None
+        if host.failure is not None:
+            node.crash()
+            node.start()
+            return
+        for group, replica in sorted(host.replicas.items()):
+            if replica.halted:
+                node.renew(group)
 
     # --- plagues ----------------------------------------------------------------------------------
 
@@ -131,6 +146,39 @@ class Nemesis:
 
         self.world.at(self.world.random.uniform(0.5, 3.0), quick)
 
+    def _log_refuses(self) -> None:
+        """A disk that is full, under the log: the process promises nothing more, and is started anew later."""
+        node = self._some()
+        if node.host is None or node.paused:
+            return
+        self._did("logs_refused", node=node.name)
+        node.store.failing = True
+
+        def again() -> None:
+            node.store.failing = False
+            if node.host is not None and node.host.failure is not None:
+                node.crash()
+                node.start()
+
+        self.world.at(self.world.random.uniform(0.2, 2.0), again)
+
+    def _state_refuses(self) -> None:
+        """A disk that is full, under a group's state: this replica halts, and is opened anew later."""
+        node, group = self._some(), self.world.random.choice(self.groups)
+        disk = node.machines.get(group)
+        if node.host is None or node.paused or disk is None:
+            return
+        self._did("states_refused", node=node.name, group=group)
+        disk.failing = True
+
+        def again() -> None:
+            disk.failing = False
+            replica = self.cluster.replica(node.name, group)
+            if replica is not None and replica.halted:
+                node.renew(group)
+
+        self.world.at(self.world.random.uniform(0.2, 2.0), again)
+
     def _transfer(self) -> None:
         leader = self.cluster.leader(self.world.random.choice(self.groups))
         if leader is not None:
@@ -165,7 +213,7 @@ class Nemesis:
             node.machines.pop(group, None)
             node.created.pop(group, None)
             node.members[group] = (int(add.rpartition("/")[2]), ())
-            node.take_up(group)
+            node.renew(group)
         if add is None and len(configuration.voters) > 3:
             remove = random.choice(configuration.voters)
         if add or remove:

@@ -13,7 +13,7 @@ from typing import Final
 import orjson
 import xxhash
 
-from vecdb.core.errors import DataCorrupted, InvalidArgument
+from vecdb.core.errors import DataCorrupted, InvalidArgument, StorageError
 from vecdb.ports.replicator import Position, SnapshotFile
 
 _COMMAND: Final = struct.Struct("<BBQQIqq")
@@ -58,6 +58,8 @@ class RegisterDisk:
     state: bytes = field(default_factory=lambda: Registers().to_bytes())
     pieces: dict[int, bytes] = field(default_factory=dict)
     """By checksum of the whole file."""
+    failing: bool = False
+    """Refuse writes."""
 
 
 class RegisterMachine:
@@ -76,6 +78,8 @@ class RegisterMachine:
 
     def apply(self, log_index: int, term: int, command: bytes) -> object:
         state = self.state
+        if self.disk.failing:
+            raise StorageError("the simulated disk refuses")
         assert log_index > state.position.log_index, "applied in order, each once"
         opcode, version, client, sequence, key, value, expected = _COMMAND.unpack(command)
         if version != VERSION or opcode not in (WRITE, COMPARE_AND_SET):

@@ -1,0 +1,171 @@
+"""A host's care for logs and states that a crash has left: what may be taken up, what must come back as another."""
+
+from random import Random
+
+import pytest
+
+from vecdb.core.errors import InvalidArgument, Unavailable
+from vecdb.ports.replicator import Position
+from vecdb.raft.host import Host
+from vecdb.raft.log import Intent, LogStore
+from vecdb.raft.membership import Configuration
+from vecdb.raft.messages import Append, Entry, Envelope, Gone, decode, encode, encode_frame, split_frame
+from vecdb.raft.settings import COMMAND
+from vecdb.testing.disk import MemoryStore
+from vecdb.testing.register import RegisterDisk, RegisterMachine, Registers
+
+VOTERS = ("a/1", "b/1", "c/1")
+MEMBERS = Configuration.of(VOTERS)
+
+
+class Hands:
+    """A shell moved by hand."""
+
+    def __init__(self):
+        self.frames, self.jobs = [], []
+
+    def send(self, node, frame):
+        self.frames += [(node, decode(data)) for data in split_frame(frame)]
+
+    def store(self, batch, done):
+        self.jobs.append((batch.write, lambda _, error: done(error)))
+
+    def run(self, lane, work, done):
+        self.jobs.append((work, done))
+
+    def work(self):
+        while self.jobs:
+            work, done = self.jobs.pop(0)
+            try:
+                result, error = work(), None
+            except Exception as failed:
+                result, error = None, failed
+            done(result, error)
+
+
+def host_on(store, position=None, **more):
+    hands = Hands()
+    host = Host("a", LogStore(store), hands, clock=lambda: 10.0, random=Random(1))
+    disk = RegisterDisk()
+    if position is not None:
+        disk.state = Registers(position=position).to_bytes()
+    replica = host.add(1, RegisterMachine(disk), number=1, **(more or {"voters": VOTERS}))
+    host.turn()
+    hands.work()
+    return host, hands, replica
+
+
+def log_of(store, entries, base=1, base_term=0, intent=None):
+    """Leave a log on the disk."""
+    logs = LogStore(store)
+    log = logs.create(1, 1, MEMBERS, base, base_term)
+    for at in range(entries):
+        log.add(COMMAND + b"x", base + 1 + at, max(base_term, 1))
+    log.intend(intent)
+    batch = logs.take()
+    batch.write()
+    return store
+
+
+def test_a_log_is_taken_up_where_the_state_is():
+    _, _, replica = host_on(log_of(MemoryStore(), 9), Position(5, 1))
+    assert (replica.core.applied, replica.core.log.last, replica.core.me) == (5, 10, "a/1")
+
+
+@pytest.mark.parametrize(("entries", "base", "position"), [
+    (9, 20, Position(5, 1)), (9, 1, Position(50, 1)), (9, 1, Position(5, 7))],
+    ids=["the state ends before the log", "the state is ahead of the log", "another term"])
+def test_log_and_state_that_cannot_both_be_right_come_back_under_another_number(entries, base, position):
+    store = log_of(MemoryStore(), entries, base, 1 if base > 1 else 0)
+    _, _, replica = host_on(store, position)
+    assert replica.core.log.number > 1
+    assert replica.core.configuration == Configuration()
+    assert (replica.core.applied, replica.core.log.base_term) == (position.log_index, position.term)
+    assert replica.status().state == "joining"
+
+
+def test_killed_after_a_snapshot_was_installed_the_log_begins_behind_it():
+    members = Configuration.of([*VOTERS, "d/1"])
+    store = log_of(MemoryStore(), 9, intent=Intent(50, 3, members))
+    _, _, replica = host_on(store, Position(50, 3))
+    assert (replica.core.me, replica.core.log.base, replica.core.applied) == ("a/1", 50, 50)
+    assert replica.core.configuration == members
+
+
+def test_killed_before_a_snapshot_was_installed_the_log_stays():
+    store = log_of(MemoryStore(), 9, intent=Intent(50, 3, MEMBERS))
+    _, _, replica = host_on(store, Position(5, 1))
+    assert (replica.core.log.last, replica.core.log.intent) == (10, None)
+
+
+def test_an_intent_that_was_overtaken_by_the_log_shortens_nothing():
+    """The snapshot was meant to be of 5; the entries came instead, and 10 are promised."""
+    store = log_of(MemoryStore(), 9, intent=Intent(5, 1, MEMBERS))
+    _, _, replica = host_on(store, Position(5, 1))
+    assert (replica.core.log.base, replica.core.log.last) == (1, 10)
+
+
+def test_a_log_that_is_gone_or_damaged_says_so_to_who_leads_and_asks_for_its_place():
+    for store, existing in ((MemoryStore(), True), (log_of(MemoryStore(), 3), False)):
+        if not existing:
+            key = next(key for key, _ in store.scan(b"l", b"m"))
+            store._rows[key] = b"nonsense"
+        host, hands, replica = host_on(store, voters=VOTERS, existing=existing)
+        number = replica.core.log.number
+        assert number >= 1 << 16
+        host.receive("b", encode_frame([encode(Envelope(1, 1, 1, Append(4, 1, 3, 1, 3)))]))
+        hands.work()
+        assert hands.frames == [("b", Envelope(1, 1, 1, Gone(4, number)))]
+
+
+def test_what_is_not_for_us_is_dropped_and_counted():
+    host, hands, _ = host_on(MemoryStore())
+    host.receive("b", b"nonsense and more of it")
+    host.receive("b", encode_frame([b"nonsense"]))
+    host.receive("b", encode_frame([encode(Envelope(2, 1, 1, Append(1, 1, 1, 0, 0)))]))
+    host.receive("b", encode_frame([encode(Envelope(1, 1, 9, Append(1, 1, 1, 0, 0)))]))
+    assert dict(host.dropped) == {"malformed": 2, "unknown_group": 1, "unknown_replica": 1}
+    assert hands.frames == []
+
+
+def test_promises_wait_for_the_disk_and_a_refusing_disk_ends_them():
+    store = MemoryStore()
+    host, hands, replica = host_on(store)
+    entry = Entry(COMMAND + b"x", 2, 1)
+    host.receive("b", encode_frame([encode(Envelope(1, 1, 1, Append(1, 1, 1, 0, 0, (entry,))))]))
+    assert hands.frames == []
+    hands.work()
+    assert [envelope.message.at for _, envelope in hands.frames] == [2]
+    hands.frames.clear()
+    store.failing = True
+    host.receive("b", encode_frame([encode(Envelope(1, 1, 1, Append(1, 1, 2, 1, 0, (Entry(b"\x40", 3, 1),))))]))
+    hands.work()
+    assert hands.frames == []
+    assert replica.status().state == "halted"
+    assert host.failure is not None
+    host.receive("b", encode_frame([encode(Envelope(1, 1, 1, Append(1, 2, 2, 1, 0)))]))
+    hands.work()
+    assert hands.frames == []
+
+
+def test_a_group_that_is_closed_and_opened_has_promised_nothing_it_did_not_keep():
+    store = MemoryStore()
+    host, hands, _ = host_on(store)
+    for index in (2, 3):  # the second comes while the first is being written
+        entry = Entry(COMMAND + b"x", index, 1)
+        host.receive("b", encode_frame([encode(Envelope(1, 1, 1, Append(1, 1, index - 1, index - 2, 0, (entry,))))]))
+    host.remove(1)
+    with pytest.raises(Unavailable):
+        host.add(1, RegisterMachine(RegisterDisk()), number=1, voters=VOTERS)
+    hands.work()
+    assert hands.frames == []
+    replica = host.add(1, RegisterMachine(RegisterDisk()), number=1, voters=VOTERS)
+    assert replica.core.log.last == 2
+
+
+def test_groups_are_there_once_and_with_their_replica():
+    host, _, _ = host_on(MemoryStore())
+    with pytest.raises(InvalidArgument):
+        host.add(1, RegisterMachine(RegisterDisk()), number=1, voters=VOTERS)
+    with pytest.raises(InvalidArgument):
+        host.add(2, RegisterMachine(RegisterDisk()), number=7, voters=VOTERS)
