@@ -53,6 +53,7 @@ class AdminOperations:
         given = check(models.CreateKey, read(request.body))
         grants = [Grant(Role.of(one.role), tuple(one.collections)) for one in given.grants]
         key, secret = await self._ring(lambda keys: keys.create(given.name, grants, given.ttl_s))
+        request.noted["id"] = key.id
         return ok({"key": _key(key), "secret": secret}, 201, (("location", f"/v1/keys/{key.id}"),))
 
     async def list_keys(self, request: Request) -> Reply:

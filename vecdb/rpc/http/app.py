@@ -6,14 +6,15 @@ from concurrent.futures import Executor
 from typing import Any, Final
 
 from vecdb.core.access import Role
-from vecdb.core.errors import VecdbError
 from vecdb.ports.node import Node
 from vecdb.rpc.admin import About, Keys
+from vecdb.rpc.door import tell
 from vecdb.rpc.edge import Guards
 from vecdb.rpc.http import collections, queries, records
 from vecdb.rpc.http.admin import AdminOperations
 from vecdb.rpc.http.background import Background
-from vecdb.rpc.http.edge import Receive, RestEdge, Scope, Send, authenticate
+from vecdb.rpc.http.edge import RestEdge, Scope, Send, authenticate
+from vecdb.rpc.http.incoming import Receive
 from vecdb.rpc.http.openapi import document
 from vecdb.rpc.http.operations import Operation, Routes
 from vecdb.rpc.http.page import PAGE, PAGE_POLICY
@@ -80,10 +81,8 @@ class HttpApp:
                 raise Refused(405, "UNIMPLEMENTED", "MethodNotAllowed", f"{scope['method'][:16]} is not offered here",
                               (("allow", "GET, HEAD"),), allow="GET, HEAD")
             reply = await plain(scope)
-        except VecdbError as error:
-            reply = failure(error, "").reply
         except Exception as error:
-            self._guards.on_fault(error, "", scope["path"])
+            tell(self._guards, error, "", scope["path"])
             reply = failure(error, "").reply
         await _send(scope, reply, send)
 

@@ -64,6 +64,7 @@ async def drop(request: Request) -> Reply:
 
 
 async def verify(request: Request) -> Reply:
+    check(models.Nothing, read(request.body or b"{}"))
     found = await request.node.verify(check_name(request.path["name"]), request.call)
     return ok({name: found[name] for name in models.Verified.model_fields})
 
@@ -72,6 +73,7 @@ def operations(background: Background) -> list[Operation]:
     """``background`` runs what nobody waits for."""
 
     async def optimize(request: Request) -> Reply:
+        check(models.Nothing, read(request.body or b"{}"))
         name = check_name(request.path["name"])
         if request.params.wait == "true":
             return ok(_description(await request.node.optimize(name, request.call)))
@@ -97,8 +99,8 @@ def operations(background: Background) -> list[Operation]:
         Operation("POST", one + ":optimize", "optimizeCollection", "Collections/Optimize",
                   "Seal, merge and build until nothing is left to do", TAG, optimize,
                   {200: models.Description, 202: models.Accepted}, role=Role.WRITE, params=OptimizeParams,
-                  errors=(404,), long=True),
+                  bodies=(models.Nothing,), optional_body=True, errors=(404,), long=True),
         Operation("POST", one + ":verify", "verifyCollection", "Admin/Verify",
                   "Read every record and hold it against the digest that writes keep up", TAG, verify,
-                  {200: models.Verified}, errors=(404,), long=True),
+                  {200: models.Verified}, bodies=(models.Nothing,), optional_body=True, errors=(404,), long=True),
     ]

@@ -3,7 +3,8 @@
 1. The path and the method choose the operation; the call is counted, and refused above ``concurrent_calls``.
 2. Deadline (``X-Timeout-Ms`` or ``?timeout_ms=``, else the default; never beyond the longest), request id.
 3. Who calls, at what rate, whether the role allows it; the form and the size that the headers tell of the body.
-4. The body is read: no faster than the budget of bytes allows, no slower than :data:`SLOWEST_BYTES_S`.
+4. The body is read: held in the budget of bytes as it comes, and refused if it comes too slowly
+   (:mod:`vecdb.rpc.http.incoming`).
 5. The operation.  A client that goes away ends it, and so does the deadline.
 6. Any error is answered in one form, with the request id and, where waiting helps, Retry-After.
 7. Admin calls are audited, every call observed.
@@ -32,22 +33,19 @@ from vecdb.core.errors import (
     Unavailable,
     VecdbError,
 )
-from vecdb.ports import tracing
+from vecdb.ports import context, tracing
 from vecdb.ports.node import Node
 from vecdb.ports.observer import Refusal
+from vecdb.rpc.door import NOBODY, good_request_id, note, take, tell
 from vecdb.rpc.edge import Guards
 from vecdb.rpc.http.bodies import read
 from vecdb.rpc.http.checks import check
+from vecdb.rpc.http.incoming import Incoming, Receive
 from vecdb.rpc.http.operations import Operation, Request, Routes
 from vecdb.rpc.http.replies import Failure, Refused, Reply, failure, too_large
 
 Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-
-SLOWEST_BYTES_S: Final = 32 << 10
-BODY_GRACE_S: Final = 15.0
-"""A body may take this long and a second more for every :data:`SLOWEST_BYTES_S`."""
 
 BACKSTOP_S: Final = 5.0
 """How long after its deadline an operation that does not end by itself is waited for."""
@@ -60,11 +58,9 @@ _UNREAD: Final = 64 << 10
 CERTIFICATE: Final = "vecdb.certificate"
 """The extension of a scope with the name from a client's certificate."""
 
-_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _MILLISECONDS: Final = re.compile(r"[1-9][0-9]{0,9}")
 _LENGTH: Final = re.compile(r"[0-9]{1,18}")
 _MAY_HAPPEN: Final = "the write may still happen; the same request with the same Idempotency-Key settles it"
-_NOBODY: Final = Principal("", "nobody", ())
 
 
 @dataclass(slots=True, eq=False)
@@ -76,11 +72,10 @@ class _Exchange:
     request_id: str
     call: Call
     peer: str
-    principal: Principal = _NOBODY
+    incoming: Incoming
+    principal: Principal = NOBODY
     operation: Operation | None = None
     request: Request | None = None
-    held: int = 0
-    size_in: int = 0
     body_left: bool = False
     path: dict[str, str] = field(default_factory=dict)
 
@@ -129,9 +124,8 @@ class RestEdge:
             await self._send(exchange, reply, send)
         finally:
             self.running -= 1
-            if exchange.held:
-                self._guards.budget.release(exchange.held)
-            observer.call_ended(operation.name, began, self._collection(exchange), code, exchange.size_in, sent)
+            exchange.incoming.release()
+            observer.call_ended(operation.name, began, self._collection(exchange), code, exchange.incoming.size, sent)
             if operation.audited:
                 self._audit(exchange, operation, code)
 
@@ -144,8 +138,9 @@ class RestEdge:
             headers[text] = value.decode("latin-1") if text not in headers else \
                 f"{headers[text]}, {value.decode('latin-1')}"
         given = headers.get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else f"{self._id_prefix}-{next(self._ids):x}"
-        return _Exchange(scope, headers, request_id, Call(request_id=request_id), peer_of(scope))
+        request_id = given if good_request_id(given) else f"{self._id_prefix}-{next(self._ids):x}"
+        return _Exchange(scope, headers, request_id, Call(request_id=request_id), peer_of(scope),
+                         Incoming(self._guards))
 
     def _admit(self, exchange: _Exchange, operation: Operation) -> Any:
         """Steps 1 to 3; returns the checked parameters."""
@@ -159,10 +154,11 @@ class RestEdge:
         exchange.call.deadline = time.monotonic() + min(_timeout_s(exchange.headers, query, default),
                                                         guards.deadline_max_s)
         exchange.principal = principal = authenticate(guards, exchange.scope)
-        exchange.call.principal = principal.id or principal.name
-        guards.rates.take(principal)
+        exchange.call.principal = principal.label
+        take(guards, principal)
         if operation.role is not None:
             principal.require(operation.role, exchange.path.get("name"))
+        context.bind(exchange.request_id, exchange.path.get("name", ""), principal.label)
         params = check(operation.params, query)
         self._check_form(exchange, operation)
         return params
@@ -191,45 +187,15 @@ class RestEdge:
                           "content-encoding: compressed bodies are not taken", (("accept-encoding", "identity"),),
                           argument="content-encoding", got=exchange.headers["content-encoding"][:100], limit="identity")
 
-    async def _read(self, exchange: _Exchange, receive: Receive) -> bytes:
-        """The whole body; its bytes are held in the budget until the reply is sent."""
-        length = int(exchange.headers.get("content-length", 0))
-        self._hold(exchange, length)
-        parts: list[bytes] = []
-        began = time.monotonic()
-        loop_ahead = asyncio.get_running_loop().time() - began
-        try:
-            async with asyncio.timeout(BODY_GRACE_S) as limit:
-                while True:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise Cancelled("the caller went away while its body was read")
-                    part = message.get("body", b"")
-                    exchange.size_in += len(part)
-                    if exchange.size_in > self._message_bytes:
-                        self._guards.observer.refused(Refusal.MESSAGE_BYTES)
-                        raise too_large(f"over {self._message_bytes}", self._message_bytes)
-                    self._hold(exchange, exchange.size_in - exchange.held)
-                    parts.append(part)
-                    if not message.get("more_body", False):
-                        exchange.body_left = False
-                        return parts[0] if len(parts) == 1 else b"".join(parts)
-                    limit.reschedule(began + loop_ahead + BODY_GRACE_S + exchange.size_in / SLOWEST_BYTES_S)
-        except TimeoutError:
-            raise Refused(408, DeadlineExceeded.code, "RequestTimeout", f"the body came slower than {SLOWEST_BYTES_S} "
-                          "bytes a second", argument="body", got=exchange.size_in, limit=SLOWEST_BYTES_S) from None
-
-    def _hold(self, exchange: _Exchange, more: int) -> None:
-        if more > 0:
-            self._guards.budget.acquire(more)
-            exchange.held += more
-
     # --- the operation ----------------------------------------------------------------------------
 
     async def _answer(self, exchange: _Exchange, operation: Operation, receive: Receive) -> Reply:
         exchange.body_left = True
         params = self._admit(exchange, operation)
-        body = await self._read(exchange, receive)
+        assert exchange.call.deadline is not None
+        body = await exchange.incoming.read(receive, int(exchange.headers.get("content-length", 0)),
+                                            self._message_bytes, exchange.call.deadline)
+        exchange.body_left = False
         if operation.bodies and not body and not operation.optional_body:
             raise InvalidArgument("body", "is missing", got="nothing", limit="a JSON object")
         if body and not operation.bodies:
@@ -281,8 +247,7 @@ class RestEdge:
     # --- the way out ------------------------------------------------------------------------------
 
     def _failed(self, exchange: _Exchange, operation: Operation, error: Exception) -> Failure:
-        if not isinstance(error, VecdbError):
-            self._guards.on_fault(error, exchange.request_id, operation.name)
+        tell(self._guards, error, exchange.request_id, operation.name)
         return failure(error, exchange.request_id)
 
     async def _send(self, exchange: _Exchange, reply: Reply, send: Send) -> None:
@@ -303,16 +268,17 @@ class RestEdge:
         return path.get("name", "")
 
     def _audit(self, exchange: _Exchange, operation: Operation, code: str) -> None:
-        arguments: dict[str, Any] = dict(exchange.path)
-        if exchange.request is not None and 0 < len(exchange.request.body) < _AUDITED:
+        """Arguments under the names that they have in gRPC's messages."""
+        arguments: dict[str, Any] = {}
+        request = exchange.request
+        if request is not None and 0 < len(request.body) < _AUDITED:
             with suppress(VecdbError):
-                arguments.update(read(exchange.request.body))
-        try:
-            self._guards.audit.record(principal=exchange.principal, peer=exchange.peer, method=operation.name,
-                                      collection=self._collection(exchange), outcome=code,
-                                      request_id=exchange.request_id, arguments=arguments)
-        except Exception as error:  # the call is done; what the log refuses must not undo it
-            self._guards.on_fault(error, exchange.request_id, "audit")
+                arguments.update(read(request.body))
+        arguments |= {"id" if name == "key" else name: text for name, text in exchange.path.items()}
+        if request is not None:
+            arguments |= request.noted
+        note(self._guards, principal=exchange.principal, peer=exchange.peer, method=operation.name,
+             collection=self._collection(exchange), outcome=code, request_id=exchange.request_id, arguments=arguments)
 
 
 def _stopping(operation: Operation) -> VecdbError:

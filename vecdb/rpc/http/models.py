@@ -77,6 +77,10 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
+class Nothing(Body):
+    """An object without members, which may as well be left out."""
+
+
 class Base64Vectors(Body):
     """Components in row order, little-endian; binary collections take and give packed bits as uint8."""
 

@@ -32,7 +32,10 @@ class NoParams(BaseModel):
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """One call of an operation: parameters checked, the body read but not parsed."""
+    """One call of an operation: parameters checked, the body read but not parsed.
+
+    ``noted``: what the operation adds to its arguments in the audit log.
+    """
 
     node: Node
     call: Call
@@ -42,6 +45,7 @@ class Request:
     params: Any = None
     body: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
+    noted: dict[str, Any] = field(default_factory=dict)
 
     async def apart(self, size: int, work: Callable[..., T], *args: Any) -> T:
         """``work(*args)``: here if it handles few bytes, else in a thread."""

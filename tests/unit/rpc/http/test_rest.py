@@ -45,6 +45,12 @@ def test_a_collection_from_making_to_dropping(face: Face) -> None:
     assert face.ask("GET", "/v1/collections/docs").json()["records"] == 0
     assert face.ask("POST", "/v1/collections/docs:verify").json()["equal"] is True
     assert face.ask("POST", "/v1/collections/docs:optimize").json()["name"] == "docs"
+    for verb in ("verify", "optimize"):
+        assert face.ask("POST", f"/v1/collections/docs:{verb}", {}).status_code == 200
+        assert face.ask("POST", f"/v1/collections/docs:{verb}", headers={"content-type": "application/json"}
+                        ).status_code == 200
+        refused(face.ask("POST", f"/v1/collections/docs:{verb}", {"wait": False}), 400, "INVALID_ARGUMENT", "wait")
+        refused(face.ask("POST", f"/v1/collections/docs:{verb}", content=b"[]"), 400, "INVALID_ARGUMENT", "body")
     assert face.ask("DELETE", "/v1/collections/docs").status_code == 204
     refused(face.ask("DELETE", "/v1/collections/docs"), 404, "NOT_FOUND")
     assert [(line["method"], line["outcome"], line["collection"]) for line in face.audit.lines] == [
@@ -233,7 +239,10 @@ def test_keys_jobs_and_the_server(face: Face) -> None:
     assert face.ask("DELETE", f"/v1/keys/{key['id']}").status_code == 204
     refused(face.ask("DELETE", "/v1/keys/zzzzzzzzzzzz"), 404, "NOT_FOUND")
     assert "secret" not in orjson.dumps([line["arguments"] for line in face.audit.lines]).decode()
-    assert len(face.audit.lines) == 6
+    assert [(line["method"], line["arguments"].get("id")) for line in face.audit.lines] == [
+        ("Admin/CreateKey", key["id"]), ("Admin/ListKeys", None), ("Admin/RotateKey", key["id"]),
+        ("Admin/RotateKey", key["id"]), ("Admin/RevokeKey", key["id"]), ("Admin/RevokeKey", "zzzzzzzzzzzz")]
+    assert "key" not in face.audit.lines[2]["arguments"]
     face.node.job_list.append({"collection": "docs", "kind": "seal", "state": "running", "done": 1, "total": None})
     assert face.ask("GET", "/v1/jobs?collection=docs").json()["jobs"] == [
         {"collection": "docs", "kind": "seal", "state": "running", "stage": "", "done": 1, "total": 0, "error": ""}]
@@ -251,6 +260,8 @@ def test_roles(face: Face) -> None:
 
     nobody = face.ask("GET", "/v1/collections")
     refused(nobody, 401, "UNAUTHENTICATED")
+    refused(face.ask("GET", "/metrics"), 401, "UNAUTHENTICATED")
+    assert face.watch.turned_away == [Refusal.AUTH] * 2
     assert nobody.headers["www-authenticate"].startswith("Bearer")
     assert by("reader", "GET", "/v1/collections").json() == {"collections": ["docs"]}
     assert by("reader", "POST", QUERY, {"vector": [0, 0]}).status_code == 200
@@ -259,6 +270,7 @@ def test_roles(face: Face) -> None:
                  ("DELETE", "/v1/collections/docs"), ("GET", "/v1/keys"), ("GET", "/metrics"),
                  ("GET", "/v1/jobs?collection=other")):
         refused(by("reader", *args), 403, "PERMISSION_DENIED")
+    assert face.watch.turned_away[2:] == [Refusal.PERMISSION] * 8
     assert by("writer", "POST", RECORDS, {"ids": [1], "vectors": [[0, 0]]}).status_code == 200
     refused(by("writer", "DELETE", "/v1/collections/docs"), 403, "PERMISSION_DENIED")
     assert by("admin", "DELETE", "/v1/collections/docs").status_code == 204
@@ -402,6 +414,7 @@ def test_rates_and_the_budget_of_bytes(face: Face) -> None:
     response = face.ask("GET", "/v1/collections")
     refused(response, 429, "RESOURCE_EXHAUSTED")
     assert response.headers["retry-after"] == "2"
+    assert face.watch.turned_away == [Refusal.INFLIGHT_BYTES, Refusal.RATE]
 
 
 def test_too_many_records(face: Face) -> None:

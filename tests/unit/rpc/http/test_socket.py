@@ -127,16 +127,44 @@ def test_a_head_that_does_not_come(face: Face, data: bytes) -> None:
     on_socket(face, test, head_s=0.05)
 
 
+UPLOAD = (b"POST /v1/collections/docs:query HTTP/1.1\r\nhost: n\r\ncontent-type: application/json\r\n"
+          b"content-length: %d\r\n\r\n{")
+
+
 def test_a_body_that_comes_slowly(face: Face, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vecdb.rpc.http.edge.BODY_GRACE_S", 0.1)
+    monkeypatch.setattr("vecdb.rpc.http.incoming.WINDOW_S", 0.1)
 
     async def test(served: HttpFace) -> None:
         wire = await Wire.to(served)
-        wire.writer.write(b"POST /v1/collections/docs:query HTTP/1.1\r\nhost: n\r\ncontent-length: 100000\r\n"
-                          b"content-type: application/json\r\n\r\n{")
-        status, headers, body = await wire.answer()
+        wire.writer.write(UPLOAD % 100_000)
+        answer = asyncio.create_task(wire.answer())
+        while not answer.done():
+            wire.writer.write(b" ")
+            await asyncio.sleep(0.01)
+        status, headers, body = await answer
         assert (status, kind(body), headers["connection"]) == (408, "RequestTimeout", "close")
-        assert await wire.ended()
+
+    on_socket(face, test)
+
+
+def test_lengths_that_are_declared_keep_nobody_out(face: Face) -> None:
+    """Eight that declare all there is together, and send next to nothing: the next call has room."""
+    async def test(served: HttpFace) -> None:
+        face.door.most = face.message_bytes
+        slow = [await Wire.to(served) for _ in range(8)]
+        for wire in slow:
+            wire.writer.write(UPLOAD % (face.message_bytes // 2))
+        while face.door.held < len(slow):
+            await asyncio.sleep(0.005)
+        assert face.door.held == len(slow)
+        body = b'{"vector":[0,0],"filter":null}' + b" " * (1 << 20)
+        status, _, answer = await (await Wire.to(served)).ask(UPLOAD[:-1] % len(body) + body)
+        assert (status, len(orjson.loads(answer)["results"])) == (200, 1)
+        for wire in slow:
+            wire.writer.close()
+        while served.app.running:
+            await asyncio.sleep(0.005)
+        assert not face.door.held
 
     on_socket(face, test)
 
