@@ -2,7 +2,7 @@
 
 One driver a process, for all its groups: one timer ticks them all, so that the heartbeats two nodes owe each other
 leave as one frame; proposals of one turn of the loop share its batch and its messages; one thread syncs the log; a
-small pool applies, a thread a group at a time.
+small pool applies, a thread a group at a time, and another does what takes long.
 """
 
 import asyncio
@@ -40,7 +40,9 @@ class _Shell:
         self._loop = loop
         self._frames = frames
         self._log = ThreadPoolExecutor(1, "raft-log")
-        self._pool = ThreadPoolExecutor(workers, "raft-apply")
+        self._apply = ThreadPoolExecutor(workers, "raft-apply")
+        # Checkpoints and snapshots take seconds: nobody's commands wait behind them.
+        self._slow = ThreadPoolExecutor(workers, "raft-slow")
         self._lanes: dict[str, deque[_Job]] = {}
         self._closed = False
 
@@ -65,7 +67,7 @@ class _Shell:
                 del self._lanes[lane]
             job.done(result, error)
 
-        self._submit(self._pool, jobs[0].work, ended)
+        self._submit(self._apply if lane.startswith("apply/") else self._slow, jobs[0].work, ended)
 
     def _submit(self, pool: ThreadPoolExecutor, work: Callable[[], Any],
                 done: Callable[[Any, BaseException | None], None]) -> None:
@@ -84,7 +86,8 @@ class _Shell:
     def close(self) -> None:
         self._closed = True
         self._log.shutdown()
-        self._pool.shutdown()
+        self._apply.shutdown()
+        self._slow.shutdown()
 
 
 class Driver:

@@ -47,8 +47,8 @@ class Following(Stock):
         self.leader_seen = float("-inf")
         self.handed_over = False
         self.configurations: list[tuple[int, Configuration]] = [(log.base, log.base_configuration)]
-        for entry in log.read(log.base + 1, log.last, log.bytes + 1, log.last + 1):
-            self._note(entry)
+        for index in log.configured:
+            self._note(log.read(index, index, 0, 1)[0])
         super().__init__(me, log, self._timeout)  # looks at every attribute there is: ours are set before
         self.election_deadline = clock() + self._timeout()
 

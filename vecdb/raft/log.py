@@ -26,6 +26,7 @@ from vecdb.core.errors import DataCorrupted, Unavailable
 from vecdb.ports.store import Store
 from vecdb.raft.membership import Configuration
 from vecdb.raft.messages import Entry
+from vecdb.raft.settings import MEMBERS
 from vecdb.shard.mutations import Mutations
 
 _ENTRY_KEY: Final = struct.Struct(">cQQ")
@@ -105,7 +106,7 @@ class Meta:
 class GroupLog(Journal):  # type: ignore[misc]  # untyped base
     """One group's log.  The base stands at place 0 of the original's list, as an entry without a command."""
 
-    def __init__(self, store: "LogStore", group: int, meta: Meta, entries: list[Entry]) -> None:
+    def __init__(self, store: "LogStore", group: int, meta: Meta) -> None:
         self._store = store
         self.group = group
         self.number = meta.number
@@ -118,8 +119,8 @@ class GroupLog(Journal):  # type: ignore[misc]  # untyped base
         self._cached, self._cached_from = 0, 0
         self.bytes = 0
         """Of all commands, on disk."""
-        for command, _, term in entries:
-            self._push(command, term)
+        self.configured: list[int] = []
+        """Places of configurations."""
         self.stable = self.last
         """Entries up to here are on stable storage."""
         self.stable_vote = (self._term, self._vote)
@@ -127,7 +128,13 @@ class GroupLog(Journal):  # type: ignore[misc]  # untyped base
         self.intent = self.stable_intent = meta.intent
         self.pending: dict[bytes, bytes | None] = {}
         self.ranges: list[tuple[bytes, bytes]] = []
-        self._shed()
+
+    def restore(self, command: bytes, term: int) -> None:
+        """The next entry as it stands on the disk."""
+        self._push(command, term)
+        self.stable = self.last
+        if self._cached > self._store.cache_bytes:
+            self._shed()
 
     # --- places -----------------------------------------------------------------------------------
 
@@ -213,6 +220,7 @@ class GroupLog(Journal):  # type: ignore[misc]  # untyped base
         self._cached -= sum(len(command) for command in self._commands[cut:] if command is not None)
         del self._terms[cut:], self._sizes[cut:], self._commands[cut:]
         self._cached_from = min(self._cached_from, len(self._commands))
+        self.configured = [index for index in self.configured if index <= self.last]
         self.stable = min(self.stable, self.last)
         self._touch()
 
@@ -227,6 +235,7 @@ class GroupLog(Journal):  # type: ignore[misc]  # untyped base
         del self._terms[:entryTo], self._sizes[:entryTo], self._commands[:entryTo]
         self._cached_from = max(0, self._cached_from - entryTo)
         self.base, self.base_term = base, term
+        self.configured = [index for index in self.configured if index > base]
         self._touch()
 
     def setRaftCommitIndex(self, raftCommitIndex: int) -> None:  # noqa: N802
@@ -258,7 +267,7 @@ class GroupLog(Journal):  # type: ignore[misc]  # untyped base
         """Forget all entries; the state at ``(index, term)`` has come from elsewhere."""
         self.pending.clear()
         self.ranges.append((entry_key(self.group, 0), entry_key(self.group, _MASK)))
-        self._terms, self._sizes, self._commands = [], [], []
+        self._terms, self._sizes, self._commands, self.configured = [], [], [], []
         self._cached = self._cached_from = self.bytes = 0
         self.base, self.base_term, self.base_configuration = index, term, configuration
         self.stable = min(self.stable, index)
@@ -287,6 +296,8 @@ class GroupLog(Journal):  # type: ignore[misc]  # untyped base
         self._terms.append(term)
         self._sizes.append(len(command))
         self._commands.append(command)
+        if command[:1] == MEMBERS:
+            self.configured.append(self.last)
         self.bytes += len(command)
         self._cached += len(command)
 
@@ -360,7 +371,7 @@ class LogStore:
 
         Whatever the group had here before is deleted.  ``number`` must be one this node has not used for the group.
         """
-        log = GroupLog(self, group, Meta(number, base_term, None, base, base_term, base, base, configuration), [])
+        log = GroupLog(self, group, Meta(number, base_term, None, base, base_term, base, base, configuration))
         log.stable = 0
         log.ranges.append((entry_key(group, 0), entry_key(group, _MASK)))
         self.touch(log)
@@ -375,28 +386,23 @@ class LogStore:
         if group in self._in_flight:
             raise Unavailable(f"the log of group {group} is being written", retry_after_s=0.05)
         (row,) = self._store.multi_get([meta_key(group)])
-        entries: list[Entry] = []
         try:
             meta = None if row is None else Meta.from_bytes(row)
         except ValueError as error:
             raise _damaged(group, str(error)) from error
+        log = None if meta is None else GroupLog(self, group, meta)
         for key, value in self._store.scan(entry_key(group, 0), entry_key(group, _MASK)):
             index = _ENTRY_KEY.unpack(key)[2]
-            expected = index if meta is None else meta.base + 1 + len(entries)
-            if meta is None or index != expected:
-                raise _damaged(group, f"entry {index} where {expected} should be")
-            term = entries[-1].term if entries else meta.base_term
-            command, term = _parsed(group, index, value, term)
-            entries.append(Entry(command, index, term))
-        if meta is None:
-            return None
-        if meta.base + len(entries) != meta.last:
-            raise _damaged(group, f"it ends at {meta.base + len(entries)}, not at {meta.last}")
-        return GroupLog(self, group, meta, entries)
+            if log is None or index != log.last + 1:
+                raise _damaged(group, f"entry {index} stands where it should not")
+            log.restore(*_parsed(group, index, value, log.last_term))
+        if log is not None and meta is not None and log.last != meta.last:
+            raise _damaged(group, f"it ends at {log.last}, not at {meta.last}")
+        return log
 
     def drop(self, group: int) -> None:
         """Forget a group that has left this node, with the next batch."""
-        log = GroupLog(self, group, Meta(0, 0, None, 0, 0, 0, 0, Configuration()), [])
+        log = GroupLog(self, group, Meta(0, 0, None, 0, 0, 0, 0, Configuration()))
         log.number = -1
         log.ranges.append((entry_key(group, 0), entry_key(group, _MASK)))
         self.touch(log)

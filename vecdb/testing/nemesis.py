@@ -21,7 +21,8 @@ class Nemesis:
         self._plagues: list[tuple[int, Callable[[], None]]] = [
             (6, self._crash), (3, self._pause), (4, self._partition), (4, self._isolate_leader), (2, self._one_way),
             (3, self._storm), (2, self._slow_disk), (2, self._members), (2, self._transfer), (2, self._damage),
-            (1, self._crash_all), (1, self._log_refuses), (1, self._state_refuses), (3, self._calm)]
+            (1, self._crash_all), (1, self._log_refuses), (1, self._state_refuses), (2, self._spoil_snapshot),
+            (3, self._calm)]
 
     def start(self) -> None:
         for node in self.cluster.nodes.values():
@@ -133,7 +134,8 @@ class Nemesis:
         self.cluster.network.weather = Weather(
             delay=random.choice((0.001, 0.05)), jitter=random.choice((0.002, 0.1, 0.4)),
             lost=random.choice((0.0, 0.05, 0.3)), doubled=random.choice((0.0, 0.1, 0.5)),
-            overtaken=random.choice((0.0, 0.1, 0.5)), detour=random.choice((0.05, 1.0, 4.0)))
+            overtaken=random.choice((0.0, 0.1, 0.5)), detour=random.choice((0.05, 1.0, 4.0)),
+            flipped=random.choice((0.0, 0.0, 0.02)))
         self._heal_wires_later()
 
     def _slow_disk(self) -> None:
@@ -178,6 +180,24 @@ class Nemesis:
                 node.renew(group)
 
         self.world.at(self.world.random.uniform(0.2, 2.0), again)
+
+    def _spoil_snapshot(self) -> None:
+        """Flip a bit in what has arrived of a snapshot, the next time there is something."""
+        nodes = list(self.cluster.nodes.values())
+
+        def look(tries: int) -> None:
+            found = [disk for node in nodes for disk in node.machines.values() if any(disk.pieces.values())]
+            if found:
+                pieces = self.world.random.choice(found).pieces
+                checksum = next(checksum for checksum, piece in pieces.items() if piece)
+                spoiled = bytearray(pieces[checksum])
+                spoiled[self.world.random.randrange(len(spoiled))] ^= 1
+                pieces[checksum] = bytes(spoiled)
+                self._did("snapshots_spoiled")
+            elif tries and not self.stopped:
+                self.world.at(0.01, lambda: look(tries - 1))
+
+        look(300)
 
     def _transfer(self) -> None:
         leader = self.cluster.leader(self.world.random.choice(self.groups))

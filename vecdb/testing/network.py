@@ -17,6 +17,8 @@ class Weather:
     overtaken: float = 0.0
     """Frames that take another way, up to ``detour`` late; the others stay in order."""
     detour: float = 0.5
+    flipped: float = 0.0
+    """Frames that arrive with a bit changed."""
 
 
 class Network:
@@ -53,6 +55,11 @@ class Network:
         if random.random() < weather.lost:
             happened["frames_lost"] += 1
             return
+        if random.random() < weather.flipped:
+            happened["frames_flipped"] += 1
+            changed = bytearray(frame)
+            changed[random.randrange(len(changed))] ^= 1 << random.randrange(8)
+            frame = bytes(changed)
         self._arrive(sender, receiver, frame, ordered=random.random() >= weather.overtaken)
         if random.random() < weather.doubled:
             happened["frames_doubled"] += 1
