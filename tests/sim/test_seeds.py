@@ -13,12 +13,13 @@ FAILED_ONCE = {
     1151: "a voter was removed while another's log was damaged, and what was left had no majority alive",
     1377: "a snapshot that had been let go of was offered for ever"}
 """Seeds that have found something, with what it was.  As plagues are added their runs become others, so what they found
-is held by tests of its own: test_rules and test_host.  A third, 10330: a log shortened by an intent that was overtaken."""
+is held by tests of its own, in test_rules and test_host, as is what 10330 found: a log shortened by an intent that had
+been overtaken."""
 
 CAUGHT_BY_SEEDS = {
     mutants.promises_before_the_disk: range(1, 9), mutants.counts_itself_before_the_disk: range(1, 9),
     mutants.counts_learners: range(1, 41), mutants.votes_for_anybody: range(1, 41)}
-"""Within so few (most at once); the others have needed up to a hundred (unconfirmed reads: 71), or hand-made messages."""
+"""Within so few, most at once; the others have needed up to a hundred (unconfirmed reads: 71) or hand-made messages."""
 CAUGHT_BY_RULES = {
     mutants.deletes_what_matches: test_rules.test_a_batch_that_comes_again_deletes_nothing_behind_it,
     mutants.believes_old_acknowledgements: test_rules.test_acknowledgements_of_another_term_count_for_nothing,
