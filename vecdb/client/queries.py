@@ -81,11 +81,11 @@ def _by(schema: CollectionSchema, vector: object, options: Options,
     vectors, single = check_queries(schema, vector)
     _check_size(schema, len(vectors), options)
     if report is None:
-        out = _hits(schema, (yield _ask(schema, vectors, options)))
+        out = _hits(schema, (yield _ask(schema, vectors, options)), options)
         return out[0] if single else out
     out = []
     for low in range(0, len(vectors), _REPORTED_ROWS):
-        out += _hits(schema, (yield _ask(schema, vectors[low:low + _REPORTED_ROWS], options)))
+        out += _hits(schema, (yield _ask(schema, vectors[low:low + _REPORTED_ROWS], options)), options)
         report("query", len(out), len(vectors))
     return out[0] if single else out
 
@@ -109,5 +109,6 @@ def _ask(schema: CollectionSchema, vectors: Array, options: Options) -> Ask:
         schema.shape))
 
 
-def _hits(schema: CollectionSchema, result: QueryResult) -> list[Hits]:
-    return [Hits(matches, schema.metric, result.plan, result.missing, result.cost) for matches in result.matches]
+def _hits(schema: CollectionSchema, result: QueryResult, options: Options) -> list[Hits]:
+    cost = result.cost if options.profile else None
+    return [Hits(matches, schema.metric, result.plan, result.missing, cost) for matches in result.matches]

@@ -5,7 +5,7 @@ Each table is all there is to know of a service: what a method takes, which role
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any, Final
 
@@ -21,9 +21,12 @@ from vecdb.v1 import collections_pb2 as c
 from vecdb.v1 import queries_pb2 as q
 from vecdb.v1 import records_pb2 as r
 from vecdb.wire import convert, status
+from vecdb.wire.queries import DEFAULT_K
 
 STREAM_WINDOW: Final = 256
 """Queries of one stream that may be under way: what a reader that stops reading can make the node hold."""
+STREAM_BYTES: Final = 32 << 20
+METADATA_BYTES: Final = 512
 UPSERT_DEADLINE_S: Final = 60.0
 PROGRESS_WAITING: Final = 64
 LARGE_BYTES: Final = MAX_BATCH_BYTES + (16 << 20)
@@ -180,9 +183,11 @@ class RecordsServicer:
 class QueriesServicer:
     """Nearest neighbours; ``deadline_s``: of a query in a stream, which has none of its own."""
 
-    def __init__(self, node: Node, observer: Observer, deadline_s: float) -> None:
+    def __init__(self, node: Node, observer: Observer, deadline_s: float,
+                 on_fault: Callable[[BaseException, str, str], None] = lambda error, request_id, method: None) -> None:
         self._node = node
         self._observer = observer
+        self._on_fault = on_fault
         self._deadline_s = deadline_s
 
     def methods(self) -> list[Method]:
@@ -204,26 +209,32 @@ class QueriesServicer:
         try:
             with context.counted(self._observer, "Queries/QueryStream", message.collection, message.ByteSize()):
                 return await self.query(message, context)
-        except VecdbError as error:
+        except Exception as error:
+            if not isinstance(error, VecdbError):
+                self._on_fault(error, context.call.request_id, "Queries/QueryStream")
             return q.QueryReply(tag=message.tag, error=status.to_error(error, context.call.request_id))
 
     async def query_stream(self, messages: AsyncIterator[q.QueryRequest], context: Context
                            ) -> AsyncIterator[q.QueryReply]:
-        """Answers as they come; no more is read while :data:`STREAM_WINDOW` queries are under way or unsent."""
-        replies: asyncio.Queue[q.QueryReply | None] = asyncio.Queue()
-        window = asyncio.Semaphore(STREAM_WINDOW)
+        """Answers as they come; no more is read while :data:`STREAM_WINDOW` queries are under way or unsent.
+
+        Nor while what they may hold passes :data:`STREAM_BYTES`.
+        """
+        replies: asyncio.Queue[tuple[q.QueryReply, int] | None] = asyncio.Queue()
+        window = _Window()
         under_way: set[asyncio.Task[None]] = set()
 
-        async def answer(message: q.QueryRequest) -> None:
+        async def answer(message: q.QueryRequest, size: int) -> None:
             call = _call_of(context, self._deadline_s)
             reply = await self._answer(message, Context(call, context.principal, context.peer, context.workers))
-            replies.put_nowait(reply)
+            replies.put_nowait((reply, size))
 
         async def read() -> None:
             try:
                 async for message in messages:
-                    await window.acquire()
-                    task = asyncio.create_task(answer(message))
+                    size = _weight(message)
+                    await window.enter(size)
+                    task = asyncio.create_task(answer(message, size))
                     under_way.add(task)
                     task.add_done_callback(under_way.discard)
                 if under_way:
@@ -233,14 +244,42 @@ class QueriesServicer:
 
         reader = asyncio.create_task(read())
         try:
-            while (reply := await replies.get()) is not None:
-                window.release()
-                yield reply
+            while (ready := await replies.get()) is not None:
+                yield ready[0]
+                window.leave(ready[1])
             await reader
         finally:
             for task in (reader, *under_way):
                 task.cancel()
             await asyncio.gather(reader, *under_way, return_exceptions=True)
+
+
+class _Window:
+    """What one stream may have under way: queries, and the bytes that they and their answers may take."""
+
+    def __init__(self) -> None:
+        self._queries = 0
+        self._bytes = 0
+        self._room = asyncio.Event()
+
+    async def enter(self, size: int) -> None:
+        while self._queries and (self._queries >= STREAM_WINDOW or self._bytes + size > STREAM_BYTES):
+            self._room.clear()
+            await self._room.wait()
+        self._queries += 1
+        self._bytes += size
+
+    def leave(self, size: int) -> None:
+        self._queries -= 1
+        self._bytes -= size
+        self._room.set()
+
+
+def _weight(message: q.QueryRequest) -> int:
+    """Bytes of a query and, at most about, of its answer."""
+    items = message.vectors.items if message.with_vectors else 0
+    return message.ByteSize() + message.vectors.rows * (message.k or DEFAULT_K) * (
+        16 + 4 * items + METADATA_BYTES * message.with_metadata)
 
 
 def _call_of(context: Context, deadline_s: float) -> Call:

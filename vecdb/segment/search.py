@@ -30,6 +30,8 @@ Stop = npt.NDArray[np.int32] | None
 
 SURELY_BEAM = 20_000
 """Records from which a search without a filter need not compare its cost with a scan's."""
+SURELY_NARROW = 64
+"""Records for each place of a beam from which it looks at fewer of them than a scan, whatever else is so."""
 SPARSE = 4
 """A filter that keeps fewer than one in this many is scanned by a list of ordinals: 24 to 30 ns a match against
 about 40 by bitset at 5 to 10 % (448-byte rows)."""
@@ -113,7 +115,8 @@ def _strategy(view: GrowingView | SealedView, request: QueryRequest, matches: in
         ann = view.segment.ann
         searchable = ann.searchable
         ef = ef_for(ann.ef, request.k, request.ef_search)
-    if request.filter is None and matches == view.count >= SURELY_BEAM and searchable and not request.exact:
+    if request.filter is None and matches == view.count >= SURELY_BEAM and searchable and not request.exact \
+            and ef * SURELY_NARROW <= matches:
         return Strategy("beam", ef, "no filter")
     if request.exact or not searchable:
         return Strategy("exact", 0, "exact was asked for" if request.exact else "no index here")

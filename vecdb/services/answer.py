@@ -78,7 +78,7 @@ def _answer(view: ShardView, request: QueryRequest, machine: ShardMachine, compu
         matches = [one for parts in answers for one in _matches(segments, parts, request, machine)]
     missing = tuple([planned.missing for planned in plans if planned.missing is not None])
     plan = _plan(view, request, answers) if request.explain else None
-    return QueryResult(matches, plan, missing, _cost(answers, len(queries)) if request.profile else None)
+    return QueryResult(matches, plan, missing, _cost(answers, len(queries)))
 
 
 def _on_threads(plans: Sequence[Planned], queries: npt.NDArray[Any], chunks: Sequence[tuple[int, int]],

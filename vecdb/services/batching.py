@@ -10,8 +10,9 @@ answers arrived at their clients at once) comes forth too.  Alone after that, it
 go to a worker, and the loop is free to read, answer and gather what comes next.
 
 **Bounds.**  At most ``queued_rows`` rows wait; a query whose turn would come after its deadline, by what rows took
-lately, is refused at once, with the time after which to try again.  A waiter that gave up is dropped from its batch,
-and a batch that nobody waits for any more is stopped in the kernel.
+lately, is refused at once, with the time after which to try again.  Lanes take turns, no batch is gathered to more
+than :data:`BATCH_S` of work, and heavy ones leave a worker free, so that who asks for little waits for little.  A
+waiter that gave up is dropped from its batch, and a batch that nobody waits for any more is stopped in the kernel.
 
 An instance belongs to one event loop; only ``run`` is called elsewhere.
 """
@@ -39,6 +40,10 @@ INLINE_S: Final = 1.5e-3
 INLINE_ROWS: Final = 16
 BATCH_ROWS: Final = 512
 """Rows of a batch that was gathered; a single request may have more."""
+BATCH_S: Final = 0.05
+"""No more is gathered than should take so long: who waits for a worker waits for a whole batch."""
+HEAVY_S: Final = 0.1
+"""Batches that should take longer leave one worker to others."""
 SECOND_AFTER_S: Final = 5e-3
 """A lane's batch that has run this long no longer keeps the next one waiting."""
 FORGET: Final = 0.2
@@ -92,16 +97,19 @@ class _Batch:
     call: Call
     began: float
     alive: int
+    heavy: bool
 
 
 class QueryBatcher:
     """``run(name, request, call)`` answers a batch, in any thread; ``workers`` batches may run at once.
 
     ``wants_plan(seconds)``: whether the observer would like the plan of queries that should take so long.
+    ``may_run_here(name)``: whether a query of the collection would wait for nothing but the kernel.
     """
 
     def __init__(self, run: Run, executor: Executor, clock: Clock, observer: Observer, *, workers: int,
-                 queued_rows: int, wants_plan: Callable[[float], bool] = lambda seconds: False) -> None:
+                 queued_rows: int, wants_plan: Callable[[float], bool] = lambda seconds: False,
+                 may_run_here: Callable[[str], bool] = lambda name: True) -> None:
         self._run = run
         self._executor = executor
         self._clock = clock
@@ -109,6 +117,8 @@ class QueryBatcher:
         self._workers = workers
         self._most_queued = queued_rows
         self._wants_plan = wants_plan
+        self._may_run_here = may_run_here
+        self._heavy = 0
         self._lanes: dict[Hashable, _Lane] = {}
         self._took: dict[Hashable, float] = {}
         self._turn: deque[_Lane] = deque()
@@ -132,7 +142,8 @@ class QueryBatcher:
         lane = self._lane(name, request)
         rows = len(request.vectors)
         now = self._clock.monotonic()
-        if not self._running and not self._queued and rows <= INLINE_ROWS and 0.0 < lane.row_s * rows <= INLINE_S:
+        if not self._running and not self._queued and rows <= INLINE_ROWS and 0.0 < lane.row_s * rows <= INLINE_S \
+                and self._may_run_here(name):
             self._arriving += 1
             try:
                 await asyncio.sleep(0)
@@ -192,7 +203,7 @@ class QueryBatcher:
         found = result.cost or _FREE
         cost = Cost(0.0, seconds * 1e3, rows, found.hops, found.comparisons)
         self._observer.queried(lane.name, request, result, cost, call)
-        return replace(result, cost=cost) if request.profile else result
+        return QueryResult(result.matches, result.plan, result.missing, cost if request.profile else None)
 
     def _learn(self, lane: _Lane, seconds: float, rows: int) -> None:
         row_s = seconds / rows
@@ -268,15 +279,21 @@ class QueryBatcher:
                 return
             lane = self._turn.popleft()
             lane.in_turn = False
-            if not lane.running or now - lane.started >= SECOND_AFTER_S:
+            if (not lane.running or now - lane.started >= SECOND_AFTER_S) and not self._too_heavy(lane):
                 self._start(lane, now)
             self._take_turn(lane)
             self._leave(lane)
 
+    def _too_heavy(self, lane: _Lane) -> bool:
+        """Whether it must wait so that one worker stays for those who ask for little."""
+        return self._heavy >= max(1, self._workers - 1) and lane.waiting[0].rows * lane.row_s > HEAVY_S \
+            if lane.waiting else False
+
     def _start(self, lane: _Lane, now: float) -> None:
         waiters: list[_Waiter] = []
         rows = 0
-        while lane.waiting and (not waiters or rows + lane.waiting[0].rows <= BATCH_ROWS):
+        most = BATCH_ROWS if not lane.row_s else min(BATCH_ROWS, int(BATCH_S / lane.row_s))
+        while lane.waiting and (not waiters or rows + lane.waiting[0].rows <= most):
             waiter = lane.waiting.popleft()
             if waiter.ended:
                 lane.gone -= 1
@@ -288,7 +305,8 @@ class QueryBatcher:
         self._queued -= rows
         wanted = self._wants_plan(rows * (lane.row_s or self._row_s))
         batch = _Batch(lane, waiters, _together(waiters, wanted), Call(request_id=waiters[0].call.request_id), now,
-                       len(waiters))
+                       len(waiters), rows * (lane.row_s or self._row_s) > HEAVY_S)
+        self._heavy += batch.heavy
         for waiter in waiters:
             waiter.batch = batch
         lane.running += 1
@@ -314,6 +332,7 @@ class QueryBatcher:
         lane = batch.lane
         lane.running -= 1
         self._running -= 1
+        self._heavy -= batch.heavy
         rows = len(batch.request.vectors)
         self._observer.batch_ran(lane.name, rows, [batch.began - waiter.arrived for waiter in batch.waiters],
                                  end - batch.began, False)

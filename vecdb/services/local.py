@@ -258,6 +258,12 @@ class LocalDatabase:
         with self._using(name) as opened:
             return opened.shard.write(command, call)
 
+    def at_hand(self, name: str) -> bool:
+        """Whether a read of the collection would wait for no disk and no lock: it is open, and its store is well."""
+        slot = self._slots.get(name)
+        opened = None if slot is None else slot.opened
+        return opened is not None and opened.shard.steady
+
     def query(self, name: str, request: QueryRequest, call: Call | None = None) -> QueryResult:
         slot = self._enter(name)  # by hand: a generator's context costs more than what it guards
         try:

@@ -2,8 +2,8 @@
 
 What takes microseconds runs on the event loop (a schema, a list of names); queries go through the
 :class:`~vecdb.services.batching.QueryBatcher`; all else runs in threads: writes in their own, for they wait for the
-disk and share its fsyncs, and long work (describe, optimize, verify, scans) apart from short reads, so that neither
-starves.  Each pool refuses when :data:`WAITING_PER_THREAD` calls a thread wait.
+disk and share its fsyncs, scans and changes of collections apart from short reads, and what takes minutes (optimize,
+verify) in two threads of its own.  Each pool refuses when :data:`WAITING_PER_THREAD` calls a thread wait.
 
 A call's deadline is a timer that sets its ``stop``; a cancelled task sets it too, and goes at once: the thread ends
 soon after, on its own.
@@ -32,6 +32,9 @@ from vecdb.services.batching import QueryBatcher
 T = TypeVar("T")
 
 WAITING_PER_THREAD: Final = 64
+CARE_THREADS: Final = 2
+CARE_WAITING: Final = 4
+"""Calls of ``optimize`` and ``verify`` that may wait for each of their threads: they take minutes."""
 BYTES_PER_RECORD: Final = 256
 """What a record takes beside its vector and its metadata: postings, ids, links."""
 
@@ -65,6 +68,8 @@ class Database(Protocol):
     def scan(self, name: str, request: ScanRequest, *, call: Call | None = None) -> ScanPage: ...
 
     def count(self, name: str, where: FilterNode | None = None, *, call: Call | None = None) -> int: ...
+
+    def at_hand(self, name: str) -> bool: ...
 
     def jobs(self, name: str | None = None) -> list[dict[str, Any]]: ...
 
@@ -132,9 +137,9 @@ class _Job(Generic[T]):
 class _Pool:
     """Threads, and a bound on what waits for them."""
 
-    def __init__(self, name: str, threads: int, observer: Observer) -> None:
+    def __init__(self, name: str, threads: int, observer: Observer, waiting: int = WAITING_PER_THREAD) -> None:
         self.executor = ThreadPoolExecutor(threads, thread_name_prefix=f"vecdb-{name}")
-        self.gate = Gate(f"{name} calls", threads * WAITING_PER_THREAD, Refusal.QUEUE, observer)
+        self.gate = Gate(f"{name} calls", threads * (1 + waiting), Refusal.QUEUE, observer)
         self._threads = threads
         observer.watch(Watched.QUEUED_CALLS, self.waiting, name)
 
@@ -171,9 +176,11 @@ class LocalNode:
         self._reads = _Pool("read", max(2, limits.threads), observer)
         self._writes = _Pool("write", limits.write_threads, observer)
         self._long = _Pool("long", 4, observer)
+        self._care = _Pool("care", CARE_THREADS, observer, CARE_WAITING)
         self._closed = False
         self.batcher = QueryBatcher(self._run_queries, self._queries, clock, observer, workers=limits.threads,
-                                    queued_rows=limits.queued_queries, wants_plan=wants_plan)
+                                    queued_rows=limits.queued_queries, wants_plan=wants_plan,
+                                    may_run_here=database.at_hand)
         observer.watch(Watched.QUEUED_ROWS, lambda: float(self.batcher.queued_rows))
 
     def _run_queries(self, name: str, request: QueryRequest, call: Call) -> QueryResult:
@@ -225,7 +232,7 @@ class LocalNode:
                 with suppress(RuntimeError):  # the loop has ended, and nobody is told any more
                     loop.call_soon_threadsafe(on_progress, stage, done, total)
 
-        return await self._in(self._long, call, lambda: self._database.optimize(name, report, call=call))
+        return await self._in(self._care, call, lambda: self._database.optimize(name, report, call=call))
 
     # --- records ----------------------------------------------------------------------------------
 
@@ -264,7 +271,7 @@ class LocalNode:
         return await self._in(self._reads, call, lambda: self._database.jobs(name))
 
     async def verify(self, name: str, call: Call) -> dict[str, Any]:
-        return await self._in(self._long, call, lambda: self._database.verify(name, call=call))
+        return await self._in(self._care, call, lambda: self._database.verify(name, call=call))
 
     async def close(self) -> None:
         """Wait for what runs, then close the database.  A second call does nothing."""
@@ -274,7 +281,8 @@ class LocalNode:
         await asyncio.get_running_loop().run_in_executor(None, self._end)
 
     def _end(self) -> None:
-        for executor in (self._queries, self._reads.executor, self._writes.executor, self._long.executor):
+        for executor in (self._queries, self._reads.executor, self._writes.executor, self._long.executor,
+                         self._care.executor):
             executor.shutdown(wait=True)
         self._database.close()
 

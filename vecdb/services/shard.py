@@ -288,6 +288,11 @@ class ShardService:
         return CollectionNotFound(self.schema.name) if self._dropped else DatabaseClosed("the database is closed")
 
     @property
+    def steady(self) -> bool:
+        """Whether the store is open and took its last write: reads of the view wait for nothing."""
+        return not self._broken and not self._closed
+
+    @property
     def closed(self) -> bool:
         return self._closed
 

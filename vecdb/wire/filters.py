@@ -35,13 +35,17 @@ class FilterCache:
         self._entries: OrderedDict[str | bytes, tuple[Node, int]] = OrderedDict()
         self._lock = Lock()
         self._bytes = 0
+        self.hits = 0
+        self.misses = 0
 
     def get(self, text: str | bytes) -> Node | None:
         """The tree of a text seen lately."""
         with self._lock:
             entry = self._entries.get(text)
             if entry is None:
+                self.misses += 1
                 return None
+            self.hits += 1
             self._entries.move_to_end(text)
             return entry[0]
 

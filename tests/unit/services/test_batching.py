@@ -12,7 +12,16 @@ from vecdb.core.calls import Call, Stopped
 from vecdb.core.errors import Cancelled, CollectionNotFound, DeadlineExceeded, Overloaded
 from vecdb.core.query import Cost, Matches, QueryRequest, QueryResult
 from vecdb.ports.observer import NullObserver, Refusal
+from vecdb.services import batching
 from vecdb.services.batching import QueryBatcher
+
+
+@pytest.fixture(autouse=True)
+def gather_everything(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine here is slow so that queries must wait; how much is gathered has tests of its own."""
+    if "bounded" not in request.node.name:
+        monkeypatch.setattr(batching, "BATCH_S", 1e9)
+        monkeypatch.setattr(batching, "HEAVY_S", 1e9)
 
 
 class Clock:
@@ -340,6 +349,63 @@ def test_lanes_of_filters_are_let_go_with_their_work() -> None:
             assert ids(await task) == [number]
         assert [lane.filter for lane in bench.batcher._lanes.values()] == [None]
         assert bench.told.batches[-1][2], "what rows under a filter take is remembered for the next filter"
+
+    drive(test)
+
+
+def test_batches_are_bounded_by_what_they_should_take() -> None:
+    async def test() -> None:
+        bench = Bench(row_s=0.01)
+        await bench.know()
+        first = bench.ask(0)
+        await settle()
+        others = [bench.ask(row) for row in range(1, 13)]
+        await settle()
+        while bench.pool.waiting:
+            bench.pool.run_one()
+            await asyncio.sleep(0.001)
+        await asyncio.gather(first, *others)
+        assert [len(request.vectors) for request, _ in bench.ran[2:]] == [4, 4, 4], "rounding below 0.05 / 0.01"
+
+    drive(test)
+
+
+def test_heavy_work_is_bounded_to_leave_a_worker_to_others() -> None:
+    async def test() -> None:
+        bench = Bench(row_s=0.5, workers=2)
+        await bench.know()
+        heavy = [bench.ask(row, ef_search=row) for row in range(1, 5)]
+        await settle()
+        assert len(bench.pool.waiting) == 2, "nothing is known of these lanes yet"
+        while bench.pool.waiting:
+            bench.pool.run_one()
+            await asyncio.sleep(0.001)
+        await asyncio.gather(*heavy)
+        again = [bench.ask(row, ef_search=row) for row in range(1, 5)]
+        await settle()
+        assert len(bench.pool.waiting) == 1
+        light = bench.ask(9, ef_search=99)  # of a lane that nothing is known of
+        await settle()
+        assert len(bench.pool.waiting) == 2
+        while bench.pool.waiting:
+            bench.pool.run_one()
+            await asyncio.sleep(0.001)
+        assert ids(await light) == [9]
+        await asyncio.gather(*again)
+
+    drive(test)
+
+
+def test_a_collection_that_is_not_at_hand_is_asked_in_a_worker() -> None:
+    async def test() -> None:
+        bench = Bench()
+        await bench.know()
+        bench.batcher._may_run_here = lambda name: False
+        away = bench.ask(1)
+        await settle()
+        assert len(bench.pool.waiting) == 1
+        bench.pool.run_one()
+        assert ids(await away) == [1]
 
     drive(test)
 

@@ -28,6 +28,9 @@ class Slow(MemoryBackend):
         self.open = threading.Event()
         self.seen: list[Call] = []
 
+    def at_hand(self, name: str) -> bool:
+        return True
+
     def upsert(self, name: str, batch: UpsertBatch, call: Call | None = None) -> Any:
         assert call is not None
         self.seen.append(call)
@@ -87,7 +90,7 @@ def test_a_queued_write_that_is_given_up_frees_what_it_holds_and_never_runs() ->
 def test_a_queue_that_is_full_refuses_also_when_its_callers_have_gone() -> None:
     async def test() -> None:
         bench = Bench()
-        tasks = [bench.write(number) for number in range(WAITING_PER_THREAD)]
+        tasks = [bench.write(number) for number in range(1 + WAITING_PER_THREAD)]
         await asyncio.sleep(0.05)
         for task in tasks[1:]:
             task.cancel()
