@@ -121,7 +121,8 @@ class Incoming(Protocol):
     def install(self) -> None:
         """Become the state of the snapshot, on stable storage, in one step: killed meanwhile, the old or the new.
 
-        Raises ``DataCorrupted`` if a file does not match its checksum; that file is then forgotten.
+        What has come of other snapshots is forgotten.  Raises ``DataCorrupted`` if a file does not match its checksum;
+        that file is then forgotten.
         """
         ...
 

@@ -39,6 +39,8 @@ class RaftSettings:
     chunk_bytes: int = 1 << 20
     fetches: int = 4
     """Chunks of a snapshot asked for at once: the bound on its share of the wire and of memory."""
+    snapshot_bytes_s: int = 100 << 20
+    """What a replica asks for of a snapshot in a second: the group serves meanwhile."""
     fetch_timeout_s: float = 2.0
     snapshot_idle_s: float = 60.0
     """A snapshot nobody fetches from is let go of."""

@@ -73,6 +73,8 @@ class Receiving:
     _asked: list[_Asked] = field(default_factory=list)
     _file: int = 0
     _offset: int = -1
+    _next: float = 0.0
+    """When more may be asked for."""
     writing: bool = False
     installing: bool = False
 
@@ -110,11 +112,13 @@ class Receiving:
                 fetches.append(self._fetch(asked))
         while len(self._asked) < self.settings.fetches:
             self._skip()
-            if self._file == len(self.offer.files):
+            if self._file == len(self.offer.files) or now < self._next:
                 break
             length = min(self.settings.chunk_bytes, self.offer.files[self._file].bytes - self._offset)
             asked = _Asked(self._file, self._offset, length, now + self.settings.fetch_timeout_s)
             self._offset += length
+            # A burst of one tick is made up for afterwards, so the pace holds although time comes in steps.
+            self._next = max(self._next, now - 0.1) + length / self.settings.snapshot_bytes_s
             self._asked.append(asked)
             fetches.append(self._fetch(asked))
         return fetches

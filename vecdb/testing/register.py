@@ -153,7 +153,8 @@ class RegisterIncoming:
             if xxhash.xxh3_64_intdigest(pieces.get(file.checksum, b"")) != file.checksum:
                 pieces.pop(file.checksum, None)
                 raise DataCorrupted("a file of the snapshot does not match its checksum", path=file.name)
-        whole = b"".join(pieces.pop(file.checksum) for file in self._files)
+        whole = b"".join(pieces[file.checksum] for file in self._files)
+        pieces.clear()
         state = Registers.from_bytes(whole)
         assert state.position == self._position, "the snapshot is of the place it says"
         self._machine.disk.state = whole
