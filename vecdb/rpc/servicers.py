@@ -25,7 +25,11 @@ from vecdb.wire.queries import DEFAULT_K
 
 STREAM_WINDOW: Final = 256
 """Queries of one stream that may be under way: what a reader that stops reading can make the node hold."""
+STREAM_ROWS: Final = 1_024
+"""A quarter of the queue: a stream waits where single calls are refused."""
 STREAM_BYTES: Final = 32 << 20
+STREAM_WINDOWS: Final = (STREAM_WINDOW, STREAM_ROWS, STREAM_BYTES)
+Weight = tuple[int, int, int]
 METADATA_BYTES: Final = 512
 UPSERT_DEADLINE_S: Final = 60.0
 PROGRESS_WAITING: Final = 64
@@ -218,23 +222,23 @@ class QueriesServicer:
                            ) -> AsyncIterator[q.QueryReply]:
         """Answers as they come; no more is read while :data:`STREAM_WINDOW` queries are under way or unsent.
 
-        Nor while what they may hold passes :data:`STREAM_BYTES`.
+        Nor while the rows of these pass :data:`STREAM_ROWS`, or what they may hold :data:`STREAM_BYTES`.
         """
-        replies: asyncio.Queue[tuple[q.QueryReply, int] | None] = asyncio.Queue()
+        replies: asyncio.Queue[tuple[q.QueryReply, Weight] | None] = asyncio.Queue()
         window = _Window()
         under_way: set[asyncio.Task[None]] = set()
 
-        async def answer(message: q.QueryRequest, size: int) -> None:
+        async def answer(message: q.QueryRequest, weight: Weight) -> None:
             call = _call_of(context, self._deadline_s)
             reply = await self._answer(message, Context(call, context.principal, context.peer, context.workers))
-            replies.put_nowait((reply, size))
+            replies.put_nowait((reply, weight))
 
         async def read() -> None:
             try:
                 async for message in messages:
-                    size = _weight(message)
-                    await window.enter(size)
-                    task = asyncio.create_task(answer(message, size))
+                    weight = _weight(message)
+                    await window.enter(weight)
+                    task = asyncio.create_task(answer(message, weight))
                     under_way.add(task)
                     task.add_done_callback(under_way.discard)
                 if under_way:
@@ -255,30 +259,29 @@ class QueriesServicer:
 
 
 class _Window:
-    """What one stream may have under way: queries, and the bytes that they and their answers may take."""
+    """What one stream may have under way: messages, their queries, and the bytes that these and their answers take."""
 
     def __init__(self) -> None:
-        self._queries = 0
-        self._bytes = 0
+        self._held = (0, 0, 0)
         self._room = asyncio.Event()
 
-    async def enter(self, size: int) -> None:
-        while self._queries and (self._queries >= STREAM_WINDOW or self._bytes + size > STREAM_BYTES):
+    async def enter(self, weight: Weight) -> None:
+        while self._held[0] and any(held + more > most for held, more, most in
+                                    zip(self._held, weight, STREAM_WINDOWS, strict=True)):
             self._room.clear()
             await self._room.wait()
-        self._queries += 1
-        self._bytes += size
+        self._held = (self._held[0] + weight[0], self._held[1] + weight[1], self._held[2] + weight[2])
 
-    def leave(self, size: int) -> None:
-        self._queries -= 1
-        self._bytes -= size
+    def leave(self, weight: Weight) -> None:
+        self._held = (self._held[0] - weight[0], self._held[1] - weight[1], self._held[2] - weight[2])
         self._room.set()
 
 
-def _weight(message: q.QueryRequest) -> int:
-    """Bytes of a query and, at most about, of its answer."""
+def _weight(message: q.QueryRequest) -> Weight:
+    """One message, its queries, and bytes: its own and, at most about, those of its answer."""
+    rows = message.vectors.rows
     items = message.vectors.items if message.with_vectors else 0
-    return message.ByteSize() + message.vectors.rows * (message.k or DEFAULT_K) * (
+    return 1, rows, message.ByteSize() + rows * (message.k or DEFAULT_K) * (
         16 + 4 * items + METADATA_BYTES * message.with_metadata)
 
 
