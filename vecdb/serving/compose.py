@@ -39,6 +39,7 @@ from vecdb.services.local import LocalDatabase
 from vecdb.services.node import LocalNode, NodeLimits
 from vecdb.serving.front import FrontSettings
 from vecdb.serving.fronts import Fronts, reserve
+from vecdb.wire.filters import FILTERS
 
 KEYS: Final = "keys"
 NODE_ID: Final = "node.id"
@@ -327,6 +328,9 @@ def _guards(settings: Settings, keys: KeyRing, authenticator: Authenticator, met
         metrics.watch(Watched.CERTIFICATE_EXPIRY, lambda: certificates.ends_s["certificate"])
         reload = asyncio.get_running_loop().create_task(certificates.watch())
         stack.callback(reload.cancel)
+    metrics.watch(Watched.CACHE_HITS, lambda: float(FILTERS.hits), "filters")
+    metrics.watch(Watched.CACHE_MISSES, lambda: float(FILTERS.misses), "filters")
+    metrics.watch(Watched.CACHE_ENTRIES, lambda: float(len(FILTERS)), "filters")
     for warning in loud_binding(settings, keys_required=authenticator.required):
         tell("warning", "exposed", warning=warning)
 

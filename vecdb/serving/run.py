@@ -1,6 +1,8 @@
 """A node as a process: until a signal comes."""
 
 import asyncio
+import contextlib
+import resource
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -25,8 +27,17 @@ def run_node(settings: Settings, on_ready: OnReady | None = None,
     return uvloop.run(_serve(settings, on_ready, on_step))
 
 
+def _allow_files() -> None:
+    """As many descriptors as this user may have: connections must not take those that the store needs."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 async def _serve(settings: Settings, on_ready: OnReady | None, on_step: Callable[[str], None]) -> int:
     loop = asyncio.get_running_loop()
+    _allow_files()
     undo = configure(settings.log.level, settings.log.format)
     asked, again = asyncio.Event(), asyncio.Event()
 

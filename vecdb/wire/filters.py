@@ -87,7 +87,7 @@ def _nodes(node: Node) -> int:
     return 1 + _nodes(node.node) if isinstance(node, Not) else 1
 
 
-_CACHE: Final = FilterCache()
+FILTERS: Final = FilterCache()
 
 
 def filter_to_wire(node: Node | None) -> pb.Filter:
@@ -133,8 +133,8 @@ def filter_from_mapping(mapping: dict[str, Any]) -> Node:
 
 
 def _kept(text: str | bytes, read: Callable[[], Node]) -> Node:
-    node = _CACHE.get(text)
-    return _CACHE.put(text, read()) if node is None else node
+    node = FILTERS.get(text)
+    return FILTERS.put(text, read()) if node is None else node
 
 
 def some_filter_from_wire(msg: pb.Filter) -> Node:
