@@ -44,6 +44,8 @@ class _Shell:
         # Checkpoints and snapshots take seconds: nobody's commands wait behind them.
         self._slow = ThreadPoolExecutor(workers, "raft-slow")
         self._lanes: dict[str, deque[_Job]] = {}
+        self._ended = asyncio.Event()
+        """Set whenever something that threads did has ended."""
         self._closed = False
 
     def send(self, node: str, frame: bytes) -> None:
@@ -80,8 +82,15 @@ class _Shell:
         def back(result: Any, error: BaseException | None) -> None:
             if not self._closed:
                 done(result, error)
+                self._ended.set()
 
         pool.submit(work).add_done_callback(told)
+
+    async def quiet(self, group: int, writing: Callable[[int], bool]) -> None:
+        """Return once no thread does anything for the group."""
+        while writing(group) or any(lane.endswith(f"/{group}") for lane in self._lanes):
+            self._ended.clear()
+            await self._ended.wait()
 
     def close(self) -> None:
         self._closed = True
@@ -114,10 +123,14 @@ class Driver:
         self.soon()
         return GroupReplicator(self, replica)
 
-    def remove(self, group: int, *, forget: bool = False) -> None:
-        """Let go of a group; ``forget``: and of its log.  Who waits is told that the outcome is unknown."""
+    async def remove(self, group: int, *, forget: bool = False) -> None:
+        """Let go of a group; ``forget``: and of its log.  Who waits is told that the outcome is unknown.
+
+        Once this returns no thread uses the machine any more, and the group may be added again.
+        """
         self._check()
         self.host.remove(group, forget=forget)
+        await self._shell.quiet(group, self.host.store.writing)
 
     def close(self) -> None:
         """End all groups, and the threads once what they do is done."""

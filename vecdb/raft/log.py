@@ -353,6 +353,10 @@ class LogStore:
     def dirty(self) -> bool:
         return bool(self._dirty)
 
+    def writing(self, group: int) -> bool:
+        """Whether a batch about this group is on its way to the disk."""
+        return group in self._in_flight
+
     def touch(self, log: GroupLog) -> None:
         self._dirty[log.group] = log
 
@@ -383,7 +387,7 @@ class LogStore:
         Raises ``DataCorrupted`` if it is damaged, ``Unavailable`` while a batch about an earlier handle of it is being
         written.
         """
-        if group in self._in_flight:
+        if self.writing(group):
             raise Unavailable(f"the log of group {group} is being written", retry_after_s=0.05)
         (row,) = self._store.multi_get([meta_key(group)])
         try:

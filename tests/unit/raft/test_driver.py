@@ -159,6 +159,29 @@ def test_a_new_member_gets_a_snapshot_and_becomes_a_voter_and_one_leaves(tmp_pat
     run(tmp_path, quick, story)
 
 
+def test_a_group_can_be_closed_and_opened_and_forgotten(tmp_path, quick):
+    async def story(machines):
+        node = await machines.leader()
+        group, driver = machines.groups[node], machines.drivers[node]
+        proposals = [asyncio.ensure_future(group.propose(command(WRITE, 1, at, at, at), None)) for at in range(1, 30)]
+        waiting = asyncio.ensure_future(group.wait_applied(10_000, None))
+        await asyncio.sleep(0)
+        await driver.remove(7)
+        for outcome in await asyncio.gather(*proposals, return_exceptions=True):
+            assert not isinstance(outcome, BaseException) or isinstance(outcome, OutcomeUnknown)
+        with pytest.raises(Unavailable):
+            await waiting
+        machines.groups[node] = driver.add(7, RegisterMachine(RegisterDisk()), number=1, existing=True)
+        assert machines.groups[node].status().me == f"{node}/1"
+        after = await machines.leader()
+        index = (await machines.groups[after].propose(command(WRITE, 2, 1, 1, 1), None)).log_index
+        await machines.groups[node].wait_applied(index, None)
+        await driver.remove(7, forget=True)
+        assert list(driver.host.store.groups()) == []
+
+    run(tmp_path, quick, story)
+
+
 def test_leadership_is_handed_over(tmp_path, quick):
     async def story(machines):
         leader = await machines.leader()
