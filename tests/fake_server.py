@@ -90,8 +90,8 @@ class Breaking(grpc.GenericRpcHandler):
         if handler is None:
             return None
         name = details.method.removeprefix(PREFIX)
-        if handler.unary_unary is not None:
-            return grpc.unary_unary_rpc_method_handler(self._unary(name, handler.unary_unary))
+        if handler.stream_unary is not None:  # of one message
+            return grpc.stream_unary_rpc_method_handler(self._unary(name, handler.stream_unary))
         if handler.stream_stream is not None:
             return grpc.stream_stream_rpc_method_handler(self._stream(name, handler.stream_stream))
         return handler
@@ -102,10 +102,12 @@ class Breaking(grpc.GenericRpcHandler):
         return waiting.pop(0) if waiting else None
 
     def _unary(self, name: str, inner: Any) -> Any:
-        async def run(raw: bytes, context: Any) -> Any:
+        async def run(messages: Any, context: Any) -> Any:
             self._metadata.append(context.invocation_metadata())
             fault = self._next(name)
-            return await (inner(raw, context) if fault is None else fault(lambda: inner(raw, context), context))
+            if fault is None:
+                return await inner(messages, context)
+            return await fault(lambda: inner(messages, context), context)
 
         return run
 

@@ -16,14 +16,18 @@ import trustme
 
 import vecdb
 from tests.fake_server import FakeServer
+from vecdb.client.remote.calling import Caller
+from vecdb.client.remote.io import Sleep, Unary
 from vecdb.client.remote.node import RemoteNode
-from vecdb.client.remote.options import check
-from vecdb.client.remote.retry import Budget
+from vecdb.client.remote.options import Options, check
+from vecdb.client.remote.retry import Budget, Failed
 from vecdb.client.remote.target import parse
+from vecdb.client.remote.waiting import REFUSED_S, connect_steps
 from vecdb.core.access import Grant, Key, Role
 from vecdb.core.calls import Call
 from vecdb.core.errors import (
     DatabaseClosed,
+    DeadlineExceeded,
     InvalidArgument,
     LimitExceeded,
     Unauthenticated,
@@ -123,6 +127,42 @@ def test_nobody_there_is_said_at_once_and_why() -> None:
         db.list_collections()
 
 
+@pytest.mark.parametrize("others", ["", ",127.0.0.1:2"])
+def test_a_port_where_nothing_listens_is_told_long_before_the_timeout(others: str) -> None:
+    """Nobody is waited for who is not there: with the timeout of ten minutes this test would not end."""
+    url = f"grpc://127.0.0.1:{free_port()}{others}"
+    with pytest.raises(Unavailable, match=r"(?i)connection refused"):
+        vecdb.connect(url, connect_timeout=600)
+
+    async def test() -> None:
+        with pytest.raises(Unavailable, match=r"(?i)connection refused"):
+            await vecdb.connect_async(url, connect_timeout=600)
+
+    asyncio.run(test())
+
+
+def test_a_host_that_does_not_answer_is_waited_for() -> None:
+    """A listener that accepts and says nothing, beside one that refuses: the timeout is the caller's."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        caller = Caller(Options(), "silent")
+        answers = iter([Unavailable("Connection refused", target="a"), DeadlineExceeded("silent")])
+        steps = connect_steps(caller, time.monotonic() + 600, 2)
+        next(steps)
+        began = time.monotonic()
+        while (answer := next(answers, None)) is not None:
+            asked = steps.throw(Failed(answer, decided=True, transport=isinstance(answer, Unavailable)))
+            while isinstance(asked, Sleep):
+                asked = next(steps)
+        while time.monotonic() < began + REFUSED_S + 0.2:
+            time.sleep(0.1)
+        asked = steps.throw(Failed(Unavailable("Connection refused", target="a"), decided=True, transport=True))
+        assert isinstance(asked, Sleep)
+        assert isinstance(next(steps), Unary), "still asking"
+        with pytest.raises(Unavailable, match=r"did not answer|cannot be reached|closed the connection"):
+            vecdb.connect(f"grpc://127.0.0.1:{port}", connect_timeout=0.5)
+
+
 def test_a_server_that_comes_a_little_later_is_waited_for() -> None:
     port = free_port()
     server = FakeServer(port=port)
@@ -139,6 +179,7 @@ def test_a_server_that_comes_a_little_later_is_waited_for() -> None:
 def test_tls_and_mutual_tls(tmp_path: Path) -> None:
     authority, other = trustme.CA(), trustme.CA()
     mine, client = authority.issue_cert("localhost"), authority.issue_cert("me@example.org")
+    stranger = other.issue_cert("me@example.org")
     ca, wrong, cert, key = (tmp_path / name for name in ("ca.pem", "other.pem", "cert.pem", "key.pem"))
     authority.cert_pem.write_to_path(ca)
     other.cert_pem.write_to_path(wrong)
@@ -146,20 +187,43 @@ def test_tls_and_mutual_tls(tmp_path: Path) -> None:
     client.private_key_pem.write_to_path(key)
     pair = (mine.private_key_pem.bytes(), mine.cert_chain_pems[0].bytes())
     with FakeServer(credentials=grpc.ssl_server_credentials([pair])) as server:
+        near = f"127.0.0.1:{server.port}"
         with vecdb.connect(server.url, ca_file=ca, api_key="k") as db:
             assert db.list_collections() == []
-        with vecdb.connect(f"grpcs://127.0.0.1:{server.port}", ca_file=str(ca), server_name="localhost") as db:
+        with vecdb.connect(f"grpcs://{near}", ca_file=str(ca), server_name="localhost") as db:
             assert db.list_collections() == []
-        with pytest.raises(Unavailable):
-            vecdb.connect(server.url, ca_file=wrong, connect_timeout=0.3)
-        with pytest.raises(Unavailable):
-            vecdb.connect(f"grpc://localhost:{server.port}", connect_timeout=0.3)
+        refused(f"grpcs://{near}", r"ca_file=", ca_file=wrong, server_name="localhost")
+        refused(f"grpcs://{near}", r"server_name=", ca_file=ca)
+        refused(f"grpc://{near}", r"does the server speak TLS\? try grpcs://")
+        refused(f"grpc://localhost:{server.port}", r"does the server speak TLS\? try grpcs://")
     both = grpc.ssl_server_credentials([pair], authority.cert_pem.bytes(), require_client_auth=True)
     with FakeServer(credentials=both) as server:
+        near = f"grpcs://127.0.0.1:{server.port}"
         with vecdb.connect(server.url, ca_file=ca, cert_file=cert, key_file=key) as db:
             assert db.list_collections() == []
-        with pytest.raises(Unavailable):
-            vecdb.connect(server.url, ca_file=ca, connect_timeout=0.3)
+        refused(near, r"ask for a client's certificate\? cert_file= and key_file=", ca_file=ca, server_name="localhost")
+        stranger.cert_chain_pems[0].write_to_path(cert)
+        stranger.private_key_pem.write_to_path(key)
+        refused(near, r"accept this client's certificate", ca_file=ca, server_name="localhost", cert_file=cert,
+                key_file=key)
+    with FakeServer() as server:
+        refused(f"grpcs://127.0.0.1:{server.port}", r"does not speak TLS; grpc://", ca_file=ca)
+
+
+def refused(url: str, why: str, **options: object) -> None:
+    """Nobody connects, and both clients say why: at the start, and at the first call."""
+    with pytest.raises(Unavailable, match=why):
+        vecdb.connect(url, connect_timeout=0.7, **options)
+    # Of a name with two addresses gRPC tells of the last one alone.
+    with vecdb.connect(url, connect_timeout=0, retries=0, **options) as db, \
+            pytest.raises(Unavailable, match=f"{why}|(?i:connection refused)"):
+        db.list_collections()
+
+    async def test() -> None:
+        with pytest.raises(Unavailable, match=why):
+            await vecdb.connect_async(url, connect_timeout=0.7, **options)
+
+    asyncio.run(test())
 
 
 class Ring:

@@ -9,6 +9,7 @@ from vecdb.client.backend import Progress
 from vecdb.client.remote.admin import AdminProcedures
 from vecdb.client.remote.bulk import Applied, BulkUpsert
 from vecdb.client.remote.channels import credentials, open_sync
+from vecdb.client.remote.failures import tls_hint
 from vecdb.client.remote.gather import ThreadGather
 from vecdb.client.remote.io import Link, SyncWire, keep
 from vecdb.client.remote.options import Options
@@ -40,17 +41,19 @@ class RemoteBackend:
 
     def __init__(self, target: Target, options: Options) -> None:
         secrets = credentials(target, options)
-        self._wire = SyncWire([Link(open_sync(address, secrets, options), address)
+        hint = tls_hint(target.secure, options.cert_file is not None)
+        self._wire = SyncWire([Link(open_sync(address, secrets, options), address, hint)
                                for address in target.addresses * options.connections])
         self._do = Procedures(options, target.label)
         self._admin = AdminProcedures(self._do.caller)
         self._gather = ThreadGather(self._query_now) if options.auto_batch else None
+        self._addresses = len(target.addresses)
         self._pid = os.getpid()
         keep(self._wire)
 
     def wait(self, seconds: float) -> None:
         """Wait until a server answers; raises Unavailable (why), or Unauthenticated."""
-        drive(connect_steps(self._do.caller, time.monotonic() + seconds), self._wire)
+        drive(connect_steps(self._do.caller, time.monotonic() + seconds, self._addresses), self._wire)
 
     def create_collection(self, schema: CollectionSchema, call: Call | None = None) -> None:
         drive(self._do.create_collection(schema, call), self._wire)

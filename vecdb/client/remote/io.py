@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import grpc
 
-from vecdb.client.remote.failures import failure, untyped
+from vecdb.client.remote.failures import Hint, failure, no_hint, untyped
 from vecdb.client.remote.retry import Failed
 
 DOWN_S: Final = 2.0
@@ -44,13 +44,14 @@ class Rpc:
 
 
 class Link:
-    """One address: its channel, and the callables made on it."""
+    """One address: its channel, and the callables made on it; ``hint``: what a failed connection may mean."""
 
-    __slots__ = ("_calls", "channel", "down_until", "label")
+    __slots__ = ("_calls", "_hint", "channel", "down_until", "label")
 
-    def __init__(self, channel: Any, label: str) -> None:
+    def __init__(self, channel: Any, label: str, hint: Hint = no_hint) -> None:
         self.channel = channel
         self.label = label
+        self._hint = hint
         self.down_until = 0.0
         self._calls: dict[int, Any] = {}
 
@@ -61,7 +62,7 @@ class Link:
         return found
 
     def failed(self, error: Any) -> Failed:
-        known = failure(error, self.label)
+        known = failure(error, self.label, self._hint)
         if known.transport:
             self.down_until = time.monotonic() + DOWN_S
         return known

@@ -10,6 +10,7 @@ from vecdb.client.remote.admin import AdminProcedures
 from vecdb.client.remote.backend import BATCH_BYTES, PARALLEL
 from vecdb.client.remote.bulk import Applied, BulkUpsert
 from vecdb.client.remote.channels import credentials, open_aio
+from vecdb.client.remote.failures import tls_hint
 from vecdb.client.remote.gather import AsyncGather
 from vecdb.client.remote.io import AioWire, Link, keep
 from vecdb.client.remote.options import Options
@@ -45,11 +46,13 @@ class RemoteNode:
         if options is None:
             options = check_options(where or Target((), False, True, label), given.pop("api_key", None), given)
         self._options = options
+        self._addresses = 1 if where is None else len(where.addresses)
         if where is None:
             self._wire = AioWire(lambda: [Link(target, label)])
         else:
             secrets = credentials(where, options)
-            self._wire = AioWire(lambda: [Link(open_aio(address, secrets, options), address)
+            hint = tls_hint(where.secure, options.cert_file is not None)
+            self._wire = AioWire(lambda: [Link(open_aio(address, secrets, options), address, hint)
                                           for address in where.addresses * options.connections])
         self._do = Procedures(options, label)
         self._admin = AdminProcedures(self._do.caller)
@@ -66,7 +69,7 @@ class RemoteNode:
 
     async def wait(self, seconds: float) -> None:
         """Wait until a server answers; raises Unavailable, which says why there is none."""
-        await self._run(connect_steps(self._do.caller, time.monotonic() + seconds))
+        await self._run(connect_steps(self._do.caller, time.monotonic() + seconds, self._addresses))
 
     async def create_collection(self, schema: CollectionSchema, call: Call | None = None) -> None:
         await self._run(self._do.create_collection(schema, call), call)
