@@ -33,6 +33,7 @@ from vecdb.raft.leading import Done, Leading
 from vecdb.raft.log import GroupLog
 from vecdb.raft.membership import Change, Configuration
 from vecdb.raft.messages import (
+    COMMAND,
     Append,
     Appended,
     Entry,
@@ -45,7 +46,7 @@ from vecdb.raft.messages import (
     Vote,
     Voted,
 )
-from vecdb.raft.settings import COMMAND, RaftSettings
+from vecdb.raft.settings import RaftSettings
 from vecdb.raft.stock import CANDIDATE, FOLLOWER, LEADER
 
 

@@ -7,8 +7,8 @@ from typing import Protocol
 from vecdb.core.errors import DataCorrupted
 from vecdb.raft.log import GroupLog
 from vecdb.raft.membership import Configuration
-from vecdb.raft.messages import Append, Appended, Entry, Message, Offer
-from vecdb.raft.settings import MEMBERS, RaftSettings
+from vecdb.raft.messages import MEMBERS, Append, Appended, Entry, Message, Offer
+from vecdb.raft.settings import RaftSettings
 from vecdb.raft.stock import FOLLOWER, LEADER, Stock
 
 

@@ -10,8 +10,8 @@ from vecdb.core.errors import InvalidArgument, NotLeader, Unavailable, VecdbErro
 from vecdb.raft.following import Following, Surroundings
 from vecdb.raft.log import GroupLog
 from vecdb.raft.membership import Change, Configuration, node_of, promoted, replica_id
-from vecdb.raft.messages import Append, Appended, Entry, Gone, Offer, TimeoutNow
-from vecdb.raft.settings import MEMBERS, RaftSettings
+from vecdb.raft.messages import MEMBERS, Append, Appended, Entry, Gone, Offer, TimeoutNow
+from vecdb.raft.settings import RaftSettings
 from vecdb.raft.stock import LEADER
 
 Done: TypeAlias = Callable[[int, object, VecdbError | None], None]

@@ -25,8 +25,7 @@ from pysyncobj.journal import Journal
 from vecdb.core.errors import DataCorrupted, Unavailable
 from vecdb.ports.store import Store
 from vecdb.raft.membership import Configuration
-from vecdb.raft.messages import Entry
-from vecdb.raft.settings import MEMBERS
+from vecdb.raft.messages import MEMBERS, Entry
 from vecdb.shard.mutations import Mutations
 
 _ENTRY_KEY: Final = struct.Struct(">cQQ")

@@ -24,6 +24,12 @@ MAX_ENTRIES: Final = 65_536
 """Most entries of one message."""
 MAX_COMMAND_BYTES: Final = MAX_BATCH_BYTES + (1 << 20)
 """Longest command: the largest batch, and what stands around it."""
+NOOP: Final = b"\x01"
+"""First byte of an entry: what a leadership begins with, in the original's form."""
+COMMAND: Final = b"\x40"
+"""A command for the state machine."""
+MEMBERS: Final = b"\x41"
+"""A configuration."""
 MAX_FILES: Final = 100_000
 """Most files of one snapshot."""
 MAX_NAME_BYTES: Final = 512
@@ -294,10 +300,23 @@ def _append(term: int, data: memoryview, at: int) -> tuple[Append, int]:
             raise Malformed("entries out of order")
         if length > len(data) - at:
             raise Malformed("an entry longer than its message")
-        entries.append(Entry(bytes(data[at:at + length]), index, entry_term))
+        entries.append(Entry(_entry(bytes(data[at:at + length])), index, entry_term))
         at += length
         before, before_term = index, entry_term
     return Append(term, seq, prev, prev_term, commit, tuple(entries)), at
+
+
+def _entry(command: bytes) -> bytes:
+    """An entry of a kind that this version knows, and if it is a configuration a good one."""
+    kind = command[:1]
+    if kind == MEMBERS:
+        try:
+            Configuration.from_bytes(command[1:])
+        except ValueError as error:
+            raise Malformed(str(error)) from error
+    elif kind not in (COMMAND, NOOP):
+        raise Malformed(f"an entry of kind {command[0]}")
+    return command
 
 
 def _appended(term: int, data: memoryview, at: int) -> tuple[Appended, int]:

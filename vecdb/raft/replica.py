@@ -12,8 +12,7 @@ from vecdb.raft.core import RaftCore
 from vecdb.raft.leading import Done
 from vecdb.raft.log import GroupLog, Intent
 from vecdb.raft.membership import replica_id
-from vecdb.raft.messages import PROMISES, Append, Appended, Chunk, Envelope, Fetch, Gone, Message, Offer
-from vecdb.raft.settings import COMMAND
+from vecdb.raft.messages import COMMAND, PROMISES, Append, Appended, Chunk, Envelope, Fetch, Gone, Message, Offer
 from vecdb.raft.snapshots import Outgoing, Receiving, gone
 
 if TYPE_CHECKING:

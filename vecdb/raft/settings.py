@@ -1,15 +1,9 @@
 """Times and bounds of a replica, all injected."""
 
 from dataclasses import dataclass
-from typing import Final
 
 from vecdb.core.errors import InvalidArgument
 from vecdb.raft.messages import MAX_COMMAND_BYTES, MAX_ENTRIES
-
-COMMAND: Final = b"\x40"
-"""First byte of a command for the state machine."""
-MEMBERS: Final = b"\x41"
-"""First byte of a configuration."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,14 +3,16 @@
 from random import Random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from tests.unit.raft.test_messages import MESSAGES
 from vecdb.core.errors import InvalidArgument, Unavailable
 from vecdb.ports.replicator import Position
 from vecdb.raft.host import Host
 from vecdb.raft.log import Intent, LogStore
 from vecdb.raft.membership import Configuration
-from vecdb.raft.messages import Append, Entry, Envelope, Gone, decode, encode, encode_frame, split_frame
-from vecdb.raft.settings import COMMAND
+from vecdb.raft.messages import COMMAND, Append, Entry, Envelope, Gone, decode, encode, encode_frame, split_frame
 from vecdb.testing.disk import MemoryStore
 from vecdb.testing.register import RegisterDisk, RegisterMachine, Registers
 
@@ -161,6 +163,28 @@ def test_a_group_that_is_closed_and_opened_has_promised_nothing_it_did_not_keep(
     assert hands.frames == []
     replica = host.add(1, RegisterMachine(RegisterDisk()), number=1, voters=VOTERS)
     assert replica.core.log.last == 2
+
+
+@given(st.lists(st.tuples(st.sampled_from(["b", "c", "z"]), MESSAGES), max_size=30), st.booleans())
+def test_whatever_comes_nothing_is_raised_and_no_promise_is_broken(said, leads):
+    store = MemoryStore()
+    host, hands, replica = host_on(store, voters=("a/1",) if leads else VOTERS)
+    if leads:
+        replica.core.election_deadline = 0.0
+        host.tick()
+        hands.work()
+        assert replica.status().role == "leader"
+    committed = []
+    for node, message in said:
+        host.receive(node, encode_frame([encode(Envelope(1, 1, 1, message))]))
+        hands.work()
+        host.tick()
+        hands.work()
+        core = replica.core
+        now = [core.log.term_at(index) for index in range(2, core.commit + 1)]
+        assert core.log.base > 1 or now[:len(committed)] == committed
+        committed = now
+        assert core.commit <= core.log.last
 
 
 def test_groups_are_there_once_and_with_their_replica():

@@ -38,7 +38,7 @@ NODES = st.text("abcö-.", min_size=1, max_size=8)
 def appends(draw):
     prev, prev_term = draw(st.integers(0, 2**40)), draw(st.integers(0, 9))
     terms = sorted(draw(st.lists(st.integers(prev_term, 20), max_size=5)))
-    entries = tuple(Entry(draw(st.binary(min_size=1, max_size=40)), prev + 1 + at, term)
+    entries = tuple(Entry(b"\x40" + draw(st.binary(max_size=40)), prev + 1 + at, term)
                     for at, term in enumerate(terms))
     return Append(draw(st.integers(20, 2**40)), draw(U64), prev, prev_term, draw(U64), entries)
 
@@ -105,9 +105,10 @@ def test_a_frame_with_any_bit_flipped_is_malformed():
 
 
 @pytest.mark.parametrize("entries", [
-    (Entry(b"x", 7, 2),), (Entry(b"x", 6, 1),), (Entry(b"x", 6, 4),), (Entry(b"", 6, 2),),
-    (Entry(b"x", 6, 3), Entry(b"x", 7, 2))])
-def test_entries_out_of_order_are_malformed(entries):
+    (Entry(b"\x40", 7, 2),), (Entry(b"\x40", 6, 1),), (Entry(b"\x40", 6, 4),), (Entry(b"", 6, 2),),
+    (Entry(b"\x40", 6, 3), Entry(b"\x40", 7, 2)), (Entry(b"\x02pickle", 6, 3),), (Entry(b"\x41nonsense", 6, 3),),
+    (Entry(b"\x41" + b"\x01\x02" + b"\x00\x01\x00\x00\x00\x01a" * 2, 6, 3),)])
+def test_entries_out_of_order_or_of_no_known_kind_are_malformed(entries):
     with pytest.raises(Malformed):
         decode(encode(Envelope(1, 1, 1, Append(3, 0, 5, 2, 0, entries))))
 

@@ -7,6 +7,8 @@ from vecdb.raft.core import RaftCore
 from vecdb.raft.log import LogStore
 from vecdb.raft.membership import Change, Configuration
 from vecdb.raft.messages import (
+    COMMAND,
+    MEMBERS,
     PROMISES,
     Append,
     Appended,
@@ -19,7 +21,7 @@ from vecdb.raft.messages import (
     Vote,
     Voted,
 )
-from vecdb.raft.settings import COMMAND, MEMBERS, RaftSettings
+from vecdb.raft.settings import RaftSettings
 from vecdb.raft.stock import FOLLOWER, LEADER
 from vecdb.testing.disk import MemoryStore
 
