@@ -7,6 +7,7 @@ are cut, and of fields that are too long the longest.
 """
 
 import asyncio
+import errno
 import re
 from dataclasses import dataclass
 from typing import Any, Final
@@ -114,6 +115,8 @@ def _public(error: BaseException, request_id: str) -> VecdbError:
         return errors.DeadlineExceeded("the deadline passed before the work was done")
     if isinstance(error, MemoryError):
         return errors.Overloaded("the server has no memory left for this call", retry_after_s=1.0)
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return errors.Overloaded("the server has no file descriptor left for this call", retry_after_s=1.0)
     if isinstance(error, DecodeError):
         return errors.InvalidArgument("request", "is no message of this method", got="bytes", limit="protobuf")
     hint = f"; its log has the cause under request id {request_id}" if request_id else ""

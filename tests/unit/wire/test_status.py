@@ -1,6 +1,7 @@
 """Errors over the wire: the class, the message and the fields that were raised; nothing from inside."""
 
 import asyncio
+import errno
 
 import numpy as np
 import pytest
@@ -115,7 +116,8 @@ def test_errors_inside_say_nothing_but_the_request_id(error):
 
 @pytest.mark.parametrize(("error", "kind"), [
     (asyncio.CancelledError("s3cret"), errors.Cancelled), (TimeoutError("s3cret"), errors.DeadlineExceeded),
-    (MemoryError("s3cret"), errors.Overloaded), (DecodeError("s3cret"), errors.InvalidArgument)])
+    (MemoryError("s3cret"), errors.Overloaded), (OSError(errno.EMFILE, "s3cret"), errors.Overloaded),
+    (DecodeError("s3cret"), errors.InvalidArgument)])
 def test_pythons_own_errors_that_have_a_meaning(error, kind):
     got = from_status(*to_status(error))
     assert type(got) is kind

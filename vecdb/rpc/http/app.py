@@ -64,6 +64,10 @@ class HttpApp:
         """REST calls that have begun and not ended."""
         return self._rest.running
 
+    def fault(self, error: BaseException) -> None:
+        """Tell of an error that concerns no request."""
+        self._guards.on_fault(error, "", "http")
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import uvicorn
@@ -12,10 +12,9 @@ import uvicorn
 from vecdb.core.errors import Unavailable
 from vecdb.ports.observer import Observer, Watched
 from vecdb.rpc.http.app import HttpApp
+from vecdb.rpc.http.listener import Listener
 from vecdb.rpc.http.protocol import HEAD_S, KEEP_ALIVE_S, WRITE_S, HttpProtocol, protocol
 
-BACKLOG = 1024
-HANDSHAKE_S = 15.0
 CANCEL_S = 1.0
 """How long cancelled calls may take to say so."""
 
@@ -36,23 +35,31 @@ class HttpOptions:
 class _Server(uvicorn.Server):
     """Listens on a socket that is bound already, and leaves signals to the node."""
 
-    ssl_context: ssl.SSLContext | None = None
-    protocol: type[HttpProtocol]
+    def __init__(self, config: uvicorn.Config, made: type[HttpProtocol], options: HttpOptions,
+                 on_short: Callable[[OSError], None]) -> None:
+        super().__init__(config)
+        self._made = made
+        self._options = options
+        self._on_short = on_short
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        loop = asyncio.get_running_loop()
+        options = self._options
         await self.lifespan.startup()
-        handshake_s = None if self.ssl_context is None else HANDSHAKE_S
-        self.servers = [
-            await loop.create_server(
-                lambda: self.protocol(self.config, self.server_state, {}), sock=one, ssl=self.ssl_context,
-                backlog=BACKLOG, ssl_handshake_timeout=handshake_s)
-            for one in sockets or []]
+        listeners = [Listener(one, self._protocol, options.ssl_context, options.connections, self._on_short)
+                     for one in sockets or []]
+        for one in listeners:
+            one.start()
+        self.servers = listeners  # type: ignore[assignment]  # it closes them, and waits until they are
         self.started = True
+
+    def _protocol(self, refusal: str) -> HttpProtocol:
+        made = self._made(self.config, self.server_state, {})
+        made.refusal = refusal
+        return made
 
 
 class HttpFace:
@@ -80,9 +87,7 @@ class HttpFace:
             self.app, http=limited, ws="none", lifespan="off",
             log_config=None, log_level="critical", access_log=False, proxy_headers=False, server_header=False,
             timeout_keep_alive=KEEP_ALIVE_S)
-        server = _Server(config)
-        server.ssl_context, server.protocol = options.ssl_context, limited
-        self._server = server
+        self._server = server = _Server(config, limited, options, self.app.fault)
         self._serving = asyncio.create_task(server.serve(sockets=[sock]))
         while not server.started:
             if self._serving.done():

@@ -24,8 +24,9 @@ WRITE_S: Final = 30.0
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """One connection; :func:`protocol` sets the limits."""
+    """One connection; :func:`protocol` sets the limits.  ``refusal``: why it is turned away, whatever it asks."""
 
+    refusal = ""
     most_connections = 4_096
     head_s = HEAD_S
     write_s = WRITE_S
@@ -42,9 +43,11 @@ class HttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
         self._certificate = _name(transport.get_extra_info("peercert"))
-        if len(self.connections) > self.most_connections:
-            self._refused = Refused(503, "RESOURCE_EXHAUSTED", "Overloaded",
-                                    f"{self.most_connections} connections are open already", (("retry-after", "1"),))
+        why = self.refusal
+        if not why and len(self.connections) > self.most_connections:
+            why = f"{self.most_connections} connections are open already"
+        if why:
+            self._refused = Refused(503, "RESOURCE_EXHAUSTED", "Overloaded", why, (("retry-after", "1"),))
             self.send_400_response("")
             return
         self._await_head()
@@ -104,6 +107,11 @@ class HttpProtocol(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if hosts > 1 or (not hosts and self.parser.get_http_version() == "1.1"):  # RFC 9112, 3.2
+            self._refused = Refused(400, "INVALID_ARGUMENT", "MalformedRequest", f"a request has one Host header, not "
+                                    f"{hosts}", argument="host", got=hosts, limit=1)
+            raise ValueError("no host, or more than one")
         super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:

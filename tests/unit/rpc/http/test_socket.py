@@ -105,7 +105,9 @@ def test_long_heads_are_refused(face: Face, head: bytes) -> None:
     b"POST / HTTP/1.1\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\n",
     b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\ncontent-length: 6\r\n\r\n",
     b"POST / HTTP/1.1\r\ncontent-length: -1\r\n\r\n", b"GET \xff HTTP/1.1\r\nhost: n\r\n\r\n",
-    b"GET / HTTP/1.1\r\nx : y\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"])
+    b"GET / HTTP/1.1\r\nx : y\r\n\r\n", b"GET /healthz HTTP/1.1\r\nx: y\r\n\r\n",
+    b"GET /healthz HTTP/1.1\r\nhost: a\r\nHost: a\r\n\r\n", b"GET / HTTP/1.0\r\nhost: a\r\nHost: b\r\n\r\n",
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"])
 def test_what_is_no_request_is_refused(face: Face, data: bytes) -> None:
     async def test(served: HttpFace) -> None:
         wire = await Wire.to(served)
@@ -165,6 +167,15 @@ def test_lengths_that_are_declared_keep_nobody_out(face: Face) -> None:
         while served.app.running:
             await asyncio.sleep(0.005)
         assert not face.door.held
+
+    on_socket(face, test)
+
+
+def test_http_of_old_needs_no_host(face: Face) -> None:
+    async def test(served: HttpFace) -> None:
+        wire = await Wire.to(served)
+        assert (await wire.ask(b"GET /healthz HTTP/1.0\r\n\r\n"))[0] == 200
+        assert await wire.ended()
 
     on_socket(face, test)
 

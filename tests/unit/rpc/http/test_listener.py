@@ -1,0 +1,96 @@
+"""A process that has no file descriptors left: nobody is cut off, and the face answers when there are some again."""
+
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+HEALTH = b"GET /healthz HTTP/1.1\r\nhost: node\r\n\r\n"
+
+
+class Process:
+    def __init__(self) -> None:
+        self.process = subprocess.Popen([sys.executable, "-m", "tests.unit.rpc.http.short_of_files"],
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.port = self._line()
+
+    def _line(self) -> int:
+        assert self.process.stdout is not None
+        return int(self.process.stdout.readline())
+
+    def tell(self, command: str) -> int:
+        """Returns the number of faults so far."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(command + "\n")
+        self.process.stdin.flush()
+        return self._line()
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=20)
+
+    def end(self) -> int:
+        with self.process as process:
+            assert process.stdin is not None
+            process.stdin.close()
+            try:
+                return process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+
+
+@pytest.fixture
+def process() -> Iterator[Process]:
+    made = Process()
+    try:
+        yield made
+    finally:
+        code = made.end()
+    assert code == 0
+
+
+def answer(sock: socket.socket) -> bytes:
+    """Head and body of an answer that is short and of JSON."""
+    data = b""
+    while not data.endswith(b"}") and (part := sock.recv(65_536)):
+        data += part
+    return data
+
+
+def ask(sock: socket.socket) -> bytes:
+    sock.sendall(HEALTH)
+    return answer(sock)
+
+
+def test_connections_wait_until_there_are_descriptors(process: Process) -> None:
+    known = process.connect()
+    assert ask(known).startswith(b"HTTP/1.1 200")
+    for round_ in (1, 2):
+        process.tell("fill 0")
+        waiting = [process.connect() for _ in range(20)]
+        for sock in waiting:
+            sock.sendall(HEALTH)
+        assert ask(known).startswith(b"HTTP/1.1 200"), "those that are there are served"
+        waiting[0].settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            waiting[0].recv(1)
+        waiting[0].settimeout(20)
+        assert process.tell("free") == round_, "told once for each time"
+        for sock in waiting:
+            assert answer(sock).startswith(b"HTTP/1.1 200")
+            sock.close()
+
+
+def test_the_last_descriptors_are_not_for_connections(process: Process) -> None:
+    known = process.connect()
+    assert ask(known).startswith(b"HTTP/1.1 200")
+    process.tell("fill 16")
+    refused = answer(process.connect())
+    assert refused.startswith(b"HTTP/1.1 503")
+    assert b"retry-after: 1" in refused
+    assert b"file descriptors" in refused
+    assert ask(known).startswith(b"HTTP/1.1 200")
+    assert process.tell("free") == 0
+    assert ask(process.connect()).startswith(b"HTTP/1.1 200")
