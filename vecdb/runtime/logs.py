@@ -25,6 +25,12 @@ Format = Literal["auto", "json", "console"]
 REPEAT_S: Final = 60.0
 KINDS_MAX: Final = 1_000
 """Kinds of warnings that are told apart when counting repetitions."""
+VARIANTS_MAX: Final = 20
+"""Of one event with other words in its fields: so many are told apart in a minute, the rest are one kind."""
+_NO_KIND: Final = frozenset({"event", "request_id", "trace_id", "span_id", "exception", "stack"})
+"""Fields that differ from line to line and make no other kind of event."""
+_NUMBERED: Final = frozenset({"front"})
+"""Fields whose numbers are names."""
 OWN_LIMIT: Final = frozenset({"slow_query"})
 """Events that their makers limit, and whose every line says something else."""
 _QUIET: Final = {"uvicorn.access": logging.WARNING, "grpc": logging.WARNING, "asyncio": logging.WARNING,
@@ -33,6 +39,10 @@ _KEY: Final = re.compile(r"(vdb_[0-9A-Za-z]+_)[0-9A-Za-z_\-]+")
 _BEARER: Final = re.compile(r"((?:[Bb]earer|[Bb]asic) +)(?!vdb_)[0-9A-Za-z._~+/=\-]{6,}")
 _SECRET_FIELDS: Final = re.compile(r"secret|password|passwd|authorization|api_key$|admin_key|token$", re.IGNORECASE)
 MASK: Final = "***"
+_LEFT: Final = frozenset({"CancelledError", "AbortError", "ExecuteBatchError"})
+"""What cygrpc raises in a handler whose call is over."""
+_LEAVING: Final = re.compile(r"ExecuteBatchError raised in core|Unexpected \[(CancelledError|AbortError)\]|"
+                             r"Abort error .*CancelledError", re.DOTALL)
 
 _configured = False
 
@@ -91,7 +101,11 @@ def configure(level: Level = "info", format: Format = "auto", *, stream: TextIO 
 
 def _not_a_leaving_reader(record: logging.LogRecord) -> bool:
     """gRPC tells of a client that goes away while an answer is being written as of an error, stack and all."""
-    return not (record.name == "grpc._cython.cygrpc" and str(record.msg).startswith("ExecuteBatchError raised in core"))
+    if record.name != "grpc._cython.cygrpc":
+        return True
+    if record.exc_info and record.exc_info[0] is not None and record.exc_info[0].__name__ in _LEFT:
+        return False
+    return _LEAVING.match(record.getMessage()) is None
 
 
 # --- processors -----------------------------------------------------------------------------------
@@ -163,8 +177,17 @@ class Repetitions:
         self._kinds_max = kinds_max
         self._seen: dict[tuple[str, ...], tuple[float, int]] = {}
 
-    def admit(self, kind: tuple[str, ...], now_s: float) -> int | None:
-        """None: leave it out.  Else write it; that many were left out since the last."""
+    def admit(self, kind: tuple[str, ...], now_s: float, variant: str = "") -> int | None:
+        """None: leave it out.  Else write it; that many were left out since the last.
+
+        ``variant``: what tells it apart from others of its kind, as long as those are few.
+        """
+        if variant and (*kind, variant) in self._seen:
+            kind = (*kind, variant)
+        elif variant:
+            known = sum(1 for one, (last, _) in self._seen.items()
+                        if one[:len(kind)] == kind and now_s - last < self._every_s)
+            kind = (*kind, variant) if known < VARIANTS_MAX else kind
         last, held = self._seen.get(kind, (-1e18, 0))
         if now_s - last < self._every_s:
             self._seen[kind] = last, held + 1
@@ -183,6 +206,14 @@ class Repetitions:
         return found
 
 
+def _variant(message: object) -> str:
+    """What an event of ours says in words: two warnings of one name are two, and one with another count is the same."""
+    if not isinstance(message, dict):
+        return ""
+    return " ".join(f"{key}={str(value)[:200]}" for key, value in sorted(message.items())
+                    if key not in _NO_KIND and (isinstance(value, str) or key in _NUMBERED))
+
+
 class _Handler(logging.StreamHandler[TextIO]):
     """Counts, and leaves repeated warnings out.  The logging module calls ``emit`` under the handler's lock."""
 
@@ -197,7 +228,8 @@ class _Handler(logging.StreamHandler[TextIO]):
             ours = isinstance(record.msg, dict)
             event = str(record.msg.get("event", "") if isinstance(record.msg, dict) else record.msg)
             if event not in OWN_LIMIT:
-                left_out = self._repetitions.admit((record.name, record.levelname, event), time.monotonic())
+                left_out = self._repetitions.admit((record.name, record.levelname, event), time.monotonic(),
+                                                   _variant(record.msg))
                 if left_out is None:
                     return
                 if left_out and ours:
@@ -213,6 +245,7 @@ class _Handler(logging.StreamHandler[TextIO]):
             super().handleError(record)
 
     def tell_held_back(self) -> None:
-        for (name, level, event), held in self._repetitions.held_back():
+        for (name, level, event, *variant), held in self._repetitions.held_back():
             with suppress(OSError, ValueError):
-                logging.getLogger(name).log(logging.getLevelName(level), "%s: left out %d times", event, held)
+                logging.getLogger(name).log(logging.getLevelName(level), "%s: left out %d times",
+                                            " ".join([event, *variant]), held)

@@ -1,10 +1,12 @@
 """A node's log: one line an event, requests named, secrets masked, repetitions counted; embedded it is left alone."""
 
+import asyncio
 import io
 import json
 import logging
 
 import pytest
+from grpc._cython import cygrpc
 
 from vecdb.ports import context
 from vecdb.runtime import logs
@@ -109,6 +111,57 @@ def test_repeated_warnings_are_left_out_and_counted():
     events = [json.loads(line)["event"] for line in out.getvalue().splitlines()]
     assert events == ["disk_slow", "else", "usual", "usual", "usual", "disk_slow: left out 4 times"]
     assert levels.count("warning") == 7
+
+
+def test_two_warnings_of_one_event_are_two(log):
+    for _ in range(2):
+        logs.logger().warning("exposed", warning="no TLS on 10.0.0.1")
+        logs.logger().warning("exposed", warning="no keys")
+        for front in (0, 1):
+            logs.logger().error("front_ended", front=front, pid=100 + front, code=-9)
+        for request in ("r-1", "r-2"):
+            logs.logger().error("fault", method="Query", request_id=request)
+    told = [(line["event"], line.get("warning", line.get("front"))) for line in log()]
+    assert told == [("exposed", "no TLS on 10.0.0.1"), ("exposed", "no keys"), ("front_ended", 0), ("front_ended", 1),
+                    ("fault", None)]
+
+
+def test_an_event_with_ever_other_words_is_no_flood():
+    out = io.StringIO()
+    undo = logs.configure("info", "json", stream=out)
+    try:
+        for number in range(5_000):
+            logs.logger().warning("odd", what=f"name {number}")
+        logs.logger().warning("else", what="one")
+    finally:
+        undo()
+    lines = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert len([line for line in lines if line["event"] == "odd"]) == logs.VARIANTS_MAX + 1
+    assert lines[-2]["event"] == "else"
+    assert lines[-1]["event"] == f"odd: left out {5_000 - logs.VARIANTS_MAX - 1} times"
+
+
+def _raised(kind, message="%s", *args):
+    """As cygrpc's logger tells of what a handler raised."""
+    try:
+        raise kind("the call is over")
+    except BaseException:
+        logging.getLogger("grpc._cython.cygrpc").exception(message, *args)
+
+
+@pytest.mark.parametrize(("kind", "message"), [
+    (asyncio.CancelledError, "Unexpected [CancelledError] raised by servicer method [/vecdb.v1.Queries/QueryStream]"),
+    (cygrpc.AbortError, "Unexpected [AbortError] raised by servicer method [/vecdb.v1.Queries/Query]"),
+    (cygrpc.ExecuteBatchError, "ExecuteBatchError raised in core by servicer method [/vecdb.v1.Queries/Query]")])
+def test_a_client_that_goes_away_is_no_error(log, kind, message):
+    _raised(kind, message)
+    logging.getLogger("grpc._cython.cygrpc").error(message)
+    logging.getLogger("grpc._cython.cygrpc").error("Abort error unexpectedly suppressed: %s",
+                                                   "Traceback (most recent call last):\n  asyncio.CancelledError")
+    assert log() == []
+    _raised(ValueError, "Unexpected [ValueError] raised by servicer method [/vecdb.v1.Queries/Query]")
+    (line,) = log()
+    assert "ValueError" in line["exception"], "a fault of ours is told"
 
 
 def test_repetitions_by_time():
