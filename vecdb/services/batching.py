@@ -126,6 +126,8 @@ class QueryBatcher:
         self._queued = 0
         self._row_s = 1e-3
         self._arriving = 0
+        self.alone: Callable[[], bool] = lambda: False
+        """Whether it is known that nobody else's call is under way; False costs a turn of the loop to find out."""
         self._dispatching = False
 
     @property
@@ -143,18 +145,11 @@ class QueryBatcher:
         rows = len(request.vectors)
         now = self._clock.monotonic()
         if not self._running and not self._queued and rows <= INLINE_ROWS and 0.0 < lane.row_s * rows <= INLINE_S \
-                and self._may_run_here(name):
-            self._arriving += 1
+                and self._may_run_here(name) and (self.alone() or await self._nobody_else()):
             try:
-                await asyncio.sleep(0)
-                alone = self._arriving == 1 and not self._running and not self._queued
+                return self._run_here(lane, request, call, rows)
             finally:
-                self._arriving -= 1
-            if alone:
-                try:
-                    return self._run_here(lane, request, call, rows)
-                finally:
-                    self._leave(lane)
+                self._leave(lane)
         try:
             self._admit(lane, rows, call, now)
         except Overloaded:
@@ -169,6 +164,15 @@ class QueryBatcher:
             self._dispatching = True
             loop.call_soon(self._dispatch_soon)  # after those that are about to wait as well
         return await self._wait(waiter, now, loop)
+
+    async def _nobody_else(self) -> bool:
+        """Give the loop one turn, and see whether anybody came."""
+        self._arriving += 1
+        try:
+            await asyncio.sleep(0)
+            return self._arriving == 1 and not self._running and not self._queued
+        finally:
+            self._arriving -= 1
 
     def _dispatch_soon(self) -> None:
         self._dispatching = False

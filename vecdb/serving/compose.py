@@ -206,6 +206,7 @@ async def _compose(settings: Settings, stack: AsyncExitStack, on_step: OnStep) -
             known_host=_known_host(settings, authenticator)), HttpOptions(
                 settings.server.host, settings.server.http_port, limits.connections,
                 None if certificates is None else certificates.ssl_context()), metrics)
+    node.batcher.alone = lambda: face.running + (0 if http is None else http.app.running) <= 1
     addresses = await _bind(settings, face, http, stack)
     if settings.server.warm_up:
         await loop.run_in_executor(None, _warm_up, on_step)
