@@ -17,7 +17,7 @@ from vecdb.cli import exits
 from vecdb.cli.output import count, size
 
 _PACKAGES = ("vecdb", "numpy", "numba", "llvmlite", "rocksdict", "pyroaring", "orjson", "grpcio", "protobuf", "uvloop",
-             "starlette", "uvicorn", "pydantic", "typer", "rich")
+             "uvicorn", "pydantic", "typer", "rich")
 _OPTIONAL = ("pyarrow", "pandas", "h5py")
 _LOW_DISK_BYTES = 1 << 30
 _LITTLE_MEMORY_BYTES = 256 << 20

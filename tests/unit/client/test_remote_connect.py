@@ -354,7 +354,7 @@ def run(program: str, **environment: str) -> subprocess.CompletedProcess:
                           check=False, env={**os.environ, **environment})
 
 
-HEAVY = ("numba", "llvmlite", "pyarrow", "pandas", "rocksdict", "typer", "rich", "pydantic", "structlog", "starlette",
+HEAVY = ("numba", "llvmlite", "pyarrow", "pandas", "rocksdict", "typer", "rich", "pydantic", "structlog",
          "uvloop", "prometheus_client", "opentelemetry", "pyroaring", "grpc_health", "grpc_reflection")
 
 
