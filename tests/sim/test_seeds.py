@@ -5,6 +5,7 @@ import pytest
 from tests.sim import mutants, stories
 from tests.sim.stages import OurStage
 from tests.unit.raft import test_rules
+from vecdb.core.errors import DataCorrupted
 from vecdb.testing import sim
 from vecdb.testing.checks import Violation
 from vecdb.testing.world import World
@@ -61,7 +62,7 @@ def test_the_judges_notice(mutant, monkeypatch):
         for seed in CAUGHT_BY_SEEDS[mutant]:
             sim.simulate(seed)
 
-    with pytest.raises((Violation, AssertionError)):
+    with pytest.raises((Violation, AssertionError, DataCorrupted)):
         run()
 
 

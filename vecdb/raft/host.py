@@ -128,6 +128,8 @@ class Host:
 
     def receive(self, node: str, frame: bytes) -> None:
         """A frame of another node, whose name the stream has proved."""
+        if self.failure is not None:
+            return
         try:
             for data in split_frame(frame):
                 self._take(node, decode(data))

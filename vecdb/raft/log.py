@@ -10,8 +10,8 @@ place, the commit index.  Both are in the same batch, so entries that do not end
 a crash.  A damaged log is never repaired by guessing: :meth:`LogStore.open` raises ``DataCorrupted``, and the replica
 comes back under a new number, as a learner.
 
-**Memory.**  Terms and sizes of all entries are held; commands only as long as they fit ``cache_bytes``, the latest
-first; older ones are read back for a follower that lags.
+**Memory.**  Terms and sizes of all entries are held; commands only as far as those of all logs fit ``cache_bytes``, the
+latest first; older ones are read back for a follower that lags.
 """
 
 import struct
@@ -36,8 +36,8 @@ _SUM: Final = struct.Struct("<Q")
 _VERSION: Final = 1
 _MASK: Final = (1 << 64) - 1
 
-CACHE_BYTES: Final = 32 << 20
-"""Commands one log holds in memory."""
+CACHE_BYTES: Final = 128 << 20
+"""Commands that all logs of a process hold in memory."""
 
 
 def entry_key(group: int, index: int) -> bytes:
@@ -115,7 +115,7 @@ class GroupLog(Journal):  # type: ignore[misc]  # untyped base
         self._terms: list[int] = []
         self._sizes: list[int] = []
         self._commands: list[bytes | None] = []
-        self._cached, self._cached_from = 0, 0
+        self.cached, self._cached_from = 0, 0
         self.bytes = 0
         """Of all commands, on disk."""
         self.configured: list[int] = []
@@ -132,8 +132,7 @@ class GroupLog(Journal):  # type: ignore[misc]  # untyped base
         """The next entry as it stands on the disk."""
         self._push(command, term)
         self.stable = self.last
-        if self._cached > self._store.cache_bytes:
-            self._shed()
+        self._store.trim(self)
 
     # --- places -----------------------------------------------------------------------------------
 
@@ -198,8 +197,7 @@ class GroupLog(Journal):  # type: ignore[misc]  # untyped base
         head = _ENTRY.pack(xxhash.xxh3_64_intdigest(command, _seed(self.group, idx, term)), term)
         self.pending[entry_key(self.group, idx)] = head + command
         self._touch()
-        if self._cached > self._store.cache_bytes:
-            self._shed()
+        self._store.trim(self)
 
     def __len__(self) -> int:
         return len(self._terms) + 1
@@ -216,7 +214,7 @@ class GroupLog(Journal):  # type: ignore[misc]  # untyped base
             self.pending[entry_key(self.group, index)] = None
         cut = entryFrom - 1
         self.bytes -= sum(self._sizes[cut:])
-        self._cached -= sum(len(command) for command in self._commands[cut:] if command is not None)
+        self._uncache(sum(len(command) for command in self._commands[cut:] if command is not None))
         del self._terms[cut:], self._sizes[cut:], self._commands[cut:]
         self._cached_from = min(self._cached_from, len(self._commands))
         self.configured = [index for index in self.configured if index <= self.last]
@@ -230,7 +228,7 @@ class GroupLog(Journal):  # type: ignore[misc]  # untyped base
         base, term = self.base + entryTo, self._terms[entryTo - 1]
         self.ranges.append((entry_key(self.group, 0), entry_key(self.group, base + 1)))
         self.bytes -= sum(self._sizes[:entryTo])
-        self._cached -= sum(len(command) for command in self._commands[:entryTo] if command is not None)
+        self._uncache(sum(len(command) for command in self._commands[:entryTo] if command is not None))
         del self._terms[:entryTo], self._sizes[:entryTo], self._commands[:entryTo]
         self._cached_from = max(0, self._cached_from - entryTo)
         self.base, self.base_term = base, term
@@ -267,7 +265,8 @@ class GroupLog(Journal):  # type: ignore[misc]  # untyped base
         self.pending.clear()
         self.ranges.append((entry_key(self.group, 0), entry_key(self.group, _MASK)))
         self._terms, self._sizes, self._commands, self.configured = [], [], [], []
-        self._cached = self._cached_from = self.bytes = 0
+        self._uncache(self.cached)
+        self._cached_from = self.bytes = 0
         self.base, self.base_term, self.base_configuration = index, term, configuration
         self.stable = min(self.stable, index)
         self.intent = None
@@ -298,15 +297,24 @@ class GroupLog(Journal):  # type: ignore[misc]  # untyped base
         if command[:1] == MEMBERS:
             self.configured.append(self.last)
         self.bytes += len(command)
-        self._cached += len(command)
+        self._uncache(-len(command))
 
-    def _shed(self) -> None:
-        """Let go of the oldest stable commands above the bound."""
+    def forget(self) -> None:
+        """Hold nothing in memory any more."""
+        self._commands = [None] * len(self._commands)
+        self._uncache(self.cached)
+
+    def _uncache(self, size: int) -> None:
+        self.cached -= size
+        self._store.cached -= size
+
+    def shed(self) -> None:
+        """Let go of the oldest stable commands, until the logs of the process are within their bound."""
         limit = min(self.stable - self.base, len(self._commands))
-        while self._cached > self._store.cache_bytes and self._cached_from < limit:
+        while self._store.cached > self._store.cache_bytes and self._cached_from < limit:
             command = self._commands[self._cached_from]
             if command is not None:
-                self._cached -= len(command)
+                self._uncache(len(command))
                 self._commands[self._cached_from] = None
             self._cached_from += 1
 
@@ -345,12 +353,23 @@ class LogStore:
     def __init__(self, store: Store, *, cache_bytes: int = CACHE_BYTES) -> None:
         self._store = store
         self.cache_bytes = cache_bytes
+        self.cached = 0
+        """Bytes of commands that all logs hold in memory."""
+        self._open: dict[int, GroupLog] = {}
         self._dirty: dict[int, GroupLog] = {}
         self._in_flight: dict[int, bool] = {}
 
     @property
     def dirty(self) -> bool:
         return bool(self._dirty)
+
+    def trim(self, latest: GroupLog) -> None:
+        """Keep to the bound of memory: first by what ``latest`` has of old, then by the others."""
+        if self.cached > self.cache_bytes:
+            for log in (latest, *self._open.values()):
+                log.shed()
+                if self.cached <= self.cache_bytes:
+                    return
 
     def writing(self, group: int) -> bool:
         """Whether a batch about this group is on its way to the disk."""
@@ -376,6 +395,7 @@ class LogStore:
         """
         log = GroupLog(self, group, Meta(number, base_term, None, base, base_term, base, base, configuration))
         log.stable = 0
+        self._open[group] = log
         log.ranges.append((entry_key(group, 0), entry_key(group, _MASK)))
         self.touch(log)
         return log
@@ -394,6 +414,8 @@ class LogStore:
         except ValueError as error:
             raise _damaged(group, str(error)) from error
         log = None if meta is None else GroupLog(self, group, meta)
+        if log is not None:
+            self._open[group] = log
         for key, value in self._store.scan(entry_key(group, 0), entry_key(group, _MASK)):
             index = _ENTRY_KEY.unpack(key)[2]
             if log is None or index != log.last + 1:
@@ -414,6 +436,9 @@ class LogStore:
         """Let go of a log: what of it was not handed to a batch yet is forgotten, as in a crash."""
         if self._dirty.get(log.group) is log:
             del self._dirty[log.group]
+        if self._open.get(log.group) is log:
+            del self._open[log.group]
+        log.forget()
 
     def fetch(self, group: int, indexes: list[int]) -> list[bytes | None]:
         return self._store.multi_get([entry_key(group, index) for index in indexes])

@@ -1,7 +1,8 @@
 """A replica with its state machine: commands applied in a thread, checkpoints, the log kept short, snapshots."""
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -106,12 +107,21 @@ class Replica:
     # --- messages that are not the core's ---------------------------------------------------------
 
     def receive(self, sender: str, message: Message) -> None:
-        if isinstance(message, Fetch):
-            self._serve(sender, message)
-        elif isinstance(message, Chunk):
-            self._arrived(message)
-        elif not self.halted:
-            self.core.receive(sender, message)
+        with self._guarded():
+            if isinstance(message, Fetch):
+                self._serve(sender, message)
+            elif isinstance(message, Chunk):
+                self._arrived(message)
+            elif not self.halted:
+                self.core.receive(sender, message)
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """A log that cannot be read back, or a disk that refuses, halts this replica and nobody else."""
+        try:
+            yield
+        except _HALTING as error:
+            self._halt(error)
 
     def mistaken(self, sender: str, envelope: Envelope) -> None:
         """A message for another number of ours: who leads is told that it is no more, if we wait to take its place."""
@@ -130,15 +140,17 @@ class Replica:
     def turn(self) -> None:
         if self.halted:
             return
-        self.core.flush()
-        self._apply()
+        with self._guarded():
+            self.core.flush()
+            self._apply()
 
     def tick(self) -> None:
         if self.halted:
             return
-        self.core.tick()
-        if self._receiving is not None:
-            self._receive()
+        with self._guarded():
+            self.core.tick()
+            if self._receiving is not None:
+                self._receive()
         outgoing = self._outgoing
         if outgoing is not None and self.host.clock() - outgoing.used > self.settings.snapshot_idle_s:
             self._release()

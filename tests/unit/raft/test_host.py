@@ -10,11 +10,11 @@ from tests.unit.raft.test_messages import MESSAGES
 from vecdb.core.errors import InvalidArgument, Unavailable
 from vecdb.ports.replicator import Position
 from vecdb.raft.host import Host
-from vecdb.raft.log import Intent, LogStore
+from vecdb.raft.log import Intent, LogStore, entry_key
 from vecdb.raft.membership import Configuration
 from vecdb.raft.messages import COMMAND, Append, Entry, Envelope, Gone, decode, encode, encode_frame, split_frame
 from vecdb.testing.disk import MemoryStore
-from vecdb.testing.register import RegisterDisk, RegisterMachine, Registers
+from vecdb.testing.register import WRITE, RegisterDisk, RegisterMachine, Registers, command
 
 VOTERS = ("a/1", "b/1", "c/1")
 MEMBERS = Configuration.of(VOTERS)
@@ -185,6 +185,37 @@ def test_whatever_comes_nothing_is_raised_and_no_promise_is_broken(said, leads):
         assert core.log.base > 1 or now[:len(committed)] == committed
         committed = now
         assert core.commit <= core.log.last
+
+
+def test_a_log_that_cannot_be_read_back_halts_its_replica_alone():
+    store = MemoryStore()
+    logs = LogStore(store, cache_bytes=10)
+    hands = Hands()
+    host = Host("a", logs, hands, clock=lambda: 10.0, random=Random(1))
+    for group in (1, 2):
+        replica = host.add(group, RegisterMachine(RegisterDisk()), number=1, voters=("a/1",))
+        replica.core.election_deadline = 0.0
+    host.tick()
+    hands.work()
+    damaged, other = host.replicas[1], host.replicas[2]
+    for at in range(1, 4):
+        for replica in (damaged, other):
+            replica.core.propose(command(WRITE, 1, at, at, at), lambda *told: None)
+    host.turn()
+    hands.jobs[0][0]()  # on its way to the disk, where a bit is flipped before it is read back
+    for key, value in store.scan(entry_key(1, 0), entry_key(2, 0)):
+        store._rows[key] = value[:-1] + b"?"
+    hands.work()
+    damaged.core.log.forget()
+    damaged.core._taken = 1
+    host.touched(damaged)
+    host.turn()
+    hands.work()
+    assert (damaged.status().state, other.status().state) == ("halted", "ok")
+    assert "DataCorrupted" in damaged.status().error
+    host.remove(1)
+    again = host.add(1, RegisterMachine(RegisterDisk()), number=1, voters=("a/1",))
+    assert again.core.log.number > 1
 
 
 def test_groups_are_there_once_and_with_their_replica():

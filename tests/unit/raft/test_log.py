@@ -165,6 +165,27 @@ def test_commands_beyond_the_cache_are_read_back():
     assert [command[1] for command, _, _ in entries_of(log)[:-1]] == list(range(2, 40))
 
 
+def test_the_bound_of_memory_is_for_all_logs_together():
+    logs = LogStore(MemoryStore(), cache_bytes=1000)
+    many = [logs.create(group, 1, MEMBERS) for group in range(10)]
+    for index in range(2, 30):
+        for log in many:
+            log.add(b"\x40" + bytes([index, log.group]) * 10, index, 1)
+        put_down(logs)
+    assert logs.cached <= 1000 + 10 * 21
+    assert logs.cached == sum(log.cached for log in many)
+    for log in many:
+        assert [command[1:3] for command, _, _ in entries_of(log)] == [bytes([at, log.group]) for at in range(2, 30)]
+        log.deleteEntriesFrom(20)
+        log.deleteEntriesTo(5)
+    put_down(logs)
+    for log in many[:9]:
+        logs.close(log)
+    assert logs.cached == many[9].cached
+    many[9].reset(40, 2, MEMBERS)
+    assert logs.cached == 0
+
+
 def test_an_intent_is_kept_until_the_log_begins_anew():
     store = MemoryStore()
     logs = LogStore(store)
