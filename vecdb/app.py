@@ -19,7 +19,7 @@ from vecdb.services.jobs import Job
 from vecdb.services.local import LocalDatabase
 from vecdb.services.settings import EngineSettings
 from vecdb.storage.lock import LOCK_NAME, DirectoryLock
-from vecdb.storage.paths import check_path, make_directory
+from vecdb.storage.paths import PRIVATE, check_path, make_directory
 from vecdb.storage.rocksdict import RocksStore
 
 FORMAT_NAME = "vecdb.format"
@@ -53,7 +53,7 @@ def open_embedded(path: str | os.PathLike[str], *, threads: int = 0, read_only: 
     if read_only and not directory.is_dir():
         raise StorageError(f"there is no database at {directory}", path=str(directory))
     if not read_only:
-        make_directory(directory)
+        make_directory(directory, PRIVATE)
         _check_format(directory, may_be_new=True)
     lock = DirectoryLock(directory, read_only=read_only)
     try:

@@ -149,6 +149,12 @@ def test_keys_made_offline_let_in_over_tls(tmp_path: Path) -> None:
         node.send_signal(signal.SIGTERM)
         _, err = node.communicate(timeout=30)
         assert node.returncode == 0, err
+        events = [orjson.loads(line)["event"] for line in err.splitlines()]  # the log has stderr to itself
+        assert events[-1] == "stopped"
+        assert "serving" in events
         assert not (tmp_path / "ready.json").exists()
     listed = answer(vec("key", "list", "--data", "data", "--json", cwd=tmp_path))["keys"]
     assert [key["state"] for key in listed] == ["good", "revoked"]
+    audited = [orjson.loads(line) for line in (tmp_path / "data" / "audit.jsonl").read_bytes().splitlines()]
+    assert any("RevokeKey" in str(line) for line in audited), "by default it is beside the data"
+    assert (tmp_path / "data").stat().st_mode & 0o777 == 0o700

@@ -1,5 +1,7 @@
-"""A full disk and a read-only one: refused with a name, nothing lost, and on again when there is room."""
+"""A full disk and a read-only one: refused with a name, nothing lost, and on again when there is room.  Modes too."""
 
+import os
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -97,3 +99,19 @@ def test_a_later_format_is_refused(tmp_path: Path) -> None:
     (tmp_path / "db" / "vecdb.format").write_text("vecdb 99\n")
     with pytest.raises(errors.FormatMismatch, match="99"):
         vecdb.connect(tmp_path / "db")
+
+
+def test_a_new_database_is_its_owners_and_an_old_one_is_left_alone(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        old = tmp_path / "old"
+        old.mkdir(0o755)
+        for folder in (tmp_path / "parent" / "new", old):
+            vecdb.connect(folder, background=False).close()
+        new = tmp_path / "parent" / "new"
+        modes = [stat.S_IMODE(folder.stat().st_mode) for folder in (new, new.parent, old)]
+        assert modes == [0o700, 0o755, 0o755]
+        inside = {stat.S_IMODE(one.stat().st_mode) for one in new.rglob("*") if one.is_dir()}
+        assert inside == {0o755}, "files and folders inside follow the umask"
+    finally:
+        os.umask(before)

@@ -4,6 +4,8 @@ Every check says what it found and, where something is amiss, what it costs and 
 that of the first check that failed: by kind, as everywhere.
 """
 
+import os
+import stat
 import time
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -35,13 +37,13 @@ _SOON_S: Final = 14 * 86_400.0
 @with_target
 def doctor(target: Target = HERE,
            quick: Annotated[bool, typer.Option("--quick", help="Do not read every record to compare digests.")] = False,
-           as_json: o.Json = False) -> None:
+           config: o.Config = None, set_: o.Set = None, as_json: o.Json = False) -> None:
     """Check settings, versions, processor, memory, disk, clock, and a directory or a server with its collections."""
     out = Output(as_json)
     checks = machine.machine()
     place: Place | None = None
     try:
-        place = resolve(target)
+        place = resolve(target, config=config, others=o.settings_of(set_))
     except InvalidArgument as error:
         if not error.argument.startswith("settings"):
             raise
@@ -68,12 +70,12 @@ def _failed(name: str, error: VecdbError, advice: str = "") -> Check:
 
 def _settings(place: Place) -> list[Check]:
     """What a server here would start with, its certificates too."""
-    from vecdb.cli.serve import warnings_of
+    from vecdb.cli.serve import shown_secrets, warnings_of
 
     sources = dict.fromkeys(origin.where for _, _, origin in place.loaded.rows() if origin.layer != "default")
     found = f"from {', '.join(sources)}" if sources else "all defaults"
     try:
-        told = warnings_of(place.settings)
+        told = warnings_of(place.settings) + shown_secrets(place.loaded)
     except VecdbError as error:
         return [_failed("settings", error, "vecdb serve --check shows what is set, and from where")]
     return [Check("settings", "warn" if told else "ok", found, "; ".join(told)), *_certificate(place.settings)]
@@ -137,9 +139,19 @@ def _ring(place: Place, directory: Path) -> list[Check]:
 
     try:
         with closing(KeyRing(directory / KEYS, open_store, SystemClock(), read_only=True)) as ring:
-            return [_keys(ring.list())]
+            return [_keys(ring.list()), _privacy(directory)]
     except VecdbError as error:
         return [_failed("keys", error)]
+
+
+def _privacy(directory: Path) -> Check:
+    """Keys guard the port; who may read the files needs none."""
+    mode = stat.S_IMODE(directory.stat().st_mode)
+    text = f"{directory} has the mode {mode:04o}"
+    if os.name == "posix" and mode & (stat.S_IROTH | stat.S_IXOTH):
+        return Check("permissions", "warn", f"{text}: every user of this machine can read what is in it, and keys "
+                     "were made to guard that", f"chmod o-rwx {directory}")
+    return Check("permissions", "ok", text)
 
 
 def _keys(keys: "list[Key]") -> Check:

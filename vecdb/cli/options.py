@@ -6,6 +6,7 @@ from typing import Annotated, Any, TypeAlias
 import typer
 
 from vecdb.cli.completing import collections
+from vecdb.core.errors import InvalidArgument
 from vecdb.core.schema import IndexKind, Metric, Quantization, VectorType
 
 _INDEX = "Index"
@@ -13,6 +14,10 @@ _ABOUT = "Collection"
 
 Data: TypeAlias = Annotated[Path | None, typer.Option(
     "--data", help="The database's directory.  [default: VECDB_DATA_DIR, or ./data]", show_default=False)]
+Config: TypeAlias = Annotated[Path | None, typer.Option(
+    "--config", help="TOML file of settings.  [default: VECDB_CONFIG, or vecdb.toml]", show_default=False)]
+Set: TypeAlias = Annotated[list[str] | None, typer.Option(
+    "--set", metavar="SECTION.KEY=VALUE", help="Any other setting (repeat it).")]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="One JSON value on stdout, for programs.")]
 Collection: TypeAlias = Annotated[str, typer.Option(
     "--collection", "-c", help="The collection's name.", autocompletion=collections)]
@@ -50,6 +55,18 @@ Oversample: TypeAlias = Annotated[float, typer.Option(
     "--oversample", help="Candidates reranked per result; 0: chosen.", rich_help_panel=_INDEX)]
 OnDisk: TypeAlias = Annotated[bool, typer.Option(
     "--vectors-on-disk", help="Leave full vectors in mapped files; codes stay in memory.", rich_help_panel=_INDEX)]
+
+
+def settings_of(given: list[str] | None) -> dict[str, tuple[str, str]]:
+    """The flags that ``--set`` gives, as :func:`vecdb.config.load` takes them."""
+    flags: dict[str, tuple[str, str]] = {}
+    for one in given or ():
+        name, sign, value = one.partition("=")
+        if not sign:
+            raise InvalidArgument("set", f"{one[:60]!r} is no setting; write --set limits.rate=100", got=one[:60],
+                                  limit="SECTION.KEY=VALUE")
+        flags[name.strip()] = (value, f"--set {name.strip()}")
+    return flags
 
 
 def index_settings(scope: dict[str, Any]) -> dict[str, Any]:

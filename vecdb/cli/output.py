@@ -66,6 +66,11 @@ class Output:
         if not self.as_json:
             self.err.print(text, markup=False, highlight=False)
 
+    def remark(self, text: str) -> None:
+        """Print a remark on stderr if somebody watches it: where a log is kept, lines are the log's."""
+        if watched():
+            self.note(text)
+
     def warn(self, text: str) -> None:
         """Print a warning on stderr, always."""
         sys.stderr.write(f"vecdb: warning: {text}\n")
@@ -129,6 +134,11 @@ class Output:
                 yield report
         else:
             yield _StageLines(self.err)
+
+
+def watched() -> bool:
+    """Whether stderr is a terminal."""
+    return sys.stderr.isatty()
 
 
 def _silent(done: int, total: int | None = None) -> None:

@@ -1,7 +1,8 @@
 """``vecdb serve``: a node on this directory; ``--check`` shows the settings it would start with, and starts nothing.
 
-What is wrong is told before the engine is opened: settings, certificates, ports that others hold.  Words go to stderr;
-a program waits for ``--ready-file`` or reads the one JSON line that ``--json`` prints on stdout when the node answers.
+What is wrong is told before the engine is opened: settings, certificates, ports that others hold.  Words go to stderr
+if that is a terminal, else it is the log's alone, one JSON object a line; a program waits for ``--ready-file`` or reads
+the one JSON line that ``--json`` prints on stdout when the node answers.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ import typer
 from vecdb.cli import options as o
 from vecdb.cli.admin import KEYS
 from vecdb.cli.exits import PortInUseError
-from vecdb.cli.output import Output, duration
+from vecdb.cli.output import Output, duration, watched
 from vecdb.core.errors import InvalidArgument, Unauthenticated
 
 if TYPE_CHECKING:
@@ -40,11 +41,8 @@ def serve(data: o.Data = None,
           processes: Annotated[int | None, typer.Option(
               "--processes", help="Front processes on the port; 0: by the cores.  [default: 1]",
               show_default=False)] = None,
-          config: Annotated[Path | None, typer.Option(
-              "--config", help="TOML file of settings.  [default: VECDB_CONFIG, or vecdb.toml]",
-              show_default=False)] = None,
-          set_: Annotated[list[str] | None, typer.Option(
-              "--set", metavar="SECTION.KEY=VALUE", help="Any other setting (repeat it).")] = None,
+          config: o.Config = None,
+          set_: o.Set = None,
           check: Annotated[bool, typer.Option("--check", help="Print the effective settings and where they come from, "
                                               "and do not start.")] = False,
           as_toml: Annotated[bool, typer.Option("--toml", help="With --check: as a TOML file.")] = False,
@@ -60,33 +58,45 @@ def serve(data: o.Data = None,
              "server.processes": processes}
     flags: dict[str, tuple[Any, str]] = {name: (value, _FLAGS[name]) for name, value in given.items()
                                          if value is not None}
-    loaded = load(config, flags | _settings_of(set_ or []))
+    loaded = load(config, flags | o.settings_of(set_))
     settings = loaded.settings
-    told = warnings_of(settings) + [
-        f"{name} stands on the command line, where every user of this machine can read it"
-        for name in loaded.secrets_on_command_line()]
+    by_node, ours = _warnings(settings)
+    ours += shown_secrets(loaded)
     if check:
-        _show(out, loaded, told, as_toml)
+        _show(out, loaded, by_node + ours, as_toml)
         return
     check_ports(settings)
-    for one in told:
-        out.warn(one)
+    _warn(out, settings, by_node, ours)
     raise typer.Exit(_run(out, settings, ready_file))
 
 
-def _settings_of(given: list[str]) -> dict[str, tuple[Any, str]]:
-    flags: dict[str, tuple[Any, str]] = {}
-    for one in given:
-        name, sign, value = one.partition("=")
-        if not sign:
-            raise InvalidArgument("set", f"{one[:60]!r} is no setting; write --set limits.rate=100", got=one[:60],
-                                  limit="SECTION.KEY=VALUE")
-        flags[name.strip()] = (value, f"--set {name.strip()}")
-    return flags
+def _warn(out: Output, settings: "Settings", by_node: list[str], ours: list[str]) -> None:
+    """To whoever watches in words, else in the log, where the node itself tells of some."""
+    if watched():
+        for one in by_node + ours:
+            out.warn(one)
+    elif ours:
+        from vecdb.runtime.logs import configure, logger
+
+        undo = configure(settings.log.level, settings.log.format)
+        for one in ours:
+            logger().warning("settings", warning=one)
+        undo()
+
+
+def shown_secrets(loaded: "Loaded") -> list[str]:
+    return [f"{name} stands on the command line, where every user of this machine can read it"
+            for name in loaded.secrets_on_command_line()]
 
 
 def warnings_of(settings: "Settings") -> list[str]:
     """What the settings should not be left with; refuses an admin key and certificates that cannot be used."""
+    by_node, ours = _warnings(settings)
+    return by_node + ours
+
+
+def _warnings(settings: "Settings") -> tuple[list[str], list[str]]:
+    """Those that a node writes into its log as it starts, and those that it does not know of."""
     from vecdb.rpc.auth import Authenticator, loud_binding
     from vecdb.rpc.tls import open_certificates
     from vecdb.runtime.clock import SystemClock
@@ -101,14 +111,15 @@ def warnings_of(settings: "Settings") -> list[str]:
 
     certificates = open_certificates(settings.tls, SystemClock())
     asks = Authenticator(Made(), settings.security, SystemClock()).required
-    told = loud_binding(settings, keys_required=asks) + ([] if certificates is None else certificates.warnings())
+    by_node = loud_binding(settings, keys_required=asks) + ([] if certificates is None else certificates.warnings())
+    ours: list[str] = []
     some = Made.required or bool(settings.security.admin_key.get_secret_value())
     if some and not asks:
-        told.append("there are API keys, and none is asked for: security.require_keys is never")
+        ours.append("there are API keys, and none is asked for: security.require_keys is never")
     if asks and not some:
-        told.append("API keys are asked for and there is none, so nobody gets in: make one with vecdb key create, or "
+        ours.append("API keys are asked for and there is none, so nobody gets in: make one with vecdb key create, or "
                     "set security.admin_key_file")
-    return told
+    return by_node, ours
 
 
 def check_ports(settings: "Settings") -> None:
@@ -191,14 +202,14 @@ def _run(out: Output, settings: "Settings", ready_file: Path | None) -> int:
     """Start the node, tell of it, and stay until it ends."""
     server, begin = settings.server, time.monotonic()
     number = _version()
-    out.note(f"vecdb {number} on {settings.data_dir.resolve()}")
+    out.remark(f"vecdb {number} on {settings.data_dir.resolve()}")
     from vecdb.serving import run_node
 
     def on_ready(told: dict[str, Any]) -> None:
         secured = "with" if settings.tls.cert_file else "without"
-        out.note(f"gRPC {told.get('grpc')} ({secured} TLS)" + (f", HTTP {told['http']}" if told.get("http") else ""))
-        out.note(f"ready in {duration(time.monotonic() - begin)}; SIGTERM or Ctrl-C stops it, within "
-                 f"{server.drain_s:g} s")
+        out.remark(f"gRPC {told.get('grpc')} ({secured} TLS)" + (f", HTTP {told['http']}" if told.get("http") else ""))
+        out.remark(f"ready in {duration(time.monotonic() - begin)}; SIGTERM or Ctrl-C stops it, within "
+                   f"{server.drain_s:g} s")
         scheme = "grpcs" if settings.tls.cert_file else "grpc"
         line = {"event": "ready", "pid": os.getpid(), "version": number, "host": server.host,
                 "tls": settings.tls.cert_file is not None, "url": f"{scheme}://{told.get('grpc')}", **told}
@@ -225,7 +236,7 @@ class _Steps:
         stage, now = step.partition(" ")[0], time.monotonic()
         if stage != self._stage or now - self._said >= _STEP_S:
             self._stage, self._said = stage, now
-            self._out.note(f"{step} ...")
+            self._out.remark(f"{step} ...")
 
 
 def _version() -> str:

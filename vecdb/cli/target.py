@@ -9,7 +9,7 @@ cannot be opened beside it.  Whoever has configured both is told which was taken
 import functools
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -131,8 +131,12 @@ class Place:
         return options
 
 
-def resolve(target: Target, *, tell: bool = True) -> Place:
-    """The place a command works on; ``tell``: say on stderr what was passed over, and what a flag gives away."""
+def resolve(target: Target, *, tell: bool = True, config: Path | None = None,
+            others: Mapping[str, tuple[Any, str]] | None = None) -> Place:
+    """The place a command works on; ``tell``: say on stderr what was passed over, and what a flag gives away.
+
+    ``config``, ``others``: a file of settings and other flags, as :func:`vecdb.config.load` takes them.
+    """
     from vecdb.config import load
 
     if target.data is not None and target.url is not None:
@@ -140,7 +144,8 @@ def resolve(target: Target, *, tell: bool = True) -> Place:
                               "directory", got="both", limit="one of them")
     given = {field.name: getattr(target, field.name) for field in fields(target)
              if getattr(target, field.name) is not None}
-    loaded = load(flags={_SETTINGS.get(name, f"client.{name}"): (value, _flag(name)) for name, value in given.items()})
+    flags = {_SETTINGS.get(name, f"client.{name}"): (value, _flag(name)) for name, value in given.items()}
+    loaded = load(config, {**(others or {}), **flags})
     place = _choose(target, loaded, tell)
     if not place.is_server:
         for name in given:

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Final
 
 from vecdb.core.errors import InvalidArgument
 from vecdb.segment.files.durable import sync_directory
@@ -22,8 +23,14 @@ def check_path(path: Path | str) -> Path:
     return absolute
 
 
-def make_directory(path: Path | str) -> Path:
-    """Make ``path`` and its parents where missing, each recorded durably in its parent; return it absolute."""
+PRIVATE: Final = 0o700
+
+
+def make_directory(path: Path | str, mode: int = 0o777) -> Path:
+    """Make ``path`` and its parents where missing, each recorded durably in its parent; return it absolute.
+
+    ``mode``: of ``path`` itself, less the umask; one that is there keeps its own.
+    """
     target = check_path(path)
     try:
         missing: list[Path] = []
@@ -34,7 +41,7 @@ def make_directory(path: Path | str) -> Path:
         if not folder.is_dir():
             raise InvalidArgument("path", f"{folder} is no directory", got=str(folder), limit="a directory")
         for folder in reversed(missing):
-            folder.mkdir(exist_ok=True)
+            folder.mkdir(mode if folder == target else 0o777, exist_ok=True)
             sync_directory(folder.parent)
     except OSError as error:
         raise from_os_error(error, target, "creating") from error

@@ -124,6 +124,36 @@ def test_doctor_tells_of_settings_that_are_wrong_and_looks_on(cli, monkeypatch, 
     assert cli("doctor", "--json").code == 2
 
 
+def test_doctor_checks_what_serve_would_start_with(cli, tmp_path) -> None:
+    (tmp_path / "node.toml").write_text("data_dir = 'there'\n[server]\nhost = '0.0.0.0'\ngrpc_port = 0\n"
+                                        "http_port = 0\n")
+    found = checks(cli("doctor", "--config", "node.toml", "--json"))
+    assert "without API keys" in found["settings"]["advice"]
+    assert found["settings"]["found"] == "from node.toml"
+    assert "there" in found["database"]["found"]
+    found = checks(cli("doctor", "--config", "node.toml", "--set", "server.host=127.0.0.1", "--set",
+                       "security.admin_key=quite-a-long-secret", "--data", "data", "--json"))
+    assert "--set server.host" in found["settings"]["found"]
+    assert "without API keys" not in found["settings"]["advice"]
+    assert "stands on the command line" in found["settings"]["advice"]
+    assert cli("doctor", "--config", "none.toml", "--json").code == 2
+    assert cli("doctor", "--set", "limits.rat=1", "--json").code == 2
+    assert "write --set" in cli("doctor", "--set", "limits.rate").err
+
+
+def test_doctor_warns_when_others_can_read_what_keys_guard(cli, docs, tmp_path) -> None:
+    folder = tmp_path / "data"
+    (folder / "x").touch()
+    folder.chmod(0o755)
+    assert "permissions" not in checks(cli("doctor", "--json")), "there is no key"
+    assert cli("key", "create", "root", "--role", "admin").code == 0
+    found = checks(cli("doctor", "--json"))["permissions"]
+    assert (found["state"], found["advice"]) == ("warn", "chmod o-rwx data")
+    assert "0755" in found["found"]
+    folder.chmod(0o750)
+    assert checks(cli("doctor", "--json"))["permissions"]["state"] == "ok"
+
+
 def test_doctor_names_a_port_in_use(cli, monkeypatch) -> None:
     import socket
 

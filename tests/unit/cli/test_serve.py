@@ -8,6 +8,7 @@ import orjson
 import pytest
 
 import vecdb.serving
+from vecdb.cli import output, serve
 from vecdb.core.errors import DatabaseLocked, Unavailable
 
 
@@ -25,6 +26,13 @@ def started(monkeypatch) -> list[Any]:
 
     monkeypatch.setattr(vecdb.serving, "run_node", run_node)
     return seen
+
+
+@pytest.fixture
+def terminal(monkeypatch) -> None:
+    """Somebody watches stderr."""
+    for module in (output, serve):
+        monkeypatch.setattr(module, "watched", lambda: True)
 
 
 FREE = ["--port", "0", "--http-port", "0"]
@@ -72,7 +80,7 @@ def test_what_cannot_be_started_with_is_refused(cli, started, argv, message) -> 
     assert started == []
 
 
-def test_what_is_open_to_all_is_told_loudly(cli, started) -> None:
+def test_what_is_open_to_all_is_told_loudly(cli, started, terminal) -> None:
     told = cli("serve", "--check", "--host", "0.0.0.0", "--json").json["warnings"]
     assert any("without API keys" in one for one in told)
     assert any("without TLS" in one for one in told)
@@ -108,7 +116,17 @@ def test_a_port_in_use_is_named(cli, started) -> None:
     assert started == []
 
 
-def test_when_it_answers_people_and_programs_are_told(cli, started, tmp_path: Path) -> None:
+def test_where_nobody_watches_stderr_is_the_logs(cli, started) -> None:
+    ran = cli("serve", "--host", "0.0.0.0", *FREE)
+    assert (ran.code, ran.err, len(started)) == (0, "", 2), "the node logs what is open to all"
+    ran = cli("serve", "--set", "security.admin_key=quite-a-long-secret", *FREE)
+    (line,) = map(orjson.loads, ran.err.splitlines())
+    assert (line["event"], line["level"]) == ("settings", "warning")
+    assert "security.admin_key stands on the command line" in line["warning"]
+    assert "quite-a-long" not in ran.err
+
+
+def test_when_it_answers_people_and_programs_are_told(cli, started, terminal, tmp_path: Path) -> None:
     ran = cli("serve", *FREE, "--ready-file", "ready.json", "--data", "there", "--processes", "2")
     assert (ran.code, ran.out) == (0, "")
     assert "gRPC 127.0.0.1:1234 (without TLS), HTTP 127.0.0.1:1235" in ran.err
