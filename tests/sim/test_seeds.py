@@ -15,7 +15,7 @@ FAILED_ONCE = {
     1377: "a snapshot that had been let go of was offered for ever"}
 """Seeds that have found something, with what it was.  As plagues are added their runs become others, so what they found
 is held by tests of its own, in test_rules and test_host, as is what 10330 found: a log shortened by an intent that had
-been overtaken."""
+been overtaken.  538 found fault with a judge, who asked the late winner of an old election for what came after it."""
 
 CAUGHT_BY_SEEDS = {
     mutants.promises_before_the_disk: range(1, 9), mutants.counts_itself_before_the_disk: range(1, 9),

@@ -3,7 +3,7 @@
 While it runs, after every event:
 
 - at most one replica leads a group in a term (election safety);
-- a new leader holds everything that was ever committed (leader completeness);
+- a new leader holds everything that was committed in earlier terms than its own (leader completeness);
 - what was committed at an index never changes, on no replica (state machine safety);
 - what a leader takes for committed is on the disks of a majority of the voters, learners not counted (durability);
 - replicas that have applied the same log index are in the same state (digests).
@@ -38,7 +38,8 @@ class Judge:
         """Replicas whose disks were damaged on purpose."""
         self._leaders: dict[tuple[int, int], str] = {}
         self._committed: dict[tuple[int, int], tuple[int, int]] = {}
-        self._furthest: dict[int, int] = {}
+        self._furthest: dict[int, dict[int, int]] = {}
+        """By group and term: the last index that was known to be committed first in that term."""
         self._looked: dict[int, tuple[Replica, int]] = {}
         self._digests: dict[tuple[int, int], tuple[int, str]] = {}
         cluster.seen, cluster.told = self._seen, self._told
@@ -68,7 +69,9 @@ class Judge:
             self.checked["commits_checked"] += 1
         if core.role == 2 and core.commit > before and core.commit > core.log.base:
             self._on_majority(replica)
-        self._furthest[replica.group] = max(self._furthest.get(replica.group, 1), core.commit)
+        furthest = self._furthest.setdefault(replica.group, {})
+        if core.commit > max(furthest.values(), default=1):
+            furthest[core.term] = core.commit
 
     def _on_majority(self, replica: Replica) -> None:
         core = replica.core
@@ -98,7 +101,8 @@ class Judge:
                                 f"{self._leaders[group, term]}")
             found = self.cluster.replica(node_of(replica), group)
             assert found is not None
-            furthest = self._furthest.get(group, 1)
+            # Who wakes up late may still win an election that is long over: of later terms it knows nothing.
+            furthest = max((index for of, index in self._furthest.get(group, {}).items() if of < term), default=1)
             committed = self._committed.get((group, furthest))
             log = found.core.log
             if committed is not None and furthest > log.base and log.term_at(furthest) != committed[0]:
