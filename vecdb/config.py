@@ -96,7 +96,8 @@ class ServerSettings(_Section):
 class LimitSettings(_Section):
     """``[limits]``: what the node takes on before it refuses with RESOURCE_EXHAUSTED.
 
-    ``memory_bytes``: resident memory from which writes are refused; 0 is 80 % of what the process may use.
+    ``memory_bytes``: of memory that the process cannot give back, as measured; upserts and updates that would need more
+    are refused.  Resident memory is more.  0 is 80 % of what the process may use.
     ``message_bytes``: largest message.  ``inflight_bytes``: bytes of requests held at once.  ``queued_queries``: query
     rows waiting for their turn.  ``concurrent_calls``: calls at once; ``connections`` HTTP connections at once.
     ``write_threads``: writes at once (they share fsyncs).  ``rate``/``burst``: calls a second of one key (0: no limit).

@@ -27,7 +27,8 @@ def connect(target: str | os.PathLike[str], *, api_key: str | None = None, **opt
     ``connect_timeout``, ``retries``, ``connections``, ``max_message_bytes``, ``auto_batch``, ``schema_ttl``.
     A database nobody closed is closed when the interpreter ends.
     Raises InvalidArgument, and for a directory DatabaseLocked (another process has it open), FormatMismatch or
-    StorageError; for a server Unavailable if none answers within ``connect_timeout``.
+    StorageError; for a server Unavailable if none answers within ``connect_timeout``, or if connections are refused
+    for two seconds.
 
     >>> with connect("./data") as db:  # doctest: +SKIP
     ...     docs = db.create_collection("docs", dim=384)

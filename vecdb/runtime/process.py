@@ -70,8 +70,8 @@ class EventLoopLag:
 class Host:
     """Build, memory against its limits, and room on the disk.
 
-    ``write_limit_bytes``: resident memory from which writes are refused.  ``build``: further labels of
-    ``vecdb_build_info``.
+    ``write_limit_bytes``: of memory that the process cannot give back; upserts and updates beyond are refused.
+    ``build``: further labels of ``vecdb_build_info``.
     """
 
     def __init__(self, version: str, data_dir: Path, write_limit_bytes: int, build: Mapping[str, str]) -> None:
@@ -87,8 +87,8 @@ class Host:
                 ("vecdb_memory_resident_bytes", "Memory the process holds", now.resident_bytes),
                 ("vecdb_memory_limit_bytes", "Memory the process may hold at all", now.total_bytes),
                 ("vecdb_memory_available_bytes", "Memory that is still free", now.available_bytes),
-                ("vecdb_memory_write_limit_bytes", "Resident memory from which writes are refused",
-                 self._write_limit)):
+                ("vecdb_memory_write_limit_bytes", "Memory that cannot be given back (less than resident), beyond "
+                 "which upserts and updates are refused", self._write_limit)):
             yield gauges(name, text, (), {(): float(value)})
         try:
             room = disk(self._data_dir)

@@ -58,6 +58,15 @@ def test_what_is_told_of_calls_queries_and_collections_is_shown():
     assert hidden <= {"vecdb_cache_entries"}
 
 
+def test_the_scrape_configuration_shown_can_be_used():
+    yaml = pytest.importorskip("yaml")
+    (shown,) = re.findall(r"```yaml\n(.*?)```", (DEPLOY / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    settings = yaml.safe_load(shown)
+    (job,) = settings["scrape_configs"]
+    assert job["authorization"].keys() == {"credentials_file"}, "a bearer token, which is what a key is"
+    assert all((DEPLOY / "prometheus" / name).is_file() for name in settings["rule_files"])
+
+
 def test_expressions_are_closed():
     for where, expression in expressions().items():
         bare = re.sub(r'"[^"]*"', "", expression)

@@ -24,7 +24,8 @@ class Options:
     ``key_file``: this client's certificate, for mutual TLS.  ``server_name``: the name that the server's certificate
     carries, if not the host's.  ``insecure``: send the API key without TLS to another machine.
     ``timeout``: seconds for each call that names none (None: no end).  ``connect_timeout``: seconds for the first
-    connection; 0 leaves it to the first call.  ``retries``: most repetitions of one call; 0 for none.
+    connection (where nothing listens at most two are spent); 0 leaves it to the first call.  ``retries``: most
+    repetitions of one call; 0 for none.
     ``max_message_bytes``: largest reply.  ``auto_batch``: single queries that wait at the same time travel together.
     ``schema_ttl``: seconds for which a collection's schema is taken to be as it was; a call that meets another one asks
     again at once.  ``connections``: to each address; calls take turns on them.  One carries thousands of calls at once,
