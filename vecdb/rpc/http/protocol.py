@@ -3,11 +3,16 @@
 httptools bounds neither the head of a request nor the time it takes (uvicorn issue 157 and others), and a response that
 its client does not read is held for ever.  Here: a head of :data:`MAX_HEAD_BYTES` and :data:`MAX_HEADERS` lines within
 ``head_s``, connections up to a number, writes that make progress within ``write_s``.  Bodies are the affair of
-:mod:`vecdb.rpc.http.edge`, which knows what it is reading them for.
+:mod:`vecdb.rpc.http.incoming`, which knows what it is reading them for.
+
+**When there are too many connections** a new one takes the place of one that does nothing: of those that never asked
+anything the oldest, else of those between two requests.  Otherwise whoever opens enough of them and idles would cut off
+everyone else, and the probes by which an orchestrator judges the node.  Only where all are at work is one refused.
 """
 
 import asyncio
-from typing import Any, Final
+from itertools import islice
+from typing import Any, ClassVar, Final
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -19,14 +24,21 @@ from vecdb.rpc.http.replies import Refused, failure
 MAX_HEAD_BYTES: Final = 32 << 10
 MAX_HEADERS: Final = 100
 KEEP_ALIVE_S: Final = 75
+FEW: Final = 8
+"""So many connections there may be even where descriptors are scarce, for those who look what is the matter."""
 HEAD_S: Final = 10.0
 WRITE_S: Final = 30.0
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """One connection; :func:`protocol` sets the limits.  ``refusal``: why it is turned away, whatever it asks."""
+    """One connection; :func:`protocol` sets the limits, and keeps ``silent`` and ``idle`` in the order of their coming.
+
+    ``refusal``: why there is hardly room for it.
+    """
 
     refusal = ""
+    silent: ClassVar[dict["HttpProtocol", None]] = {}
+    idle: ClassVar[dict["HttpProtocol", None]] = {}
     most_connections = 4_096
     head_s = HEAD_S
     write_s = WRITE_S
@@ -43,17 +55,40 @@ class HttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
         self._certificate = _name(transport.get_extra_info("peercert"))
-        why = self.refusal
+        why = self.refusal if len(self.connections) > FEW else ""
         if not why and len(self.connections) > self.most_connections:
             why = f"{self.most_connections} connections are open already"
-        if why:
+        if why and not self._make_room():
             self._refused = Refused(503, "RESOURCE_EXHAUSTED", "Overloaded", why, (("retry-after", "1"),))
             self.send_400_response("")
             return
+        self.silent[self] = None
         self._await_head()
+
+    def _make_room(self) -> bool:
+        """Close a connection that does nothing, if there is one."""
+        for other in (*islice(self.silent, 1), *islice(self.idle, 1)):
+            other._leave()
+            other.transport.close()
+            return True
+        return False
+
+    def _leave(self) -> None:
+        self.connections.discard(self)
+        self._works()
+
+    def _works(self) -> None:
+        self.silent.pop(self, None)
+        self.idle.pop(self, None)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.cycle.response_complete and not self.transport.is_closing():
+            self.idle[self] = None
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timers()
+        self._works()
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
 
@@ -107,6 +142,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+        self._works()
         hosts = sum(name == b"host" for name, _ in self.headers)
         if hosts > 1 or (not hosts and self.parser.get_http_version() == "1.1"):  # RFC 9112, 3.2
             self._refused = Refused(400, "INVALID_ARGUMENT", "MalformedRequest", f"a request has one Host header, not "
@@ -120,7 +156,9 @@ class HttpProtocol(HttpToolsProtocol):
         head = [STATUS_LINE[reply.status], b"content-type: application/json\r\nconnection: close\r\n",
                 b"content-length: %d\r\n" % len(reply.body)]
         head += [f"{name}: {value}\r\n".encode() for name, value in reply.headers]
-        if self.cycle is None or self.cycle.response_complete:  # else this would stand in the middle of an answer
+        cycle = self.cycle
+        bad_body = cycle is not None and cycle.more_body and not cycle.response_started and not self.pipeline
+        if cycle is None or cycle.response_complete or bad_body:  # else this would stand in the middle of an answer
             self.transport.write(b"".join([*head, b"\r\n", reply.body]))
         self.transport.close()
 
@@ -150,7 +188,7 @@ class HttpProtocol(HttpToolsProtocol):
 def protocol(connections: int, head_s: float = HEAD_S, write_s: float = WRITE_S) -> type[HttpProtocol]:
     """The protocol with limits of its own."""
     return type("LimitedHttpProtocol", (HttpProtocol,),
-                {"most_connections": connections, "head_s": head_s, "write_s": write_s})
+                {"most_connections": connections, "head_s": head_s, "write_s": write_s, "silent": {}, "idle": {}})
 
 
 def _name(certificate: Any) -> str:

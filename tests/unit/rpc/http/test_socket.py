@@ -14,7 +14,7 @@ from tests.unit.rpc.http.conftest import Face
 from vecdb.core.errors import Unavailable
 from vecdb.ports.observer import NullObserver
 from vecdb.rpc.http import HttpFace, HttpOptions
-from vecdb.rpc.http.protocol import MAX_HEAD_BYTES, MAX_HEADERS, _name
+from vecdb.rpc.http.protocol import FEW, MAX_HEAD_BYTES, MAX_HEADERS, _name
 
 COUNT = b"POST /v1/collections/docs/records:count HTTP/1.1\r\nhost: node\r\ncontent-length: 0\r\n\r\n"
 HEALTH = b"GET /healthz HTTP/1.1\r\nhost: node\r\n\r\n"
@@ -180,20 +180,77 @@ def test_http_of_old_needs_no_host(face: Face) -> None:
     on_socket(face, test)
 
 
-def test_connections_above_the_limit(face: Face) -> None:
+def test_connections_above_the_limit_when_all_are_at_work(face: Face) -> None:
     async def test(served: HttpFace) -> None:
+        gate = face.node.gate["count"] = asyncio.Event()
         held = [await Wire.to(served) for _ in range(3)]
         for wire in held:
-            assert (await wire.ask(HEALTH))[0] == 200
+            wire.writer.write(COUNT)
+        while served.app.running < 3:
+            await asyncio.sleep(0.005)
         more = await Wire.to(served)
         status, headers, body = await more.answer()
         assert (status, kind(body), headers["retry-after"]) == (503, "Overloaded", "1")
-        held[0].writer.close()
-        while served.connections >= 3:
-            await asyncio.sleep(0.01)
+        assert await more.ended()
+        gate.set()
+        for wire in held:
+            assert (await wire.answer())[2] == b'{"count":3}'
         assert (await (await Wire.to(served)).ask(HEALTH))[0] == 200
+        assert await held[0].ended(), "the one that was idle first"
+        assert (await held[1].ask(HEALTH))[0] == 200
 
     on_socket(face, test, connections=3)
+
+
+def test_who_does_nothing_keeps_nobody_out(face: Face) -> None:
+    async def test(served: HttpFace) -> None:
+        gate = face.node.gate["count"] = asyncio.Event()
+        busy, idle = await Wire.to(served), await Wire.to(served)
+        assert (await idle.ask(HEALTH))[0] == 200
+        busy.writer.write(COUNT)
+        while not served.app.running:
+            await asyncio.sleep(0.005)
+        silent = [await Wire.to(served) for _ in range(20)]
+        for wire in silent[:-2]:
+            assert await wire.ended()
+        assert served.connections <= 4
+        for _ in range(10):
+            assert (await (await Wire.to(served)).ask(HEALTH))[0] == 200
+        gate.set()
+        assert (await busy.answer())[2] == b'{"count":3}'
+
+    on_socket(face, test, connections=4)
+
+
+def test_hardly_any_descriptors_left(face: Face, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vecdb.rpc.http.listener._last_descriptor", lambda: -1.0)
+
+    async def test(served: HttpFace) -> None:
+        face.node.gate["count"] = asyncio.Event()
+        busy = [await Wire.to(served) for _ in range(FEW)]
+        for wire in busy:
+            wire.writer.write(COUNT)
+        while served.app.running < FEW:
+            await asyncio.sleep(0.005)
+        status, headers, body = await (await Wire.to(served)).answer()
+        assert (status, kind(body), headers["retry-after"]) == (503, "Overloaded", "1")
+        assert b"file descriptors" in body
+
+    on_socket(face, test)
+
+
+def test_a_body_that_is_no_chunks(face: Face) -> None:
+    async def test(served: HttpFace) -> None:
+        wire = await Wire.to(served)
+        status, headers, body = await wire.ask(
+            b"POST /v1/collections/docs:query HTTP/1.1\r\nhost: n\r\ncontent-type: application/json\r\n"
+            b"transfer-encoding: chunked\r\n\r\nzz\r\n")
+        assert (status, kind(body), headers["connection"]) == (400, "MalformedRequest", "close")
+        assert await wire.ended()
+        while served.app.running:
+            await asyncio.sleep(0.005)
+
+    on_socket(face, test)
 
 
 def test_a_client_that_reads_nothing_is_cut_off(face: Face) -> None:
