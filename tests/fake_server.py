@@ -20,7 +20,8 @@ from vecdb.core.access import ANONYMOUS, Principal
 from vecdb.core.errors import VecdbError
 from vecdb.ports.observer import NullObserver
 from vecdb.rpc.admin import AdminServicer
-from vecdb.rpc.edge import PREFIX, Edge, Guards
+from vecdb.rpc.door import Guards
+from vecdb.rpc.edge import PREFIX, Edge
 from vecdb.rpc.server import GrpcServer, ServerOptions
 from vecdb.rpc.servicers import CollectionsServicer, QueriesServicer, RecordsServicer
 from vecdb.wire import status

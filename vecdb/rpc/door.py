@@ -1,14 +1,54 @@
 """What every face does at its door, in one form: refusals are counted, faults told, admin calls noted."""
 
 import re
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
 
 from vecdb.core.access import Principal
 from vecdb.core.errors import Overloaded, PermissionDenied, Unauthenticated, VecdbError
-from vecdb.ports.observer import Refusal
+from vecdb.ports.observer import Observer, Refusal
 
-if TYPE_CHECKING:
-    from vecdb.rpc.edge import Guards
+
+class Authenticate(Protocol):
+    def check(self, metadata: Any, peer: str, certificate: str = "") -> Principal: ...
+
+
+class Rates(Protocol):
+    def take(self, principal: Principal, cost: float = 1.0) -> None: ...
+
+
+class Budget(Protocol):
+    def acquire(self, count: int) -> None: ...
+
+    def release(self, count: int) -> None: ...
+
+
+class Audit(Protocol):
+    def record(self, *, principal: Principal, peer: str, method: str, collection: str, outcome: str, request_id: str,
+               arguments: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Guards:
+    """What stands at the door; ``on_fault(error, request_id, method)`` hears of faults of our own.
+
+    ``certificates``: clients show one, and its name is asked for.  ``relayed``: calls come from our own front
+    processes, which tell whose they are; only for a socket that nobody else can reach.
+    """
+
+    authenticator: Authenticate
+    rates: Rates
+    budget: Budget
+    audit: Audit
+    observer: Observer
+    on_fault: Callable[[BaseException, str, str], None]
+    concurrent_calls: int = 2_048
+    deadline_s: float = 60.0
+    deadline_max_s: float = 3_600.0
+    certificates: bool = False
+    relayed: bool = False
+
 
 NOBODY: Final = Principal("", "nobody", ())
 """Whose call it is until that is known."""
@@ -21,7 +61,7 @@ def good_request_id(given: str) -> bool:
     return _REQUEST_ID.fullmatch(given) is not None
 
 
-def take(guards: "Guards", principal: Principal) -> None:
+def take(guards: Guards, principal: Principal) -> None:
     """One call of ``principal``, or Overloaded."""
     try:
         guards.rates.take(principal)
@@ -30,7 +70,7 @@ def take(guards: "Guards", principal: Principal) -> None:
         raise
 
 
-def hold(guards: "Guards", size: int) -> None:
+def hold(guards: Guards, size: int) -> None:
     """``size`` bytes of the budget, to be released, or Overloaded."""
     try:
         guards.budget.acquire(size)
@@ -39,7 +79,7 @@ def hold(guards: "Guards", size: int) -> None:
         raise
 
 
-def tell(guards: "Guards", error: BaseException, request_id: str, method: str) -> None:
+def tell(guards: Guards, error: BaseException, request_id: str, method: str) -> None:
     """Let those know of an error who count refusals and mend faults."""
     if isinstance(error, Unauthenticated):
         guards.observer.refused(Refusal.AUTH)
@@ -49,7 +89,7 @@ def tell(guards: "Guards", error: BaseException, request_id: str, method: str) -
         guards.on_fault(error, request_id, method)
 
 
-def note(guards: "Guards", *, principal: Principal, peer: str, method: str, collection: str, outcome: str,
+def note(guards: Guards, *, principal: Principal, peer: str, method: str, collection: str, outcome: str,
          request_id: str, arguments: dict[str, Any]) -> None:
     """One line of the audit log."""
     try:

@@ -23,9 +23,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 import grpc
+from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import DecodeError, Message
 
 from vecdb.core.access import Principal, Role
@@ -35,14 +36,16 @@ from vecdb.core.errors import (
     LimitExceeded,
     Overloaded,
     PermissionDenied,
-    Unauthenticated,
     Unavailable,
     VecdbError,
 )
 from vecdb.ports import context, tracing
 from vecdb.ports.observer import Observer, Refusal
+from vecdb.rpc import door
 from vecdb.rpc.auth import certificate_name
+from vecdb.rpc.door import Guards
 from vecdb.rpc.reading import Readers
+from vecdb.v1 import admin_pb2
 from vecdb.wire import status
 
 T = TypeVar("T")
@@ -56,46 +59,6 @@ RELAYED_PEER: Final = "x-vecdb-peer"
 RELAYED_CERTIFICATE: Final = "x-vecdb-certificate-bin"
 """In bytes, for a name in a certificate may be of any script."""
 _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
-
-
-class Authenticate(Protocol):
-    def check(self, metadata: Any, peer: str, certificate: str = "") -> Principal: ...
-
-
-class Rates(Protocol):
-    def take(self, principal: Principal, cost: float = 1.0) -> None: ...
-
-
-class Budget(Protocol):
-    def acquire(self, count: int) -> None: ...
-
-    def release(self, count: int) -> None: ...
-
-
-class Audit(Protocol):
-    def record(self, *, principal: Principal, peer: str, method: str, collection: str, outcome: str, request_id: str,
-               arguments: dict[str, Any]) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Guards:
-    """What stands at the door; ``on_fault(error, request_id, method)`` hears of faults of our own.
-
-    ``certificates``: clients show one, and its name is asked for.  ``relayed``: calls come from our own front
-    processes, which tell whose they are; only for a socket that nobody else can reach.
-    """
-
-    authenticator: Authenticate
-    rates: Rates
-    budget: Budget
-    audit: Audit
-    observer: Observer
-    on_fault: Callable[[BaseException, str, str], None]
-    concurrent_calls: int = 2_048
-    deadline_s: float = 60.0
-    deadline_max_s: float = 3_600.0
-    certificates: bool = False
-    relayed: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -217,10 +180,10 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
         """Step 2; it cannot fail, so that every refusal has a request id."""
         request_id = ""
         for key, value in rpc.invocation_metadata() or ():
-            if key == "x-request-id" and isinstance(value, str):
-                request_id = value[:128]
+            if key == "x-request-id" and isinstance(value, str) and door.good_request_id(value):
+                request_id = value
         call = Call(request_id=request_id or f"{self._id_prefix}-{next(self._ids):x}")
-        return Context(call, _NOBODY, rpc.peer(), self._workers)
+        return Context(call, door.NOBODY, rpc.peer(), self._workers)
 
     def _admit(self, held: Context, rpc: Any, default_s: float) -> None:
         """Steps 1 and 3."""
@@ -251,21 +214,7 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
         held.credentials = (metadata, certificate)
         held.principal = self._guards.authenticator.check(metadata, held.peer, certificate)
         held.call.principal = held.principal.label
-        self._take(held.principal)
-
-    def _take(self, principal: Principal) -> None:
-        try:
-            self._guards.rates.take(principal)
-        except Overloaded:
-            self._guards.observer.refused(Refusal.RATE)
-            raise
-
-    def _hold(self, size: int) -> None:
-        try:
-            self._guards.budget.acquire(size)
-        except Overloaded:
-            self._guards.observer.refused(Refusal.INFLIGHT_BYTES)
-            raise
+        door.take(self._guards, held.principal)
 
     def _allow(self, method: Method, message: Any, held: Context) -> str:
         """Step 4's second half; from here on log lines name the request."""
@@ -293,15 +242,17 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
         async def run(_: Any, rpc: Any) -> bytes:
             began = observer.call_began(method.name)
             self._running += 1
-            size, out, collection, code = 0, b"", "", "OK"
+            size, collection, code = 0, "", "OK"
+            out = b""
             held = self._context(rpc)
             message: Any = None
+            reply: Message | None = None
             try:
                 self._admit(held, rpc, guards.deadline_s)
                 method.may(held.principal)
                 raw = await self._readers.read(rpc)
                 size = len(raw)
-                self._hold(size)
+                door.hold(self._guards, size)
                 try:
                     message = self._parse(method, raw)
                     del raw
@@ -326,7 +277,9 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
                 self._running -= 1
                 observer.call_ended(method.name, began, collection, code, size, len(out))
                 if method.audited:
-                    self._audit(method, held, message, collection, code)
+                    door.note(guards, principal=held.principal, peer=held.peer, method=method.name,
+                              collection=collection, outcome=code, request_id=held.call.request_id,
+                              arguments=_arguments(message, reply))
 
         return run
 
@@ -345,7 +298,7 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
             self._count()
             self._until(held, left, guards.deadline_s)
             self._identify(held, metadata, certificate)
-            self._hold(size)
+            door.hold(self._guards, size)
             try:
                 collection = self._allow(method, message, held)
                 if tracing.get().enabled:
@@ -362,7 +315,7 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
             raise
         except Exception as error:
             code = error.code if isinstance(error, VecdbError) else "INTERNAL"
-            self._told(method, held, error)
+            door.tell(self._guards, error, held.call.request_id, method.name)
             raise
         finally:
             self._running -= 1
@@ -425,7 +378,7 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
         async for part in raw:
             self._count()
             self._identify(held, *held.credentials)
-            self._hold(len(part))
+            door.hold(self._guards, len(part))
             try:
                 message = self._parse(method, part)
                 self._allow(method, message, held)
@@ -438,32 +391,12 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
     def _refusal(self, method: Method, held: Context, error: Exception) -> tuple[grpc.StatusCode, str, Any]:
         """What ``context.abort`` is told: status, text, trailing metadata."""
         request_id = held.call.request_id
-        self._told(method, held, error)
+        door.tell(self._guards, error, held.call.request_id, method.name)
         number, text, details = status.to_status(error, request_id)
         trailing = [("grpc-status-details-bin", details), ("x-request-id", request_id)]
         if isinstance(error, Overloaded | Unavailable) and (after := error.fields.get("retry_after_s")):
             trailing.append(("grpc-retry-pushback-ms", str(int(float(after) * 1e3))))
         return _CODES[number], text, tuple(trailing)
-
-    def _told(self, method: Method, held: Context, error: Exception) -> None:
-        """Let those know who count refusals and mend faults."""
-        if isinstance(error, Unauthenticated):
-            self._guards.observer.refused(Refusal.AUTH)
-        elif isinstance(error, PermissionDenied):
-            self._guards.observer.refused(Refusal.PERMISSION)
-        elif not isinstance(error, VecdbError):
-            self._guards.on_fault(error, held.call.request_id, method.name)
-
-    def _audit(self, method: Method, held: Context, message: Any, collection: str, code: str) -> None:
-        try:
-            self._guards.audit.record(principal=held.principal, peer=held.peer, method=method.name,
-                                      collection=collection, outcome=code, request_id=held.call.request_id,
-                                      arguments=_arguments(message))
-        except Exception as error:  # the call is done; what the log refuses must not undo it
-            self._guards.on_fault(error, held.call.request_id, "audit")
-
-
-_NOBODY: Final = Principal("", "nobody", ())
 
 
 def certificate_of(rpc: Any) -> str:
@@ -482,8 +415,12 @@ async def _traced(method: Method, handle: Handle, message: Any, held: Context, m
         return await handle(message, held)
 
 
-def _arguments(message: Any) -> dict[str, Any]:
-    """What an admin call asked for, small enough to be read."""
+def _arguments(message: Any, reply: Any) -> dict[str, Any]:
+    """What an admin call asked for, as JSON and small enough to be read; and of a key that it made, the id."""
     if message is None:
         return {}
-    return {field.name: str(value)[:1_000] for field, value in message.ListFields()}
+    told = {name: value if isinstance(value, str | int | float | bool) else str(value)[:1_000]
+            for name, value in MessageToDict(message, preserving_proto_field_name=True).items()}
+    if isinstance(reply, admin_pb2.CreateKeyReply):
+        told["id"] = reply.key.id
+    return told

@@ -19,7 +19,8 @@ from vecdb.ports.observer import Watched
 from vecdb.rpc.admin import AdminServicer
 from vecdb.rpc.audit import AuditLog
 from vecdb.rpc.auth import Authenticator, is_loopback, loud_binding
-from vecdb.rpc.edge import Edge, Guards, Method
+from vecdb.rpc.door import Guards
+from vecdb.rpc.edge import Edge, Method
 from vecdb.rpc.http.app import HttpApp
 from vecdb.rpc.http.face import HttpFace, HttpOptions
 from vecdb.rpc.peer import PEER_PREFIX, PeerServicer, peer_guards

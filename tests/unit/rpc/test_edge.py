@@ -30,7 +30,8 @@ from vecdb.core.records import UpsertBatch
 from vecdb.core.schema import CollectionSchema
 from vecdb.ports.observer import NullObserver
 from vecdb.rpc.admin import AdminServicer
-from vecdb.rpc.edge import PREFIX, Edge, Guards
+from vecdb.rpc.door import Guards
+from vecdb.rpc.edge import PREFIX, Edge
 from vecdb.rpc.server import SERVICES, GrpcServer, ServerOptions
 from vecdb.rpc.servicers import STREAM_WINDOW, CollectionsServicer, QueriesServicer, RecordsServicer
 from vecdb.v1 import admin_pb2, collections_pb2, queries_pb2, records_pb2

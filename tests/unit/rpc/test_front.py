@@ -16,7 +16,8 @@ from vecdb.core.errors import CollectionNotFound, Overloaded, Unauthenticated, U
 from vecdb.core.query import QueryRequest
 from vecdb.internal.v1 import peer_pb2
 from vecdb.rpc import peer
-from vecdb.rpc.edge import PREFIX, Edge, Guards
+from vecdb.rpc.door import Guards
+from vecdb.rpc.edge import PREFIX, Edge
 from vecdb.rpc.exchange import Exchange
 from vecdb.rpc.front import Front
 from vecdb.rpc.peer import PEER_PREFIX, PROTOCOL, PeerServicer, peer_guards

@@ -18,7 +18,8 @@ from vecdb.core.query import QueryRequest
 from vecdb.core.records import UpsertBatch
 from vecdb.core.schema import CollectionSchema, Metric
 from vecdb.ports import tracing
-from vecdb.rpc.edge import PREFIX, Edge, Guards
+from vecdb.rpc.door import Guards
+from vecdb.rpc.edge import PREFIX, Edge
 from vecdb.rpc.server import GrpcServer, ServerOptions
 from vecdb.rpc.servicers import CollectionsServicer, QueriesServicer
 from vecdb.runtime.clock import SystemClock

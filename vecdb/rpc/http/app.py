@@ -8,8 +8,7 @@ from typing import Any, Final
 from vecdb.core.access import Role
 from vecdb.ports.node import Node
 from vecdb.rpc.admin import About, Keys
-from vecdb.rpc.door import tell
-from vecdb.rpc.edge import Guards
+from vecdb.rpc.door import Guards, tell
 from vecdb.rpc.http import collections, queries, records
 from vecdb.rpc.http.admin import AdminOperations
 from vecdb.rpc.http.background import Background

@@ -36,8 +36,7 @@ from vecdb.core.errors import (
 from vecdb.ports import context, tracing
 from vecdb.ports.node import Node
 from vecdb.ports.observer import Refusal
-from vecdb.rpc.door import NOBODY, good_request_id, note, take, tell
-from vecdb.rpc.edge import Guards
+from vecdb.rpc.door import NOBODY, Guards, good_request_id, note, take, tell
 from vecdb.rpc.http.bodies import read
 from vecdb.rpc.http.checks import check
 from vecdb.rpc.http.incoming import Incoming, Receive

@@ -16,7 +16,7 @@ from vecdb.rpc.door import hold
 from vecdb.rpc.http.replies import Refused, too_large
 
 if TYPE_CHECKING:
-    from vecdb.rpc.edge import Guards
+    from vecdb.rpc.door import Guards
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 

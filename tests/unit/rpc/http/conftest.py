@@ -15,7 +15,7 @@ from tests.fake_node import FakeNode
 from vecdb.core.access import ANONYMOUS, Grant, Key, Principal, Role
 from vecdb.core.errors import KeyNotFound, Overloaded, Unauthenticated
 from vecdb.ports.observer import NullObserver, Refusal
-from vecdb.rpc.edge import Guards
+from vecdb.rpc.door import Guards
 from vecdb.rpc.http import HttpApp
 
 PRINCIPALS = {

@@ -10,7 +10,7 @@ import pytest
 from tests.unit.rpc.http.conftest import Door, Log, Watch
 from vecdb.core.errors import DeadlineExceeded, Overloaded, VecdbError
 from vecdb.ports.observer import Refusal
-from vecdb.rpc.edge import Guards
+from vecdb.rpc.door import Guards
 from vecdb.rpc.http.incoming import LONGEST_S, SLOWEST_BYTES_S, WINDOW_S, Incoming
 from vecdb.rpc.http.replies import Refused
 
