@@ -25,3 +25,13 @@ the promotion and then removes: in between there is a voter more, never one less
 64 idle groups cost a node 2 % of a core, 500 groups 12 %; a replica is made in 0.3 ms; with fsync, 64 callers of 100
 bytes have 18,000 commits a second, 51 KB commands go at 66 MB/s and 1 MB commands at 80 MB/s.
 """
+
+import _socket
+import socket
+
+import pysyncobj.win_inet_pton
+
+# What that module is for is Windows, and it puts its own inet_ntop into the socket module of every other system as
+# well, where it raises: whoever in this process then asks for a peer's address in text fails.
+assert pysyncobj.win_inet_pton
+socket.inet_ntop = _socket.inet_ntop

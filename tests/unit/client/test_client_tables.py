@@ -37,7 +37,8 @@ WANTED = [{"n": 1, "tags": ["x"]}, {"n": 2, "tags": []}, {}, {"n": 4, "tags": ["
 
 
 def check(docs: Collection, ids: list) -> None:
-    found = list(docs.scan(include=["metadata", "vector"]))
+    # By id: a server is sent several batches at once, and their order is nobody's promise.
+    found = sorted(docs.scan(include=["metadata", "vector"]), key=lambda record: ids.index(record.id))
     assert [record.id for record in found] == ids
     np.testing.assert_array_equal(np.stack([record.vector for record in found]), MATRIX)
     assert [{k: v for k, v in record.metadata.items() if k in ("n", "tags")} for record in found] == WANTED

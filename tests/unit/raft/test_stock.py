@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import socket
 import sys
 
 import pysyncobj.syncobj as original
@@ -81,3 +82,11 @@ def test_no_module_of_ours_calls_a_private_name_outside_the_one_that_lists_them(
     for name, module in sorted(sys.modules.items()):
         if name.startswith("vecdb.raft.") and name != "vecdb.raft.stock":
             assert "_SyncObj__" not in inspect.getsource(module), name
+
+
+def test_the_socket_module_is_left_as_it_was() -> None:
+    import vecdb.raft
+
+    assert vecdb.raft.socket is socket
+    assert socket.inet_ntop(socket.AF_INET, b"\x7f\x00\x00\x01") == "127.0.0.1"
+    assert socket.inet_ntop(socket.AF_INET6, bytes(15) + b"\x01") == "::1"

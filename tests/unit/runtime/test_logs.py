@@ -48,7 +48,9 @@ def test_the_request_of_the_task_is_named(log):
     assert "request_id" not in third
 
 
-def test_lines_of_libraries_come_the_same_way(log):
+def test_lines_of_libraries_come_the_same_way(log, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("uvicorn.error"), "level", logging.NOTSET)  # a face here may have hushed it
+    logging.getLogger("uvicorn.error").manager._clear_cache()
     logging.getLogger("uvicorn.error").info("started on %s", "here")
     logging.getLogger("uvicorn.access").info("GET /")
     logging.getLogger("grpc").warning("odd %d", 3)
