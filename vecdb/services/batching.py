@@ -48,6 +48,7 @@ SECOND_AFTER_S: Final = 5e-3
 """A lane's batch that has run this long no longer keeps the next one waiting."""
 FORGET: Final = 0.2
 """Weight of the newest batch in what a row takes."""
+MOST_HINT_S: Final = 30.0
 MAX_LANES: Final = 4_096
 
 _NO_WAIT: Final = (0.0,)
@@ -61,6 +62,7 @@ class _Waiter:
     request: QueryRequest
     call: Call
     rows: int
+    work_s: float
     arrived: float
     done: "asyncio.Future[QueryResult]"
     lane: "_Lane"
@@ -82,6 +84,8 @@ class _Lane:
     kind: Hashable
     filter: object
     row_s: float = 0.0
+    work_s: float = 0.0
+    """What the waiting should take, as far as is known."""
     waiting: deque[_Waiter] = field(default_factory=deque)
     gone: int = 0
     in_turn: bool = False
@@ -156,8 +160,10 @@ class QueryBatcher:
             self._leave(lane)
             raise
         loop = asyncio.get_running_loop()
-        waiter = _Waiter(request, call, rows, now, loop.create_future(), lane, spans.waiting())
+        waiter = _Waiter(request, call, rows, rows * (lane.row_s or self._row_s), now, loop.create_future(), lane,
+                         spans.waiting())
         lane.waiting.append(waiter)
+        lane.work_s += waiter.work_s
         self._queued += rows
         self._take_turn(lane)
         if not self._dispatching and self._running < self._workers:
@@ -220,15 +226,27 @@ class QueryBatcher:
     # --- waiting ----------------------------------------------------------------------------------
 
     def _admit(self, lane: _Lane, rows: int, call: Call, now: float) -> None:
-        wait_s = self._queued * (lane.row_s or self._row_s) / self._workers
-        if self._queued and self._queued + rows > self._most_queued:
+        if not self._queued:
+            return
+        if self._queued + rows > self._most_queued:
             self._observer.refused(Refusal.QUEUE)
             raise Overloaded(f"{self._queued} queries wait already; the limit is {self._most_queued}",
-                             retry_after_s=round(max(0.01, wait_s), 3), got=self._queued, limit=self._most_queued)
-        if call.deadline is not None and self._queued and now + wait_s > call.deadline:
+                             retry_after_s=self._hint(sum(one.work_s for one in self._turn) / self._workers),
+                             got=self._queued, limit=self._most_queued)
+        if call.deadline is not None and now + (wait_s := self._ahead(lane)) > call.deadline:
             self._observer.refused(Refusal.DEADLINE)
             raise Overloaded(f"the queue takes some {wait_s:.3f} s, and this call's deadline is sooner",
-                             retry_after_s=round(wait_s, 3), got=self._queued, limit=self._most_queued)
+                             retry_after_s=self._hint(wait_s), got=self._queued, limit=self._most_queued)
+
+    def _ahead(self, lane: _Lane) -> float:
+        """Seconds of work that comes before the next query of ``lane``: its own, and the others' turns meanwhile."""
+        turns = 1.0 + lane.work_s / BATCH_S
+        others = sum(min(one.work_s, turns * max(BATCH_S, one.row_s)) for one in self._turn if one is not lane)
+        return (lane.work_s + others) / self._workers
+
+    @staticmethod
+    def _hint(wait_s: float) -> float:
+        return round(min(MOST_HINT_S, max(0.01, wait_s)), 3)
 
     async def _wait(self, waiter: _Waiter, now: float, loop: asyncio.AbstractEventLoop) -> QueryResult:
         deadline = waiter.call.deadline
@@ -264,6 +282,7 @@ class QueryBatcher:
         """It stays where it stands, to be skipped, until half of its lane is such."""
         lane = waiter.lane
         self._queued -= waiter.rows
+        lane.work_s -= waiter.work_s
         lane.gone += 1
         if lane.gone > 64 and 2 * lane.gone > len(lane.waiting):
             lane.waiting = deque(one for one in lane.waiting if not one.ended)
@@ -303,7 +322,10 @@ class QueryBatcher:
                 lane.gone -= 1
                 continue
             waiters.append(waiter)
+            lane.work_s -= waiter.work_s
             rows += waiter.rows
+        if not lane.waiting:
+            lane.work_s = 0.0  # not what rounding left
         if not waiters:
             return
         self._queued -= rows

@@ -16,6 +16,14 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_traced_yet():
+    """Another file's ``connect`` may have adopted the tracer of a program that imports OpenTelemetry: ours does."""
+    before = tracing.use(tracing.NullTracer())
+    yield
+    tracing.use(before)
+
+
 @pytest.fixture
 def spans():
     """The spans that have ended, by name (the last of each)."""

@@ -353,6 +353,33 @@ def test_lanes_of_filters_are_let_go_with_their_work() -> None:
     drive(test)
 
 
+def test_a_queue_of_one_lane_is_not_priced_as_anothers_bounded() -> None:
+    """Many cheap rows wait: a dear query of another lane is next but one, and is not told of hours."""
+    async def test() -> None:
+        bench = Bench(row_s=0.001, queued_rows=100_000)
+        await bench.know()
+        bench.row_s = 2.0
+        dear = bench.ask(1, ef_search=5)
+        await settle()
+        bench.pool.run_one()
+        await dear
+        bench.row_s = 0.001
+        running = bench.ask(0)
+        await settle()
+        cheap = [bench.ask(*range(100)) for _ in range(20)]
+        await settle()
+        asked = bench.ask(2, ef_search=5, call=Call(deadline=bench.clock.now + 1.0))
+        await settle()
+        assert not asked.done(), "two thousand cheap rows are two seconds, and take turns"
+        while bench.pool.waiting:
+            bench.pool.run_one()
+            await asyncio.sleep(0.001)
+        await asyncio.gather(running, *cheap, return_exceptions=True)
+        assert ids(await asked) == [2]
+
+    drive(test)
+
+
 def test_batches_are_bounded_by_what_they_should_take() -> None:
     async def test() -> None:
         bench = Bench(row_s=0.01)
