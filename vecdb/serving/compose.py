@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import secrets
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -49,6 +50,8 @@ MEMORY_SHARE: Final = 0.8
 ENGINE_SHARE: Final = 0.7
 """Of that, what segments may take."""
 EDGE_THREADS: Final = 2
+FILES_KEPT: Final = 256
+"""Descriptors that are not for connections: tables, logs and segments of the store, and what libraries open."""
 HARD: Final = 2
 """Times the calls that are let in: beyond it gRPC itself refuses, in fewer words."""
 CORES_PER_FRONT: Final = 4
@@ -205,7 +208,7 @@ async def _compose(settings: Settings, stack: AsyncExitStack, on_step: OnStep) -
             node, guards, workers, keys=keys, about=details, readiness=lambda: starting,
             metrics=telemetry.page, message_bytes=limits.message_bytes, open_metrics=settings.server.open_metrics,
             known_host=_known_host(settings, authenticator)), HttpOptions(
-                settings.server.host, settings.server.http_port, limits.connections,
+                settings.server.host, settings.server.http_port, connections(settings),
                 None if certificates is None else certificates.ssl_context()), metrics)
     node.batcher.alone = lambda: face.running + (0 if http is None else http.app.running) <= 1
     addresses = await _bind(settings, face, http, stack)
@@ -254,6 +257,14 @@ def _folder() -> TemporaryDirectory[str]:
     return TemporaryDirectory(prefix="vecdb-", dir=place, ignore_cleanup_errors=True)
 
 
+def connections(settings: Settings) -> int:
+    """Connections of one face at once: as set, and no more than leave the store its descriptors."""
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if allowed == resource.RLIM_INFINITY:
+        return settings.limits.connections
+    return min(settings.limits.connections, max(8, (allowed - FILES_KEPT) // 2))
+
+
 def processes(settings: Settings) -> int:
     """Front processes; 1: none, the engine's own process serves.
 
@@ -279,7 +290,7 @@ def _grpc_face(settings: Settings, methods: list[Method], guards: Guards, worker
     if folder is None:
         return GrpcFace(GrpcServer([Edge(methods, guards, workers)], ServerOptions(
             join_host_port(server.host, server.grpc_port), limits.message_bytes, HARD * limits.concurrent_calls,
-            credentials, False, server.reflection, connections=limits.connections)))
+            credentials, False, server.reflection, connections=connections(settings))))
     relayed = replace(guards, relayed=True)
     public = Edge(methods, relayed, workers)
     peer = Edge(PeerServicer(public, about["node_id"], about["version"]).methods(), peer_guards(relayed), workers,
@@ -290,7 +301,7 @@ def _grpc_face(settings: Settings, methods: list[Method], guards: Guards, worker
     count = processes(settings)
     front = FrontSettings(
         "front", folder, join_host_port(server.host, port), limits.message_bytes, limits.concurrent_calls,
-        limits.inflight_bytes // count, limits.connections // count, server.reflection, server.drain_s,
+        limits.inflight_bytes // count, max(8, connections(settings) // count), server.reflection, server.drain_s,
         settings.log.level, settings.log.format,
         settings.tls.cert_file, settings.tls.key_file, settings.tls.client_ca_file, settings.tls.reload_s)
     # A front's calls come over one connection: who fills it with streams must not keep out the calls of others.

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from vecdb.core.access import Role
 from vecdb.ports.node import Node
@@ -26,6 +27,9 @@ Readiness = Callable[[], Sequence[str]]
 """Why the node does not serve, in words; empty when it does."""
 
 _VERBS: Final = ("GET", "HEAD")
+
+
+_HEALTH: Final = ("/healthz", "/livez", "/readyz")
 
 
 class HttpApp:
@@ -67,11 +71,20 @@ class HttpApp:
         """Tell of an error that concerns no request."""
         self._guards.on_fault(error, "", "http")
 
+    def _stranger(self, scope: Scope) -> str:
+        """The name by which a request should not have come here, or ""; whether the node lives anybody may ask."""
+        if scope["path"] in _HEALTH:
+            return ""
+        for name in (host_of(scope), origin_of(scope)):
+            if name and not self._known_host(name):
+                return name
+        return ""
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        name = host_of(scope)
-        known = self._known_host(name)
+        name = self._stranger(scope)
+        known = not name
         plain = self._plain.get(scope["path"])
         if plain is None and known:
             await self._rest(scope, receive, send)
@@ -141,6 +154,15 @@ def host_of(scope: Scope) -> str:
     text = next((value.decode("latin-1") for name, value in scope["headers"] if name.lower() == b"host"), "")
     host = text[1:].partition("]")[0] if text.startswith("[") else text.partition(":")[0]
     return host.lower().rstrip(".")
+
+
+def origin_of(scope: Scope) -> str:
+    """The host of the page that a browser sends the request for, if it is one's."""
+    text = next((value.decode("latin-1") for name, value in scope["headers"] if name.lower() == b"origin"), "")
+    try:
+        return (urlsplit(text).hostname or text).lower()
+    except ValueError:
+        return text
 
 
 async def _send(scope: Scope, reply: Reply, send: Send) -> None:

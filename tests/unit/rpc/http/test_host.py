@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from vecdb.config import Settings
-from vecdb.rpc.http.app import host_of
+from vecdb.rpc.http.app import host_of, origin_of
 from vecdb.serving.compose import _known_host
 
 
@@ -29,6 +29,13 @@ def scope(host: bytes | None) -> dict[str, Any]:
     (b"", ""), (None, ""), (b"a:b:c", "a"), (b"[::1", "::1")])
 def test_the_name_is_the_host_without_its_port(host: bytes | None, name: str) -> None:
     assert host_of(scope(host)) == name
+
+
+@pytest.mark.parametrize(("origin", "name"), [
+    (b"http://localhost:7701", "localhost"), (b"https://Evil.example", "evil.example"), (b"null", "null"),
+    (b"http://[::1", "http://[::1"), (None, "")])
+def test_the_page_of_a_browser_is_named_by_its_origin(origin: bytes | None, name: str) -> None:
+    assert origin_of({"headers": [] if origin is None else [(b"origin", origin)]}) == name
 
 
 @pytest.mark.parametrize("name", ["localhost", "127.0.0.1", "127.8.8.8", "::1", ""])
