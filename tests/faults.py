@@ -9,6 +9,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -133,3 +135,8 @@ def kill_during(code: str, *arguments: object, until: Callable[[list[str]], bool
 
 def is_out_of_space(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+needs_mount = pytest.mark.skipif(
+    not can_mount(), reason="this process may not mount, and the test needs a real disk that fills or turns read-only "
+    "under it: a small tmpfs of its own. As root it runs")

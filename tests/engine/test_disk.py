@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 
 import vecdb
-from tests.faults import can_mount, fill, remount, small_filesystem
+from tests.faults import fill, needs_mount, remount, small_filesystem
 from vecdb import errors
-
-needs_mount = pytest.mark.skipif(not can_mount(), reason="mounting a tmpfs to fill or protect takes root")
 
 
 @needs_mount

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tests.faults import can_mount, fill, remount, small_filesystem
+from tests.faults import fill, needs_mount, remount, small_filesystem
 from vecdb.core.errors import (
     DataCorrupted,
     FormatMismatch,
@@ -166,7 +166,7 @@ def test_files_do_not_leak_descriptors(tmp_path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-@pytest.mark.skipif(not can_mount(), reason="mounting a tmpfs to fill or protect takes root")
+@needs_mount
 def test_full_and_read_only_disks(tmp_path: Path) -> None:
     with small_filesystem(tmp_path / "small", 4 << 20) as folder:
         write_arrays(folder / "a", "k", {"x": np.arange(1000)})

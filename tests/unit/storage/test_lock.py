@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import ROOT, can_mount, kill_during, remount, small_filesystem
+from tests.faults import ROOT, kill_during, needs_mount, remount, small_filesystem
 from vecdb.core.errors import DatabaseLocked, StorageReadOnly
 from vecdb.storage.lock import LOCK_NAME, DirectoryLock
 
@@ -90,7 +90,7 @@ def test_a_note_nobody_can_read_is_no_reason_to_fail(tmp_path: Path) -> None:
             DirectoryLock(tmp_path)
 
 
-@pytest.mark.skipif(not can_mount(), reason="mounting a tmpfs to fill or protect takes root")
+@needs_mount
 def test_on_a_read_only_disk(tmp_path: Path) -> None:
     with small_filesystem(tmp_path / "small", 1 << 20) as folder:
         remount(folder, read_only=True)

@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 
-from tests.faults import can_mount, fill, remount, run_python, small_filesystem
+from tests.faults import fill, needs_mount, remount, run_python, small_filesystem
 from vecdb.core.errors import DataCorrupted, StorageError, StorageFull, StorageReadOnly
 from vecdb.shard.mutations import Mutations
 from vecdb.storage.rocksdict import RocksStore
 
-needs_mount = pytest.mark.skipif(not can_mount(), reason="mounting a tmpfs to fill or protect takes root")
 VALUE = bytes(range(256)) * 64
 
 

@@ -4,7 +4,7 @@
     number    [+-] digits [. digits] [e [+-] digits]        string  '…' or "…"
     operator  == != < <= > >= && || ! ( ) [ ] ,
 
-In strings and backticks a backslash escapes: ``\\n \\t \\r \\b \\f \\0 \\/ \\\\``, the three quotes, and ``\\uXXXX``
+In strings and backticks a backslash escapes: ``\\n \\t \\r \\b \\f \\0 \\/ \\\\``, the three quotes, and ``\\uHHHH``
 (pairs of surrogates as in JSON).
 """
 
@@ -144,7 +144,7 @@ def _quoted(text: str, start: int) -> tuple[str, int]:
             digits = text[end + 2 : end + 6]
             if len(digits) < 4 or not all(digit in "0123456789abcdefABCDEF" for digit in digits):
                 raise InvalidFilter("\\u needs four hexadecimal digits", position=end, got="\\u" + digits,
-                                    limit="\\uXXXX")
+                                    limit="\\uHHHH")
             parts.append(chr(int(digits, 16)))
             at = end + 6
         elif char and char in _ESCAPES:
@@ -152,13 +152,13 @@ def _quoted(text: str, start: int) -> tuple[str, int]:
             at = end + 2
         else:
             raise InvalidFilter(f"unknown escape \\{char}; a backslash itself is written \\\\", position=end,
-                                got="\\" + char, limit="\\n \\t \\r \\b \\f \\0 \\/ \\\\ \\' \\\" \\` \\uXXXX")
+                                got="\\" + char, limit="\\n \\t \\r \\b \\f \\0 \\/ \\\\ \\' \\\" \\` \\uHHHH")
 
 
 def _joined(parts: list[str], start: int) -> str:
     whole = "".join(parts)
     try:
-        # Two halves of a pair, each written \uXXXX, become the character they stand for
+        # Two halves of a pair, each written \uHHHH, become the character they stand for
         return whole.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
     except UnicodeDecodeError:
         raise InvalidFilter("a string must be valid Unicode (it holds a lone surrogate)", position=start,
