@@ -54,16 +54,20 @@ def encode(points, mid, step, codes, terms):
 
 @loose
 def _prepare(query, mid, step, is_l2, constant, weights, qcodes, qaux):
+    # Sums stand in loops that store nothing: where LLVM finds a store it looks at run time whether the arrays may meet,
+    # takes the plain loop if they lie close to each other, and adds in another order.
     dim = mid.shape[0]
     offset = np.float32(0)
     if is_l2:
         for d in range(dim):
             x = query[d] - mid[d]
             offset += x * x
-            weights[d] = x * step[d]
+        for d in range(dim):
+            weights[d] = (query[d] - mid[d]) * step[d]
     else:
         for d in range(dim):
             offset -= query[d] * mid[d]
+        for d in range(dim):
             weights[d] = query[d] * step[d]
     # the largest magnitude through the bits, whose order is that of the magnitudes: integers vectorize, NaN or not
     bits = weights.view(np.int32)

@@ -75,7 +75,8 @@ def test_a_state_gives_the_quantizer_back(spec, metric):
     assert np.array_equal(first[1], second[1])
     prepared = [q.codes(*first).prepare(queries) for q in (quantizer, again)]
     assert np.array_equal(prepared[0].codes, prepared[1].codes)
-    assert np.array_equal(prepared[0].aux, prepared[1].aux)
+    # a query's float sums are loose: their order, and so the last bit, may depend on where the arrays lie in memory
+    np.testing.assert_allclose(prepared[0].aux, prepared[1].aux, rtol=2e-6)
 
 
 @every_spec
@@ -103,7 +104,7 @@ def test_one_query_is_prepared_in_place_as_among_many(spec):
     for q in range(5):
         put(queries[q:q + 1])
         assert np.array_equal(qcodes[0], whole.codes[q])
-        assert np.array_equal(qaux[0], whole.aux[q])
+        np.testing.assert_allclose(qaux[0], whole.aux[q], rtol=2e-6)
 
 
 @every_spec
