@@ -5,7 +5,7 @@ clock (an event loop's timer, a thread) sets it, and work that sees it set ends 
 """
 
 from dataclasses import dataclass, field
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from typing import Final
 
 import numpy as np
@@ -15,6 +15,18 @@ from vecdb.core.errors import Cancelled, DeadlineExceeded, InvalidArgument, Limi
 
 MAX_KEY_BYTES: Final = 64
 """Longest idempotency key: a UUID or a hash in hex, with a prefix."""
+
+
+class Consistency(StrEnum):
+    """What a read sees of the writes before it, in a collection with replicas; alone, a node gives the strongest.
+
+    ``eventual``: what the replica asked has.  ``session``: at least the writes named by the call's ``session``.
+    ``linearizable``: every write that was acknowledged before the read began, anybody's.
+    """
+
+    EVENTUAL = "eventual"
+    SESSION = "session"
+    LINEARIZABLE = "linearizable"
 
 
 class Stopped(IntEnum):
@@ -56,12 +68,16 @@ class Call:
     """``deadline``: on the monotonic clock (``time.monotonic``), in seconds; None: no end.
 
     ``stop``: int32 (1,), one of :class:`Stopped`; owned by the caller, watched by the work.
+    ``session``: pairs of a shard and a log index that a read must have seen (:class:`Consistency`); pairs of shards
+    that are not of the collection asked count for nothing.
     """
 
     deadline: float | None = None
     token: WriteToken | None = None
     request_id: str = ""
     principal: str = ""
+    consistency: Consistency = Consistency.EVENTUAL
+    session: tuple[tuple[int, int], ...] = ()
     stop: npt.NDArray[np.int32] = field(default_factory=_flag)
 
     def end(self, why: Stopped) -> None:

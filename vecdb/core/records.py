@@ -59,13 +59,16 @@ Command: TypeAlias = UpsertBatch | DeleteIds | DeleteWhere | UpdateMetadata
 
 @dataclass(frozen=True, slots=True)
 class WriteResult:
-    """What a write did.  ``log_index`` is the session token of a later read."""
+    """What a write did, and where: ``shard`` (0 outside a cluster) and ``log_index`` there, which a later read of the
+    same session must have seen.
+    """
 
     inserted: int = 0
     updated: int = 0
     deleted: int = 0
     missing: int = 0
     log_index: int = 0
+    shard: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

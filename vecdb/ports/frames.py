@@ -5,14 +5,15 @@ from typing import Protocol
 
 
 class Frames(Protocol):
-    """One stream a pair of nodes, mutually authenticated.  Belongs to one event loop.
+    """Two streams a pair of nodes and direction, mutually authenticated: one for messages, one for what is bulky, so
+    that heartbeats and commands never wait behind a snapshot.  Belongs to one event loop.
 
     Frames may be lost, and are whenever the stream is; within one stream they come in order.  A node's name is what its
     certificate proves, never what a frame says.
     """
 
-    def send(self, node: str, frame: bytes) -> None:
-        """Queue a frame; never waits.  Above the byte window of that node it is dropped: replication sends again."""
+    def send(self, node: str, frame: bytes, *, bulk: bool = False) -> None:
+        """Queue a frame; never waits.  Above the byte window of that stream it is dropped: replication sends again."""
         ...
 
     def listen(self, received: Callable[[str, bytes], None]) -> None:
