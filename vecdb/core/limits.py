@@ -78,6 +78,9 @@ MAX_WRITE_TOKENS: Final = 65_536
 """Idempotency keys a shard remembers, the latest: at 1,000 such writes a second a retry may come a minute late.
 Each takes some 250 bytes of memory.  Part of what every replica must do alike: change it only with a format."""
 
+MAX_POSITIONS: Final = 4_096
+"""Most positions of one read's session: a collection has one for each of its shards."""
+
 MAX_KEYS: Final = 10_000
 """Most API keys of one node: all are held in memory, about a kilobyte each."""
 

@@ -166,6 +166,7 @@ class RecordsServicer:
         return r.UpdateMetadataReply(result=convert.write_result_to_wire(result))
 
     async def fetch(self, message: r.FetchRequest, context: Context) -> r.FetchReply:
+        convert.read_from_wire(message, context.call)
         schema = await self._node.schema(message.collection, context.call)
         fetch = await context.apart(message.ByteSize(), convert.fetch_from_wire, message, schema)
         records = await self._node.fetch(message.collection, fetch.ids, context.call,
@@ -174,12 +175,14 @@ class RecordsServicer:
         return await context.apart(512 * len(records), convert.records_to_wire, records)
 
     async def scan(self, message: r.ScanRequest, context: Context) -> r.ScanReply:
+        convert.read_from_wire(message, context.call)
         schema = await self._node.schema(message.collection, context.call)
         request = await context.apart(message.ByteSize(), convert.scan_from_wire, message, schema)
         page = await self._node.scan(message.collection, request, context.call)
         return await context.apart(512 * len(page.ids), convert.page_to_wire, page)
 
     async def count(self, message: r.CountRequest, context: Context) -> r.CountReply:
+        convert.read_from_wire(message, context.call)
         where = await context.apart(message.ByteSize(), convert.count_from_wire, message)
         return r.CountReply(count=await self._node.count(message.collection, where, context.call))
 
@@ -203,6 +206,8 @@ class QueriesServicer:
         ]
 
     async def query(self, message: q.QueryRequest, context: Context) -> q.QueryReply:
+        if message.HasField("read"):
+            convert.read_from_wire(message, context.call)
         schema = await self._node.schema(message.collection, context.call)
         request = await context.apart(message.ByteSize(), convert.query_from_wire, message, schema)
         result = await self._node.query(message.collection, request, context.call)

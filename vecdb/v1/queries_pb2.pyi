@@ -38,6 +38,7 @@ class QueryRequest(_message.Message):
     NORMALIZED_FIELD_NUMBER: _builtins.int
     TAG_FIELD_NUMBER: _builtins.int
     SCHEMA_SHAPE_FIELD_NUMBER: _builtins.int
+    READ_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     k: _builtins.int
     """results of each; 0: 10"""
@@ -62,6 +63,8 @@ class QueryRequest(_message.Message):
 
     @_builtins.property
     def filter(self) -> _types_pb2.Filter: ...
+    @_builtins.property
+    def read(self) -> _types_pb2.ReadOptions: ...
     def __init__(
         self,
         *,
@@ -80,10 +83,11 @@ class QueryRequest(_message.Message):
         normalized: _builtins.bool = ...,
         tag: _builtins.int = ...,
         schema_shape: _builtins.int = ...,
+        read: _types_pb2.ReadOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_within", b"_within", "filter", b"filter", "vectors", b"vectors", "within", b"within"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_within", b"_within", "filter", b"filter", "read", b"read", "vectors", b"vectors", "within", b"within"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_within", b"_within", "collection", b"collection", "ef_search", b"ef_search", "exact", b"exact", "explain", b"explain", "filter", b"filter", "k", b"k", "normalized", b"normalized", "nprobe", b"nprobe", "profile", b"profile", "schema_shape", b"schema_shape", "tag", b"tag", "vectors", b"vectors", "with_metadata", b"with_metadata", "with_vectors", b"with_vectors", "within", b"within"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_within", b"_within", "collection", b"collection", "ef_search", b"ef_search", "exact", b"exact", "explain", b"explain", "filter", b"filter", "k", b"k", "normalized", b"normalized", "nprobe", b"nprobe", "profile", b"profile", "read", b"read", "schema_shape", b"schema_shape", "tag", b"tag", "vectors", b"vectors", "with_metadata", b"with_metadata", "with_vectors", b"with_vectors", "within", b"within"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__within: _TypeAlias = _typing.Literal["within"]  # noqa: Y015
     _WhichOneofArgType__within: _TypeAlias = _typing.Literal["_within", b"_within"]  # noqa: Y015

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from vecdb.v1 import types_pb2 as vecdb_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16vecdb/v1/records.proto\x12\x08vecdb.v1\x1a\x14vecdb/v1/types.proto\"\xc4\x01\n\rUpsertRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x1a\n\x03ids\x18\x02 \x01(\x0b\x32\r.vecdb.v1.Ids\x12!\n\x07vectors\x18\x03 \x01(\x0b\x32\x10.vecdb.v1.Matrix\x12\x10\n\x08metadata\x18\x04 \x03(\x0c\x12\x17\n\x0fidempotency_key\x18\x05 \x01(\x0c\x12\x12\n\nnormalized\x18\x06 \x01(\x08\x12\x0b\n\x03tag\x18\x07 \x01(\x04\x12\x14\n\x0cschema_shape\x18\x08 \x01(\x07\"a\n\x0bUpsertReply\x12%\n\x06result\x18\x01 \x01(\x0b\x32\x15.vecdb.v1.WriteResult\x12\x0b\n\x03tag\x18\x02 \x01(\x04\x12\x1e\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x0f.vecdb.v1.Error\"\x86\x01\n\rDeleteRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x1c\n\x03ids\x18\x02 \x01(\x0b\x32\r.vecdb.v1.IdsH\x00\x12\"\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x10.vecdb.v1.FilterH\x00\x12\x17\n\x0fidempotency_key\x18\x04 \x01(\x0c\x42\x06\n\x04what\"4\n\x0b\x44\x65leteReply\x12%\n\x06result\x18\x01 \x01(\x0b\x32\x15.vecdb.v1.WriteResult\"\x82\x01\n\x15UpdateMetadataRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x1a\n\x03ids\x18\x02 \x01(\x0b\x32\r.vecdb.v1.Ids\x12\x0f\n\x07patches\x18\x03 \x03(\x0c\x12\x0f\n\x07replace\x18\x04 \x01(\x08\x12\x17\n\x0fidempotency_key\x18\x05 \x01(\x0c\"<\n\x13UpdateMetadataReply\x12%\n\x06result\x18\x01 \x01(\x0b\x32\x15.vecdb.v1.WriteResult\"q\n\x0c\x46\x65tchRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x1a\n\x03ids\x18\x02 \x01(\x0b\x32\r.vecdb.v1.Ids\x12\x18\n\x10without_metadata\x18\x03 \x01(\x08\x12\x17\n\x0fwithout_vectors\x18\x04 \x01(\x08\"]\n\nFetchReply\x12\x1a\n\x03ids\x18\x01 \x01(\x0b\x32\r.vecdb.v1.Ids\x12\x10\n\x08metadata\x18\x02 \x03(\x0c\x12!\n\x07vectors\x18\x03 \x01(\x0b\x32\x10.vecdb.v1.Matrix\"\x91\x01\n\x0bScanRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12 \n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x10.vecdb.v1.Filter\x12\r\n\x05limit\x18\x03 \x01(\r\x12\r\n\x05\x61\x66ter\x18\x04 \x01(\x04\x12\x18\n\x10without_metadata\x18\x05 \x01(\x08\x12\x14\n\x0cwith_vectors\x18\x06 \x01(\x08\"|\n\tScanReply\x12\x1a\n\x03ids\x18\x01 \x01(\x0b\x32\r.vecdb.v1.Ids\x12\x10\n\x08metadata\x18\x02 \x03(\x0c\x12!\n\x07vectors\x18\x03 \x01(\x0b\x32\x10.vecdb.v1.Matrix\x12\x13\n\x06\x63ursor\x18\x04 \x01(\x04H\x00\x88\x01\x01\x42\t\n\x07_cursor\"D\n\x0c\x43ountRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12 \n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x10.vecdb.v1.Filter\"\x1b\n\nCountReply\x12\r\n\x05\x63ount\x18\x01 \x01(\x04\x32\xb5\x03\n\x07Records\x12\x38\n\x06Upsert\x12\x17.vecdb.v1.UpsertRequest\x1a\x15.vecdb.v1.UpsertReply\x12\x42\n\x0cUpsertStream\x12\x17.vecdb.v1.UpsertRequest\x1a\x15.vecdb.v1.UpsertReply(\x01\x30\x01\x12\x38\n\x06\x44\x65lete\x12\x17.vecdb.v1.DeleteRequest\x1a\x15.vecdb.v1.DeleteReply\x12P\n\x0eUpdateMetadata\x12\x1f.vecdb.v1.UpdateMetadataRequest\x1a\x1d.vecdb.v1.UpdateMetadataReply\x12\x35\n\x05\x46\x65tch\x12\x16.vecdb.v1.FetchRequest\x1a\x14.vecdb.v1.FetchReply\x12\x32\n\x04Scan\x12\x15.vecdb.v1.ScanRequest\x1a\x13.vecdb.v1.ScanReply\x12\x35\n\x05\x43ount\x12\x16.vecdb.v1.CountRequest\x1a\x14.vecdb.v1.CountReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16vecdb/v1/records.proto\x12\x08vecdb.v1\x1a\x14vecdb/v1/types.proto\"\xc4\x01\n\rUpsertRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x1a\n\x03ids\x18\x02 \x01(\x0b\x32\r.vecdb.v1.Ids\x12!\n\x07vectors\x18\x03 \x01(\x0b\x32\x10.vecdb.v1.Matrix\x12\x10\n\x08metadata\x18\x04 \x03(\x0c\x12\x17\n\x0fidempotency_key\x18\x05 \x01(\x0c\x12\x12\n\nnormalized\x18\x06 \x01(\x08\x12\x0b\n\x03tag\x18\x07 \x01(\x04\x12\x14\n\x0cschema_shape\x18\x08 \x01(\x07\"a\n\x0bUpsertReply\x12%\n\x06result\x18\x01 \x01(\x0b\x32\x15.vecdb.v1.WriteResult\x12\x0b\n\x03tag\x18\x02 \x01(\x04\x12\x1e\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x0f.vecdb.v1.Error\"\x86\x01\n\rDeleteRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x1c\n\x03ids\x18\x02 \x01(\x0b\x32\r.vecdb.v1.IdsH\x00\x12\"\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x10.vecdb.v1.FilterH\x00\x12\x17\n\x0fidempotency_key\x18\x04 \x01(\x0c\x42\x06\n\x04what\"4\n\x0b\x44\x65leteReply\x12%\n\x06result\x18\x01 \x01(\x0b\x32\x15.vecdb.v1.WriteResult\"\x82\x01\n\x15UpdateMetadataRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x1a\n\x03ids\x18\x02 \x01(\x0b\x32\r.vecdb.v1.Ids\x12\x0f\n\x07patches\x18\x03 \x03(\x0c\x12\x0f\n\x07replace\x18\x04 \x01(\x08\x12\x17\n\x0fidempotency_key\x18\x05 \x01(\x0c\"<\n\x13UpdateMetadataReply\x12%\n\x06result\x18\x01 \x01(\x0b\x32\x15.vecdb.v1.WriteResult\"\x96\x01\n\x0c\x46\x65tchRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x1a\n\x03ids\x18\x02 \x01(\x0b\x32\r.vecdb.v1.Ids\x12\x18\n\x10without_metadata\x18\x03 \x01(\x08\x12\x17\n\x0fwithout_vectors\x18\x04 \x01(\x08\x12#\n\x04read\x18\x05 \x01(\x0b\x32\x15.vecdb.v1.ReadOptions\"]\n\nFetchReply\x12\x1a\n\x03ids\x18\x01 \x01(\x0b\x32\r.vecdb.v1.Ids\x12\x10\n\x08metadata\x18\x02 \x03(\x0c\x12!\n\x07vectors\x18\x03 \x01(\x0b\x32\x10.vecdb.v1.Matrix\"\xb6\x01\n\x0bScanRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12 \n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x10.vecdb.v1.Filter\x12\r\n\x05limit\x18\x03 \x01(\r\x12\r\n\x05\x61\x66ter\x18\x04 \x01(\x04\x12\x18\n\x10without_metadata\x18\x05 \x01(\x08\x12\x14\n\x0cwith_vectors\x18\x06 \x01(\x08\x12#\n\x04read\x18\x07 \x01(\x0b\x32\x15.vecdb.v1.ReadOptions\"|\n\tScanReply\x12\x1a\n\x03ids\x18\x01 \x01(\x0b\x32\r.vecdb.v1.Ids\x12\x10\n\x08metadata\x18\x02 \x03(\x0c\x12!\n\x07vectors\x18\x03 \x01(\x0b\x32\x10.vecdb.v1.Matrix\x12\x13\n\x06\x63ursor\x18\x04 \x01(\x04H\x00\x88\x01\x01\x42\t\n\x07_cursor\"i\n\x0c\x43ountRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12 \n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x10.vecdb.v1.Filter\x12#\n\x04read\x18\x03 \x01(\x0b\x32\x15.vecdb.v1.ReadOptions\"\x1b\n\nCountReply\x12\r\n\x05\x63ount\x18\x01 \x01(\x04\x32\xb5\x03\n\x07Records\x12\x38\n\x06Upsert\x12\x17.vecdb.v1.UpsertRequest\x1a\x15.vecdb.v1.UpsertReply\x12\x42\n\x0cUpsertStream\x12\x17.vecdb.v1.UpsertRequest\x1a\x15.vecdb.v1.UpsertReply(\x01\x30\x01\x12\x38\n\x06\x44\x65lete\x12\x17.vecdb.v1.DeleteRequest\x1a\x15.vecdb.v1.DeleteReply\x12P\n\x0eUpdateMetadata\x12\x1f.vecdb.v1.UpdateMetadataRequest\x1a\x1d.vecdb.v1.UpdateMetadataReply\x12\x35\n\x05\x46\x65tch\x12\x16.vecdb.v1.FetchRequest\x1a\x14.vecdb.v1.FetchReply\x12\x32\n\x04Scan\x12\x15.vecdb.v1.ScanRequest\x1a\x13.vecdb.v1.ScanReply\x12\x35\n\x05\x43ount\x12\x16.vecdb.v1.CountRequest\x1a\x14.vecdb.v1.CountReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,18 +44,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPDATEMETADATAREQUEST']._serialized_end=678
   _globals['_UPDATEMETADATAREPLY']._serialized_start=680
   _globals['_UPDATEMETADATAREPLY']._serialized_end=740
-  _globals['_FETCHREQUEST']._serialized_start=742
-  _globals['_FETCHREQUEST']._serialized_end=855
-  _globals['_FETCHREPLY']._serialized_start=857
-  _globals['_FETCHREPLY']._serialized_end=950
-  _globals['_SCANREQUEST']._serialized_start=953
-  _globals['_SCANREQUEST']._serialized_end=1098
-  _globals['_SCANREPLY']._serialized_start=1100
-  _globals['_SCANREPLY']._serialized_end=1224
-  _globals['_COUNTREQUEST']._serialized_start=1226
-  _globals['_COUNTREQUEST']._serialized_end=1294
-  _globals['_COUNTREPLY']._serialized_start=1296
-  _globals['_COUNTREPLY']._serialized_end=1323
-  _globals['_RECORDS']._serialized_start=1326
-  _globals['_RECORDS']._serialized_end=1763
+  _globals['_FETCHREQUEST']._serialized_start=743
+  _globals['_FETCHREQUEST']._serialized_end=893
+  _globals['_FETCHREPLY']._serialized_start=895
+  _globals['_FETCHREPLY']._serialized_end=988
+  _globals['_SCANREQUEST']._serialized_start=991
+  _globals['_SCANREQUEST']._serialized_end=1173
+  _globals['_SCANREPLY']._serialized_start=1175
+  _globals['_SCANREPLY']._serialized_end=1299
+  _globals['_COUNTREQUEST']._serialized_start=1301
+  _globals['_COUNTREQUEST']._serialized_end=1406
+  _globals['_COUNTREPLY']._serialized_start=1408
+  _globals['_COUNTREPLY']._serialized_end=1435
+  _globals['_RECORDS']._serialized_start=1438
+  _globals['_RECORDS']._serialized_end=1875
 # @@protoc_insertion_point(module_scope)

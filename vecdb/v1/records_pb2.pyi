@@ -213,11 +213,14 @@ class FetchRequest(_message.Message):
     IDS_FIELD_NUMBER: _builtins.int
     WITHOUT_METADATA_FIELD_NUMBER: _builtins.int
     WITHOUT_VECTORS_FIELD_NUMBER: _builtins.int
+    READ_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     without_metadata: _builtins.bool
     without_vectors: _builtins.bool
     @_builtins.property
     def ids(self) -> _types_pb2.Ids: ...
+    @_builtins.property
+    def read(self) -> _types_pb2.ReadOptions: ...
     def __init__(
         self,
         *,
@@ -225,10 +228,11 @@ class FetchRequest(_message.Message):
         ids: _types_pb2.Ids | None = ...,
         without_metadata: _builtins.bool = ...,
         without_vectors: _builtins.bool = ...,
+        read: _types_pb2.ReadOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids", "read", b"read"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "ids", b"ids", "without_metadata", b"without_metadata", "without_vectors", b"without_vectors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "ids", b"ids", "read", b"read", "without_metadata", b"without_metadata", "without_vectors", b"without_vectors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -274,6 +278,7 @@ class ScanRequest(_message.Message):
     AFTER_FIELD_NUMBER: _builtins.int
     WITHOUT_METADATA_FIELD_NUMBER: _builtins.int
     WITH_VECTORS_FIELD_NUMBER: _builtins.int
+    READ_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     limit: _builtins.int
     """records of a page; 0: 1,000"""
@@ -283,6 +288,8 @@ class ScanRequest(_message.Message):
     with_vectors: _builtins.bool
     @_builtins.property
     def filter(self) -> _types_pb2.Filter: ...
+    @_builtins.property
+    def read(self) -> _types_pb2.ReadOptions: ...
     def __init__(
         self,
         *,
@@ -292,10 +299,11 @@ class ScanRequest(_message.Message):
         after: _builtins.int = ...,
         without_metadata: _builtins.bool = ...,
         with_vectors: _builtins.bool = ...,
+        read: _types_pb2.ReadOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "read", b"read"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "collection", b"collection", "filter", b"filter", "limit", b"limit", "with_vectors", b"with_vectors", "without_metadata", b"without_metadata"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "collection", b"collection", "filter", b"filter", "limit", b"limit", "read", b"read", "with_vectors", b"with_vectors", "without_metadata", b"without_metadata"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -341,18 +349,22 @@ class CountRequest(_message.Message):
 
     COLLECTION_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
+    READ_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     @_builtins.property
     def filter(self) -> _types_pb2.Filter: ...
+    @_builtins.property
+    def read(self) -> _types_pb2.ReadOptions: ...
     def __init__(
         self,
         *,
         collection: _builtins.str = ...,
         filter: _types_pb2.Filter | None = ...,
+        read: _types_pb2.ReadOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "read", b"read"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "filter", b"filter"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "filter", b"filter", "read", b"read"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -151,6 +151,34 @@ DATA_TYPE_INT8: DataType.ValueType  # 4
 DATA_TYPE_UINT8: DataType.ValueType  # 5
 Global___DataType: _TypeAlias = DataType  # noqa: Y015
 
+class _Consistency:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ConsistencyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Consistency.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CONSISTENCY_UNSPECIFIED: _Consistency.ValueType  # 0
+    """session where positions are given, eventual where none are"""
+    CONSISTENCY_EVENTUAL: _Consistency.ValueType  # 1
+    """what the replica asked has"""
+    CONSISTENCY_SESSION: _Consistency.ValueType  # 2
+    """at least the writes at the positions given"""
+    CONSISTENCY_LINEARIZABLE: _Consistency.ValueType  # 3
+    """every write acknowledged before the read began, anybody's"""
+
+class Consistency(_Consistency, metaclass=_ConsistencyEnumTypeWrapper):
+    """What a read sees of the writes before it, in a collection with replicas.  A node alone gives the strongest always."""
+
+CONSISTENCY_UNSPECIFIED: Consistency.ValueType  # 0
+"""session where positions are given, eventual where none are"""
+CONSISTENCY_EVENTUAL: Consistency.ValueType  # 1
+"""what the replica asked has"""
+CONSISTENCY_SESSION: Consistency.ValueType  # 2
+"""at least the writes at the positions given"""
+CONSISTENCY_LINEARIZABLE: Consistency.ValueType  # 3
+"""every write acknowledged before the read began, anybody's"""
+Global___Consistency: _TypeAlias = Consistency  # noqa: Y015
+
 @_typing.final
 class Matrix(_message.Message):
     """A matrix, row after row: `data` holds exactly rows * items components."""
@@ -355,11 +383,14 @@ class WriteResult(_message.Message):
     DELETED_FIELD_NUMBER: _builtins.int
     MISSING_FIELD_NUMBER: _builtins.int
     LOG_INDEX_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
     inserted: _builtins.int
     updated: _builtins.int
     deleted: _builtins.int
     missing: _builtins.int
     log_index: _builtins.int
+    shard: _builtins.int
+    """where the log index is of; 0 outside a cluster"""
     def __init__(
         self,
         *,
@@ -368,14 +399,64 @@ class WriteResult(_message.Message):
         deleted: _builtins.int = ...,
         missing: _builtins.int = ...,
         log_index: _builtins.int = ...,
+        shard: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted", "inserted", b"inserted", "log_index", b"log_index", "missing", b"missing", "updated", b"updated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted", "inserted", b"inserted", "log_index", b"log_index", "missing", b"missing", "shard", b"shard", "updated", b"updated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WriteResult: _TypeAlias = WriteResult  # noqa: Y015
+
+@_typing.final
+class Position(_message.Message):
+    """A place in a shard's log, as a WriteResult tells it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARD_FIELD_NUMBER: _builtins.int
+    LOG_INDEX_FIELD_NUMBER: _builtins.int
+    shard: _builtins.int
+    log_index: _builtins.int
+    def __init__(
+        self,
+        *,
+        shard: _builtins.int = ...,
+        log_index: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["log_index", b"log_index", "shard", b"shard"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Position: _TypeAlias = Position  # noqa: Y015
+
+@_typing.final
+class ReadOptions(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
+    SESSION_FIELD_NUMBER: _builtins.int
+    consistency: Global___Consistency.ValueType
+    @_builtins.property
+    def session(self) -> _containers.RepeatedCompositeFieldContainer[Global___Position]:
+        """positions of other collections' shards count for nothing"""
+
+    def __init__(
+        self,
+        *,
+        consistency: Global___Consistency.ValueType = ...,
+        session: _abc.Iterable[Global___Position] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "session", b"session"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadOptions: _TypeAlias = ReadOptions  # noqa: Y015
 
 @_typing.final
 class Cost(_message.Message):

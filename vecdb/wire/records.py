@@ -160,12 +160,12 @@ def update_from_wire(msg: pb.UpdateMetadataRequest, schema: CollectionSchema) ->
 def write_result_to_wire(value: WriteResult) -> types_pb2.WriteResult:
     """Write what a write did."""
     return types_pb2.WriteResult(inserted=value.inserted, updated=value.updated, deleted=value.deleted,
-                                 missing=value.missing, log_index=value.log_index)
+                                 missing=value.missing, log_index=value.log_index, shard=value.shard)
 
 
 def write_result_from_wire(msg: types_pb2.WriteResult) -> WriteResult:
     """Return what a write did."""
-    return WriteResult(msg.inserted, msg.updated, msg.deleted, msg.missing, msg.log_index)
+    return WriteResult(msg.inserted, msg.updated, msg.deleted, msg.missing, msg.log_index, msg.shard)
 
 
 def token_from_wire(msg: WriteRequest) -> WriteToken | None:

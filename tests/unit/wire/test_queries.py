@@ -54,7 +54,7 @@ def test_requests_come_back(request, tag):
 
 def test_every_field_of_a_request_travels():
     assert {*FIELDS, "vectors", "shape"} == set(QueryRequest.__dataclass_fields__)
-    assert len(pb.QueryRequest.DESCRIPTOR.fields) == len(FIELDS) + 5  # vectors, collection, normalized, tag, shape
+    assert len(pb.QueryRequest.DESCRIPTOR.fields) == len(FIELDS) + 6  # vectors collection normalized tag shape read
 
 
 def test_what_was_checked_against_another_schema_is_refused():

@@ -1,0 +1,61 @@
+"""What a read must have seen: the consistency it asks for and the positions of its session, beside what it reads."""
+
+from typing import Final, TypeAlias
+
+from vecdb.core.calls import Call, Consistency
+from vecdb.core.errors import InvalidArgument, LimitExceeded
+from vecdb.core.limits import MAX_POSITIONS
+from vecdb.v1 import queries_pb2, records_pb2, types_pb2
+
+ReadRequest: TypeAlias = (queries_pb2.QueryRequest | records_pb2.FetchRequest | records_pb2.ScanRequest
+                          | records_pb2.CountRequest)
+
+_TO_WIRE: Final = {
+    Consistency.EVENTUAL: types_pb2.CONSISTENCY_EVENTUAL,
+    Consistency.SESSION: types_pb2.CONSISTENCY_SESSION,
+    Consistency.LINEARIZABLE: types_pb2.CONSISTENCY_LINEARIZABLE,
+}
+_FROM_WIRE: Final = {wire: consistency for consistency, wire in _TO_WIRE.items()}
+
+
+def read_to_wire(call: Call | None) -> types_pb2.ReadOptions | None:
+    """Write what ``call`` asks of a read; None where that is the default: eventual, and no positions."""
+    if call is None or (not call.session and call.consistency is Consistency.EVENTUAL):
+        return None
+    return types_pb2.ReadOptions(
+        consistency=_TO_WIRE[call.consistency],
+        session=[types_pb2.Position(shard=shard, log_index=log_index) for shard, log_index in call.session])
+
+
+def put_read(msg: ReadRequest, call: Call | None) -> None:
+    """Set ``read`` of a request to what ``call`` asks for, if that is anything."""
+    options = read_to_wire(call)
+    if options is not None:
+        msg.read.CopyFrom(options)
+
+
+def read_from_wire(msg: ReadRequest, call: Call) -> None:
+    """Put what a request asks for on ``call``, which has the defaults already.
+
+    Of several positions of one shard the furthest counts.
+    """
+    if not msg.HasField("read"):
+        return
+    options = msg.read
+    session = options.session
+    if len(session) > MAX_POSITIONS:
+        raise LimitExceeded("session", f"{len(session)} positions, more than {MAX_POSITIONS}", got=len(session),
+                            limit=MAX_POSITIONS)
+    if session:
+        furthest: dict[int, int] = {}
+        for one in session:
+            furthest[one.shard] = max(furthest.get(one.shard, 0), one.log_index)
+        call.session = tuple(furthest.items())
+    if options.consistency == types_pb2.CONSISTENCY_UNSPECIFIED:
+        call.consistency = Consistency.SESSION if session else Consistency.EVENTUAL
+        return
+    consistency = _FROM_WIRE.get(options.consistency)
+    if consistency is None:
+        raise InvalidArgument("consistency", "is not known to this server", got=options.consistency,
+                              limit=", ".join(Consistency))
+    call.consistency = consistency
