@@ -19,11 +19,12 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict, sources
 
 from vecdb.core.errors import InvalidArgument
+from vecdb.core.nodes import check_label, check_nodes, cluster_rules, parse_nodes
 from vecdb.core.units import parse_bytes, parse_seconds
 
 PREFIX: Final = "VECDB_"
@@ -48,6 +49,8 @@ def _split(value: Any) -> Any:
 
 
 Names: TypeAlias = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Nodes: TypeAlias = Annotated[dict[str, str], BeforeValidator(
+    lambda said: parse_nodes(said) if isinstance(said, str) else said), AfterValidator(check_nodes)]
 
 
 class _Section(BaseModel):
@@ -168,6 +171,37 @@ class TelemetrySettings(_Section):
     recall_cpu_share: float = Field(default=0.02, ge=0, le=1)
 
 
+class ClusterSettings(_Section):
+    """``[cluster]``: the nodes that replicate each other's collections; each has this section, and its own
+    ``server.node_id``.
+
+    ``name``: the cluster's; empty: this node is alone.  ``nodes``: names and addresses of the peer listeners, as a
+    table, or ``n1=host:7702,n2=host:7702``.  ``host``: where this node's own listens, on its port in ``nodes``.
+    ``cert_file``, ``key_file``, ``ca_file``: mutual TLS between nodes; a certificate's name is
+    ``NODE.NAME.vecdb.internal`` (``vecdb cluster certs`` makes them).  ``insecure``: none, and whoever reaches the
+    listeners is believed.  ``replication_factor``: replicas of a collection, at most one a node.  ``heartbeat_s`` of a
+    leader; without any for ``election_s_min`` to ``election_s_max`` others elect another.  ``snapshot_bytes_s``: what a
+    replica that has to begin anew takes from the leader in a second.
+    """
+
+    name: Annotated[str, AfterValidator(lambda said: said and check_label(said, "cluster"))] = ""
+    nodes: Nodes = Field(default={})
+    host: str = Field(default="127.0.0.1", min_length=1, max_length=255)
+    cert_file: File = None
+    key_file: File = None
+    ca_file: File = None
+    insecure: bool = False
+    replication_factor: int = Field(default=3, ge=1, le=7)
+    heartbeat_s: Seconds = Field(default=0.1, ge=0.01, le=10)
+    election_s_min: Seconds = Field(default=1.0, gt=0, le=300)
+    election_s_max: Seconds = Field(default=2.0, gt=0, le=600)
+    snapshot_bytes_s: Bytes = Field(default=100 << 20, ge=1 << 20)
+
+    @property
+    def files(self) -> tuple[Path | None, ...]:
+        return self.cert_file, self.key_file, self.ca_file
+
+
 class ClientSettings(_Section):
     """``[client]``: the server that commands ask where no directory is named, and how they come in.
 
@@ -202,6 +236,7 @@ class Settings(BaseSettings):
     security: SecuritySettings = SecuritySettings()
     log: LogSettings = LogSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
+    cluster: ClusterSettings = ClusterSettings()
     client: ClientSettings = ClientSettings()
 
     @classmethod
@@ -438,6 +473,7 @@ def _check(settings: Settings, origins: Mapping[str, Origin]) -> None:
          "server.grpc_port"),
         (client.url and "://" not in client.url, f"{client.url[:100]!r} is no URL; write grpc://host:7700",
          "client.url"),
+        *cluster_rules(settings.cluster, server.node_id, (server.grpc_port, server.http_port)),
     )
     for wrong, message, *names in rules:
         if wrong:

@@ -20,6 +20,7 @@ from vecdb.cli.admin import KEYS
 from vecdb.cli.exits import PortInUseError
 from vecdb.cli.output import Output, duration, watched
 from vecdb.core.errors import InvalidArgument, Unauthenticated
+from vecdb.core.nodes import all_loopback, is_loopback, split_address
 
 if TYPE_CHECKING:
     from vecdb.config import Loaded, Settings
@@ -116,6 +117,11 @@ def _warnings(settings: "Settings") -> tuple[list[str], list[str]]:
     some = Made.required or bool(settings.security.admin_key.get_secret_value())
     if some and not asks:
         ours.append("there are API keys, and none is asked for: security.require_keys is never")
+    cluster = settings.cluster
+    if cluster.name and is_loopback(cluster.host) and not all_loopback(
+            [cluster.nodes[settings.server.node_id]]):
+        ours.append(f"other nodes are told to come to {cluster.nodes[settings.server.node_id]}, and cluster.host is "
+                    f"{cluster.host}: only this machine reaches it")
     if asks and not some:
         ours.append("API keys are asked for and there is none, so nobody gets in: make one with vecdb key create, or "
                     "set security.admin_key_file")
@@ -124,20 +130,23 @@ def _warnings(settings: "Settings") -> tuple[list[str], list[str]]:
 
 def check_ports(settings: "Settings") -> None:
     """Refuse ports that cannot be bound, before a database is opened for nothing."""
-    server = settings.server
+    server, cluster = settings.server, settings.cluster
+    if cluster.name:
+        _check_port(cluster.host, split_address(cluster.nodes[server.node_id])[1], "cluster.host", "cluster.nodes",
+                    "another entry there takes another, the same on every node")
     if server.host.startswith("unix:"):
         return
     for name, flag, number in (("grpc_port", "--port", server.grpc_port), ("http_port", "--http-port",
                                                                            server.http_port)):
         if number >= 0:  # of port 0 the address is tried
-            _check_port(server.host, number, name, flag)
+            _check_port(server.host, number, "server.host", f"server.{name}", f"{flag} takes another, and 0 a free one")
 
 
-def _check_port(host: str, number: int, name: str, flag: str) -> None:
+def _check_port(host: str, number: int, host_name: str, name: str, way: str) -> None:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host.strip("[]"), number, type=socket.SOCK_STREAM)[0]
     except OSError as error:
-        raise InvalidArgument("settings.server.host", f"{host} is no address: {error.strerror}", got=host,
+        raise InvalidArgument(f"settings.{host_name}", f"{host} is no address: {error.strerror}", got=host,
                               limit="an address of this machine") from None
     with contextlib.closing(socket.socket(family, kind, protocol)) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what waits out its time does not count
@@ -146,12 +155,12 @@ def _check_port(host: str, number: int, name: str, flag: str) -> None:
             probe.listen(1)
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
-                raise PortInUseError(f"port {number} of {host} is in use by another process (server.{name}); {flag} "
-                                     "takes another, and 0 a free one", port=number, host=host) from None
+                raise PortInUseError(f"port {number} of {host} is in use by another process ({name}); {way}",
+                                     port=number, host=host) from None
             if error.errno == errno.EACCES:
-                raise InvalidArgument(f"settings.server.{name}", f"port {number} may not be bound by this user; {flag} "
-                                      "takes another", got=number, limit="1024 or above") from None
-            raise InvalidArgument("settings.server.host", f"{host} cannot be listened on: {error.strerror}", got=host,
+                raise InvalidArgument(f"settings.{name}", f"port {number} may not be bound by this user; {way}",
+                                      got=number, limit="1024 or above") from None
+            raise InvalidArgument(f"settings.{host_name}", f"{host} cannot be listened on: {error.strerror}", got=host,
                                   limit="an address of this machine") from None
 
 
@@ -163,11 +172,17 @@ def _show(out: Output, loaded: "Loaded", told: list[str], as_toml: bool) -> None
     elif as_toml:
         out.say(to_toml(loaded))
     else:
-        rows = [[name, "-" if value in (None, "") else value, origin.where] for name, value, origin in loaded.rows()]
+        rows = [[name, _shown(value), origin.where] for name, value, origin in loaded.rows()]
         out.table("", ["setting", "value", "from"], rows, left=(0, 1, 2))
     if not out.as_json:
         for one in told:
             out.warn(one)
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, dict):
+        return ",".join(f"{name}={one}" for name, one in value.items()) or "-"
+    return "-" if value in (None, "") else value
 
 
 def to_toml(loaded: "Loaded") -> str:
@@ -195,6 +210,8 @@ def _toml(value: Any) -> str:
         return orjson.dumps(value).decode().replace("\x7f", "\\u007f")  # JSON's strings are TOML's but for this one
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_toml(name)} = {_toml(one)}' for name, one in value.items())}}}"
     return str(value).lower() if isinstance(value, bool) else repr(value)
 
 

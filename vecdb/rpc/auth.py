@@ -14,13 +14,14 @@ import hmac
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Final, Protocol
 from urllib.parse import unquote
 
 from vecdb.core.access import ANONYMOUS, EVERYTHING, Principal
 from vecdb.core.errors import InvalidArgument, Overloaded, Unauthenticated
+from vecdb.core.nodes import is_loopback
 from vecdb.ports.clock import Clock
 
 ADMIN_KEY_MIN: Final = 16
@@ -245,19 +246,6 @@ class Exposure(Protocol):
 
     @property
     def security(self) -> Security: ...
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches ``host``."""
-    host = host.strip("[]").partition("%")[0].lower()
-    if host == "localhost" or host.startswith("unix:"):
-        return True
-    try:
-        address = ip_address(host)
-    except ValueError:  # a name: whatever it means today
-        return False
-    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
-    return (mapped or address).is_loopback
 
 
 def loud_binding(settings: Exposure, *, keys_required: bool) -> list[str]:

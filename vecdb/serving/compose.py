@@ -16,10 +16,11 @@ from typing import Any, Final, cast
 from vecdb.app import open_embedded, open_store
 from vecdb.config import Settings
 from vecdb.core.errors import VecdbError
+from vecdb.core.nodes import is_loopback
 from vecdb.ports.observer import Watched
 from vecdb.rpc.admin import AdminServicer
 from vecdb.rpc.audit import AuditLog
-from vecdb.rpc.auth import Authenticator, is_loopback, loud_binding
+from vecdb.rpc.auth import Authenticator, loud_binding
 from vecdb.rpc.door import Guards
 from vecdb.rpc.edge import Edge, Method
 from vecdb.rpc.http.app import HttpApp

@@ -237,3 +237,63 @@ def test_every_variable_is_listed() -> None:
     listed = known_variables()
     assert {"VECDB_DATA_DIR", "VECDB_SERVER__GRPC_PORT", "VECDB_CLIENT__URL", "VECDB_URL"} <= set(listed)
     assert len(listed) == len(set(listed))
+
+
+CLUSTER = """
+[server]
+node_id = "n1"
+[cluster]
+name = "prod"
+nodes = {n1 = "127.0.0.1:17702", n2 = "[::1]:17703"}
+"""
+
+
+def test_a_cluster_s_nodes_as_a_table_a_variable_and_a_flag(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "vecdb.toml").write_text(CLUSTER)
+    assert load().settings.cluster.nodes == {"n1": "127.0.0.1:17702", "n2": "[::1]:17703"}
+    assert Settings().cluster.name == ""
+    monkeypatch.setenv("VECDB_CLUSTER__NODES", "n2=localhost:2, n1=localhost:1,")
+    loaded = load()
+    assert list(loaded.settings.cluster.nodes.items()) == [("n1", "localhost:1"), ("n2", "localhost:2")]
+    assert loaded.origin("cluster.nodes").layer == "env"
+    loaded = load(flags={"cluster.nodes": ("n1=h:1,n2=h:2", "--set"), "cluster.insecure": ("true", "--set")})
+    assert loaded.settings.cluster.nodes["n1"] == "h:1"
+    assert load(flags={"cluster.nodes": ("", "--set"), "cluster.name": ("", "--set")}).settings.cluster.nodes == {}
+
+
+@pytest.mark.parametrize(("setting", "value", "message"), [
+    ("cluster.name", "", "nodes: needs cluster.name"),
+    ("cluster.name", "Prod", "'Prod' is no name of a cluster"),
+    ("cluster.nodes", "", "nodes: must name the nodes"),
+    ("cluster.nodes", "n1", "'n1' is no node; write n1=host:7702"),
+    ("cluster.nodes", "n1=a:1,n1=a:2", "'n1' stands there twice"),
+    ("cluster.nodes", "n1=localhost:1,n2=localhost:1", "n1 and n2 have the same address"),
+    ("cluster.nodes", "n_1=localhost:1", "'n_1' is no name of a node"),
+    ("cluster.nodes", "n1=localhost", "'localhost' is no address"),
+    ("cluster.nodes", "n1=::1:7702", "'::1:7702' is no address"),
+    ("cluster.nodes", "n1=localhost:0", "'localhost:0' is no address"),
+    ("cluster.nodes", "n2=localhost:1", r"node_id: 'n1' is not among cluster\.nodes \(n2\)"),
+    ("server.node_id", "", r"must say which of cluster\.nodes this node is"),
+    ("cluster.nodes", "n1=10.0.0.1:1", "without TLS"),
+    ("cluster.host", "0.0.0.0", "without TLS"),
+    ("cluster.cert_file", "there.pem", "is one of three"),
+    ("cluster.election_s_min", "0.2", "at least three times heartbeat_s"),
+    ("cluster.election_s_max", "1s", "below election_s_max, 1 s"),
+    ("cluster.nodes", "n1=localhost:7701", "on port 7701"),
+    ("cluster.replication_factor", "0", "replication_factor"),
+    ("cluster.nods", "n1=localhost:1", r"did you mean cluster\.nodes"),
+])
+def test_what_a_cluster_s_settings_must_not_say(tmp_path: Path, setting: str, value: str, message: str) -> None:
+    (tmp_path / "vecdb.toml").write_text(CLUSTER)
+    with pytest.raises(InvalidArgument, match=message):
+        load(flags={setting: (value, f"--set {setting}")})
+
+
+def test_certificates_between_nodes_and_none(tmp_path: Path) -> None:
+    (tmp_path / "vecdb.toml").write_text(CLUSTER)
+    files = {f"cluster.{one}": (f"{one}.pem", "--set") for one in ("cert_file", "key_file", "ca_file")}
+    far = {"cluster.nodes": ("n1=10.0.0.1:1,n2=10.0.0.2:1", "--set")}
+    assert load(flags=files | far).settings.cluster.cert_file == Path("cert_file.pem")
+    assert load(flags={**far, "cluster.insecure": ("true", "--set")}).settings.cluster.insecure
+    with pytest.raises(InvalidArgument, match="insecure: is true, and there are certificates"):
+        load(flags={**files, "cluster.insecure": ("true", "--set")})

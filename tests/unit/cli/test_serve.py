@@ -150,3 +150,27 @@ def test_what_keeps_a_node_from_starting_is_told_by_kind(cli, monkeypatch, error
     monkeypatch.setattr(vecdb.serving, "run_node", run_node)
     ran = cli("serve", *FREE, "--json")
     assert (ran.code, ran.error["message"]) == (code, error.message)
+
+
+def test_a_cluster_is_shown_and_its_port_is_tried(cli, started, tmp_path: Path) -> None:
+    nodes = "n1=127.0.0.1:{port},n2=127.0.0.1:1"
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        held.listen(1)
+        nodes = nodes.format(port=held.getsockname()[1])
+        given = ["--set", "cluster.name=prod", "--set", "server.node_id=n1", "--set", f"cluster.nodes={nodes}"]
+        toml = cli("serve", "--check", "--toml", *given).out
+        assert f"cluster.nodes {nodes}" in " ".join(cli("serve", "--check", *given).out.split())
+        refused = cli("serve", *FREE, *given)
+        assert refused.code != 0
+        assert "in use by another process (cluster.nodes)" in refused.err
+    (tmp_path / "vecdb.toml").write_text(toml)
+    assert cli("serve", "--check", "--json").json["settings"]["cluster"]["nodes"]["n2"] == "127.0.0.1:1"
+    assert cli("serve", *FREE).code == 0
+    assert started[0].cluster.name == "prod"
+
+
+def test_a_peer_listener_that_others_do_not_reach_is_told(cli) -> None:
+    ran = cli("serve", "--check", "--json", "--set", "cluster.name=prod", "--set", "server.node_id=n1", "--set",
+              "cluster.nodes=n1=10.0.0.1:7702", "--set", "cluster.insecure=true")
+    assert "only this machine reaches it" in ran.json["warnings"][0]

@@ -9,8 +9,9 @@ import pytest
 from vecdb.config import Settings
 from vecdb.core.access import Grant, Principal, Role
 from vecdb.core.errors import InvalidArgument, Overloaded, Unauthenticated
+from vecdb.core.nodes import is_loopback
 from vecdb.rpc import auth
-from vecdb.rpc.auth import Authenticator, Failures, certificate_name, is_loopback, loud_binding, peer_address
+from vecdb.rpc.auth import Authenticator, Failures, certificate_name, loud_binding, peer_address
 
 GOOD, ADMIN = "vdb_abcdefghijkl_" + "a" * 52, "a long enough admin secret"
 PEER = "ipv4:10.0.0.7:4000"
