@@ -261,7 +261,7 @@ class StageShell:
         self.stage, self.name = stage, name
         self.later = deque()
 
-    def send(self, node, frame):
+    def send(self, node, frame, *, bulk=False):
         for message in split_frame(frame):
             self.stage.q[self.name, node].append(bytes(message))
 

@@ -48,8 +48,8 @@ class _Shell:
         """Set whenever something that threads did has ended."""
         self._closed = False
 
-    def send(self, node: str, frame: bytes) -> None:
-        self._frames.send(node, frame)
+    def send(self, node: str, frame: bytes, *, bulk: bool = False) -> None:
+        self._frames.send(node, frame, bulk=bulk)
 
     def store(self, batch: Batch, done: Callable[[BaseException | None], None]) -> None:
         self._submit(self._log, batch.write, lambda _, error: done(error))

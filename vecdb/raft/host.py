@@ -2,7 +2,7 @@
 
 **A turn**: messages and proposals that have come are taken in, each group touched sends what its followers lack and
 hands on what can be applied; what changed in the logs goes to a thread as one batch; messages to one node leave as one
-frame.
+frame, chunks of snapshots apart from it.
 **Promises** (votes, requests for votes, acknowledgements) are held until the batch they speak of is on stable storage;
 the next turn's changes gather meanwhile, so the disk is never waited for twice.
 
@@ -20,7 +20,7 @@ from vecdb.ports.replicator import Position, StateMachine
 from vecdb.ports.tell import Tell, tell_nobody
 from vecdb.raft.log import Batch, GroupLog, LogStore
 from vecdb.raft.membership import MAX_NUMBER, Configuration, replica_id
-from vecdb.raft.messages import Envelope, Malformed, decode, encode, encode_frame, split_frame
+from vecdb.raft.messages import Chunk, Envelope, Malformed, decode, encode, encode_frame, split_frame
 from vecdb.raft.replica import Replica
 from vecdb.raft.settings import RaftSettings
 
@@ -30,8 +30,11 @@ T = TypeVar("T")
 class Shell(Protocol):
     """The outside of a host.  All callbacks come in the host's own thread, never inside the call that asked."""
 
-    def send(self, node: str, frame: bytes) -> None:
-        """Best effort; may be lost, late, twice.  Drops what is above its window rather than growing."""
+    def send(self, node: str, frame: bytes, *, bulk: bool = False) -> None:
+        """Best effort; may be lost, late, twice.  Drops what is above its window rather than growing.
+
+        What is bulky goes a way of its own, and may be overtaken.
+        """
         ...
 
     def store(self, batch: Batch, done: Callable[[BaseException | None], None]) -> None:
@@ -61,6 +64,8 @@ class Host:
         self._random = random
         self._touched: dict[int, Replica] = {}
         self._out: dict[str, list[bytes]] = {}
+        self._bulky: list[tuple[str, bytes]] = []
+        """Chunks of snapshots, each a frame of its own, so that no command waits behind them."""
         self._held: list[tuple[int, str, bytes]] = []
         self._held_by_sync: list[tuple[int, str, bytes]] = []
         self._syncing = False
@@ -163,7 +168,9 @@ class Host:
 
     def post(self, node: str, envelope: Envelope, promise: bool) -> None:
         data = encode(envelope)
-        if promise and self.store.dirty:
+        if isinstance(envelope.message, Chunk):
+            self._bulky.append((node, data))
+        elif promise and self.store.dirty:
             self._held.append((envelope.group, node, data))
         elif promise and self._syncing:
             self._held_by_sync.append((envelope.group, node, data))
@@ -183,10 +190,13 @@ class Host:
             if self.store.dirty and not self._syncing:
                 self._sync()
             out, self._out = self._out, {}
+            bulky, self._bulky = self._bulky, []
         finally:
             self._turning = False
         for node, messages in out.items():
             self._send(node, messages)
+        for node, data in bulky:
+            self.shell.send(node, encode_frame([data]), bulk=True)
 
     def _send(self, node: str, messages: list[bytes]) -> None:
         frame: list[bytes] = []
@@ -223,7 +233,7 @@ class Host:
         """The log's disk refused, and nobody knows what of the batch is there: this process promises nothing more."""
         self.failure = error
         self.tell("error", "raft_log_failed", node=self.node, error=f"{type(error).__name__}: {error}")
-        self._held, self._held_by_sync, self._out = [], [], {}
+        self._held, self._held_by_sync, self._out, self._bulky = [], [], {}, []
         for replica in self.replicas.values():
             replica.halt(error)
 

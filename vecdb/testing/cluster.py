@@ -48,8 +48,8 @@ class SimShell:
         self.lanes: dict[str, deque[_Job]] = {}
         self.alive = True
 
-    def send(self, node: str, frame: bytes) -> None:
-        self.node.cluster.network.send(self.node.name, node, frame)
+    def send(self, node: str, frame: bytes, *, bulk: bool = False) -> None:
+        self.node.cluster.network.send(self.node.name, node, frame, bulk=bulk)
 
     def store(self, batch: Batch, done: Callable[[BaseException | None], None]) -> None:
         """Written at the beginning, synced at the end."""

@@ -1,4 +1,7 @@
-"""Wires between nodes: frames that are late, lost, doubled, overtaken, cut off in both directions or in one."""
+"""Wires between nodes: frames that are late, lost, doubled, overtaken, cut off in both directions or in one.
+
+What is bulky has a stream of its own: in order among its like, and in none with the other frames.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,7 +32,7 @@ class Network:
         self.weather = Weather()
         self.deliver: dict[str, Callable[[str, bytes], None]] = {}
         self._cut: dict[tuple[str, str], bool] = {}
-        self._last: dict[tuple[str, str], float] = {}
+        self._last: dict[tuple[str, str, bool], float] = {}
 
     def cut(self, sender: str, receiver: str) -> None:
         """Nothing goes this way any more."""
@@ -46,9 +49,10 @@ class Network:
         self._cut.clear()
         self.weather = Weather()
 
-    def send(self, sender: str, receiver: str, frame: bytes) -> None:
+    def send(self, sender: str, receiver: str, frame: bytes, *, bulk: bool = False) -> None:
         random, weather, happened = self.world.random, self.weather, self.world.happened
         happened["frames"] += 1
+        happened["frames_bulky"] += bulk
         if (sender, receiver) in self._cut:
             happened["frames_cut"] += 1
             return
@@ -60,17 +64,17 @@ class Network:
             changed = bytearray(frame)
             changed[random.randrange(len(changed))] ^= 1 << random.randrange(8)
             frame = bytes(changed)
-        self._arrive(sender, receiver, frame, ordered=random.random() >= weather.overtaken)
+        self._arrive(sender, receiver, frame, bulk, ordered=random.random() >= weather.overtaken)
         if random.random() < weather.doubled:
             happened["frames_doubled"] += 1
-            self._arrive(sender, receiver, frame, ordered=False)
+            self._arrive(sender, receiver, frame, bulk, ordered=False)
 
-    def _arrive(self, sender: str, receiver: str, frame: bytes, *, ordered: bool) -> None:
+    def _arrive(self, sender: str, receiver: str, frame: bytes, bulk: bool, *, ordered: bool) -> None:
         random, weather = self.world.random, self.weather
         moment = self.world.now + weather.delay + random.random() * weather.jitter
         if ordered:
-            moment = max(moment, self._last.get((sender, receiver), 0.0))
-            self._last[sender, receiver] = moment
+            moment = max(moment, self._last.get((sender, receiver, bulk), 0.0))
+            self._last[sender, receiver, bulk] = moment
         else:
             self.world.happened["frames_overtaken"] += 1
             moment += random.random() * weather.detour

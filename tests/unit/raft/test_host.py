@@ -12,7 +12,7 @@ from vecdb.ports.replicator import Position
 from vecdb.raft.host import Host
 from vecdb.raft.log import Intent, LogStore, entry_key
 from vecdb.raft.membership import Configuration
-from vecdb.raft.messages import COMMAND, Append, Entry, Envelope, Gone, decode, encode, encode_frame, split_frame
+from vecdb.raft.messages import COMMAND, Append, Chunk, Entry, Envelope, Gone, decode, encode, encode_frame, split_frame
 from vecdb.testing.disk import MemoryStore
 from vecdb.testing.register import WRITE, RegisterDisk, RegisterMachine, Registers, command
 
@@ -24,9 +24,12 @@ class Hands:
     """A shell moved by hand."""
 
     def __init__(self):
-        self.frames, self.jobs = [], []
+        self.frames, self.jobs, self.bulky = [], [], []
 
-    def send(self, node, frame):
+    def send(self, node, frame, *, bulk=False):
+        if bulk:
+            self.bulky.append([decode(data).message for data in split_frame(frame)])
+            return
         self.frames += [(node, decode(data)) for data in split_frame(frame)]
 
     def store(self, batch, done):
@@ -216,6 +219,17 @@ def test_a_log_that_cannot_be_read_back_halts_its_replica_alone():
     host.remove(1)
     again = host.add(1, RegisterMachine(RegisterDisk()), number=1, voters=("a/1",))
     assert again.core.log.number > 1
+
+
+def test_chunks_of_snapshots_leave_each_as_a_frame_of_its_own():
+    host, hands, _ = host_on(MemoryStore())
+    chunks = [Chunk(1, 1, 0, offset, False, b"12345678") for offset in (0, 8)]
+    told = Append(1, 1, 1, 0, 0)
+    for message in (chunks[0], told, chunks[1]):
+        host.post("b", Envelope(1, 1, 1, message), promise=False)
+    host.turn()
+    assert hands.bulky == [[chunks[0]], [chunks[1]]]
+    assert [envelope.message for _, envelope in hands.frames] == [told]
 
 
 def test_groups_are_there_once_and_with_their_replica():

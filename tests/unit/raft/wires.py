@@ -12,7 +12,7 @@ class LoopFrames:
         self.received = lambda node, frame: None
         self.sent = 0
 
-    def send(self, node, frame):
+    def send(self, node, frame, *, bulk=False):
         self.sent += 1
         other = self.wires.get(node)
         if other is not None:
