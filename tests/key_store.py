@@ -31,7 +31,7 @@ class Disk:
     fails: str = ""
     writes: int = 0
 
-    def open(self, path: Path, *, read_only: bool = False) -> "DiskStore":
+    def open(self, path: Path, *, read_only: bool = False, wal: bool = True) -> "DiskStore":
         path.mkdir(exist_ok=True)
         return DiskStore(self)
 

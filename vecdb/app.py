@@ -122,9 +122,9 @@ def _mark_format(directory: Path) -> None:
         raise from_os_error(error, marker, "creating") from error
 
 
-def open_store(path: Path, *, read_only: bool = False) -> RocksStore:
+def open_store(path: Path, *, read_only: bool = False, wal: bool = True) -> RocksStore:
     """Open a store; what an interrupted write left at its log's end, and was cut off, is told."""
-    store = RocksStore(path, read_only=read_only)
+    store = RocksStore(path, read_only=read_only, wal=wal)
     torn = store.recovered_tail
     if torn is not None:
         from vecdb.runtime.logs import logger

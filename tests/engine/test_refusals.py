@@ -77,7 +77,7 @@ class Rig:
     def open(self) -> Database:
         pool = KernelPool(2)
 
-        def open_store(path: Path, *, read_only: bool = False) -> FaultyStore:
+        def open_store(path: Path, *, read_only: bool = False, wal: bool = True) -> FaultyStore:
             faults = self.faults if path.name == "rows" else Faults()
             return FaultyStore(path, faults, read_only=read_only)
 

@@ -27,6 +27,7 @@ from vecdb.services.settings import EngineSettings
 from vecdb.shard import rows
 from vecdb.shard.machine import READ_CHUNK, ShardMachine
 from vecdb.shard.manifest import Entry, Manifest
+from vecdb.shard.marks import Marks
 from vecdb.shard.tokens import Tokens
 from vecdb.shard.view import SegmentView
 
@@ -72,7 +73,7 @@ def recover(schema: CollectionSchema, directory: Path, store: Store, settings: E
     if growing is None or growing.frozen:
         raise DataCorrupted("the manifest names no growing segment", path=str(directory))
     return ShardMachine(schema, store, state, views, growing, manifest.next_segment, seal, manifest_row,
-                        Tokens(store.scan(*rows.TOKENS)))
+                        Tokens(store.scan(*rows.TOKENS)), Marks(store.scan(*rows.MARKS)))
 
 
 def _row_bytes(schema: CollectionSchema) -> int:
@@ -102,11 +103,11 @@ def _open_sealed(schema: CollectionSchema, directory: Path, store: Store, entry:
 
     def rids_between() -> npt.NDArray[np.int64]:
         found = store.scan(rows.record_row(entry.first_rid), rows.record_row(entry.stop_rid))
-        return np.array([rows.rid_of(key) for key, _ in found], np.int64)
+        return np.array([rows.number_of(key) for key, _ in found], np.int64)
 
     segment = open_sealed(entry.segment_id, segment_directory(directory, entry.segment_id), schema, read_records,
                           rids_between, verify=settings.verify, run=compute.run)
-    dead = np.array([rows.rid_of(key) for key, _ in store.scan(rows.dead_row(entry.first_rid),
+    dead = np.array([rows.number_of(key) for key, _ in store.scan(rows.dead_row(entry.first_rid),
                                                                rows.dead_row(entry.stop_rid))], np.int64)
     ordinals = segment.ordinals(dead) if len(dead) else dead
     return segment.view.without(ordinals[ordinals >= 0])
@@ -131,7 +132,7 @@ def _reload_growing(schema: CollectionSchema, store: Store, entry: Entry, stop_r
     metadata: list[dict[str, Any]] = [{}] * count
     alive = np.zeros(count, np.bool_)
     for key, value in store.scan(rows.record_row(entry.first_rid), rows.record_row(stop_rid)):
-        ordinal = rows.rid_of(key) - entry.first_rid
+        ordinal = rows.number_of(key) - entry.first_rid
         ids[ordinal] = id_from_key(rows.record_id_key(value))
         body = rows.record_metadata(value)
         if body != b"{}":
@@ -146,7 +147,7 @@ def _reload_vectors(segment: GrowingSegment, store: Store, first_rid: int, stop_
     width = space.row_items * space.row_dtype.itemsize
     expected = first_rid
     for key, value in store.scan(rows.vector_row(first_rid), rows.vector_row(stop_rid)):
-        rid = rows.rid_of(key)
+        rid = rows.number_of(key)
         if rid != expected or len(value) % width:
             raise DataCorrupted(f"vectors of rids {expected}..{rid} are missing from the store", path="row v")
         block = np.frombuffer(value, space.row_dtype).reshape(-1, space.row_items)

@@ -12,6 +12,7 @@ none).  Numbers are little-endian.  Bodies:
 2 delete by ids     ids
 3 delete where      the filter as JSON (:func:`~vecdb.core.filters.to_mapping`)
 4 update metadata   merge u8, ids, patch blobs
+5 mark              nothing
 ==================  ==================================================================================
 
 *ids*: n u32, then n lengths u8 (0: an integer), then the integers (u64 each), then the strings' UTF-8.  *blobs*: n
@@ -35,9 +36,10 @@ from vecdb.core.filters import from_mapping, to_mapping
 from vecdb.core.ids import RecordId, check_id
 from vecdb.core.limits import MAX_BATCH_BYTES, MAX_BATCH_RECORDS, MAX_METADATA_BYTES
 from vecdb.core.records import Command, DeleteIds, DeleteWhere, UpdateMetadata, UpsertBatch
+from vecdb.shard.marks import Mark
 
 VERSION: Final = 1
-UPSERT, DELETE_IDS, DELETE_WHERE, UPDATE_METADATA = 1, 2, 3, 4
+UPSERT, DELETE_IDS, DELETE_WHERE, UPDATE_METADATA, MARK = 1, 2, 3, 4, 5
 
 _HEAD: Final = struct.Struct("<BBB")
 _FINGERPRINT: Final = struct.Struct("<Q")
@@ -47,7 +49,7 @@ _DTYPES: Final = tuple(map(np.dtype, ("<f4", "<f2", "<i1", "<u1")))
 _CODES: Final = {dtype: code for code, dtype in enumerate(_DTYPES)}
 
 
-def encode(command: Command, token: WriteToken | None = None) -> bytes:
+def encode(command: Command | Mark, token: WriteToken | None = None) -> bytes:
     """One command as bytes; :func:`decode` is the inverse."""
     opcode, parts = _body(command)
     key = b"" if token is None else token.key
@@ -55,7 +57,7 @@ def encode(command: Command, token: WriteToken | None = None) -> bytes:
     return b"".join((_HEAD.pack(opcode, VERSION, len(key)), key, _FINGERPRINT.pack(fingerprint), *parts))
 
 
-def decode(data: bytes | memoryview) -> tuple[Command, WriteToken | None]:
+def decode(data: bytes | memoryview) -> tuple[Command | Mark, WriteToken | None]:
     """The command and its token; raises :class:`InvalidArgument` for bytes that are none.
 
     Vectors are a read-only view of ``data``, which must stay as it is.
@@ -84,7 +86,7 @@ def _refused(message: str, *, got: Any, limit: Any) -> InvalidArgument:
 # --- writing --------------------------------------------------------------------------------------
 
 
-def _body(command: Command) -> tuple[int, list[bytes]]:
+def _body(command: Command | Mark) -> tuple[int, list[bytes]]:
     if isinstance(command, UpsertBatch):
         vectors = np.ascontiguousarray(command.vectors)
         dtype = vectors.dtype.newbyteorder("<")
@@ -94,6 +96,8 @@ def _body(command: Command) -> tuple[int, list[bytes]]:
         return DELETE_IDS, _ids(command.ids)
     if isinstance(command, DeleteWhere):
         return DELETE_WHERE, [orjson.dumps(to_mapping(command.filter))]
+    if isinstance(command, Mark):
+        return MARK, []
     return UPDATE_METADATA, [bytes([command.merge]), *_ids(command.ids), *_blobs(command.patch)]
 
 
@@ -141,7 +145,7 @@ class _Reader:
             raise _refused(f"has {len(self._data) - self._at} bytes too many", got=len(self._data), limit=self._at)
 
 
-def _command(opcode: int, reader: _Reader) -> Command:
+def _command(opcode: int, reader: _Reader) -> Command | Mark:
     if opcode == UPSERT:
         ids = _read_ids(reader)
         code, row_items = reader.take(_SHAPE)
@@ -159,7 +163,9 @@ def _command(opcode: int, reader: _Reader) -> Command:
             raise _refused(f"says {merge} where 0 or 1 stands", got=merge, limit="0 or 1")
         ids = _read_ids(reader)
         return UpdateMetadata(ids, _read_blobs(reader, len(ids)), bool(merge))
-    raise _refused(f"has the opcode {opcode}, which this version does not know", got=opcode, limit=UPDATE_METADATA)
+    if opcode == MARK:
+        return Mark()
+    raise _refused(f"has the opcode {opcode}, which this version does not know", got=opcode, limit=MARK)
 
 
 def _read_ids(reader: _Reader) -> tuple[RecordId, ...]:

@@ -28,6 +28,7 @@ from vecdb.segment.matching import matching_ordinals
 from vecdb.segment.sealed import SealedSegment, SealedView
 from vecdb.shard import digest, rows
 from vecdb.shard.manifest import Manifest
+from vecdb.shard.marks import MarkResult, Marks
 from vecdb.shard.mutations import Mutations
 from vecdb.shard.rows import State
 from vecdb.shard.tokens import TokenChange, Tokens
@@ -66,6 +67,7 @@ class Applied:
     staged: Staged
     manifest: bytes | None = None
     """The manifest as it stands in the rows after this batch."""
+    mark: MarkResult | None = None
 
 
 @dataclass(slots=True)
@@ -90,7 +92,7 @@ class ShardMachine:
 
     def __init__(self, schema: CollectionSchema, reads: Reads, state: State, segments: Sequence[SegmentView],
                  growing: GrowingSegment, next_segment: int, seal_records: int, manifest: bytes | None = None,
-                 tokens: Tokens | None = None) -> None:
+                 tokens: Tokens | None = None, marks: Marks | None = None) -> None:
         self.schema = schema
         self._reads = reads
         self.seal_records = seal_records
@@ -98,6 +100,7 @@ class ShardMachine:
         self._growing = growing
         self.written_manifest = manifest
         self._tokens = tokens if tokens is not None else Tokens()
+        self.marks = marks if marks is not None else Marks()
         self.view = ShardView((*segments, growing.view), state)
 
     @property
@@ -120,7 +123,7 @@ class ShardMachine:
     # --- commands ---------------------------------------------------------------------------------
 
     def apply(self, log_index: int, command: Command, *, token: WriteToken | None = None,
-              call: Call | None = None) -> Applied:
+              call: Call | None = None, term: int = 0) -> Applied:
         """Say what ``command`` at ``log_index`` does; an index at or below the applied one does nothing.
 
         A command whose ``token`` was applied before, within the window, does nothing either, and its result is what it
@@ -140,14 +143,33 @@ class ShardMachine:
         except InvalidArgument as refused:  # the command's own fault; a disk's is no outcome and goes up
             change = _Change(state, total=state.digest)
             result, error = WriteResult(log_index=log_index), refused
-        staged = change.staged
+        return self._applied(change, log_index, term, result, error)
+
+    def mark(self, log_index: int, term: int) -> Applied:
+        """Note what the shard is at ``log_index``; an index at or below the applied one does nothing."""
+        state = self.state
+        if log_index <= state.applied:
+            return Applied(WriteResult(log_index=state.applied), None, Mutations(), state, Staged())
+        change = _Change(state, total=state.digest)
+        mark = MarkResult(log_index, term, state.records, f"{state.digest:032x}")
+        self.marks.add(change.mutations, mark)
+        return self._applied(change, log_index, term, WriteResult(log_index=log_index), None, mark)
+
+    def refuse(self, log_index: int, term: int, error: VecdbError) -> Applied:
+        """Of a command that cannot even be read, only its place in the log remains."""
+        return self._applied(_Change(self.state, total=self.state.digest), log_index, term,
+                             WriteResult(log_index=log_index), error)
+
+    def _applied(self, change: _Change, log_index: int, term: int, result: WriteResult, error: VecdbError | None,
+                 mark: MarkResult | None = None) -> Applied:
+        state, staged = change.state, change.staged
         after = State(log_index, state.next_rid + len(staged.ids),
-                      state.records + len(staged.ids) - len(staged.dead), change.total)
+                      state.records + len(staged.ids) - len(staged.dead), change.total, term)
         change.mutations.puts.append((rows.STATE_KEY, after.to_bytes()))
         manifest = self.manifest().to_bytes()
         if manifest != self.written_manifest:
             change.mutations.puts.append((rows.MANIFEST_KEY, manifest))
-        return Applied(result, error, change.mutations, after, staged, manifest)
+        return Applied(result, error, change.mutations, after, staged, manifest, mark)
 
     def commit(self, applied: Applied) -> None:
         """Publish what was applied; call it after its mutations are written, in log order."""
@@ -167,6 +189,8 @@ class ShardMachine:
         views[-1] = self._growing.view
         if staged.token is not None:
             self._tokens.commit(staged.token)
+        if applied.mark is not None:
+            self.marks.commit(applied.mark)
         if applied.manifest is not None:
             self.written_manifest = applied.manifest
         self.view = ShardView(tuple(views), applied.state)

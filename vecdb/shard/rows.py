@@ -12,6 +12,8 @@ key            value                                       lives
 ``d`` rid      empty                                       from the version's death until its segment drops it
 ``t`` log idx  fingerprint | what the write did | its      while among the shard's last ``MAX_WRITE_TOKENS``; see
                idempotency key                             :mod:`vecdb.shard.tokens`
+``k`` log idx  term | records | digest                      while among the last ``MAX_MARKS``; see
+                                                           :mod:`vecdb.shard.marks`
 =============  ==========================================  ====================================================
 
 Rids, log indexes and lengths are big-endian, so that key order is their order.
@@ -27,32 +29,44 @@ STATE_KEY: Final = b"s"
 MANIFEST_KEY: Final = b"m"
 TOKENS: Final = (b"t", b"u")
 """The range of the rows of idempotency keys."""
+MARKS: Final = (b"k", b"l")
+"""The range of the rows of marks."""
 DIGEST_BYTES: Final = 16
 
 _RID = struct.Struct(">Q")
-_STATE = struct.Struct(">BQQQ16s")
-_STATE_VERSION: Final = 1
+_STATE = struct.Struct(">BQQQ16sQ")
+_STATE_VERSION: Final = 2
+_STATE_1 = struct.Struct(">BQQQ16s")
+"""Version 1, without the term."""
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What every batch rewrites: ``digest`` is the running sum of the live records' digests, modulo 2**128."""
+    """What every batch rewrites: ``digest`` is the running sum of the live records' digests, modulo 2**128.
+
+    ``term``: of the log's entry at ``applied``; 0 where no log is behind it.
+    """
 
     applied: int = 0
     next_rid: int = 0
     records: int = 0
     digest: int = 0
+    term: int = 0
 
     def to_bytes(self) -> bytes:
         return _STATE.pack(_STATE_VERSION, self.applied, self.next_rid, self.records,
-                           self.digest.to_bytes(DIGEST_BYTES, "big"))
+                           self.digest.to_bytes(DIGEST_BYTES, "big"), self.term)
 
     @classmethod
     def from_bytes(cls, value: bytes) -> Self:
-        if len(value) != _STATE.size or value[0] != _STATE_VERSION:
+        term = 0
+        if len(value) == _STATE.size and value[0] == _STATE_VERSION:
+            _, applied, next_rid, records, digest, term = _STATE.unpack(value)
+        elif len(value) == _STATE_1.size and value[0] == 1:
+            _, applied, next_rid, records, digest = _STATE_1.unpack(value)
+        else:
             raise DataCorrupted("the shard's state row cannot be understood", path="row s", got=len(value))
-        _, applied, next_rid, records, digest = _STATE.unpack(value)
-        return cls(applied, next_rid, records, int.from_bytes(digest, "big"))
+        return cls(applied, next_rid, records, int.from_bytes(digest, "big"), term)
 
 
 def id_row(id_key: bytes) -> bytes:
@@ -75,12 +89,12 @@ def token_row(log_index: int) -> bytes:
     return b"t" + _RID.pack(log_index)
 
 
-def token_log_index(key: bytes) -> int:
-    return int(_RID.unpack_from(key, 1)[0])
+def mark_row(log_index: int) -> bytes:
+    return b"k" + _RID.pack(log_index)
 
 
-def rid_of(key: bytes) -> int:
-    """The rid in an ``r``, ``v`` or ``d`` key."""
+def number_of(key: bytes) -> int:
+    """The rid in an ``r``, ``v`` or ``d`` key, the log index in a ``t`` or ``k`` key."""
     return int(_RID.unpack_from(key, 1)[0])
 
 

@@ -43,7 +43,7 @@ class Tokens:
         for key, value in found:
             if len(value) <= _ROW.size:
                 raise DataCorrupted("the row of an idempotency key cannot be understood", path="row t", got=len(value))
-            self._known[value[_ROW.size:]] = (rows.token_log_index(key), value[: _ROW.size])
+            self._known[value[_ROW.size:]] = (rows.number_of(key), value[: _ROW.size])
 
     def __len__(self) -> int:
         return len(self._known)

@@ -13,6 +13,10 @@ disk, and after a failed fsync the kernel may have dropped the dirty pages and r
 So the store refuses further writes with the same error until it is opened anew, which replays the log
 and thereby settles the question.  Reads go on.
 
+**Without a log** (``wal=False``): for shards whose writes Raft's log brings back.  ``sync`` then writes the memtable
+out as a table file, and a crash leaves all batches up to one at or after the last ``sync``: memtables hold whole
+batches, and become tables in the order they were filled.
+
 **Damage is an error, never an absence.** Every block and log record carries a checksum; a scan asks for
 the iterator's status where it ends (rocksdict's own ``items`` takes an unreadable block for the end of the
 data); the log's chain of sequence numbers is checked before RocksDB replays it

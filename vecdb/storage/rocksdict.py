@@ -55,21 +55,25 @@ class RocksStore:
 
     ``read_only``: nothing in the directory is created or changed, so a store on a read-only medium or on
     a full disk can be read; writes raise :class:`StorageReadOnly`.  Rows a writer adds later are not seen.
+    ``wal=False``: for rows that another log brings back.  A killed process loses the batches after some point, which
+    lies at the last ``sync`` or later; ``sync`` writes the memtable out as a table file.
     """
 
-    def __init__(self, path: Path | str, *, read_only: bool = False,
+    def __init__(self, path: Path | str, *, read_only: bool = False, wal: bool = True,
                  resources: StoreResources | None = None) -> None:
         self._path = Path(path).absolute()
         self._read_only = read_only
+        self._wal = wal
         self._resources = resources or shared_resources()
         self._write_lock = threading.Lock()
         self._failure: VecdbError | None = None
         self._scans: weakref.WeakSet[RowScan] = weakref.WeakSet()
         self._gate = Gate(lambda: DatabaseClosed(f"the store at {self._path} is closed", path=str(self._path)),
                           lambda pid: forks.foreign(self._path, pid))
-        self._commit = GroupCommit(self._flush_log, self._check_writable)
+        self._commit = self._group_commit()
         self._unstalled = WriteOptions()
         self._unstalled.no_slowdown = True
+        self._unstalled.disable_wal = not wal
         self._view: Path | None = None
         self._tail: torn.TornTail | None = None
         self._manifest = ManifestNote(self._path)
@@ -146,7 +150,7 @@ class RocksStore:
     def checkpoint(self, target: Path) -> None:
         """A consistent copy, by hard links where the file system is the same, in a folder that must not exist.
 
-        For snapshots: a copy of a shard is this and its segment files.
+        It holds every earlier write, durably; a store may be opened on it.
         """
         target = Path(target).absolute()
         with self._gate.entered():
@@ -154,6 +158,8 @@ class RocksStore:
             if os.path.lexists(target):
                 raise InvalidArgument("target", f"{target} exists already", got=str(target), limit="a new folder")
             make_directory(target.parent)
+            if not self._wal:
+                self._commit.sync()  # without the GIL; what RocksDB flushes with it held is what came since
             try:
                 Checkpoint(self._db).create_checkpoint(_text(target))
             except Exception as error:
@@ -164,11 +170,7 @@ class RocksStore:
         """Write the memtable out as a table file, so that the next opening has no log to replay."""
         with self._gate.entered():
             self._check_writable()
-            try:
-                self._db.flush(True)
-            except Exception as error:
-                raise self._fail(error, "flushing") from error
-            self._manifest.renew()
+            self._flush_rows()
 
     def compact(self, start: bytes | None = None, stop: bytes | None = None) -> None:
         """Rewrite the rows of ``[start, stop)``, by default all, and drop what was deleted.  The GIL is free.
@@ -205,7 +207,7 @@ class RocksStore:
         self._shut(quiet=True)
         self._db = self._open()
         self._failure = None
-        self._commit = GroupCommit(self._flush_log, self._check_writable)
+        self._commit = self._group_commit()
         self._gate.open()
 
     def native(self) -> list[object]:
@@ -315,7 +317,10 @@ class RocksStore:
             scan.close()
         try:
             if not quiet and not self._read_only:
-                self._db.flush_wal(True)
+                if self._wal:
+                    self._db.flush_wal(True)
+                else:
+                    self._db.flush(True)
         except Exception as error:
             raise self._error(error, "closing") from error
         finally:
@@ -373,6 +378,16 @@ class RocksStore:
                 return False
             raise self._fail(error, "writing to") from error
         return True
+
+    def _group_commit(self) -> GroupCommit:
+        return GroupCommit(self._flush_log if self._wal else self._flush_rows, self._check_writable)
+
+    def _flush_rows(self) -> None:
+        try:
+            self._db.flush(True)
+        except Exception as error:
+            raise self._fail(error, "flushing") from error
+        self._manifest.renew()
 
     def _flush_log(self) -> None:
         written = self._synced.newest()

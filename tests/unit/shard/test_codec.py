@@ -13,6 +13,7 @@ from vecdb.core.errors import VecdbError
 from vecdb.core.filters import parse
 from vecdb.core.records import Command, DeleteIds, DeleteWhere, UpdateMetadata, UpsertBatch
 from vecdb.shard import codec
+from vecdb.shard.marks import Mark
 
 IDS = st.lists(st.integers(0, 2**63 - 1) | st.text(st.characters(codec="utf-8"), min_size=1, max_size=20), max_size=12,
                unique=True).map(tuple)
@@ -94,3 +95,11 @@ def test_a_huge_count_takes_no_memory() -> None:
     data = b"\x01\x01\x00" + bytes(8) + (100_000).to_bytes(4, "little") + b"\x01" * 10
     with pytest.raises(VecdbError, match="ends after"):
         codec.decode(data)
+
+
+@given(token=TOKENS)
+def test_a_mark_is_a_command_without_a_body(token: WriteToken | None) -> None:
+    data = codec.encode(Mark(), token)
+    assert codec.decode(data) == (Mark(), token)
+    with pytest.raises(VecdbError):
+        codec.decode(data + b"\x00")

@@ -152,8 +152,8 @@ def test_vectors_of_a_batch_share_rows_and_cover_every_rid() -> None:
     machine, store = _machine()
     _do(machine, store, _batch(*range(100)))
     _do(machine, store, _batch(*range(50, 60), value=2.0))
-    found = sorted((rows.rid_of(key), value) for key, value in store.rows.items() if key.startswith(b"v"))
+    found = sorted((rows.number_of(key), value) for key, value in store.rows.items() if key.startswith(b"v"))
     assert [rid for rid, _ in found] == [0, 100]
     assert sum(len(value) for _, value in found) == 110 * 16
-    dead = [rows.rid_of(key) for key in store.rows if key.startswith(b"d")]
+    dead = [rows.number_of(key) for key in store.rows if key.startswith(b"d")]
     assert sorted(dead) == list(range(50, 60))
