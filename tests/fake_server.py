@@ -24,6 +24,8 @@ from vecdb.rpc.door import Guards
 from vecdb.rpc.edge import PREFIX, Edge
 from vecdb.rpc.server import GrpcServer, ServerOptions
 from vecdb.rpc.servicers import CollectionsServicer, QueriesServicer, RecordsServicer
+from vecdb.rpc.shards import ShardsServicer
+from vecdb.services.alone import LoneShards
 from vecdb.wire import status
 
 Fault = Callable[[Callable[[], Any], Any], Any]
@@ -133,6 +135,7 @@ class FakeServer:
                  message_bytes: int = 72 << 20, port: int = 0) -> None:
         self.backend = backend or MemoryBackend()
         self.node = FakeNode(self.backend)
+        self.shards: Any = LoneShards(self.node, "n")
         self.faults: dict[str, list[Fault]] = {}
         self.seen: list[str] = []
         self.metadata: list[Any] = []
@@ -182,7 +185,8 @@ class FakeServer:
                         lambda error, request_id, method: self.faulty.append(error))
         methods = [*CollectionsServicer(node).methods(), *RecordsServicer(node, NullObserver()).methods(),
                    *QueriesServicer(node, NullObserver(), 60.0).methods(),
-                   *AdminServicer(node, self._keys, lambda: {"version": "1", "node_id": "n"}).methods()]
+                   *AdminServicer(node, self._keys, lambda: {"version": "1", "node_id": "n"}).methods(),
+                   *ShardsServicer(self.shards).methods()]
         edge = Breaking(Edge(methods, guards, self._workers), self.faults, self.seen, self.metadata)
         self._server = GrpcServer([edge], ServerOptions(f"127.0.0.1:{self.port}", **self._options))  # type: ignore
         self.port = await self._server.start()

@@ -26,11 +26,12 @@ from vecdb.rpc.edge import HEAVY_BYTES, PREFIX, RELAYED_CERTIFICATE, RELAYED_PEE
 from vecdb.rpc.exchange import Exchange
 from vecdb.rpc.rates import InflightBytes
 from vecdb.rpc.reading import Readers
-from vecdb.v1 import admin_pb2, collections_pb2, queries_pb2, records_pb2
+from vecdb.v1 import admin_pb2, collections_pb2, queries_pb2, records_pb2, shards_pb2
 from vecdb.wire import status
 
 HANDED_ON: Final = ("authorization", "x-api-key", "x-request-id", "traceparent", "tracestate")
-MODULES: Final = {"Collections": collections_pb2, "Records": records_pb2, "Queries": queries_pb2, "Admin": admin_pb2}
+MODULES: Final = {"Collections": collections_pb2, "Records": records_pb2, "Queries": queries_pb2, "Admin": admin_pb2,
+                  "Shards": shards_pb2}
 DETAILS: Final = "grpc-status-details-bin"
 _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 _NOT_SENT: Final = "failed to connect"

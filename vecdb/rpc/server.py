@@ -19,11 +19,13 @@ from grpc_reflection.v1alpha.reflection_pb2_grpc import add_ServerReflectionServ
 from vecdb.core.errors import Unavailable
 from vecdb.rpc.health import BoundedHealth, BoundedReflection
 
-SERVICES: Final = ("Collections", "Records", "Queries", "Admin")
+SERVICES: Final = ("Collections", "Records", "Queries", "Admin", "Shards")
 KEEPALIVE_MS: Final = 60_000
 KEEPALIVE_TIMEOUT_MS: Final = 20_000
 IDLE_MS: Final = 1_800_000
 """A connection without a call for so long is closed; clients open another one with their next call."""
+MIN_PING_MS: Final = 4_000
+"""Clients that know several nodes ping every five seconds while they wait, so as to leave one that is frozen."""
 POLL_S: Final = 0.01
 STREAMS_S: Final = 1.0
 CUT_S: Final = 0.5
@@ -83,7 +85,7 @@ def _channel_options(options: ServerOptions) -> list[tuple[str, Any]]:
         ("grpc.keepalive_time_ms", KEEPALIVE_MS),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
         ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_MS),
         # Beyond 1,000 calls that the loop has not taken yet gRPC would cancel some, without a word of why.
         ("grpc.server.max_pending_requests", PENDING_CALLS),
         ("grpc.server.max_pending_requests_hard_limit", 2 * PENDING_CALLS),

@@ -29,6 +29,7 @@ from vecdb.rpc.peer import PEER_PREFIX, PeerServicer, peer_guards
 from vecdb.rpc.rates import InflightBytes, RateLimiter
 from vecdb.rpc.server import GrpcServer, ServerOptions
 from vecdb.rpc.servicers import CollectionsServicer, QueriesServicer, RecordsServicer
+from vecdb.rpc.shards import ShardsServicer
 from vecdb.rpc.tls import Certificates, open_certificates
 from vecdb.runtime import tracing
 from vecdb.runtime.clock import SystemClock
@@ -37,6 +38,7 @@ from vecdb.runtime.memory import held_bytes, memory
 from vecdb.runtime.metrics import Metrics
 from vecdb.runtime.pool import available_cores
 from vecdb.runtime.telemetry import Telemetry, TelemetryOptions
+from vecdb.services.alone import LoneShards
 from vecdb.services.keys import KeyRing
 from vecdb.services.local import LocalDatabase
 from vecdb.services.node import LocalNode, NodeLimits
@@ -198,7 +200,8 @@ async def _compose(settings: Settings, stack: AsyncExitStack, on_step: OnStep) -
     details = _about(settings, about, node)
     methods = [*CollectionsServicer(node).methods(), *RecordsServicer(node, metrics).methods(),
                *QueriesServicer(node, metrics, limits.deadline_s).methods(),
-               *AdminServicer(node, keys, details).methods()]
+               *AdminServicer(node, keys, details).methods(),
+               *ShardsServicer(LoneShards(node, about["node_id"])).methods()]
     starting = ["starting"]
     face = _grpc_face(settings, methods, guards, workers, certificates, about, folder, stack)
     metrics.watch(Watched.STREAMS, lambda: float(face.streams))

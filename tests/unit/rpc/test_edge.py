@@ -34,7 +34,9 @@ from vecdb.rpc.door import Guards
 from vecdb.rpc.edge import PREFIX, Edge
 from vecdb.rpc.server import SERVICES, GrpcServer, ServerOptions
 from vecdb.rpc.servicers import STREAM_WINDOW, CollectionsServicer, QueriesServicer, RecordsServicer
-from vecdb.v1 import admin_pb2, collections_pb2, queries_pb2, records_pb2
+from vecdb.rpc.shards import ShardsServicer
+from vecdb.services.alone import LoneShards
+from vecdb.v1 import admin_pb2, collections_pb2, queries_pb2, records_pb2, shards_pb2
 from vecdb.wire import convert, status
 
 SCHEMA = CollectionSchema("docs", 2, "l2")  # type: ignore[arg-type]
@@ -106,7 +108,8 @@ async def serving(**options: Any) -> AsyncIterator[Face]:
     with ThreadPoolExecutor(2) as workers:
         methods = [*CollectionsServicer(node).methods(), *RecordsServicer(node, calls).methods(),
                    *QueriesServicer(node, calls, 60.0).methods(),
-                   *AdminServicer(node, None, lambda: {"version": "1", "node_id": "n", "secret_path": "x"}).methods()]
+                   *AdminServicer(node, None, lambda: {"version": "1", "node_id": "n", "secret_path": "x"}).methods(),
+                   *ShardsServicer(LoneShards(node, "n")).methods()]
         server = GrpcServer([Edge(methods, guards, workers)], ServerOptions("127.0.0.1:0", 1 << 20, 1_000))
         port = await server.start()
         await server.ready()
@@ -137,7 +140,7 @@ def test_every_method_of_the_protos_has_a_handler() -> None:
         async with serving() as face:
             edge = face.server._edges[0]
             for module, name in ((collections_pb2, "Collections"), (records_pb2, "Records"), (queries_pb2, "Queries"),
-                                 (admin_pb2, "Admin")):
+                                 (admin_pb2, "Admin"), (shards_pb2, "Shards")):
                 assert name in SERVICES
                 for method in module.DESCRIPTOR.services_by_name[name].methods:
                     handler = edge._handlers[f"{PREFIX}{name}/{method.name}"]
