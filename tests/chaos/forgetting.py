@@ -4,8 +4,8 @@
 plays the journal back over the tree as it was when the layer began and leaves what a file system may leave: everything
 that was synced, and of the rest a part chosen by a random source.
 
-- A file's bytes count when the file was fsynced or fdatasynced after they were written.  The others are kept, lost (what
-  stood there before comes back) or torn, sector by sector; the file's size lies anywhere between.
+- A file's bytes count when the file was fsynced or fdatasynced after they were written.  The others are kept, lost
+  (what stood there before comes back) or torn, sector by sector; the file's size lies anywhere between.
 - A name (made, removed, renamed, linked) counts when its directory was fsynced afterwards; of the later changes in one
   directory a prefix survives, in each directory another one.  A rename between two directories happens in both or in
   neither.  This is what POSIX allows and less than ext4 or XFS do, where an fsync commits all names before it.
@@ -156,12 +156,10 @@ class Layer:
         fresh = self.root.with_name(self.root.name + ".cut")
         shutil.rmtree(fresh, ignore_errors=True)
         included = self._included(rng, cut)
-        files: dict[int, Path] = {}
+        files: dict[int, tuple[Path, _File]] = {}
         self._build(self._top, fresh, included, where, files)
-        for ino, path in files.items():
-            node = self._inodes[ino] if ino in self._inodes else None
-            if isinstance(node, _File):
-                _roll_back(path, node, rng, cut)
+        for path, file in files.values():
+            _roll_back(path, file, rng, cut)
         shutil.rmtree(self.root)
         os.rename(fresh, self.root)
         self.begin()
@@ -298,7 +296,7 @@ class Layer:
         return where
 
     def _build(self, node: _Folder, path: Path, included: set[int], where: dict[int, Path],
-               files: dict[int, Path]) -> None:
+               files: dict[int, tuple[Path, _File]]) -> None:
         path.mkdir(mode=node.mode)
         path.chmod(node.mode)
         entries = dict(node.first)
@@ -316,7 +314,7 @@ class Layer:
             if what.ino not in where:
                 raise Missed(f"{path / name}: its file is gone")
             os.link(where[what.ino], path / name)
-            files[what.ino] = path / name
+            files[what.ino] = path / name, what
 
 
 def _roll_back(path: Path, file: _File, rng: random.Random, cut: Cut) -> None:
@@ -351,7 +349,7 @@ def _torn(stable: bytes, now: bytes, rng: random.Random) -> bytes:
     size = rng.choice((low, high, rng.randint(low, high), min(high, -(-rng.randint(low, high) // SECTOR) * SECTOR)))
     left = bytearray(stable[:size])
     _resize(left, size)
-    # Either what was written first has arrived, or sectors in no order; what has not arrived beyond the old end is zero.
+    # Either what stands first has arrived, or sectors in no order; what has not arrived beyond the old end is zero.
     arrived = rng.random()
     border = rng.randint(0, size)
     for at in range(0, size, SECTOR):
