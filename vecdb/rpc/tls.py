@@ -32,6 +32,7 @@ SOON_DAYS: Final = 14.0
 """From how many days before its end on a certificate is warned of when it is loaded."""
 
 _MAX_FILE_BYTES: Final = 4 << 20
+_CA: Final = "client_ca_file"
 
 
 class TlsFiles(Protocol):
@@ -79,15 +80,21 @@ def open_certificates(settings: TlsFiles, clock: Clock, tell: Tell = tell_nobody
 class Certificates:
     """A key, its certificate chain and maybe a client CA; safe from any thread."""
 
-    def __init__(self, settings: TlsFiles, clock: Clock, tell: Tell = tell_nobody) -> None:
+    def __init__(self, settings: TlsFiles, clock: Clock, tell: Tell = tell_nobody, *,
+                 check: Callable[[bytes], None] | None = None, section: str = "tls",
+                 ca_name: str = "client_ca_file") -> None:
+        """``check`` raises for a chain that must not be used; refusals name settings of ``section``."""
         assert settings.cert_file is not None
         assert settings.key_file is not None
         self._chain_file, self._key_file, self._ca_file = settings.cert_file, settings.key_file, settings.client_ca_file
         self._clock, self._tell, self._reload_s = clock, tell, settings.reload_s
+        self._check, self._section, self._ca_name = check, section, ca_name
         self._lock = threading.Lock()
         self._refused: _Signature | None = None
         self._due = clock.monotonic() + settings.reload_s
         self._loaded = self._load(self._signature())
+        self.generation = 1
+        """Counts what was loaded."""
         self._warn()
 
     @property
@@ -138,6 +145,11 @@ class Certificates:
         return grpc.dynamic_ssl_server_credentials(_grpc_configuration(given), fetch,
                                                    require_client_authentication=self.mutual)
 
+    def channel_credentials(self) -> grpc.ChannelCredentials:
+        """For a channel to a server whose certificate is of the client CA too; as they are loaded now."""
+        loaded = self._loaded
+        return grpc.ssl_channel_credentials(loaded.client_ca, loaded.key, loaded.chain)
+
     def ssl_context(self) -> ssl.SSLContext:
         """For the HTTP face: every handshake gets what is loaded by then; itself it holds no certificate."""
         front = _bare_context(mutual=self.mutual)
@@ -166,6 +178,7 @@ class Certificates:
                 self._tell("error", "certificates_refused", reason=error.message, days_left=round(self.days_left, 1))
                 return False
             self._loaded, self._refused = loaded, None
+            self.generation += 1
         self._tell("info", "certificates_loaded", file=str(self._chain_file), days_left=round(self.days_left, 1))
         self._warn()
         return True
@@ -186,17 +199,28 @@ class Certificates:
 
     def _files(self) -> list[tuple[str, Path]]:
         files = [("cert_file", self._chain_file), ("key_file", self._key_file)]
-        return files if self._ca_file is None else [*files, ("client_ca_file", self._ca_file)]
+        return files if self._ca_file is None else [*files, (_CA, self._ca_file)]
 
     def _signature(self) -> _Signature:
         return tuple(_stamp(path) for _, path in self._files())
 
     def _load(self, signature: _Signature) -> _Loaded:
+        try:
+            loaded = self._read(signature)
+        except _Bad as bad:
+            name = self._ca_name if bad.name == _CA else bad.name
+            raise InvalidArgument(f"settings.{self._section}.{name}", str(bad), got=str(bad.path),
+                                  limit="a PEM file") from None
+        if self._check is not None:
+            self._check(loaded.chain)
+        return loaded
+
+    def _read(self, signature: _Signature) -> _Loaded:
         data = {name: _read(name, path) for name, path in self._files()}
-        client_ca = data.get("client_ca_file")
+        client_ca = data.get(_CA)
         ends = {"certificate": _end("cert_file", self._chain_file, data["cert_file"])}
         if client_ca is not None and self._ca_file is not None:
-            ends["client_ca"] = _end("client_ca_file", self._ca_file, client_ca)
+            ends["client_ca"] = _end(_CA, self._ca_file, client_ca)
         context = _context(self._chain_file, self._key_file, client_ca)
         return _Loaded(signature, data["cert_file"], data["key_file"], client_ca, context, ends)
 
@@ -214,16 +238,16 @@ def _read(name: str, path: Path) -> bytes:
         with open(path, "rb") as file:
             return file.read(_MAX_FILE_BYTES)
     except OSError as error:
-        raise _bad(name, path, f"cannot be read: {error.strerror}") from None
+        raise _Bad(name, path, f"cannot be read: {error.strerror}") from None
 
 
 def _end(name: str, path: Path, data: bytes) -> float:
     try:
         ends = expiries(data.decode("ascii", "replace"))
     except ValueError as error:
-        raise _bad(name, path, str(error)) from None
+        raise _Bad(name, path, str(error)) from None
     if not ends:
-        raise _bad(name, path, "holds no certificate in PEM")
+        raise _Bad(name, path, "holds no certificate in PEM")
     return min(ends)
 
 
@@ -243,12 +267,12 @@ def _context(chain: Path, key: Path, client_ca: bytes | None) -> ssl.SSLContext:
     try:
         context.load_cert_chain(chain, key, password=_no_password)
     except (OSError, ValueError) as error:
-        raise _bad("key_file", key, f"and {chain} are no usable pair: {_reason(error)}") from None
+        raise _Bad("key_file", key, f"and {chain} are no usable pair: {_reason(error)}") from None
     if client_ca is not None:
         try:
             context.load_verify_locations(cadata=client_ca.decode("ascii"))
         except (OSError, ValueError) as error:
-            raise _bad("client_ca_file", "given", f"holds no usable certificates: {_reason(error)}") from None
+            raise _Bad(_CA, "given", f"holds no usable certificates: {_reason(error)}") from None
     return context
 
 
@@ -260,8 +284,12 @@ def _reason(error: Exception) -> str:
     return str(getattr(error, "reason", None) or error).replace("_", " ").lower()
 
 
-def _bad(name: str, path: object, why: str) -> InvalidArgument:
-    return InvalidArgument(f"settings.tls.{name}", f"{path} {why}", got=str(path), limit="a PEM file")
+class _Bad(Exception):
+    """What is wrong with the file of the setting ``name``."""
+
+    def __init__(self, name: str, path: object, why: str) -> None:
+        super().__init__(f"{path} {why}")
+        self.name, self.path = name, path
 
 
 def _grpc_configuration(loaded: _Loaded) -> Any:

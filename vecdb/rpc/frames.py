@@ -1,0 +1,234 @@
+"""Frames between nodes over gRPC: the :class:`~vecdb.ports.frames.Frames` of a node.
+
+Two streams a pair of nodes and direction, on the channel that other calls use too: messages, and what is bulky.  A
+stream carries messages of many frames (whatever waits goes together, up to :data:`MESSAGE_BYTES`), one under way at a
+time: gRPC says when the connection has room, so a receiver that is slow fills the sender's window and nothing else.
+
+**Windows.**  What waits for a stream is bounded in bytes; while it is above the window, further frames are dropped.
+While a node cannot be reached the newest :data:`AWAY_BYTES` are kept for it, until the next attempt fails.
+
+**Streams end** with their connection, and are made again: at once when the other node calls here, otherwise after 50 ms
+to a second.  The receiver keeps one stream of a kind from each node: a newer one (of a later process, or of the same
+with a higher number) takes the older one's place.
+"""
+
+import asyncio
+from collections import Counter, deque
+from random import SystemRandom
+from typing import Any, Final
+
+import grpc
+
+from vecdb.ports.tell import Tell, tell_nobody
+from vecdb.rpc.frames_codec import MAX_FRAME_BYTES, join
+from vecdb.rpc.frames_server import BULK, MESSAGES, STREAM_KEY, FrameService, Received
+from vecdb.rpc.peer_channels import PeerChannels
+from vecdb.rpc.seldom import Seldom
+
+WINDOW_BYTES: Final = 32 << 20
+BULK_WINDOW_BYTES: Final = 16 << 20
+AWAY_BYTES: Final = 1 << 20
+MESSAGE_BYTES: Final = 1 << 20
+PAUSE_S: Final = (0.05, 1.0)
+PATIENCE_S: Final = 5.0
+"""How long an attempt waits for a connection before the reason why there is none is asked for again."""
+SETTLED_S: Final = 2.0
+"""A stream that lived for so long was no failure."""
+
+
+class GrpcFrames:
+    """The frames of one node.  Make it, use it and close it in one event loop, which is also that of the peer server
+    that :meth:`servicer` is registered on.
+    """
+
+    def __init__(self, channels: PeerChannels, node: str, cluster: str, tell: Tell = tell_nobody, *,
+                 window_bytes: int = WINDOW_BYTES, bulk_window_bytes: int = BULK_WINDOW_BYTES) -> None:
+        assert (node, cluster) == (channels.node, channels.cluster)
+        self.node = node
+        self.channels = channels
+        self.counts: Counter[str] = Counter()
+        self.seldom = Seldom(tell)
+        self.tell = tell
+        self._windows = {MESSAGES: window_bytes, BULK: bulk_window_bytes}
+        self._streams: dict[tuple[str, str], _Stream] = {}
+        self._service = FrameService(self.counts, self.seldom, self._came)
+        self._closed = False
+
+    def send(self, node: str, frame: bytes, *, bulk: bool = False) -> None:
+        """Queue a frame; never waits.  See :class:`~vecdb.ports.frames.Frames`."""
+        lane = BULK if bulk else MESSAGES
+        stream = self._streams.get((node, lane))
+        if stream is None:
+            if self._closed or node == self.node or node not in self.channels.addresses:
+                self.counts["dropped_unknown_node"] += 1
+                return
+            stream = self._streams[node, lane] = _Stream(self, node, lane, self._windows[lane])
+        stream.send(frame)
+
+    def listen(self, received: Received) -> None:
+        self._service.received = received
+
+    def servicer(self) -> FrameService:
+        """What a :class:`~vecdb.rpc.peers_server.PeerServer` needs to take frames of other nodes."""
+        return self._service
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Since the start, by name: frames, bytes and messages sent and received; ``dropped_``, ``refused_`` and
+        ``failed_`` by why; ``waiting_bytes`` of all streams as it is now.
+        """
+        return {**self.counts, "waiting_bytes": sum(stream.waiting for stream in self._streams.values())}
+
+    def connected(self, node: str) -> bool:
+        """Whether messages get through to a node, as far as is known."""
+        stream = self._streams.get((node, MESSAGES))
+        return stream is not None and stream.up
+
+    async def close(self) -> None:
+        """End all streams; what waits is dropped.  The channels stay open."""
+        self._closed = True
+        self._service.drain()
+        streams, self._streams = self._streams, {}
+        for stream in streams.values():
+            stream.task.cancel()
+        if streams:
+            await asyncio.wait([stream.task for stream in streams.values()])
+
+    def _came(self, node: str) -> None:
+        """A node has opened a stream to us, so it can be reached."""
+        for lane in (MESSAGES, BULK):
+            stream = self._streams.get((node, lane))
+            if stream is not None and not stream.up:
+                self.channels.hurry(node)
+                stream.hurry.set()
+
+
+class _Stream:
+    """One kind of frames to one node, for as long as this node lives."""
+
+    numbers: int = 0
+
+    def __init__(self, frames: GrpcFrames, node: str, lane: str, window: int) -> None:
+        self._frames = frames
+        self._node, self._lane, self._window = node, lane, window
+        self._queue: deque[bytes] = deque()
+        self.waiting = 0
+        """Bytes queued and under way."""
+        self.up = False
+        self.hurry = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._news: asyncio.Future[None] | None = None
+        self._lived = False
+        self.task = self._loop.create_task(self._run())
+
+    def send(self, frame: bytes) -> None:
+        counts = self._frames.counts
+        if len(frame) > MAX_FRAME_BYTES:
+            counts["dropped_too_long"] += 1
+            self._frames.seldom("error", "frame_dropped", "too_long", self._node, bytes=len(frame))
+            return
+        if self.waiting >= self._window:
+            counts["dropped_window"] += 1
+            self._frames.seldom("warning", "frame_dropped", f"window_{self._lane.lower()}", self._node,
+                                waiting_bytes=self.waiting)
+            return
+        self._queue.append(frame)
+        self.waiting += len(frame)
+        if not self.up:
+            self._trim(AWAY_BYTES)
+        elif self._news is not None:
+            self._wake()
+
+    def _wake(self, _: Any = None) -> None:
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
+
+    def _trim(self, most: int) -> None:
+        """Drop the oldest, but for the newest."""
+        while self.waiting > most and len(self._queue) > (most > 0):
+            self.waiting -= len(self._queue.popleft())
+            self._frames.counts["dropped_away"] += 1
+
+    # --- the life of streams ----------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        pause, patient, told = PAUSE_S[0], False, False
+        random = SystemRandom()
+        while True:
+            began = self._loop.time()
+            why = await self._once(patient, told)
+            told = told and not self._lived
+            if self._loop.time() - began > SETTLED_S and self._lived:
+                pause = PAUSE_S[0]
+            if not self._lived:
+                self._trim(0)
+            patient = not patient if not self._lived else False
+            if why:
+                told = self._frames.seldom("warning", "peer_away", self._lane.lower(), self._node, why=why) or told
+            self.hurry.clear()
+            try:
+                await asyncio.wait_for(self.hurry.wait(), pause * random.uniform(0.5, 1.0))
+            except TimeoutError:
+                pause = min(2 * pause, PAUSE_S[1])
+
+    async def _once(self, patient: bool, told: bool) -> str:
+        """One stream from its beginning to its end; returns why it ended, nothing if only patience did."""
+        self._lived = False
+        _Stream.numbers += 1
+        path = f"/vecdb.internal.v1.Raft/{self._lane}"
+        call = self._frames.channels.channel(self._node).stream_unary(path)(
+            metadata=((STREAM_KEY, str(_Stream.numbers)),), wait_for_ready=patient)
+        try:
+            async with asyncio.timeout(PATIENCE_S) as limit:
+                await call.initial_metadata()
+            if call.done():
+                return await _reason(call)
+            self._lived = self.up = True
+            self._frames.counts["connected"] += 1
+            if told:
+                self._frames.tell("info", "peer_back", peer=self._node, kind=self._lane.lower())
+            call.add_done_callback(self._wake)
+            await self._pump(call)
+            return await _reason(call)
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            return await _reason(call)
+        except TimeoutError:
+            return "" if patient and limit.expired() else "no answer"
+        finally:
+            self.up = False
+            call.cancel()
+            self.waiting = sum(map(len, self._queue))
+            self._trim(AWAY_BYTES)
+
+    async def _pump(self, call: Any) -> None:
+        counts = self._frames.counts
+        while not call.done():
+            if not self._queue:
+                self._news = self._loop.create_future()
+                await self._news
+                self._news = None
+                continue
+            frames, size = self._take()
+            await call.write(join(frames))
+            self.waiting -= size
+            counts["sent_messages"] += 1
+            counts["sent_frames"] += len(frames)
+            counts["sent_bytes"] += size
+
+    def _take(self) -> tuple[list[bytes], int]:
+        """What goes together; a frame alone may be larger."""
+        queue = self._queue
+        frames = [queue.popleft()]
+        size = len(frames[0])
+        while queue and size + len(queue[0]) <= MESSAGE_BYTES:
+            frames.append(queue.popleft())
+            size += len(frames[-1])
+        return frames, size
+
+
+async def _reason(call: Any) -> str:
+    """Why a call has ended, in gRPC's words or the other node's."""
+    if not call.done():
+        return "ended"
+    code = await call.code()
+    return f"{code.name.lower()}: {await call.details()}"[:300]

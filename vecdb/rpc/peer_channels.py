@@ -1,0 +1,102 @@
+"""Channels to the other nodes: one each, for frames and for every other call.
+
+A channel greets with every call (:mod:`vecdb.rpc.peer_names`), shows this node's certificate and accepts only that of
+the node it leads to.  A dead connection is found within two seconds by pings, a node that comes back within half a
+second, at once when it calls here first (:meth:`PeerChannels.hurry`).
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+import grpc
+
+from vecdb.core.errors import InvalidArgument
+from vecdb.rpc.peer_names import Greeting, certificate_name
+from vecdb.rpc.tls import Certificates
+
+KEEPALIVE_MS: Final = 1_000
+KEEPALIVE_TIMEOUT_MS: Final = 1_000
+CONNECT_MS: Final = 3_000
+BACKOFF_MS: Final = (50, 500)
+LINGER_S: Final = 5.0
+"""What calls on a channel that was replaced have to end."""
+
+
+class PeerChannels:
+    """``addresses``: of all nodes by name; ours is not called.  Belongs to one event loop.
+
+    ``tls``: this node's certificate with the cluster's CA; when its files change, new channels take the old ones'
+    places.  None: plaintext.
+    """
+
+    def __init__(self, node: str, cluster: str, addresses: Mapping[str, str], tls: Certificates | None, *,
+                 incarnation: int | None = None) -> None:
+        self.node, self.cluster = node, cluster
+        self.addresses = dict(addresses)
+        self.incarnation = time.time_ns() if incarnation is None else incarnation
+        self._tls = tls
+        self._channels: dict[str, tuple[int, Any]] = {}
+        self._ending: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    def channel(self, node: str) -> Any:
+        """The ``grpc.aio.Channel`` to a node: ask for it again for each call, it is replaced now and then."""
+        generation = 0 if self._tls is None else self._tls.generation
+        made = self._channels.get(node)
+        if made is not None and made[0] == generation:
+            return made[1]
+        return self._renew(node, generation)
+
+    def hurry(self, node: str) -> None:
+        """The node has shown that it is there: do not wait until the next attempt to reach it."""
+        made = self._channels.get(node)
+        if made is not None and made[1].get_state() is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+            self._renew(node, made[0])
+
+    def _renew(self, node: str, generation: int) -> Any:
+        if node not in self.addresses or node == self.node or self._closed:
+            raise InvalidArgument("node", "is not another node of this cluster", got=node[:80],
+                                  limit=sorted(self.addresses))
+        old = self._channels.get(node)
+        if old is not None:
+            task = asyncio.get_running_loop().create_task(old[1].close(LINGER_S))
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)
+        channel = self._make(node)
+        self._channels[node] = (generation, channel)
+        return channel
+
+    def _make(self, node: str) -> Any:
+        options: list[tuple[str, Any]] = [
+            ("grpc.primary_user_agent", Greeting(self.cluster, self.node, node, self.incarnation).agent()),
+            ("grpc.max_receive_message_length", -1),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+            ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.max_pings_without_data", 0),
+            ("grpc.min_reconnect_backoff_ms", CONNECT_MS),
+            ("grpc.initial_reconnect_backoff_ms", BACKOFF_MS[0]),
+            ("grpc.max_reconnect_backoff_ms", BACKOFF_MS[1]),
+            # Shared among channels, a new channel would wait where the old one did.
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.enable_retries", 0),
+            ("grpc.enable_http_proxy", 0),
+        ]
+        if self._tls is None:
+            return grpc.aio.insecure_channel(self.addresses[node], options)
+        options.append(("grpc.ssl_target_name_override", certificate_name(node, self.cluster)))
+        return grpc.aio.secure_channel(self.addresses[node], self._tls.channel_credentials(), options)
+
+    async def close(self) -> None:
+        """End all channels and the calls on them."""
+        self._closed = True
+        channels, self._channels = self._channels, {}
+        for _, channel in channels.values():
+            await channel.close()
+        for task in list(self._ending):
+            task.cancel()
+        if self._ending:
+            await asyncio.wait(self._ending)
