@@ -17,8 +17,12 @@ listener = socket.create_server((sys.argv[1], int(sys.argv[2])))
 print("ready", flush=True)
 while True:
     near, _ = listener.accept()
-    while data := near.recv(1 << 16):
-        near.sendall(data)
+    try:
+        while data := near.recv(1 << 16):
+            near.sendall(data)
+    except OSError:
+        pass  # reset
+    near.close()
 """
 CLIENT = """
 import socket, sys, time
