@@ -1,0 +1,18 @@
+"""What a cluster decides, as pure functions: which collections there are, which group each is, which nodes hold it.
+
+Nothing here knows a clock, chance, a thread or a disk.  The control group (group 0) carries the commands of
+:mod:`~vecdb.cluster.control` to every node, each applies them to the same :class:`~vecdb.cluster.control.ControlState`,
+and makes what it holds follow that.
+
+**Decisions are in the command, not in ``apply``.**  Who proposes a collection has chosen its replicas
+(:mod:`~vecdb.cluster.placement`) from what it knows of the nodes, which others may not know or see otherwise; the
+machine only checks that they make sense.  So placement may change from version to version, while ``apply`` may not.
+
+**Group numbers are given by the machine and never twice.**  A node that was away therefore can tell a collection that
+was dropped and made again from the one it holds, and knows a group that is gone for good from one it has not heard of
+yet: the number is below ``next_group``, or it is not.
+
+**Numbers of replicas** (``n2/3141``): a node names itself, in a new group, by the number its replica of the control
+group has.  That number changes whenever the node's logs were lost, so what stands in a command is a promise only of the
+disk that was there when it was made.
+"""

@@ -1,0 +1,88 @@
+"""Which nodes hold a shard: weighted rendezvous hashing, spread over zones, kept even by what each holds already.
+
+Every node has a score for every shard, ``-capacity / ln(u)`` with ``u`` uniform in (0, 1) from a hash of both (the
+logarithmic method: C. Schindelhauer, G. Schomaker, *Weighted Distributed Hash Tables*, SPAA 2005), and the best scores
+hold it.  So a node has its share by capacity, nobody keeps a table, and when a node comes or goes only the shards move
+that it gains or loses: at most one replica of each.
+
+**Zones** are filled one after the other: no zone has a second replica while another has none, a third while another has
+one, and so on.  Within that the scores decide.  Where there are as many zones as replicas each zone holds every
+shard, whatever its capacity: that is what spreading means.
+
+**Even.**  By chance alone the fullest of 100 nodes with 300 replicas each has 15 % above the mean.  A choice that is
+written down need not be found again from the hash, so nodes that hold more than ``SLACK`` above their share are
+passed over while others will do (the bound of V. Mirrokni, M. Thorup, M. Zadimoghaddam, *Consistent Hashing with
+Bounded Loads*, SODA 2018).
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite, log
+from typing import Final
+
+import xxhash
+
+from vecdb.core.errors import InvalidArgument
+
+SLACK: Final = 0.05
+"""How far above its share of replicas a node may come while others are below theirs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A node that may hold replicas.
+
+    ``capacity``: in any unit, the same for all; above 0.  ``zone``: what fails as one; empty where nothing is known,
+    and then all nodes are of one zone.  ``load``: replicas it holds already.  ``well``: others are preferred to a node
+    that is not.
+    """
+
+    node: str
+    capacity: float = 1.0
+    zone: str = ""
+    load: int = 0
+    well: bool = True
+
+    def __post_init__(self) -> None:
+        if not (isfinite(self.capacity) and self.capacity > 0):
+            raise InvalidArgument("capacity", "must be a number above 0", got=self.capacity, limit="> 0")
+
+
+def score(shard: int, candidate: Candidate) -> float:
+    """The higher, the more the shard belongs there; above 0, the same in every process."""
+    hashed = xxhash.xxh3_64_intdigest(candidate.node.encode(), xxhash.xxh3_64_intdigest(shard.to_bytes(8, "little")))
+    return -candidate.capacity / log((hashed + 0.5) / 2.0**64)
+
+
+def place(shard: int, candidates: Sequence[Candidate], replicas: int) -> tuple[str, ...]:
+    """The nodes of a shard's ``replicas`` replicas, by descending score: so many, or all there are.
+
+    Raises ``InvalidArgument`` for a node named twice, or if there is none.
+    """
+    names = [candidate.node for candidate in candidates]
+    if not names or len(set(names)) != len(names):
+        raise InvalidArgument("nodes", "must be distinct, and at least one", got=names[:16])
+    full = _full(candidates, replicas)
+    ranked = sorted(candidates, key=lambda one: (not one.well, *_order(shard, one)))
+    used: Counter[str] = Counter()
+    chosen: list[Candidate] = []
+    while ranked and len(chosen) < replicas:
+        # Of equals the first is taken, which has the best score.
+        best = min(ranked, key=lambda one: (not one.well, used[one.zone], one.node in full))
+        ranked.remove(best)
+        used[best.zone] += 1
+        chosen.append(best)
+    return tuple(one.node for one in sorted(chosen, key=lambda one: _order(shard, one)))
+
+
+def _order(shard: int, candidate: Candidate) -> tuple[float, str]:
+    return -score(shard, candidate), candidate.node
+
+
+def _full(candidates: Sequence[Candidate], replicas: int) -> set[str]:
+    """Who would come above the slack with one more."""
+    capacity = sum(one.capacity for one in candidates)
+    total = sum(one.load for one in candidates) + replicas
+    return {one.node for one in candidates
+            if one.load and one.load + 1 > (1 + SLACK) * total * one.capacity / capacity}

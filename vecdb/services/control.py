@@ -1,0 +1,304 @@
+"""The control group on a node: its state on the disk, and the collections made and dropped through it.
+
+:class:`ControlReplica` is the state machine that the group's log drives, :class:`Control` what the node asks.  All of
+the state is in memory (some kilobytes a collection) and immutable, so a snapshot is the bytes of a moment: a file of
+one, in name only.  A change and the position it brings are one batch of the store; installing a snapshot is one too.
+
+``Control`` proposes and nothing else: who does not lead raises ``NotLeader``, and the caller asks whom it names.  What
+follows from the state (groups, folders) is :mod:`vecdb.services.hosting`'s.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import xxhash
+
+from vecdb.cluster.control import RANGES, ControlState, ShardEntry, apply, create, drop, from_rows, node_of, rows_of
+from vecdb.cluster.placement import Candidate, place
+from vecdb.core.calls import Call, check
+from vecdb.core.errors import DataCorrupted, InvalidArgument, NotLeader, Unavailable, VecdbError
+from vecdb.core.schema import CollectionSchema
+from vecdb.ports.replicator import Position, ReplicaStatus, Replicator, SnapshotFile
+from vecdb.ports.store import Store
+from vecdb.ports.stores import OpenStore
+from vecdb.services.aside import set_aside
+from vecdb.shard.mutations import Mutations
+
+CONTROL_GROUP: Final = 0
+FILE: Final = "control"
+_LENGTHS: Final = 8
+"""Bytes of the two lengths before a row in a snapshot."""
+UNHEARD_S: Final = 10.0
+"""A node that the leader has not heard for so long is given new replicas only if there are no others."""
+
+
+def pack(state: ControlState) -> bytes:
+    """A state as one file."""
+    parts: list[bytes] = []
+    for key, value in rows_of(state):
+        parts += (len(key).to_bytes(4, "little"), len(value).to_bytes(4, "little"), key, value)
+    return b"".join(parts)
+
+
+def unpack(data: bytes) -> ControlState:
+    """The inverse of :func:`pack`; raises ``DataCorrupted``."""
+    rows: list[tuple[bytes, bytes]] = []
+    at = 0
+    while at < len(data):
+        middle = at + _LENGTHS + int.from_bytes(data[at:at + 4], "little")
+        stop = middle + int.from_bytes(data[at + 4:at + 8], "little")
+        if stop > len(data):
+            raise DataCorrupted("a snapshot of the control state is cut short", path=FILE)
+        rows.append((data[at + _LENGTHS:middle], data[middle:stop]))
+        at = stop
+    return from_rows(rows)
+
+
+class ControlReplica:
+    """The :class:`~vecdb.ports.replicator.StateMachine` of the control group over a store of its own.
+
+    ``changed`` is told, in the thread that applied, of every state with other collections than the one before.
+    The constructor raises ``DataCorrupted`` for rows that are not what was written.
+    """
+
+    def __init__(self, store: Store, changed: Callable[[ControlState], None] = lambda state: None) -> None:
+        self._store = store
+        self._changed = changed
+        self._pieces: dict[int, bytes] = {}
+        """What has arrived of snapshots, by the checksum of the whole file."""
+        self.state = from_rows(row for start, stop in RANGES for row in store.scan(start, stop))
+        """Of the moment; never changed in place."""
+
+    def position(self) -> Position:
+        return Position(self.state.log_index, self.state.term)
+
+    def apply(self, log_index: int, term: int, command: bytes) -> ShardEntry | VecdbError | None:
+        """The entry that the command made or took away, or its error; None for what was applied before."""
+        before = self.state
+        if log_index <= before.log_index:
+            return None
+        done = apply(before, log_index, term, command)
+        self._store.write(Mutations(deletes=list(done.deletes), puts=list(done.puts)))
+        self._show(done.state)
+        return done.outcome
+
+    def _show(self, state: ControlState) -> None:
+        before, self.state = self.state, state
+        if (state.epoch, state.next_group) != (before.epoch, before.next_group):
+            self._changed(state)
+
+    def checkpoint(self) -> Position:
+        position = self.position()
+        self._store.sync()
+        return position
+
+    def snapshot(self) -> "ControlSnapshot":
+        state = self.state
+        self._store.sync()
+        return ControlSnapshot(Position(state.log_index, state.term), pack(state))
+
+    def receive(self, position: Position, files: Sequence[SnapshotFile]) -> "IncomingControl":
+        return IncomingControl(self, position, files)
+
+    def digest(self) -> tuple[int, int, int, str]:
+        """Log index, term, collections and the digest in hex: the same on every replica at the same log index."""
+        state = self.state
+        return state.log_index, state.term, len(state.collections), f"{state.digest:016x}"
+
+    def install(self, data: bytes, position: Position) -> None:
+        """Become the state of a snapshot, on stable storage, in one step."""
+        state = unpack(data)
+        if (state.log_index, state.term) != tuple(position):
+            raise DataCorrupted("a snapshot of the control state is not of the place it was offered for", path=FILE,
+                                got=state.log_index, limit=position.log_index)
+        self._store.write(Mutations(ranges=list(RANGES), puts=rows_of(state)))
+        self._store.sync()
+        self._pieces.clear()
+        self._show(state)
+
+    @property
+    def pieces(self) -> dict[int, bytes]:
+        return self._pieces
+
+    def close(self) -> None:
+        self._store.close()
+
+
+@dataclass(frozen=True, slots=True)
+class ControlSnapshot:
+    """A state as it was; held by whoever reads it."""
+
+    position: Position
+    data: bytes
+
+    @property
+    def files(self) -> Sequence[SnapshotFile]:
+        return (SnapshotFile(FILE, len(self.data), xxhash.xxh3_64_intdigest(self.data)),)
+
+    def read(self, file: int, offset: int, length: int) -> bytes:
+        return self.data[offset:offset + length]
+
+    def release(self) -> None:
+        """The memory goes with the last reference."""
+
+
+class IncomingControl:
+    """A snapshot on its way here.  Pieces stay in memory for a next attempt, so one after a restart begins anew."""
+
+    def __init__(self, replica: ControlReplica, position: Position, files: Sequence[SnapshotFile]) -> None:
+        if [file.name for file in files] != [FILE]:
+            raise DataCorrupted("what is offered is no snapshot of the control state", path=FILE,
+                                got=[file.name[:80] for file in files[:4]])
+        self._replica = replica
+        self._position = position
+        self._checksum = files[0].checksum
+        self._bytes = files[0].bytes
+        for other in [one for one in replica.pieces if one != self._checksum]:
+            del replica.pieces[other]
+
+    def have(self, file: int) -> int:
+        return len(self._replica.pieces.get(self._checksum, b""))
+
+    def write(self, file: int, offset: int, data: bytes) -> None:
+        have = self.have(file)
+        if offset != have or have + len(data) > self._bytes:
+            raise InvalidArgument("offset", "is not where the file goes on", got=offset, limit=have)
+        self._replica.pieces[self._checksum] = self._replica.pieces.get(self._checksum, b"") + data
+
+    def install(self) -> None:
+        data = self._replica.pieces.get(self._checksum, b"")
+        if len(data) != self._bytes or xxhash.xxh3_64_intdigest(data) != self._checksum:
+            self._replica.pieces.pop(self._checksum, None)
+            raise DataCorrupted("a file of the snapshot does not match its checksum", path=FILE)
+        self._replica.install(data, self._position)
+
+    def close(self) -> None:
+        """What has come stays."""
+
+
+def members(status: ReplicaStatus, unheard_s: float = UNHEARD_S) -> dict[str, tuple[str, bool]]:
+    """As the leader knows them: nodes with their replicas of the control group, and whether each was heard of late."""
+    return {node_of(replica): (replica, replica == status.me or status.heard_s.get(replica, 0.0) <= unheard_s)
+            for replica in (*status.voters, *status.learners, *status.joining)}
+
+
+class Control:
+    """What a node asks of the control group; belongs to an event loop, but ``state`` may be read in any thread.
+
+    ``directory``: of the control state's store, opened by :meth:`open`.  New collections are given
+    ``replication_factor`` replicas, or as many as there are nodes.
+    """
+
+    def __init__(self, directory: Path, open_store: OpenStore, *, replication_factor: int) -> None:
+        self._directory = directory
+        self._open_store = open_store
+        self._replication_factor = replication_factor
+        self._replica: ControlReplica | None = None
+        self._latest = ControlState()
+        self._listeners: list[Callable[[ControlState], None]] = []
+        self.replicator: Replicator | None = None
+        """Set by whoever has added the group; None while it is not there."""
+
+    # --- the state machine's life, for who hosts the group --------------------------------------------
+
+    def open(self) -> ControlReplica:
+        """Open the state as it is on the disk; blocks.  Raises ``DataCorrupted`` or ``StorageError``."""
+        self.close()
+        store = self._open_store(self._directory)
+        try:
+            self._replica = ControlReplica(store, self._tell)
+        except BaseException:
+            store.close()
+            raise
+        self._tell(self._replica.state)
+        return self._replica
+
+    def set_aside(self) -> Path | None:
+        """Move a damaged state out of the way; where to."""
+        self.close()
+        return set_aside(self._directory)
+
+    def close(self) -> None:
+        """Let go of the store; what was applied since the last checkpoint the log replays."""
+        replica, self._replica = self._replica, None
+        if replica is not None:
+            replica.close()
+
+    def on_change(self, listener: Callable[[ControlState], None]) -> None:
+        """Have ``listener`` told of each later state with other collections, in the thread that applied."""
+        self._listeners.append(listener)
+
+    def _tell(self, state: ControlState) -> None:
+        if state.log_index < self._latest.log_index:
+            return  # it was damaged, and catches up with what this node knows already
+        self._latest = state
+        for listener in self._listeners:
+            listener(state)
+
+    # --- what anybody asks ----------------------------------------------------------------------------
+
+    @property
+    def state(self) -> ControlState:
+        """The latest that this node has applied since it started; it never goes back, even if the disk does."""
+        latest, replica = self._latest, self._replica
+        return latest if replica is None or replica.state.log_index < latest.log_index else replica.state
+
+    @property
+    def open_state(self) -> ControlState | None:
+        """What the store holds, which is earlier than ``state`` after damage; None while it is not open."""
+        replica = self._replica
+        return None if replica is None else replica.state
+
+    def status(self) -> ReplicaStatus | None:
+        """Of this node's replica of the control group; None while there is none."""
+        return None if self.replicator is None else self.replicator.status()
+
+    async def create(self, schema: CollectionSchema, call: Call | None = None) -> ShardEntry:
+        """Make a collection; return once this node has applied it.
+
+        Raises ``CollectionExists``, ``LimitExceeded``; ``NotLeader``, ``Overloaded``, ``Unavailable`` (nothing was
+        done) and ``OutcomeUnknown`` (asked again with the same ``call.token`` it happens once).
+        """
+        check(call)
+        replicator = self._leading()
+        return await self._propose(create(schema, self._choose(replicator.status()), _key(call)), call)
+
+    async def drop(self, name: str, call: Call | None = None) -> ShardEntry:
+        """Drop a collection with all its records; errors as of :meth:`create`, and ``CollectionNotFound``."""
+        check(call)
+        return await self._propose(drop(name, _key(call)), call)
+
+    async def catch_up(self, deadline: float | None) -> ControlState:
+        """The state with everything that was acknowledged before this call; ``NotLeader`` where another leads."""
+        await self._leading().read_index(deadline)
+        return self.state
+
+    def _leading(self) -> Replicator:
+        if self.replicator is None:
+            raise Unavailable("the control group is not here yet", retry_after_s=0.1)
+        status = self.replicator.status()
+        if status.role != "leader":
+            raise NotLeader(f"{status.leader} leads the control group" if status.leader else
+                            "the control group has no leader at the moment", leader=status.leader)
+        return self.replicator
+
+    def _choose(self, status: ReplicaStatus) -> list[str]:
+        """The replicas of a new group."""
+        state, known = self.state, members(status)
+        loads = state.loads()
+        chosen = place(state.next_group, [Candidate(node, load=loads.get(node, 0), well=heard)
+                                          for node, (_, heard) in known.items()], self._replication_factor)
+        return [known[node][0] for node in chosen]
+
+    async def _propose(self, command: bytes, call: Call | None) -> ShardEntry:
+        committed = await self._leading().propose(command, None if call is None else call.deadline)
+        outcome = committed.result
+        if not isinstance(outcome, ShardEntry):
+            raise VecdbError("the control group answered with what is no outcome", got=type(outcome).__name__)
+        return outcome
+
+
+def _key(call: Call | None) -> bytes:
+    return b"" if call is None or call.token is None else call.token.key
