@@ -8,7 +8,6 @@ import resource
 from contextlib import suppress
 from pathlib import Path
 
-from vecdb.client.backend import Backend
 from vecdb.core.errors import FormatMismatch, InvalidArgument, StorageError
 from vecdb.core.limits import MAX_COLLECTIONS
 from vecdb.runtime.clock import SystemClock
@@ -32,7 +31,7 @@ MEMORY_SHARE = 0.7
 
 def open_embedded(path: str | os.PathLike[str], *, threads: int = 0, read_only: bool = False,
                   seal_records: int = 0, memory_bytes: int = 0, background: bool = True,
-                  verify: bool = True) -> Backend:
+                  verify: bool = True, replicated: bool = False) -> LocalDatabase:
     """Open, and unless ``read_only`` create, the database in the directory ``path``.
 
     ``threads``: cores for builds and query batches (0: all).  ``seal_records``: records in a growing segment before
@@ -40,6 +39,7 @@ def open_embedded(path: str | os.PathLike[str], *, threads: int = 0, read_only: 
     of the memory this process may use); beyond it vectors stay on disk and codes shrink.
     ``background=False`` leaves sealing and merging to ``optimize``.
     ``verify=False`` trusts what sealed files keep on disk (ids, metadata, vectors there) unread, for a quicker opening.
+    ``replicated``: its collections are replicas, made and written by the logs of a cluster (``LocalDatabase.host``).
     Raises :class:`~vecdb.core.errors.DatabaseLocked`, ``FormatMismatch``, ``StorageError`` or ``DataCorrupted``.
     """
     for name, value in (("threads", threads), ("seal_records", seal_records), ("memory_bytes", memory_bytes)):
@@ -49,7 +49,8 @@ def open_embedded(path: str | os.PathLike[str], *, threads: int = 0, read_only: 
     directory = check_path(Path(path))
     settings = EngineSettings(memory_bytes=memory_bytes or int(memory().total_bytes * MEMORY_SHARE),
                               seal_records=seal_records or EngineSettings().seal_records, background=background,
-                              verify=verify, read_only=read_only, max_open_collections=_open_collections())
+                              verify=verify, read_only=read_only, max_open_collections=_open_collections(),
+                              replicated=replicated)
     if read_only and not directory.is_dir():
         raise StorageError(f"there is no database at {directory}", path=str(directory))
     if not read_only:

@@ -43,6 +43,11 @@ class Damage:
     messages: list[str] = field(default_factory=list)
     rebuild_index: bool = False
 
+    @property
+    def unsound(self) -> bool:
+        """Whether more than the index, which is made from the rest, was found broken when the files were opened."""
+        return len(self.messages) > self.rebuild_index
+
 
 class SealedSegment:
     """Arrays of one sealed segment."""

@@ -1,7 +1,8 @@
 """The catalog: which collections a database has and in which folder each lives.
 
-Rows of a store of its own: ``c`` name → JSON of schema and folder; ``n`` → the next folder's number.  A
-collection exists from the moment its row is durable; folders without a row are what a killed call left.
+Rows of a store of its own: ``c`` name → JSON of schema and folder; ``n`` → the next folder's number; ``r``, there if
+the collections are replicas, which only a node of their cluster may write.  A collection exists from the moment its
+row is durable; folders without a row are what a killed call left.
 """
 
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from vecdb.ports.store import Store
 from vecdb.shard.mutations import Mutations
 
 _NEXT_KEY: Final = b"n"
+_REPLICATED_KEY: Final = b"r"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,8 @@ class Catalog:
 
     def _load(self) -> None:
         store = self._store
-        next_row = store.multi_get([_NEXT_KEY])[0]
+        next_row, replicated_row = store.multi_get([_NEXT_KEY, _REPLICATED_KEY])
+        self.replicated = replicated_row is not None
         self._next = max(self._next, 0 if next_row is None else int(next_row))  # a folder is handed out once
         entries: dict[str, Entry] = {}
         for _, value in store.scan(b"c", b"d"):
@@ -66,10 +69,11 @@ class Catalog:
         except KeyError:
             raise CollectionNotFound(name) from None
 
-    def found(self) -> None:
-        """Write the first row of a new catalog, which tells it from one that was lost."""
-        self._write(Mutations(puts=[(_NEXT_KEY, b"%d" % self._next)]))
-        self.is_new = False
+    def found(self, replicated: bool = False) -> None:
+        """Write the first rows of a new catalog, which tell it from one that was lost."""
+        self._write(Mutations(puts=[(_NEXT_KEY, b"%d" % self._next),
+                                    *([(_REPLICATED_KEY, b"")] if replicated else [])]))
+        self.is_new, self.replicated = False, replicated
 
     def new_folder(self) -> str:
         """A folder name no collection has had."""

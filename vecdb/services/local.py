@@ -3,19 +3,15 @@
 Collections open at first use, each on its own: one that is damaged raises when it is touched, the others
 serve.  One collection is one shard here; a cluster spreads the same shards over nodes.
 
-**Locks**, in the order they are taken: ``_changes`` for creating and dropping (held over the disk's work, never by a
-query), a slot's own for opening and closing that collection, and ``_lock`` for a few assignments at a time.  So no call
-waits for another collection.  Beyond ``max_open_collections`` the collection idle longest is closed.
+**Replicated**, a collection is one replica of a shard: ``host`` and ``unhost`` make and delete it as the cluster says,
+``replica`` is what its log drives, and calls that would write are refused.  All stay open.
 """
 
-import itertools
 import shutil
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vecdb.core.calls import Call, check
 from vecdb.core.errors import (
@@ -23,9 +19,9 @@ from vecdb.core.errors import (
     CollectionNotFound,
     DatabaseClosed,
     DataCorrupted,
+    InvalidArgument,
     LimitExceeded,
     StorageError,
-    StorageReadOnly,
     VecdbError,
 )
 from vecdb.core.filters.tree import Node
@@ -34,83 +30,24 @@ from vecdb.core.limits import MAX_COLLECTIONS
 from vecdb.core.query import Description, QueryRequest, QueryResult, ScanPage, ScanRequest
 from vecdb.core.records import Command, DeleteIds, DeleteWhere, Record, UpdateMetadata, UpsertBatch, WriteResult
 from vecdb.core.schema import CollectionSchema
-from vecdb.ports.clock import Clock
-from vecdb.ports.compute import Compute
-from vecdb.ports.stores import OpenStore
-from vecdb.services.catalog import Catalog, Entry
+from vecdb.services.catalog import Entry
 from vecdb.services.describe import describe
-from vecdb.services.jobs import Job, JobRunner
-from vecdb.services.maintenance import Maintainer
-from vecdb.services.settings import EngineSettings
+from vecdb.services.homes import Home
+from vecdb.services.jobs import Job
+from vecdb.services.opening import COLLECTIONS, OpenCollections
+from vecdb.services.recovery import ROWS, found
+from vecdb.services.replica import ShardReplica
 from vecdb.services.shard import ShardService
+from vecdb.services.slots import Opened, Slot
 
-COLLECTIONS = "collections"
+__all__ = ["COLLECTIONS", "LocalDatabase", "Progress"]
+
 Progress = Callable[[str, int, int], None]
+T = TypeVar("T")
 
 
-@dataclass(slots=True)
-class _Open:
-    shard: ShardService
-    maintainer: Maintainer
-
-
-class _Slot:
-    """A collection's place: ``lock`` is held while it opens or closes, ``calls`` counts who is using it."""
-
-    def __init__(self, entry: Entry) -> None:
-        self.entry = entry
-        self.lock = threading.Lock()
-        self.opened: _Open | None = None
-        self.calls = 0
-        self.used = 0
-        self.gone = False
-
-
-class LocalDatabase:
+class LocalDatabase(OpenCollections):
     """Safe to use from many threads; ``on_close`` runs last and lets go of what the composition root opened."""
-
-    def __init__(self, directory: Path, open_store: OpenStore, compute: Compute, clock: Clock,
-                 settings: EngineSettings, *, on_job_error: Callable[[Job, Exception], None],
-                 on_close: Callable[[], None]) -> None:
-        self._directory = directory
-        self._open_store = open_store
-        self._compute = compute
-        self._clock = clock
-        self._settings = settings
-        self._on_close = on_close
-        self._changes = threading.Lock()
-        self._lock = threading.Lock()
-        self._slots: dict[str, _Slot] = {}
-        self._ticks = itertools.count(1)
-        self._closed = False
-        holds_collections = any(self._folders())
-        if holds_collections:
-            _check_not_empty(directory / "catalog")
-        self._catalog = Catalog(lambda: open_store(directory / "catalog", read_only=settings.read_only))
-        try:
-            self._begin(holds_collections)
-        except BaseException:
-            self._catalog.close()
-            raise
-        self._jobs = JobRunner(clock, on_job_error)
-
-    def _begin(self, holds_collections: bool) -> None:
-        """Remove folders of no collection, unless the catalog is new: that knows of none."""
-        if self._catalog.is_new and holds_collections:
-            raise DataCorrupted(f"{self._directory / COLLECTIONS} holds collections, and the catalog has no rows",
-                                path=str(self._directory / "catalog"))
-        if self._settings.read_only:
-            return
-        if self._catalog.is_new:
-            self._catalog.found()
-        self._remove_unnamed()
-
-    def _folders(self) -> list[Path]:
-        folder = self._directory / COLLECTIONS
-        return list(folder.iterdir()) if folder.is_dir() else []
-
-    def _folder(self, entry: Entry) -> Path:
-        return self._directory / COLLECTIONS / entry.folder
 
     # --- collections ------------------------------------------------------------------------------
 
@@ -118,16 +55,17 @@ class LocalDatabase:
         with self._changes:
             check(call)
             self._check_may_change()
+            self._check_alone()
             self._settle()
             if schema.name in self._catalog.entries:
                 raise CollectionExists(schema.name)
             if len(self._catalog.entries) >= MAX_COLLECTIONS:
                 raise LimitExceeded("name", f"there are {MAX_COLLECTIONS} collections already",
                                     got=len(self._catalog.entries), limit=MAX_COLLECTIONS)
-            slot = _Slot(Entry(schema, self._catalog.new_folder()))
+            slot = Slot(Entry(schema, self._catalog.new_folder()))
             self._close_idle()
             try:
-                slot.opened = self._start(slot.entry, is_new=True)
+                slot.opened = self._start(slot, is_new=True)
                 self._catalog.add(slot.entry)
             except BaseException:
                 self._let_go(slot)
@@ -145,6 +83,10 @@ class LocalDatabase:
         shutil.rmtree(self._folder(entry), ignore_errors=True)
 
     def drop_collection(self, name: str, call: Call | None = None) -> None:
+        self._check_alone()
+        self._drop(name, call)
+
+    def _drop(self, name: str, call: Call | None = None) -> None:
         with self._changes:
             check(call)
             self._check_may_change()
@@ -174,23 +116,90 @@ class LocalDatabase:
             self._remove_unnamed()
         else:
             self._let_go(slot)
-            shutil.rmtree(self._folder(slot.entry), ignore_errors=True)
+            Home(self._folder(slot.entry)).remove()
 
-    def _remove_unnamed(self) -> None:
-        wanted = {entry.folder for entry in self._catalog.entries.values()}
-        for path in self._folders():
-            if path.name not in wanted:
-                shutil.rmtree(path, ignore_errors=True)
+    # --- replicas ---------------------------------------------------------------------------------
 
-    def _let_go(self, slot: _Slot) -> None:
-        """Close a slot for good.  It is deleted next, so what its store could not make durable matters no more."""
-        self._jobs.forget(slot.entry.schema.name)
-        with slot.lock:
-            slot.gone = True
-            opened, slot.opened = slot.opened, None
-            if opened is not None:
+    def host(self, schema: CollectionSchema, folder: str) -> None:
+        """Make an empty replica of a collection, durably; nothing to do if it is here, with this schema and folder."""
+        with self._changes:
+            self._check_may_change()
+            self._settle()
+            entry = Entry(schema, folder)
+            known = self._catalog.entries.get(schema.name)
+            if known == entry:
+                return
+            if known is not None:
+                raise CollectionExists(schema.name)
+            if not folder.isalnum() or any(folder == other.folder for other in self._catalog.entries.values()):
+                raise InvalidArgument("folder", "is in use, or no name for one", got=folder, limit="letters and digits")
+            try:
+                Home(self._folder(entry)).found(self._found)
+                self._catalog.add(entry)
+            except BaseException:
                 with suppress(VecdbError):
-                    opened.shard.close(dropped=True)
+                    self._undo(entry)
+                raise
+
+    def _found(self, state: Path) -> None:
+        """Make the first, empty state of a replica."""
+        store = self._open_store(state / ROWS, wal=False)
+        try:
+            found(store)
+        finally:
+            store.close()
+
+    def unhost(self, name: str) -> None:
+        """Let go of a replica and delete it, with what of it was set aside."""
+        self._drop(name)
+
+    def hosted(self) -> dict[str, Entry]:
+        """Schemas and folders by name."""
+        self._check_open()
+        return dict(self._catalog.entries)
+
+    def replica(self, name: str, *, allow_damage: bool = False) -> ShardReplica:
+        """What the log drives; the same object until it has ended.
+
+        One that a refusing disk ended is opened anew, which may take it back to its last checkpoint: take its group
+        out of the log's hands first, and give it the new object.  ``DataCorrupted``: the state is damaged, until
+        :meth:`set_aside`.  ``allow_damage``: open it all the same where only some records are lost, for the last
+        replica there is.
+        """
+        slot = self._enter(name)
+        try:
+            slot.allow_damage = allow_damage
+            replica = (slot.opened or self._open_slot(slot)).replica
+            if replica is not None and replica.failure is not None:
+                if isinstance(replica.failure, DataCorrupted):
+                    raise replica.failure
+                self._jobs.forget(name)
+                with slot.lock:
+                    if slot.opened is not None and slot.opened.replica is replica:
+                        with suppress(VecdbError):
+                            self._close_slot(slot)
+                replica = self._open_slot(slot).replica
+            if replica is None:
+                raise InvalidArgument("collection", "is not replicated", got=name)
+            return replica
+        finally:
+            self._leave(slot)
+
+    def set_aside(self, name: str) -> None:
+        """Move a damaged state out of the way, to ``<folder>.damaged-<n>``; an empty one takes its place."""
+        slot = self._enter(name)
+        try:
+            self._jobs.forget(name)
+            with slot.lock:
+                if slot.gone:
+                    raise CollectionNotFound(name)
+                with suppress(VecdbError):
+                    self._close_slot(slot)
+                home = Home(self._folder(slot.entry))
+                home.set_aside()
+                home.found(self._found)
+        finally:
+            self._leave(slot)
 
     def list_collections(self, call: Call | None = None) -> list[str]:
         check(call)
@@ -237,8 +246,7 @@ class LocalDatabase:
 
     def verify(self, name: str, call: Call | None = None) -> dict[str, Any]:
         """Read every record and compare digests: see :func:`vecdb.services.verify.verify`."""
-        with self._using(name) as opened:
-            return opened.shard.verify(call)
+        return self._read(name, lambda shard: shard.verify(call))
 
     # --- records ----------------------------------------------------------------------------------
 
@@ -266,146 +274,38 @@ class LocalDatabase:
 
     def query(self, name: str, request: QueryRequest, call: Call | None = None) -> QueryResult:
         slot = self._enter(name)  # by hand: a generator's context costs more than what it guards
+        opened: Opened | None = None
         try:
-            return (slot.opened or self._open_slot(slot)).shard.query(request, call)
+            opened = slot.opened or self._open_slot(slot)
+            return opened.shard.query(request, call)
+        except DatabaseClosed:
+            if not self._replaced(slot, opened):
+                raise
         finally:
             self._leave(slot)
+        return self._read(name, lambda shard: shard.query(request, call))
 
     def fetch(self, name: str, ids: Sequence[RecordId], *, include_metadata: bool = True,
               include_vectors: bool = True, call: Call | None = None) -> list[Record]:
-        with self._using(name) as opened:
-            return opened.shard.fetch(ids, include_metadata=include_metadata, include_vectors=include_vectors,
-                                      call=call)
+        return self._read(name, lambda shard: shard.fetch(ids, include_metadata=include_metadata,
+                                                          include_vectors=include_vectors, call=call))
 
     def scan(self, name: str, request: ScanRequest, call: Call | None = None) -> ScanPage:
-        with self._using(name) as opened:
-            return opened.shard.scan(request, call)
+        return self._read(name, lambda shard: shard.scan(request, call))
 
     def count(self, name: str, where: Node | None = None, call: Call | None = None) -> int:
-        with self._using(name) as opened:
-            return opened.shard.count(where, call)
+        return self._read(name, lambda shard: shard.count(where, call))
 
-    # --- life -------------------------------------------------------------------------------------
-
-    def close(self) -> None:
-        """Stop the jobs, make everything durable, let go of the directory.  A second call does nothing."""
-        with self._changes:
-            if self._closed:
-                return
-            self._closed = True
-            self._jobs.close()
-            failure: VecdbError | None = None
+    def _read(self, name: str, read: Callable[[ShardService], T]) -> T:
+        """Read from the collection; again where a replica's state was replaced meanwhile."""
+        while True:
+            slot = self._enter(name)
+            opened: Opened | None = None
             try:
-                with self._lock:
-                    slots = list(self._slots.values())
-                for slot in slots:
-                    try:
-                        with slot.lock:
-                            if slot.opened is not None:
-                                slot.opened.shard.close()
-                                slot.opened = None  # its memory goes now, not when the collector finds the cycle
-                    except VecdbError as error:
-                        failure = failure or error
-                with suppress(VecdbError):
-                    self._catalog.close()
+                opened = slot.opened or self._open_slot(slot)
+                return read(opened.shard)
+            except DatabaseClosed:
+                if not self._replaced(slot, opened):
+                    raise
             finally:
-                self._on_close()
-        if failure is not None:
-            raise failure
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise DatabaseClosed("the database is closed", path=str(self._directory))
-
-    def _check_may_change(self) -> None:
-        self._check_open()
-        if self._settings.read_only:
-            raise StorageReadOnly("the database was opened read-only", path=str(self._directory))
-
-    @contextmanager
-    def _using(self, name: str) -> Iterator[_Open]:
-        """The collection, open, and kept open meanwhile."""
-        slot = self._enter(name)
-        try:
-            yield slot.opened or self._open_slot(slot)
-        finally:
-            self._leave(slot)
-
-    def _enter(self, name: str) -> _Slot:
-        with self._lock:
-            self._check_open()
-            entry = self._catalog.get(name)
-            slot = self._slots.get(name)
-            if slot is None:
-                slot = self._slots[name] = _Slot(entry)
-            slot.calls += 1
-            slot.used = next(self._ticks)
-        return slot
-
-    def _leave(self, slot: _Slot) -> None:
-        with self._lock:
-            slot.calls -= 1
-            last_of_gone = slot.gone and not slot.calls
-        if last_of_gone:  # it may have gone on writing files while the folder was deleted
-            shutil.rmtree(self._folder(slot.entry), ignore_errors=True)
-
-    def _open_slot(self, slot: _Slot) -> _Open:
-        with slot.lock:
-            self._check_open()
-            if slot.gone:
-                raise CollectionNotFound(slot.entry.schema.name)
-            if slot.opened is None:
-                self._close_idle()
-                slot.opened = self._start(slot.entry, is_new=False)
-            return slot.opened
-
-    def _close_idle(self) -> None:
-        """Make room for one more: close what no call and no job uses, least recently used first."""
-        with self._lock:
-            opened = sorted((slot for slot in self._slots.values() if slot.opened is not None),
-                            key=lambda slot: slot.used)
-        excess = len(opened) + 1 - self._settings.max_open_collections
-        for slot in opened:
-            if excess <= 0:
-                return
-            excess -= self._close_if_idle(slot)
-
-    def _close_if_idle(self, slot: _Slot) -> bool:
-        if slot.calls or self._busy(slot) or not slot.lock.acquire(blocking=False):
-            return False
-        try:
-            with self._lock:
-                if slot.calls or slot.opened is None or self._busy(slot):
-                    return False
-                idle, slot.opened = slot.opened, None
-            with suppress(VecdbError):  # whatever was acknowledged is durable; the next opening meets the disk itself
-                idle.shard.close()
-            return True
-        finally:
-            slot.lock.release()
-
-    def _busy(self, slot: _Slot) -> bool:
-        return any(job["state"] in ("queued", "running") for job in self._jobs.describe(slot.entry.schema.name))
-
-    def _start(self, entry: Entry, *, is_new: bool) -> _Open:
-        folder = self._folder(entry)
-        settings = self._settings
-        if not is_new:
-            _check_not_empty(folder / "rows")
-        shard = ShardService(entry.schema, folder,
-                             lambda *, read_only: self._open_store(folder / "rows", read_only=read_only),
-                             self._compute, settings, self._clock)
-        return _Open(shard, Maintainer(shard, self._jobs, self._compute, self._clock, settings, self._memory_used))
-
-    def _memory_used(self) -> int:
-        """Bytes that the segments of all open collections hold."""
-        with self._lock:
-            opened = [slot.opened for slot in self._slots.values()]
-        return sum(sum(view.segment.memory_bytes().values())
-                   for one in opened if one is not None for view in one.shard.view.segments)
-
-
-def _check_not_empty(folder: Path) -> None:
-    """Raise before a store would be made anew where one must be: it would know nothing of what stands beside it."""
-    if not folder.is_dir() or not any(folder.iterdir()):
-        raise DataCorrupted(f"the store at {folder} is missing", path=str(folder), region="store")
+                self._leave(slot)

@@ -222,6 +222,7 @@ class Maintainer:
                 attempted = True
                 shard.write_rows(mutations)
                 show()
+            shard.settle()
         except BaseException:
             if not attempted:
                 shutil.rmtree(target, ignore_errors=True)

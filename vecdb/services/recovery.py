@@ -5,6 +5,7 @@ record rows; tombstones hide what died since a segment was sealed.  Folders that
 are what a killed job left behind, and go.
 """
 
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,17 +22,54 @@ from vecdb.core.limits import MAX_BATCH_BYTES, MAX_BATCH_RECORDS
 from vecdb.core.schema import CollectionSchema
 from vecdb.ports.compute import Compute
 from vecdb.ports.store import Store
+from vecdb.segment.files import sync_directory
 from vecdb.segment.growing import GrowingSegment
-from vecdb.segment.sealed import RebuiltRecord, SealedView, open_sealed
+from vecdb.segment.sealed import INDEX, RECORDS, VECTORS, RebuiltRecord, SealedView, open_sealed
 from vecdb.services.settings import EngineSettings
 from vecdb.shard import rows
 from vecdb.shard.machine import READ_CHUNK, ShardMachine
 from vecdb.shard.manifest import Entry, Manifest
 from vecdb.shard.marks import Marks
+from vecdb.shard.mutations import Mutations
 from vecdb.shard.tokens import Tokens
-from vecdb.shard.view import SegmentView
+from vecdb.shard.view import SegmentView, ShardView
 
+ROWS = "rows"
 SEGMENTS = "segments"
+MAX_LOST_NAMED = 1_000
+
+
+def link_segments(view: ShardView, target: Path) -> None:
+    """Hard links below ``target`` to the sealed segments' files, durable; an index that is to be rebuilt is left out.
+
+    Raises ``OSError``.
+    """
+    (target / SEGMENTS).mkdir(parents=True)
+    for one in view.segments:
+        if isinstance(one, SealedView):
+            folder = segment_directory(target, one.segment.segment_id)
+            folder.mkdir()
+            for name in (VECTORS, RECORDS, *(() if one.segment.damage.rebuild_index else (INDEX,))):
+                os.link(one.segment.directory / name, folder / name)
+            sync_directory(folder)
+    sync_directory(target / SEGMENTS)
+    sync_directory(target)
+
+
+def check_whole(view: ShardView, directory: Path) -> None:
+    """Raise ``DataCorrupted`` if a file that is not made from others was found damaged when it was opened."""
+    for one in view.segments:
+        if isinstance(one, SealedView) and one.segment.damage.unsound:
+            raise DataCorrupted(one.segment.damage.messages[0], path=str(one.segment.directory),
+                                ids=tuple(one.ids(one.lost()[:MAX_LOST_NAMED])), region="segment")
+
+
+def found(store: Store) -> None:
+    """Write the first rows of a new shard, durably: a store that has none was lost."""
+    manifest = Manifest((Entry(0, False, 0, 0),), 1)
+    store.write(Mutations(puts=[(rows.STATE_KEY, rows.State().to_bytes()),
+                                (rows.MANIFEST_KEY, manifest.to_bytes())]))
+    store.sync()
 
 
 def segment_directory(shard: Path, segment_id: int) -> Path:

@@ -16,6 +16,7 @@ class EngineSettings:
 by
     themselves (off: only ``optimize`` does).  ``verify`` checks every byte of sealed files at open.
     ``max_open_collections``: beyond it the one idle longest is closed, and opened again by its next call.
+    ``replicated``: shards are written by the log of their group alone, which brings back what their stores lose.
     """
 
     memory_bytes: int | None = None
@@ -28,3 +29,4 @@ by
     verify: bool = True
     read_only: bool = False
     max_open_collections: int = 64
+    replicated: bool = False

@@ -8,6 +8,11 @@ The next write opens the store anew and takes its word: if state and manifest ar
 goes on; if the unknown batch is there, the machine is rebuilt from the rows.  If the store cannot be opened for writing
 it is opened for reading, so that answers go on.
 
+**Replicated**, the log of the shard's group is the writer: ``apply`` takes its commands one by one, shows them at once
+and leaves their durability to the log, which brings back what the store, which then has no log of its own, loses.  So
+a store that failed is never opened anew behind the log's back: the service ends, and whoever drives the log opens
+another.
+
 **A read** takes ``machine.view`` and waits for nobody, but for a store that is being opened anew, and after three
 answers that were overtaken by writes.
 
@@ -17,7 +22,7 @@ away.  A write looks until it is applied; from then on it is carried out and ack
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -27,6 +32,7 @@ from vecdb.core.calls import Call, check
 from vecdb.core.errors import (
     CollectionNotFound,
     DatabaseClosed,
+    DataCorrupted,
     InvalidArgument,
     OutcomeUnknown,
     SchemaChanged,
@@ -42,15 +48,18 @@ from vecdb.core.schema import CollectionSchema
 from vecdb.ports.clock import Clock
 from vecdb.ports.compute import Compute
 from vecdb.ports.store import Store
+from vecdb.segment.files import from_os_error
 from vecdb.segment.matching import StaleView
 from vecdb.services import reads
 from vecdb.services.answer import answer
-from vecdb.services.recovery import recover
+from vecdb.services.recovery import ROWS, link_segments, recover
 from vecdb.services.settings import EngineSettings
 from vecdb.services.verify import Verification, verify
-from vecdb.shard import rows
+from vecdb.shard import codec, rows
 from vecdb.shard.machine import Applied, ShardMachine
+from vecdb.shard.marks import Mark, MarkResult
 from vecdb.shard.mutations import Mutations
+from vecdb.shard.rows import State
 from vecdb.shard.view import ShardView
 
 T = TypeVar("T")
@@ -85,6 +94,7 @@ class ShardService:
         self._dropped = False
         self._recovered_at = -1
         self.before_write: Callable[[Call | None], None] = lambda call: None
+        self.before_apply: Callable[[], None] = lambda: None
         self.on_change: Callable[[], None] = lambda: None
         try:
             self.machine = self._recover()
@@ -103,6 +113,8 @@ class ShardService:
         """
         if self._settings.read_only:
             raise StorageReadOnly("the database was opened read-only", path=str(self.directory))
+        if self._settings.replicated:
+            raise StorageReadOnly("the shard is replicated: its log is its only writer", path=str(self.directory))
         check(call)
         if isinstance(command, UpsertBatch):
             self._check_shape(command.shape)
@@ -140,6 +152,84 @@ class ShardService:
                                      path=str(self.directory)) from None
             raise
 
+    def apply(self, log_index: int, term: int, command: bytes) -> WriteResult | MarkResult | VecdbError:
+        """Apply a command of the log: visible when this returns, durable after the next :meth:`sync`.
+
+        What the command is refused for is returned.  Raises ``StorageError`` or ``DataCorrupted`` where the disk
+        refuses or is damaged: then this service applies nothing more.
+        """
+        self.before_apply()
+        refused: VecdbError | None = None
+        try:
+            decoded, token = codec.decode(command)
+        except InvalidArgument as error:
+            refused = error
+        with self._lock:
+            self._check_whole()
+            machine = self.machine
+            try:
+                if refused is not None:
+                    applied = machine.refuse(log_index, term, refused)
+                elif isinstance(decoded, Mark):
+                    applied = machine.mark(log_index, term)
+                else:
+                    applied = machine.apply(log_index, decoded, token=token, term=term)
+            except StaleView as error:
+                self._broken = True
+                raise DataCorrupted("a record's row is missing from the store", path=str(self.directory)) from error
+            except (VecdbError, OSError, MemoryError):
+                self._broken = True
+                raise
+            self._commit(machine, applied)
+        with suppress(VecdbError):  # what follows from it is upkeep's, and not the command's
+            self.on_change()
+        return applied.error or applied.mark or applied.result
+
+    def _commit(self, machine: ShardMachine, applied: Applied) -> None:
+        """Write and show it; where that ends halfway this service is done for."""
+        try:
+            if applied.mutations.puts:
+                self._store.write(applied.mutations)
+            machine.commit(applied)
+        except VecdbError:
+            self._broken = True
+            raise
+        except Exception as error:
+            self._broken = True
+            raise StorageError(f"a command was written and could not be shown: {type(error).__name__}",
+                               path=str(self.directory)) from error
+
+    def sync(self) -> State:
+        """Make durable what was applied; return the state as of the call."""
+        self.check_open()
+        state = self.machine.state
+        try:
+            self._store.sync()
+        except VecdbError:
+            self._broken = True
+            raise
+        return state
+
+    def copy(self, target: Path) -> ShardView:
+        """A copy of this moment in a folder that must not exist, by hard links: rows, and sealed segments as far as
+        they are whole.  Nothing is applied meanwhile, for some hundredths of a second.
+        """
+        self.sync()  # so that little is left to be flushed where everybody waits for it
+        with self._lock:
+            self._check_whole()
+            try:
+                self._store.checkpoint(target / ROWS)
+                view = self.machine.view
+                link_segments(view, target)
+            except OSError as error:
+                raise from_os_error(error, target, "copying the shard to") from error
+            return view
+
+    def _check_whole(self) -> None:
+        self.check_open()
+        if self._broken:
+            raise StorageError("the shard's store failed, and has to be opened anew", path=str(self.directory))
+
     @contextmanager
     def writing(self, call: Call | None = None) -> Iterator[None]:
         """The write lock over a machine that agrees with its store; waiting for it ends with ``call``."""
@@ -151,7 +241,9 @@ class ShardService:
         try:
             check(call)
             self.check_open()
-            if self._broken:
+            if self._settings.replicated:
+                self._check_whole()
+            elif self._broken:
                 self._mend()
             yield
         finally:
@@ -180,13 +272,25 @@ class ShardService:
         return recover(self.schema, self.directory, self._store, self._settings, self._compute)
 
     def write_rows(self, mutations: Mutations) -> None:
-        """Write a maintenance batch durably, inside :meth:`writing`; if it fails its outcome is unknown."""
+        """Write a maintenance batch, inside :meth:`writing`; if it fails its outcome is unknown.
+
+        Durable when this returns; replicated, after :meth:`settle`.
+        """
         try:
             self._store.write(mutations)
-            self._store.sync()
+            if not self._settings.replicated:
+                self._store.sync()
         except VecdbError:
             self._broken = True
             raise
+
+    def settle(self) -> None:
+        """Return once every batch of maintenance is durable: what they let go of may be deleted.
+
+        Outside :meth:`writing`: replicated, it writes whole memtables.
+        """
+        if self._settings.replicated:
+            self.sync()
 
     def compact(self, start: bytes, stop: bytes) -> None:
         """Give back the space of rows deleted in ``[start, stop)``."""
@@ -301,4 +405,5 @@ class ShardService:
         with self._lock:
             self._closed, self._dropped = True, dropped
             self.before_write, self.on_change = lambda call: None, lambda: None  # let go of the maintainer
+            self.before_apply = lambda: None
             self._store.close()

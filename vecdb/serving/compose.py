@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from vecdb.app import open_embedded, open_store
 from vecdb.config import Settings
@@ -74,7 +74,7 @@ def _open_database(settings: Settings) -> LocalDatabase:
     """The engine, with what segments may take bounded by what the process may."""
     options = settings.engine.model_dump()
     options["memory_bytes"] = options["memory_bytes"] or int(memory_limit(settings) * ENGINE_SHARE)
-    return cast(LocalDatabase, open_embedded(settings.data_dir, **options))
+    return open_embedded(settings.data_dir, **options)
 
 
 def node_id(settings: Settings) -> str:

@@ -73,7 +73,7 @@ class RocksStore:
         self._commit = self._group_commit()
         self._unstalled = WriteOptions()
         self._unstalled.no_slowdown = True
-        self._unstalled.disable_wal = not wal
+        self._unstalled.disable_wal = not wal  # type: ignore[method-assign,assignment]  # a property; the stub errs
         self._view: Path | None = None
         self._tail: torn.TornTail | None = None
         self._manifest = ManifestNote(self._path)

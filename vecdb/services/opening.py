@@ -1,0 +1,280 @@
+"""The collections of a directory as places that open and close: what the database stands on.
+
+**Locks**, in the order they are taken: ``_changes`` for creating and dropping (held over the disk's work, never by a
+query), a slot's own for opening and closing that collection, and ``_lock`` for a few assignments at a time.  So no call
+waits for another collection.  Beyond ``max_open_collections`` the collection idle longest is closed.
+"""
+
+import itertools
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from vecdb.core.errors import (
+    CollectionNotFound,
+    DatabaseClosed,
+    DataCorrupted,
+    FormatMismatch,
+    StorageReadOnly,
+    VecdbError,
+)
+from vecdb.core.schema import CollectionSchema
+from vecdb.ports.clock import Clock
+from vecdb.ports.compute import Compute
+from vecdb.ports.store import Store
+from vecdb.ports.stores import OpenStore
+from vecdb.services.catalog import Catalog, Entry
+from vecdb.services.homes import Home, set_aside_of
+from vecdb.services.jobs import Job, JobRunner
+from vecdb.services.maintenance import Maintainer
+from vecdb.services.recovery import ROWS, check_whole
+from vecdb.services.replica import ShardReplica
+from vecdb.services.settings import EngineSettings
+from vecdb.services.shard import ShardService
+from vecdb.services.slots import Opened, Slot
+
+COLLECTIONS = "collections"
+
+
+class OpenCollections:
+    """Opens what is asked for and keeps it open while it is used.  ``on_close`` runs last."""
+
+    def __init__(self, directory: Path, open_store: OpenStore, compute: Compute, clock: Clock,
+                 settings: EngineSettings, *, on_job_error: Callable[[Job, Exception], None],
+                 on_close: Callable[[], None]) -> None:
+        self._directory = directory
+        self._open_store = open_store
+        self._compute = compute
+        self._clock = clock
+        self._settings = settings
+        self._on_close = on_close
+        self._changes = threading.Lock()
+        self._lock = threading.Lock()
+        self._slots: dict[str, Slot] = {}
+        self._ticks = itertools.count(1)
+        self._closed = False
+        holds_collections = any(self._folders())
+        if holds_collections:
+            _check_not_empty(directory / "catalog")
+        self._catalog = Catalog(lambda: open_store(directory / "catalog", read_only=settings.read_only))
+        try:
+            self._begin(holds_collections)
+        except BaseException:
+            self._catalog.close()
+            raise
+        self._jobs = JobRunner(clock, on_job_error)
+
+    def _begin(self, holds_collections: bool) -> None:
+        """Remove folders of no collection, unless the catalog is new: that knows of none."""
+        if self._catalog.is_new and holds_collections:
+            raise DataCorrupted(f"{self._directory / COLLECTIONS} holds collections, and the catalog has no rows",
+                                path=str(self._directory / "catalog"))
+        if self._settings.read_only:
+            return
+        if self._catalog.is_new or (self._settings.replicated and not self._catalog.entries):
+            self._catalog.found(self._settings.replicated)
+        if self._catalog.replicated != self._settings.replicated:
+            why = ("belongs to a node of a cluster: serve it there, or open it read-only" if self._catalog.replicated
+                   else "holds collections of its own, which no cluster knows")
+            raise FormatMismatch(f"{self._directory} {why}", path=str(self._directory))
+        self._remove_unnamed()
+
+    def _folders(self) -> list[Path]:
+        folder = self._directory / COLLECTIONS
+        return list(folder.iterdir()) if folder.is_dir() else []
+
+    def _folder(self, entry: Entry) -> Path:
+        return self._directory / COLLECTIONS / entry.folder
+
+    def _remove_unnamed(self) -> None:
+        wanted = {entry.folder for entry in self._catalog.entries.values()}
+        for path in self._folders():
+            if path.name not in wanted and set_aside_of(path.name) not in wanted:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _let_go(self, slot: Slot) -> None:
+        """Close a slot for good.  It is deleted next, so what its store could not make durable matters no more."""
+        self._jobs.forget(slot.entry.schema.name)
+        with slot.lock:
+            slot.gone = True
+            with suppress(VecdbError):
+                self._close_slot(slot, dropped=True)
+
+    def _close_slot(self, slot: Slot, *, dropped: bool = False) -> None:
+        """Inside its lock; raises if its last rows could not be made durable."""
+        opened, slot.opened = slot.opened, None  # its memory goes now, not when the collector finds the cycle
+        if opened is not None:
+            if opened.replica is not None:
+                opened.replica.end(DatabaseClosed("the replica was closed", path=str(self._folder(slot.entry))))
+            opened.shard.close(dropped=dropped)
+
+    def _adopt(self, slot: Slot, replica: ShardReplica, shard: ShardService) -> None:
+        """Let ``shard``, a newer state of the replica, be the one that serves."""
+        self._jobs.forget(slot.entry.schema.name)
+        with slot.lock:
+            if slot.opened is None or slot.opened.replica is not replica:
+                raise DatabaseClosed("the replica was closed", path=str(shard.directory))
+            slot.opened = self._opened(shard, replica)
+
+    def _replaced(self, slot: Slot, opened: Opened | None) -> bool:
+        return self._catalog.replicated and opened is not None and slot.opened is not opened and not self._closed
+
+    def _check_alone(self) -> None:
+        if self._catalog.replicated:
+            raise StorageReadOnly("the database is replicated: its cluster makes and drops collections, and their logs "
+                                  "write", path=str(self._directory))
+
+    # --- life -------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Stop the jobs, make everything durable, let go of the directory.  A second call does nothing."""
+        with self._changes:
+            if self._closed:
+                return
+            self._closed = True
+            self._jobs.close()
+            failure: VecdbError | None = None
+            try:
+                with self._lock:
+                    slots = list(self._slots.values())
+                for slot in slots:
+                    try:
+                        with slot.lock:
+                            self._close_slot(slot)
+                    except VecdbError as error:
+                        failure = failure or error
+                with suppress(VecdbError):
+                    self._catalog.close()
+            finally:
+                self._on_close()
+        if failure is not None:
+            raise failure
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise DatabaseClosed("the database is closed", path=str(self._directory))
+
+    def _check_may_change(self) -> None:
+        self._check_open()
+        if self._settings.read_only:
+            raise StorageReadOnly("the database was opened read-only", path=str(self._directory))
+
+    @contextmanager
+    def _using(self, name: str) -> Iterator[Opened]:
+        """The collection, open, and kept open meanwhile."""
+        slot = self._enter(name)
+        try:
+            yield slot.opened or self._open_slot(slot)
+        finally:
+            self._leave(slot)
+
+    def _enter(self, name: str) -> Slot:
+        with self._lock:
+            self._check_open()
+            entry = self._catalog.get(name)
+            slot = self._slots.get(name)
+            if slot is None:
+                slot = self._slots[name] = Slot(entry)
+            slot.calls += 1
+            slot.used = next(self._ticks)
+        return slot
+
+    def _leave(self, slot: Slot) -> None:
+        with self._lock:
+            slot.calls -= 1
+            last_of_gone = slot.gone and not slot.calls
+        if last_of_gone:  # it may have gone on writing files while the folder was deleted
+            with self._changes:
+                if all(entry.folder != slot.entry.folder for entry in self._catalog.entries.values()):
+                    shutil.rmtree(self._folder(slot.entry), ignore_errors=True)
+
+    def _open_slot(self, slot: Slot) -> Opened:
+        with slot.lock:
+            self._check_open()
+            if slot.gone:
+                raise CollectionNotFound(slot.entry.schema.name)
+            if slot.opened is None:
+                self._close_idle()
+                slot.opened = self._start(slot, is_new=False)
+            return slot.opened
+
+    def _close_idle(self) -> None:
+        """Make room for one more: close what no call and no job uses, least recently used first; replicas stay."""
+        if self._catalog.replicated:
+            return
+        with self._lock:
+            opened = sorted((slot for slot in self._slots.values() if slot.opened is not None),
+                            key=lambda slot: slot.used)
+        excess = len(opened) + 1 - self._settings.max_open_collections
+        for slot in opened:
+            if excess <= 0:
+                return
+            excess -= self._close_if_idle(slot)
+
+    def _close_if_idle(self, slot: Slot) -> bool:
+        if slot.calls or self._busy(slot) or not slot.lock.acquire(blocking=False):
+            return False
+        try:
+            with self._lock:
+                if slot.calls or slot.opened is None or self._busy(slot):
+                    return False
+                idle, slot.opened = slot.opened, None
+            with suppress(VecdbError):  # whatever was acknowledged is durable; the next opening meets the disk itself
+                idle.shard.close()
+            return True
+        finally:
+            slot.lock.release()
+
+    def _busy(self, slot: Slot) -> bool:
+        return any(job["state"] in ("queued", "running") for job in self._jobs.describe(slot.entry.schema.name))
+
+    def _start(self, slot: Slot, *, is_new: bool) -> Opened:
+        folder, schema = self._folder(slot.entry), slot.entry.schema
+        if not self._catalog.replicated:
+            if not is_new:
+                _check_not_empty(folder / ROWS)
+            return self._opened(self._serve(schema, folder), None)
+        home = Home(folder)
+        state = home.state()
+        if not self._settings.read_only:
+            home.clean()
+        shard = self._serve_whole(schema, state, slot.allow_damage)
+        return self._opened(shard, ShardReplica(home, shard, lambda folder: self._serve_whole(schema, folder, False),
+                                                lambda replica, shard: self._adopt(slot, replica, shard)))
+
+    def _serve(self, schema: CollectionSchema, folder: Path) -> ShardService:
+        def open_rows(*, read_only: bool) -> Store:
+            return self._open_store(folder / ROWS, read_only=read_only, wal=not self._settings.replicated)
+
+        return ShardService(schema, folder, open_rows, self._compute, self._settings, self._clock)
+
+    def _serve_whole(self, schema: CollectionSchema, folder: Path, allow_damage: bool) -> ShardService:
+        """A replica's state; ``DataCorrupted`` where it lost what others have."""
+        _check_not_empty(folder / ROWS)
+        shard = self._serve(schema, folder)
+        try:
+            if not allow_damage:
+                check_whole(shard.view, folder)
+        except BaseException:
+            shard.close()
+            raise
+        return shard
+
+    def _opened(self, shard: ShardService, replica: ShardReplica | None) -> Opened:
+        return Opened(shard, Maintainer(shard, self._jobs, self._compute, self._clock, self._settings,
+                                        self._memory_used), replica)
+
+    def _memory_used(self) -> int:
+        """Bytes that the segments of all open collections hold."""
+        with self._lock:
+            opened = [slot.opened for slot in self._slots.values()]
+        return sum(sum(view.segment.memory_bytes().values())
+                   for one in opened if one is not None for view in one.shard.view.segments)
+
+
+def _check_not_empty(folder: Path) -> None:
+    """Raise before a store would be made anew where one must be: it would know nothing of what stands beside it."""
+    if not folder.is_dir() or not any(folder.iterdir()):
+        raise DataCorrupted(f"the store at {folder} is missing", path=str(folder), region="store")

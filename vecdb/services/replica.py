@@ -1,0 +1,102 @@
+"""A shard as the log of its group drives it: the ``StateMachine`` port over a :class:`ShardService`.
+
+**The service of the moment.**  A snapshot that is installed is opened beside the state in use, checked as any opening
+checks, and only then takes its place (:mod:`vecdb.services.homes`); views pinned on the old one stay readable, reads
+that need its rows go to the new one by themselves (:class:`~vecdb.services.local.LocalDatabase`).
+
+**An end is an end.**  After an error of the disk nobody knows what the store holds.  This object then applies nothing
+more; opened anew (``LocalDatabase.replica``) the state may be an older one, which the log makes up for, and it is
+another object that does, so that no command meets a state that lacks the one before it.
+"""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from vecdb.core.calls import Call
+from vecdb.core.errors import CollectionNotFound, DatabaseClosed, DataCorrupted, StorageError, VecdbError
+from vecdb.core.records import WriteResult
+from vecdb.ports.replicator import Position
+from vecdb.services.homes import Home
+from vecdb.services.shard import ShardService
+from vecdb.shard.marks import Mark, MarkResult
+
+__all__ = ["Digest", "Mark", "MarkResult", "ShardReplica"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """What a replica holds at a place in the log; ``digest``: of its live records, in hex."""
+
+    log_index: int
+    term: int
+    records: int
+    digest: str
+
+
+class ShardReplica:
+    """See the module.  Any thread may ask; the log's threads drive it as the port says."""
+
+    def __init__(self, home: Home, service: ShardService, start: Callable[[Path], ShardService],
+                 adopt: Callable[["ShardReplica", ShardService], None]) -> None:
+        """``start`` opens a state whole or raises ``DataCorrupted``; ``adopt`` lets a new service take over."""
+        self.home = home
+        self._service = service
+        self._start = start
+        self._adopt = adopt
+        self._changing = threading.Lock()
+        self.failure: VecdbError | None = None
+        """What ended this replica."""
+
+    @property
+    def service(self) -> ShardService:
+        return self._service
+
+    def position(self) -> Position:
+        state = self._service.machine.state
+        return Position(state.applied, state.term)
+
+    def apply(self, log_index: int, term: int, command: bytes) -> WriteResult | MarkResult | VecdbError:
+        """What the command did: a refusal is returned, what ends this replica is raised."""
+        return self._ending(lambda service: service.apply(log_index, term, command))
+
+    def checkpoint(self) -> Position:
+        state = self._ending(lambda service: service.sync())
+        return Position(state.applied, state.term)
+
+    def digest(self) -> Digest:
+        state = self._service.machine.state
+        return Digest(state.applied, state.term, state.records, f"{state.digest:032x}")
+
+    def marks(self) -> dict[int, MarkResult]:
+        """The last 64 marks by log index, oldest first: equal on every replica that has them."""
+        return dict(self._service.machine.marks.known)
+
+    def verify(self, call: Call | None = None) -> dict[str, Any]:
+        """Read every record and compare digests: see :func:`vecdb.services.verify.verify`."""
+        return self._service.verify(call)
+
+    def end(self, failure: VecdbError) -> None:
+        """Apply nothing more."""
+        self.failure = self.failure or failure
+
+    def _ending(self, work: Callable[[ShardService], T]) -> T:
+        """Run ``work``; an error of the disk's ends this replica, and being closed is one."""
+        while True:
+            if self.failure is not None:
+                raise StorageError(f"this replica has ended: {self.failure.message}", path=str(self.home.folder))
+            service = self._service
+            try:
+                return work(service)
+            except (DatabaseClosed, CollectionNotFound) as error:
+                if self._service is not service:
+                    continue  # a snapshot was installed meanwhile
+                self.end(error)
+                raise StorageError("this replica was closed", path=str(self.home.folder)) from error
+            except (StorageError, DataCorrupted) as error:
+                self.end(error)
+                raise
