@@ -1,0 +1,182 @@
+"""Finding who leads a group, and asking there: what only a leader does.
+
+The entry node asks whom it takes for the leader; ``NotLeader`` names another, who is asked at once; else the other
+members are asked in turn, with pauses of 20 to 100 ms between the rounds, until the call's deadline.  An attempt that
+is not answered is given up when somebody else is known to lead: a node that was frozen or cut off answers nobody.
+
+**What may have been done** is done again only where that does no harm: reads, and commands with an idempotency key.
+Of others the end is unknown, and said to be.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Final, Protocol, TypeVar
+
+from vecdb.core.calls import Call
+from vecdb.core.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    NotLeader,
+    OutcomeUnknown,
+    Overloaded,
+    Unavailable,
+    VecdbError,
+)
+from vecdb.ports.clock import Clock
+
+T = TypeVar("T")
+
+PAUSE_S: Final = (0.02, 0.1)
+PATIENCE_S: Final = 0.5
+"""How long an attempt may take before it is asked whether somebody else leads, and between such questions."""
+LONGEST_S: Final = 60.0
+"""Of a call without a deadline."""
+
+AskLeader = Callable[[int, str], Awaitable[str | None]]
+"""``(group, node)``: the node that leads the group, as that node knows it; raises ``VecdbError``."""
+
+
+class Known(Protocol):
+    """What this node's own replica knows."""
+
+    def __call__(self, group: int) -> str | None:
+        """The node that leads the group; None where that is not known or there is no replica here."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a leader is asked for: ``once``: it must not be done twice.
+
+    ``still``: raises where the group is no more.
+    """
+
+    group: int
+    nodes: Sequence[str]
+    call: Call
+    once: bool = False
+    still: Callable[[], None] = lambda: None
+
+
+class Leaders:
+    """Belongs to one event loop.  ``me``: this node, asked without a network."""
+
+    def __init__(self, me: str, known: Known, ask_leader: AskLeader, clock: Clock, random: Random) -> None:
+        self._me = me
+        self._known = known
+        self._ask_leader = ask_leader
+        self._clock = clock
+        self._random = random
+        self._found: dict[int, str] = {}
+
+    def likely(self, group: int) -> str | None:
+        """Who probably leads: as this node's replica knows, else who did when somebody was asked last."""
+        return self._known(group) or self._found.get(group)
+
+    def forget(self, groups: Callable[[int], bool]) -> None:
+        """Let go of groups that are no more."""
+        self._found = {group: node for group, node in self._found.items() if not groups(group)}
+
+    def deadline(self, call: Call) -> float:
+        return self._clock.monotonic() + LONGEST_S if call.deadline is None else call.deadline
+
+    async def ask(self, task: Task, ask: Callable[[str], Awaitable[T]]) -> T:
+        """``ask(node)`` of the leader; raises what it raises, and ``Unavailable`` if none was found in time.
+
+        ``ask`` raises ``NotLeader`` or ``Unavailable`` where nothing was done, ``OutcomeUnknown`` where that is open.
+        """
+        until = self.deadline(task.call)
+        unsure: VecdbError | None = None
+        last: VecdbError | None = None
+        hint = self.likely(task.group)
+        while True:
+            asked: set[str] = set()
+            while (node := self._next(task, hint, asked)) is not None:
+                asked.add(node)
+                hint = None
+                try:
+                    result = await self._attempt(task, node, ask)
+                except OutcomeUnknown as error:
+                    if task.once:
+                        raise
+                    unsure = last = error
+                except NotLeader as error:
+                    last, hint = error, _node(error.leader)
+                except Unavailable as error:
+                    last = error
+                except (Overloaded, DeadlineExceeded, Cancelled) as error:
+                    if unsure is None:
+                        raise
+                    raise OutcomeUnknown(f"nobody knows whether it was done: {error.message}", **error.fields) from None
+                else:
+                    self._found[task.group] = node
+                    return result
+                task.call.check()
+                task.still()
+            pause = self._random.uniform(*PAUSE_S)
+            if self._clock.monotonic() + pause >= until:
+                raise _late(task, unsure, last)
+            await asyncio.sleep(pause)
+            hint = self._known(task.group)
+
+    def _next(self, task: Task, hint: str | None, asked: set[str]) -> str | None:
+        """Whom to ask now in this round: the one hinted at, or a member not asked yet."""
+        if hint is not None and hint not in asked and hint in task.nodes:
+            return hint
+        left = [one for one in task.nodes if one not in asked]
+        if not left:
+            return None
+        likely = self._known(task.group)
+        return likely if likely in left else self._random.choice(left)
+
+    async def _attempt(self, task: Task, node: str, ask: Callable[[str], Awaitable[T]]) -> T:
+        if node == self._me:
+            return await ask(node)  # Raft itself ends what waits when the leadership does
+        attempt = asyncio.ensure_future(ask(node))
+        try:
+            while True:
+                done, _ = await asyncio.wait((attempt,), timeout=PATIENCE_S)
+                if done:
+                    return attempt.result()
+                other = await self._moved(task, node)
+                if other is not None and not attempt.done():
+                    raise self._abandoned(task, node, other)
+        finally:
+            if not attempt.done():
+                attempt.cancel()
+                await asyncio.wait((attempt,))
+
+    def _abandoned(self, task: Task, node: str, other: str) -> VecdbError:
+        if task.once:
+            return OutcomeUnknown(f"{node} did not answer, and {other} leads by now: nobody knows whether it was done")
+        return NotLeader(f"{node} did not answer, and {other} leads by now", leader=f"{other}/0")
+
+    async def _moved(self, task: Task, node: str) -> str | None:
+        """Another node that leads, as far as can be known."""
+        leader = self._known(task.group)
+        if leader is not None:
+            return leader if leader != node else None
+        others = [one for one in task.nodes if one not in (node, self._me)]
+        if not others:
+            return None
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                leader = await self._ask_leader(task.group, self._random.choice(others))
+        except (TimeoutError, VecdbError):
+            return None
+        return leader if leader != node else None
+
+
+def _node(replica: str | None) -> str | None:
+    return replica.rpartition("/")[0] if replica else None
+
+
+def _late(task: Task, unsure: VecdbError | None, last: VecdbError | None) -> VecdbError:
+    if unsure is not None:
+        return OutcomeUnknown(f"the deadline came before the end was known: {unsure.message}", **unsure.fields)
+    why = "nobody was asked" if last is None else last.message
+    fields = {} if last is None else last.fields
+    return Unavailable(f"no leader of group {task.group} answered in time: {why}",
+                       **{"retry_after_s": 0.2, **fields})

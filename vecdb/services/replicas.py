@@ -1,0 +1,250 @@
+"""This node's own replicas, as other nodes and its own clients' calls see them: nothing is handed on.
+
+A :class:`~vecdb.ports.node.Node` whose reads wait for what the call's consistency asks (before they take a place in the
+batcher, which is for work and not for waiting), and a :class:`~vecdb.ports.peers.Replicas`.
+
+A replica serves reads when it is a member of its group: one that was made anew is empty until a snapshot has come.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, TypeVar
+
+from vecdb.cluster.control import ControlState
+from vecdb.core.calls import Call, Consistency
+from vecdb.core.errors import CollectionNotFound, Unavailable, Unsupported
+from vecdb.core.filters.tree import Node as FilterNode
+from vecdb.core.ids import RecordId
+from vecdb.core.query import Description, QueryRequest, QueryResult, ScanPage, ScanRequest
+from vecdb.core.records import DeleteIds, DeleteWhere, Record, UpdateMetadata, UpsertBatch, WriteResult
+from vecdb.core.schema import CollectionSchema
+from vecdb.ports.clock import Clock
+from vecdb.ports.node import Node, Progress
+from vecdb.ports.replicator import Committed, ReplicaStatus, Replicator
+from vecdb.services.admission import MemoryGuard
+from vecdb.shard.marks import MarkResult
+
+T = TypeVar("T")
+
+CONTROL: Final = 0
+LOOK_S: Final = 0.1
+"""How old what is known of a replica may be when a read is let in: a status is not made for every query."""
+
+
+class Hosted(Protocol):
+    """The groups this node has replicas of: :class:`vecdb.services.hosting.Hosting`."""
+
+    def replicator(self, name: str) -> Replicator:
+        """Of a collection; ``VecdbError`` while there is none here."""
+        ...
+
+    def marks(self, name: str) -> Mapping[int, MarkResult]:
+        """What the collection's replica remembers of marks, by log index."""
+        ...
+
+
+class Controlled(Protocol):
+    """The control group: :class:`vecdb.services.control.Control`."""
+
+    @property
+    def state(self) -> ControlState: ...
+
+    @property
+    def replicator(self) -> Replicator | None: ...
+
+    async def create(self, schema: CollectionSchema, call: Call) -> object: ...
+
+    async def drop(self, name: str, call: Call) -> object: ...
+
+
+class Engine(Node, Protocol):
+    """The node's engine: :class:`vecdb.services.node.LocalNode`."""
+
+    @property
+    def guard(self) -> MemoryGuard: ...
+
+
+@dataclass(slots=True)
+class _Seen:
+    at: float
+    status: ReplicaStatus
+
+
+class OwnReplicas:
+    """See the module.  Belongs to one event loop."""
+
+    def __init__(self, engine: Engine, hosted: Hosted, control: Controlled, clock: Clock) -> None:
+        self._engine = engine
+        self._hosted = hosted
+        self._control = control
+        self._clock = clock
+        self._state: ControlState | None = None
+        self._names: dict[int, str] = {}
+        self._seen: dict[int, _Seen] = {}
+
+    # --- what there is ----------------------------------------------------------------------------
+
+    def _name(self, group: int) -> str | None:
+        """The collection of a group, as the control state of the moment has it."""
+        state = self._control.state
+        if state is not self._state:
+            self._state = state
+            self._names = {entry.group: name for name, entry in state.collections.items()}
+            self._seen = {one: seen for one, seen in self._seen.items() if one in self._names}
+        return self._names.get(group)
+
+    def replicator(self, group: int) -> Replicator:
+        """Raises ``Unavailable`` where this node has no replica of the group."""
+        if group == CONTROL:
+            control = self._control.replicator
+            if control is None:
+                raise Unavailable("the control group is not here yet", group=group)
+            return control
+        name = self._name(group)
+        if name is None:
+            raise Unavailable(f"this node knows of no group {group}", group=group)
+        try:
+            return self._hosted.replicator(name)
+        except CollectionNotFound:
+            raise Unavailable(f"this node has no replica of {name!r}", group=group) from None
+
+    def look(self, group: int) -> ReplicaStatus | None:
+        """A status of now, None where there is no replica here."""
+        try:
+            status = self.replicator(group).status()
+        except Unavailable:
+            self._seen.pop(group, None)
+            return None
+        self._seen[group] = _Seen(self._clock.monotonic(), status)
+        return status
+
+    def leader(self, group: int) -> str | None:
+        """The node that leads, as far as this node's replica knows."""
+        status = self.look(group)
+        return None if status is None or status.leader is None else status.leader.rpartition("/")[0]
+
+    def serves(self, group: int) -> bool:
+        """Whether reads of the group may be answered here."""
+        seen = self._seen.get(group)
+        status = seen.status if seen is not None and self._clock.monotonic() - seen.at < LOOK_S else self.look(group)
+        return status is not None and status.state == "ok"
+
+    def until(self, call: Call, most_s: float | None = None) -> float | None:
+        """The call's deadline on the loop's clock, which is that of replicators; at most ``most_s`` from now."""
+        left = None if call.deadline is None else call.deadline - self._clock.monotonic()
+        if most_s is not None:
+            left = most_s if left is None else min(left, most_s)
+        return None if left is None else asyncio.get_running_loop().time() + left
+
+    # --- Replicas ---------------------------------------------------------------------------------
+
+    async def propose(self, group: int, command: bytes, call: Call) -> Committed:
+        with self._engine.guard.reserve(2 * len(command)):
+            return await self.commit(group, command, call)
+
+    async def commit(self, group: int, command: bytes, call: Call) -> Committed:
+        """Propose what memory was reserved for already."""
+        return await self.replicator(group).propose(command, self.until(call))
+
+    async def change(self, what: CollectionSchema | str, call: Call) -> int:
+        await (self._control.drop(what, call) if isinstance(what, str) else self._control.create(what, call))
+        return self._control.state.log_index
+
+    async def read_index(self, group: int, call: Call) -> int:
+        return await self.replicator(group).read_index(self.until(call))
+
+    async def status(self, groups: Sequence[int], call: Call) -> dict[int, ReplicaStatus]:
+        self._name(CONTROL)  # names of the state of the moment
+        found = {group: self.look(group) for group in groups or (CONTROL, *self._names)}
+        return {group: status for group, status in found.items() if status is not None}
+
+    async def mark(self, group: int, log_index: int, call: Call) -> MarkResult:
+        await self.replicator(group).wait_applied(log_index, self.until(call))
+        name = self._name(group)
+        found = self._hosted.marks(name).get(log_index) if name is not None else None
+        if found is None:
+            raise Unavailable(f"this replica remembers no mark at log index {log_index}", group=group)
+        return found
+
+    async def transfer(self, group: int, to: str | None, call: Call) -> None:
+        await self.replicator(group).transfer(to, self.until(call))
+
+    # --- reads ------------------------------------------------------------------------------------
+
+    async def settle(self, group: int, call: Call, most_s: float | None = None) -> None:
+        """Return once a read of the group may see what the call asks for: ``NotLeader``, ``DeadlineExceeded``."""
+        if call.consistency is Consistency.LINEARIZABLE:
+            await self.replicator(group).read_index(self.until(call, most_s))
+        elif call.session:
+            for shard, log_index in call.session:
+                if shard == group:
+                    await self.replicator(group).wait_applied(log_index, self.until(call, most_s))
+
+    async def _read(self, name: str, call: Call, read: Callable[[], Awaitable[T]]) -> T:
+        entry = self._control.state.collections.get(name)
+        if entry is None:
+            raise Unavailable(f"this node knows of no collection {name!r} yet", collection=name)
+        if not self.serves(entry.group):
+            raise Unavailable(f"this node has no replica of {name!r} that serves", collection=name)
+        await self.settle(entry.group, call)
+        return await read()
+
+    async def list_collections(self, call: Call) -> list[str]:
+        return sorted(self._control.state.collections)
+
+    async def schema(self, name: str, call: Call) -> CollectionSchema:
+        entry = self._control.state.collections.get(name)
+        if entry is None:
+            raise Unavailable(f"this node knows of no collection {name!r} yet", collection=name)
+        return entry.schema
+
+    async def describe(self, name: str, call: Call) -> Description:
+        return await self._read(name, call, lambda: self._engine.describe(name, call))
+
+    async def optimize(self, name: str, call: Call, on_progress: Progress | None = None) -> Description:
+        return await self._read(name, call, lambda: self._engine.optimize(name, call, on_progress))
+
+    async def query(self, name: str, request: QueryRequest, call: Call) -> QueryResult:
+        return await self._read(name, call, lambda: self._engine.query(name, request, call))
+
+    async def fetch(self, name: str, ids: Sequence[RecordId], call: Call, *, include_metadata: bool = True,
+                    include_vectors: bool = True) -> list[Record]:
+        return await self._read(name, call, lambda: self._engine.fetch(
+            name, ids, call, include_metadata=include_metadata, include_vectors=include_vectors))
+
+    async def scan(self, name: str, request: ScanRequest, call: Call) -> ScanPage:
+        return await self._read(name, call, lambda: self._engine.scan(name, request, call))
+
+    async def count(self, name: str, where: FilterNode | None, call: Call) -> int:
+        return await self._read(name, call, lambda: self._engine.count(name, where, call))
+
+    async def jobs(self, name: str | None, call: Call) -> list[dict[str, Any]]:
+        return await self._engine.jobs(name, call)
+
+    async def verify(self, name: str, call: Call) -> dict[str, Any]:
+        return await self._read(name, call, lambda: self._engine.verify(name, call))
+
+    # --- what goes another way --------------------------------------------------------------------
+
+    async def create_collection(self, schema: CollectionSchema, call: Call) -> None:
+        raise _not_here("create_collection")
+
+    async def drop_collection(self, name: str, call: Call) -> None:
+        raise _not_here("drop_collection")
+
+    async def upsert(self, name: str, batch: UpsertBatch, call: Call) -> WriteResult:
+        raise _not_here("upsert")
+
+    async def delete(self, name: str, command: DeleteIds | DeleteWhere, call: Call) -> WriteResult:
+        raise _not_here("delete")
+
+    async def update_metadata(self, name: str, command: UpdateMetadata, call: Call) -> WriteResult:
+        raise _not_here("update_metadata")
+
+    async def close(self) -> None:
+        """Nothing is held here."""
+
+
+def _not_here(method: str) -> Unsupported:
+    return Unsupported(f"nodes hand {method} on as a command of the log, not as a call")

@@ -1,0 +1,186 @@
+"""The shards of a cluster: who holds what, whether all hold the same, leadership handed over."""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from vecdb.cluster.control import ShardEntry
+from vecdb.core.calls import Call
+from vecdb.core.errors import DeadlineExceeded, InvalidArgument, Unsupported, VecdbError
+from vecdb.core.shards import UNREACHABLE, ReplicaDigest, ReplicaInfo, ShardInfo, ShardVerification
+from vecdb.ports.clock import Clock
+from vecdb.ports.peers import Peers, Replicas
+from vecdb.ports.replicator import Committed, ReplicaStatus
+from vecdb.services.leaders import Task
+from vecdb.services.replicas import CONTROL, Controlled, Engine, OwnReplicas
+from vecdb.services.replicated import Cluster, ReplicatedNode
+from vecdb.shard.codec import encode
+from vecdb.shard.marks import Mark, MarkResult
+
+ANSWER_S: Final = 2.0
+"""For a node to say how its replicas are; who does not is unreachable."""
+MARK_S: Final = 10.0
+"""For a replica to come to a mark; who does not is behind."""
+
+Statuses = dict[str, dict[int, ReplicaStatus]]
+"""By node; nodes that did not answer are left out."""
+
+
+class ClusterShards:
+    """A :class:`vecdb.ports.shards.Shards`.  Belongs to one event loop."""
+
+    def __init__(self, cluster: Cluster, node: ReplicatedNode, own: OwnReplicas, control: Controlled, engine: Engine,
+                 peers: Peers, clock: Clock) -> None:
+        self._cluster = cluster
+        self._node = node
+        self._own = own
+        self._control = control
+        self._engine = engine
+        self._peers = peers
+        self._clock = clock
+
+    def _replicas(self, node: str) -> Replicas:
+        return self._own if node == self._cluster.me else self._peers.replicas(node)
+
+    def _brief(self, call: Call, seconds: float) -> Call:
+        now = self._clock.monotonic()
+        until = now + seconds if call.deadline is None else min(call.deadline, now + seconds)
+        return Call(until, None, call.request_id, call.principal)
+
+    # --- how they are -----------------------------------------------------------------------------
+
+    async def list(self, name: str | None, call: Call) -> "list[ShardInfo]":
+        if name is not None:
+            entry = await self._node.entry(name, call)
+            statuses = await self._statuses(self._node.members(entry), [entry.group], call)
+            return [_info(name, entry.group, entry.nodes, statuses)]
+        statuses = await self._statuses(self._cluster.nodes, [], call)
+        entries = self._control.state.collections
+        return [_info("", CONTROL, self._cluster.nodes, statuses),
+                *(_info(one, entries[one].group, entries[one].nodes, statuses) for one in sorted(entries))]
+
+    async def _statuses(self, nodes: Iterable[str], groups: Sequence[int], call: Call) -> Statuses:
+        async def ask(node: str) -> dict[int, ReplicaStatus] | None:
+            try:
+                async with asyncio.timeout(ANSWER_S):
+                    return await self._replicas(node).status(groups, self._brief(call, ANSWER_S))
+            except (VecdbError, TimeoutError):
+                return None
+
+        asked = list(nodes)
+        answers = await asyncio.gather(*map(ask, asked))
+        return {node: answer for node, answer in zip(asked, answers, strict=True) if answer is not None}
+
+    # --- whether they hold the same ---------------------------------------------------------------
+
+    async def verify(self, name: str, call: Call, *, deep: bool = False) -> ShardVerification:
+        """All replicas at one mark, which is made for it."""
+        entry = await self._node.entry(name, call)
+        members = self._node.members(entry)
+        command = encode(Mark())
+
+        async def propose(node: str) -> Committed:
+            return await self._replicas(node).propose(entry.group, command, self._brief(call, MARK_S))
+
+        done = await self._node.leaders.ask(Task(entry.group, members, call, still=lambda: self._node.still(entry)),
+                                            propose)
+        told = await asyncio.gather(*(self._digest(node, entry, done.log_index, call, deep) for node in members))
+        found = [one for one in told if one is not None]
+        held = {(one.digest, one.records) for one in found if one.digest}
+        agree = len(held) == 1 and all(one.state != "damaged" for one in found)
+        return ShardVerification(name, entry.group, done.log_index, tuple(sorted(found, key=lambda one: one.name)),
+                                 agree=agree, complete=all(one.digest for one in found))
+
+    async def _digest(self, node: str, entry: ShardEntry, log_index: int, call: Call, deep: bool
+                      ) -> ReplicaDigest | None:
+        statuses = await self._statuses([node], [entry.group], call)
+        status = statuses.get(node, {}).get(entry.group)
+        if status is None:
+            placed = next((one for one in entry.replicas if one.rpartition("/")[0] == node), node)
+            return ReplicaDigest(placed, UNREACHABLE, error="it does not answer" if node not in statuses else
+                                 "it has no replica")
+        try:
+            mark = await self._replicas(node).mark(entry.group, log_index, self._brief(call, MARK_S))
+        except DeadlineExceeded:
+            return ReplicaDigest(status.me, "behind", error=f"it has applied {status.applied}")
+        except VecdbError as error:
+            return ReplicaDigest(status.me, status.state if status.state != "ok" else "behind", error=error.message)
+        return await self._deep(node, entry, status.me, mark, call) if deep else \
+            ReplicaDigest(status.me, "ok", mark.digest, mark.records)
+
+    async def _deep(self, node: str, entry: ShardEntry, replica: str, mark: MarkResult, call: Call) -> ReplicaDigest:
+        """Every record read again: held against what the replica remembers of the moment it ends in."""
+        own = self._engine if node == self._cluster.me else self._peers.node(node)
+        mine = Call(call.deadline, None, call.request_id, call.principal)
+        try:
+            found = await own.verify(entry.name, mine)
+        except VecdbError as error:
+            return ReplicaDigest(replica, "damaged", mark.digest, mark.records, "", error.message)
+        equal = bool(found["equal"])
+        return ReplicaDigest(replica, "ok" if equal else "damaged", mark.digest, mark.records, str(found["computed"]),
+                             "" if equal else f"its records have {found['computed']}, and it remembers "
+                             f"{found['digest']}")
+
+    # --- who leads --------------------------------------------------------------------------------
+
+    async def transfer(self, name: str, to: str | None, call: Call) -> None:
+        entry = await self._node.entry(name, call) if name else None
+        group = CONTROL if entry is None else entry.group
+        nodes = list(self._cluster.nodes) if entry is None else self._node.members(entry)
+        statuses = await self._statuses(nodes, [group], call)
+        names = [status[group].me for status in statuses.values() if group in status and status[group].state == "ok"]
+        target = None if to is None else _target(to, names)
+        if len(nodes) < 2:
+            raise Unsupported(f"{nodes[0]} holds the only replica: there is nobody to hand the leadership to")
+        if target is not None and any(status[group].role == "leader" and status[group].me == target
+                                      for status in statuses.values() if group in status):
+            return
+
+        mine = self._brief(call, MARK_S)
+
+        async def ask(node: str) -> None:
+            await self._replicas(node).transfer(group, target, mine)
+
+        await self._node.leaders.ask(Task(group, nodes, mine), ask)
+
+
+def _target(to: str, names: Iterable[str]) -> str:
+    """A replica by its name or its node's."""
+    known = sorted(names)
+    found = next((one for one in known if to in (one, one.rpartition("/")[0])), None)
+    if found is None:
+        raise InvalidArgument("to", f"{to[:100]!r} holds no replica that could lead", got=to[:100],
+                              limit=", ".join(known))
+    return found
+
+
+def _info(name: str, group: int, nodes: Iterable[str], statuses: Statuses) -> ShardInfo:
+    """What the nodes said of one group."""
+    here = {node: found[group] for node, found in statuses.items() if group in found}
+    leading = max((one for one in here.values() if one.role == "leader"), key=lambda one: one.term, default=None)
+    config = leading or max(here.values(), key=lambda one: (one.term, one.commit), default=None)
+    voters, learners = ((), ()) if config is None else (config.voters, (*config.learners, *config.joining))
+    infos = [_replica(node, status, leading, voters, learners) for node, status in here.items()]
+    told = {info.name for info in infos}
+    lost = [one for one in (*voters, *learners) if one not in told]
+    infos += [ReplicaInfo(one, one.rpartition("/")[0], UNREACHABLE, "learner" if one in learners else "",
+                          error=_why(one.rpartition("/")[0], statuses)) for one in lost]
+    named = {info.node for info in infos}
+    infos += [ReplicaInfo(node, node, UNREACHABLE, member=False, error=_why(node, statuses)) for node in nodes
+              if node not in named]
+    return ShardInfo(name, group, None if leading is None else leading.me,
+                     tuple(sorted(infos, key=lambda one: one.name)))
+
+
+def _why(node: str, statuses: Statuses) -> str:
+    return "it has no such replica" if node in statuses else "it does not answer"
+
+
+def _replica(node: str, status: ReplicaStatus, leading: ReplicaStatus | None, voters: Iterable[str],
+             learners: Iterable[str]) -> ReplicaInfo:
+    role = "learner" if status.me in learners else status.role
+    lag = -1 if leading is None else max(0, leading.commit - status.applied)
+    behind = -1 if leading is None else max(0, leading.last - status.last)
+    return ReplicaInfo(status.me, node, status.state, role, status.term, status.commit, status.applied, status.first,
+                       status.last, status.log_bytes, lag, behind, status.me in voters or status.me in learners,
+                       status.error)
