@@ -21,6 +21,7 @@ _HOMES = {
     "Backend": "vecdb.client.backend",
     "Collection": "vecdb.client.collection",
     "CollectionSchema": "vecdb.core.schema",
+    "Consistency": "vecdb.core.calls",
     "Database": "vecdb.client.database",
     "Description": "vecdb.core.query",
     "F": "vecdb.core.filters",
@@ -46,9 +47,10 @@ _HOMES = {
 }
 
 __all__ = [
-    "AsyncCollection", "AsyncDatabase", "Backend", "Collection", "CollectionSchema", "Database", "Description", "F",
-    "Grant", "Hit", "Hits", "IndexKind", "IndexSpec", "Key", "Metric", "NewKey", "Quantization", "Record", "Records",
-    "Role", "VecdbError", "VectorType", "WriteResult", "__version__", "connect", "connect_async", "errors", "limits",
+    "AsyncCollection", "AsyncDatabase", "Backend", "Collection", "CollectionSchema", "Consistency", "Database",
+    "Description", "F", "Grant", "Hit", "Hits", "IndexKind", "IndexSpec", "Key", "Metric", "NewKey", "Quantization",
+    "Record", "Records", "Role", "VecdbError", "VectorType", "WriteResult", "__version__", "connect", "connect_async",
+    "errors", "limits",
 ]
 
 

@@ -7,6 +7,7 @@ from vecdb.client.database import Database
 from vecdb.client.results import Hit, Hits, Records
 from vecdb.core import errors, limits
 from vecdb.core.access import Grant, Key, NewKey, Role
+from vecdb.core.calls import Consistency
 from vecdb.core.errors import VecdbError
 from vecdb.core.filters import F
 from vecdb.core.query import Description
@@ -16,7 +17,8 @@ from vecdb.core.schema import CollectionSchema, IndexKind, IndexSpec, Metric, Qu
 __version__: str
 
 __all__ = [
-    "AsyncCollection", "AsyncDatabase", "Backend", "Collection", "CollectionSchema", "Database", "Description", "F",
-    "Grant", "Hit", "Hits", "IndexKind", "IndexSpec", "Key", "Metric", "NewKey", "Quantization", "Record", "Records",
-    "Role", "VecdbError", "VectorType", "WriteResult", "__version__", "connect", "connect_async", "errors", "limits",
+    "AsyncCollection", "AsyncDatabase", "Backend", "Collection", "CollectionSchema", "Consistency", "Database",
+    "Description", "F", "Grant", "Hit", "Hits", "IndexKind", "IndexSpec", "Key", "Metric", "NewKey", "Quantization",
+    "Record", "Records", "Role", "VecdbError", "VectorType", "WriteResult", "__version__", "connect", "connect_async",
+    "errors", "limits",
 ]

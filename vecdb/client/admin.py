@@ -1,13 +1,16 @@
-"""A server beside its collections: what it is, and its API keys."""
+"""A server beside its collections: what it is, its API keys, the shards of its cluster."""
 
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from vecdb.client.asking import Ask
 from vecdb.client.deadlines import check_timeout
+from vecdb.client.options import check_flag, check_text
 from vecdb.client.session import Session
 from vecdb.client.steps import Steps
 from vecdb.core.access import Grant, Key, NewKey
+from vecdb.core.schema import check_name
+from vecdb.core.shards import ShardInfo, ShardVerification
 
 T = TypeVar("T")
 
@@ -15,6 +18,12 @@ T = TypeVar("T")
 def ask(method: str, *args: Any) -> Steps[Any]:
     """One thing asked of the server."""
     return (yield Ask(method, *args))
+
+
+def transfer(collection: str, to: str | None) -> Steps[None]:
+    """Hand leadership over; an empty name is the control group's."""
+    checked = "" if collection == "" else check_name(collection)
+    yield Ask("transfer_leader", checked, None if to is None else check_text("to", to))
 
 
 class Admin:
@@ -32,6 +41,28 @@ class Admin:
         """``version api node_id uptime_s`` and what else the server says of itself."""
         found: dict[str, Any] = self._session.run(ask("server"), check_timeout(timeout))
         return found
+
+    def shards(self, collection: str | None = None, *, timeout: float | None = None) -> list[ShardInfo]:
+        """The shard of a collection, or of each and the control group: who leads it, and how far its replicas are.
+
+        A server without a cluster has one replica of each.
+        """
+        name = None if collection is None else check_name(collection)
+        found: list[ShardInfo] = self._session.run(ask("shards", name), check_timeout(timeout))
+        return found
+
+    def verify_shard(self, collection: str, *, deep: bool = False, timeout: float | None = None) -> ShardVerification:
+        """Compare what all replicas hold, at one place of the log; ``deep``: each reads its records again, too."""
+        steps = ask("verify_shard", check_name(collection), check_flag("deep", deep))
+        found: ShardVerification = self._session.run(steps, check_timeout(timeout))
+        return found
+
+    def transfer_leader(self, collection: str, to: str | None = None, *, timeout: float | None = None) -> None:
+        """Hand the leadership of a shard to ``to``, a node or a replica by its name (None: whichever is furthest).
+
+        An empty ``collection`` is the control group.  Unavailable if it did not work out in time.
+        """
+        self._session.run(transfer(collection, to), check_timeout(timeout))
 
     def create_key(self, name: str, grants: Sequence[Grant], ttl_s: float = 0.0, *,
                    timeout: float | None = None) -> NewKey:

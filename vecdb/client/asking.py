@@ -3,24 +3,33 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
+from vecdb.client.positions import Positions
 from vecdb.client.steps import END, Next, Steps
 from vecdb.client.writing import Batch
-from vecdb.core.calls import Call
+from vecdb.core.calls import Call, Consistency
 from vecdb.core.errors import CollectionNotFound, InvalidArgument, Unsupported
 from vecdb.core.records import WriteResult
 from vecdb.core.schema import CollectionSchema
 
 T = TypeVar("T")
 
+READS: Final = frozenset(("query", "fetch", "scan", "count"))
+"""Methods whose answer depends on how far the replica is that gives it."""
+
 
 @dataclass(slots=True, eq=False)
 class Bound:
-    """A backend or node, and the call that everything asked of it belongs to."""
+    """A backend or node, and the call that everything asked of it belongs to.
+
+    ``positions``: what was written so far, which reads by ``consistency`` (None: the database's own) may have to see.
+    """
 
     backend: Any
     call: Call | None
+    positions: Positions
+    consistency: Consistency | None = None
 
 
 class Ask:
@@ -39,11 +48,31 @@ class Ask:
             raise Unsupported(f"{self._method} is of servers, and this database is a directory", method=self._method)
         return found
 
+    def _call_by(self, target: Bound) -> Call | None:
+        if self._method not in READS:
+            return target.call
+        return target.positions.call(self._args[0], target.call, target.consistency)
+
+    def _told(self, target: Bound, answer: Any) -> Any:
+        """Remember where a write is."""
+        if type(answer) is WriteResult:
+            target.positions.saw(self._args[0], answer)
+        return answer
+
     def run(self, target: Bound) -> Any:
-        return self._bound(target)(*self._args, call=target.call, **self._kwargs)
+        return self._told(target, self._bound(target)(*self._args, call=self._call_by(target), **self._kwargs))
 
     async def arun(self, target: Bound) -> Any:
-        return await self._bound(target)(*self._args, call=target.call, **self._kwargs)
+        return self._told(target, await self._bound(target)(*self._args, call=self._call_by(target), **self._kwargs))
+
+
+class AskLatest(Ask):
+    """A read that sees every write acknowledged before it, whatever the caller's reads see: a write hangs on it."""
+
+    __slots__ = ()
+
+    def _call_by(self, target: Bound) -> Call | None:
+        return target.positions.call(self._args[0], target.call, Consistency.LINEARIZABLE)
 
 
 class AskWith(Ask):
@@ -55,11 +84,8 @@ class AskWith(Ask):
         super().__init__(method, *args)
         self._call = call
 
-    def run(self, target: Bound) -> Any:
-        return super().run(Bound(target.backend, self._call(target.call)))
-
-    async def arun(self, target: Bound) -> Any:
-        return await super().arun(Bound(target.backend, self._call(target.call)))
+    def _call_by(self, target: Bound) -> Call | None:
+        return self._call(target.call)
 
 
 class AskSchema:
@@ -112,27 +138,34 @@ class Apply:
         self._on_applied = on_applied
         self._parallel = parallel
 
+    def _applied(self, target: Bound) -> Callable[[int, WriteResult], None]:
+        def applied(rows: int, result: WriteResult) -> None:
+            target.positions.saw(self._name, result)
+            self._on_applied(rows, result)
+
+        return applied
+
     def run(self, target: Bound) -> None:
-        batches = self._batches
+        batches, applied = self._batches, self._applied(target)
         assert isinstance(batches, Iterator)
         every = getattr(target.backend, "upsert_all", None)
         if every is not None:
-            every(self._name, batches, self._on_applied, self._parallel, call=target.call)
+            every(self._name, batches, applied, self._parallel, call=target.call)
             return
         for one in batches:
-            self._on_applied(one.rows, target.backend.upsert(self._name, one.batch, call=one.call(target.call)))
+            applied(one.rows, target.backend.upsert(self._name, one.batch, call=one.call(target.call)))
 
     async def arun(self, target: Bound) -> None:
-        batches = self._batches
+        batches, applied = self._batches, self._applied(target)
         every = getattr(target.backend, "upsert_all", None)
         if every is not None:
-            await every(self._name, batches, self._on_applied, self._parallel, call=target.call)
+            await every(self._name, batches, applied, self._parallel, call=target.call)
             return
         while True:
             one = await Next(batches).arun(None)
             if one is END:
                 return
-            self._on_applied(one.rows, await target.backend.upsert(self._name, one.batch, call=one.call(target.call)))
+            applied(one.rows, await target.backend.upsert(self._name, one.batch, call=one.call(target.call)))
 
 
 async def threaded(items: Iterator[T]) -> AsyncIterator[T]:

@@ -13,8 +13,10 @@ import numpy.typing as npt
 from vecdb.client import doing, queries, reading
 from vecdb.client.async_session import AsyncSession
 from vecdb.client.deadlines import check_timeout
+from vecdb.client.options import check_consistency
 from vecdb.client.progress import ProgressOption, reporting
 from vecdb.client.results import Hits, Records
+from vecdb.core.calls import Consistency
 from vecdb.core.filters import FilterLike
 from vecdb.core.ids import RecordId
 from vecdb.core.query import Description, ScanRequest
@@ -54,43 +56,48 @@ class AsyncCollection:
     async def query(self, vector: Sequence[float], k: int = ..., filter: FilterLike | None = ..., *,
                     include: Iterable[str] | None = ..., within: float | None = ..., ef_search: int | None = ...,
                     nprobe: int | None = ..., exact: bool = ..., explain: bool = ..., profile: bool = ...,
-                    timeout: float | None = ..., progress: ProgressOption = ..., **aliases: Any) -> Hits: ...
+                    consistency: str | Consistency | None = ..., timeout: float | None = ...,
+                    progress: ProgressOption = ..., **aliases: Any) -> Hits: ...
 
     @overload
     async def query(self, vector: Sequence[Sequence[float]] | Sequence[npt.NDArray[Any]], k: int = ...,
                     filter: FilterLike | None = ..., *, include: Iterable[str] | None = ..., within: float | None = ...,
                     ef_search: int | None = ..., nprobe: int | None = ..., exact: bool = ..., explain: bool = ...,
-                    profile: bool = ..., timeout: float | None = ..., progress: ProgressOption = ...,
-                    **aliases: Any) -> list[Hits]: ...
+                    profile: bool = ..., consistency: str | Consistency | None = ..., timeout: float | None = ...,
+                    progress: ProgressOption = ..., **aliases: Any) -> list[Hits]: ...
 
     @overload
     async def query(self, vector: Any, k: int = ..., filter: FilterLike | None = ..., *,
                     include: Iterable[str] | None = ..., within: float | None = ..., ef_search: int | None = ...,
                     nprobe: int | None = ..., exact: bool = ..., explain: bool = ..., profile: bool = ...,
-                    timeout: float | None = ..., progress: ProgressOption = ..., **aliases: Any) -> Any: ...
+                    consistency: str | Consistency | None = ..., timeout: float | None = ...,
+                    progress: ProgressOption = ..., **aliases: Any) -> Any: ...
 
     async def query(self, vector: Any, k: int = 10, filter: FilterLike | None = None, *,
                     include: Iterable[str] | None = (), within: float | None = None, ef_search: int | None = None,
                     nprobe: int | None = None, exact: bool = False, explain: bool = False, profile: bool = False,
-                    timeout: float | None = None, progress: ProgressOption = None, **aliases: Any) -> Any:
+                    consistency: str | Consistency | None = None, timeout: float | None = None,
+                    progress: ProgressOption = None, **aliases: Any) -> Any:
         """Find the ``k`` nearest records, as :meth:`Collection.query`.
 
         Single queries that run at the same time with the same options travel together (``auto_batch``).
         """
         options = queries.check(k, filter, include, within, ef_search, nprobe, exact, explain, aliases, profile)
-        limit = check_timeout(timeout)
+        limit, wanted = check_timeout(timeout), check_consistency(consistency)
         with reporting(progress) as report:
-            return await self._session.run(queries.steps(self._name, vector, options, report), limit)
+            return await self._session.run(queries.steps(self._name, vector, options, report), limit, wanted)
 
     async def fetch(self, ids: Any, include: Iterable[str] | None = ("metadata", "vector"), *,
-                    timeout: float | None = None) -> list[Record]:
+                    consistency: str | Consistency | None = None, timeout: float | None = None) -> list[Record]:
         """Return the records that exist, in the order asked."""
-        return await self._session.run(doing.fetch(self._name, ids, include), check_timeout(timeout))
+        return await self._session.run(doing.fetch(self._name, ids, include), check_timeout(timeout),
+                                       check_consistency(consistency))
 
     async def get(self, id: RecordId, include: Iterable[str] | None = ("metadata", "vector"), *,
-                  timeout: float | None = None) -> Record | None:
+                  consistency: str | Consistency | None = None, timeout: float | None = None) -> Record | None:
         """Return one record, or None if there is none of that id."""
-        return await self._session.run(doing.get(self._name, id, include), check_timeout(timeout))
+        return await self._session.run(doing.get(self._name, id, include), check_timeout(timeout),
+                                       check_consistency(consistency))
 
     async def delete(self, ids: Any = None, *, filter: FilterLike | None = None,
                      idempotency_key: str | bytes | None = None, progress: ProgressOption = None,
@@ -110,10 +117,11 @@ class AsyncCollection:
             return await self._session.run(steps, limit)
 
     def scan(self, filter: FilterLike | None = None, include: Iterable[str] | None = ("metadata",),
-             batch_size: int = 1_000, on_damage: str = "raise", *,
+             batch_size: int = 1_000, on_damage: str = "raise", *, consistency: str | Consistency | None = None,
              timeout: float | None = None) -> AsyncIterator[Record]:
         """``async for record in docs.scan(...)``, as :meth:`Collection.scan`."""
-        return self._records(self.scan_batches(filter, include, batch_size, on_damage, timeout=timeout))
+        return self._records(self.scan_batches(filter, include, batch_size, on_damage, consistency=consistency,
+                                               timeout=timeout))
 
     async def _records(self, pages: AsyncIterator[Records]) -> AsyncIterator[Record]:
         async for page in pages:
@@ -122,24 +130,28 @@ class AsyncCollection:
 
     def scan_batches(self, filter: FilterLike | None = None, include: Iterable[str] | None = ("metadata",),
                      batch_size: int = 1_000, on_damage: str = "raise", *,
+                     consistency: str | Consistency | None = None,
                      timeout: float | None = None) -> AsyncIterator[Records]:
         """``async for page in docs.scan_batches(...)``; arguments are checked now, the collection at the first page."""
         self._session.check_open()
         scan = doing.check_scan(filter, include, batch_size, on_damage)
-        return self._pages(scan, check_timeout(timeout))
+        return self._pages(scan, check_timeout(timeout), check_consistency(consistency))
 
-    async def _pages(self, scan: doing.Scan, timeout: float | None) -> AsyncIterator[Records]:
+    async def _pages(self, scan: doing.Scan, timeout: float | None,
+                     consistency: Consistency | None) -> AsyncIterator[Records]:
         request: ScanRequest = await self._session.run(doing.first_page(self._name, scan), timeout)
         after: int | None = request.after
         while after is not None:
             steps = reading.page(self._name, replace(request, after=after), scan.skip)
-            page, after = await self._session.run(steps, timeout)
+            page, after = await self._session.run(steps, timeout, consistency)
             if page.ids or page.damaged:
                 yield page
 
-    async def count(self, filter: FilterLike | None = None, *, timeout: float | None = None) -> int:
+    async def count(self, filter: FilterLike | None = None, *, consistency: str | Consistency | None = None,
+                    timeout: float | None = None) -> int:
         """The number of records, or of those that match."""
-        return await self._session.run(doing.count(self._name, filter), check_timeout(timeout))
+        return await self._session.run(doing.count(self._name, filter), check_timeout(timeout),
+                                       check_consistency(consistency))
 
     async def describe(self, *, timeout: float | None = None) -> Description:
         """Counts, segments, bytes in memory and on disk, and the state of the index."""

@@ -7,14 +7,17 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from vecdb.client import making
-from vecdb.client.admin import ask
+from vecdb.client.admin import ask, transfer
 from vecdb.client.async_collection import AsyncCollection
 from vecdb.client.async_session import AsyncSession
 from vecdb.client.connect import check_key, directory, embedded, network
 from vecdb.client.deadlines import check_timeout
+from vecdb.client.options import check_consistency, check_flag
 from vecdb.core.access import Grant, Key, NewKey
+from vecdb.core.calls import Consistency
 from vecdb.core.errors import InvalidArgument
 from vecdb.core.schema import IndexSpec, Metric, VectorType, check_name
+from vecdb.core.shards import ShardInfo, ShardVerification
 
 
 class AsyncDatabase:
@@ -24,8 +27,8 @@ class AsyncDatabase:
     :class:`vecdb.ports.node.Node`; it is closed with the database.
     """
 
-    def __init__(self, node: Any, label: str = "in memory") -> None:
-        self._session = AsyncSession(node, label)
+    def __init__(self, node: Any, label: str = "in memory", consistency: str | Consistency = "session") -> None:
+        self._session = AsyncSession(node, label, check_consistency(consistency) or Consistency.SESSION)
 
     async def create_collection(self, name: str, dim: int, metric: str | Metric = "cosine", *,
                                 vector_type: str | VectorType = "float32",
@@ -58,6 +61,15 @@ class AsyncDatabase:
     async def drop_collection(self, name: str, *, missing_ok: bool = False, timeout: float | None = None) -> None:
         """Delete a collection and its records for good; raises CollectionNotFound unless ``missing_ok``."""
         await self._session.run(making.drop(check_name(name), missing_ok), check_timeout(timeout))
+        self._session.positions.forget(name)
+
+    def session_token(self, *collections: str) -> str:
+        """What this handle has written, as text for another one to go on from, as :meth:`Database.session_token`."""
+        return self._session.session_token(check_name(name) for name in collections)
+
+    def use_session_token(self, token: str) -> None:
+        """Let session reads see the writes that ``token`` speaks of, as :meth:`Database.use_session_token`."""
+        self._session.use_session_token(token)
 
     async def jobs(self, name: str | None = None, *, timeout: float | None = None) -> list[dict[str, Any]]:
         """Background jobs of a collection, or of all: ``collection kind state stage done total error``."""
@@ -99,6 +111,23 @@ class AsyncAdmin:
         found: dict[str, Any] = await self._session.run(ask("server"), check_timeout(timeout))
         return found
 
+    async def shards(self, collection: str | None = None, *, timeout: float | None = None) -> list[ShardInfo]:
+        """The shard of a collection, or of each and the control group: who leads it, how far its replicas are."""
+        name = None if collection is None else check_name(collection)
+        found: list[ShardInfo] = await self._session.run(ask("shards", name), check_timeout(timeout))
+        return found
+
+    async def verify_shard(self, collection: str, *, deep: bool = False,
+                           timeout: float | None = None) -> ShardVerification:
+        """Compare what all replicas hold, at one place of the log; ``deep``: each reads its records again, too."""
+        steps = ask("verify_shard", check_name(collection), check_flag("deep", deep))
+        found: ShardVerification = await self._session.run(steps, check_timeout(timeout))
+        return found
+
+    async def transfer_leader(self, collection: str, to: str | None = None, *, timeout: float | None = None) -> None:
+        """Hand the leadership of a shard over, as :meth:`Admin.transfer_leader`."""
+        await self._session.run(transfer(collection, to), check_timeout(timeout))
+
     async def create_key(self, name: str, grants: Sequence[Grant], ttl_s: float = 0.0, *,
                          timeout: float | None = None) -> NewKey:
         """Make an API key; the secret is told this once.  ``ttl_s``: seconds it is good for, 0 for ever."""
@@ -125,9 +154,11 @@ class AsyncAdmin:
 class Connecting:
     """A database on its way: ``await`` it, or enter it with ``async with``."""
 
-    def __init__(self, target: str | os.PathLike[str], api_key: str | None, options: dict[str, Any]) -> None:
+    def __init__(self, target: str | os.PathLike[str], api_key: str | None, consistency: Consistency,
+                 options: dict[str, Any]) -> None:
         self._target = target
         self._api_key = api_key
+        self._consistency = consistency
         self._options = options
         self._database: AsyncDatabase | None = None
 
@@ -137,12 +168,12 @@ class Connecting:
             from vecdb.client.remote.opening import open_node
 
             node, label = await open_node(place, self._api_key, self._options)
-            return AsyncDatabase(node, label)
+            return AsyncDatabase(node, label, self._consistency)
         from vecdb.client.threads import ThreadNode
 
         path = directory(self._target)
         backend = await asyncio.to_thread(embedded, path, self._options)
-        return AsyncDatabase(ThreadNode(backend), path)
+        return AsyncDatabase(ThreadNode(backend), path, self._consistency)
 
     def __await__(self) -> Generator[Any, None, AsyncDatabase]:
         return self._open().__await__()
@@ -157,7 +188,8 @@ class Connecting:
             await self._database.close()
 
 
-def connect_async(target: str | os.PathLike[str], *, api_key: str | None = None, **options: Any) -> Connecting:
+def connect_async(target: str | os.PathLike[str], *, api_key: str | None = None,
+                  consistency: str | Consistency = "session", **options: Any) -> Connecting:
     """Open a database for asyncio: ``db = await connect_async(...)`` or ``async with connect_async(...) as db``.
 
     Targets, options and errors are those of :func:`vecdb.connect`; a directory is opened embedded, and its calls run in
@@ -168,4 +200,4 @@ def connect_async(target: str | os.PathLike[str], *, api_key: str | None = None,
     ...     hits = await docs.query(vector, k=10)
     """
     check_key(api_key)
-    return Connecting(target, api_key, options)
+    return Connecting(target, api_key, check_consistency(consistency) or Consistency.SESSION, options)

@@ -7,13 +7,15 @@
 import asyncio
 import os
 import time
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from vecdb.client.asking import Bound
 from vecdb.client.deadlines import Limited
+from vecdb.client.positions import Positions
 from vecdb.client.session import forked
 from vecdb.client.steps import Steps, adrive
-from vecdb.core.calls import Call, Stopped
+from vecdb.core.calls import Call, Consistency, Stopped
 from vecdb.core.errors import DatabaseClosed, InvalidArgument
 
 T = TypeVar("T")
@@ -22,8 +24,9 @@ T = TypeVar("T")
 class AsyncSession:
     """Counts running calls; belongs to the event loop it was made in."""
 
-    def __init__(self, node: Any, label: str) -> None:
+    def __init__(self, node: Any, label: str, consistency: Consistency = Consistency.SESSION) -> None:
         self.label = label
+        self.positions = Positions(consistency)
         self.batch_bytes: int | None = getattr(node, "batch_bytes", None)
         self._node = node
         self._keeps_time = bool(getattr(node, "keeps_time", False))
@@ -39,28 +42,31 @@ class AsyncSession:
     def closed(self) -> bool:
         return self._closing or self._pid != os.getpid()
 
-    def check_open(self) -> None:
+    def check_process(self) -> None:
         if self._pid != os.getpid():
             raise forked(self.label, self._pid)
+
+    def check_open(self) -> None:
+        self.check_process()
         if self._closing:
             raise DatabaseClosed(f"the database {self.label} is closed", target=self.label)
         if asyncio.get_running_loop() is not self._loop:
             raise InvalidArgument("loop", f"the database {self.label} was opened in another event loop; connect again "
                                   "in this one", got="another event loop", limit="the loop of connect_async")
 
-    async def run(self, steps: Steps[T], timeout: float | None = None) -> T:
-        """Run the steps of one call, at most ``timeout`` (checked) seconds."""
+    async def run(self, steps: Steps[T], timeout: float | None = None, consistency: Consistency | None = None) -> T:
+        """Run the steps of one call, at most ``timeout`` (checked) seconds, its reads by ``consistency``."""
         self.check_open()
         self._running += 1
         self._idle.clear()
         try:
             if self._keeps_time:
                 call = None if timeout is None else Call(time.monotonic() + timeout)
-                return await adrive(steps, Bound(self._node, call))
+                return await adrive(steps, Bound(self._node, call, self.positions, consistency))
             with Limited(timeout) as limited:
                 call = Call() if limited is None else limited
                 try:
-                    return await adrive(steps, Bound(self._node, call))
+                    return await adrive(steps, Bound(self._node, call, self.positions, consistency))
                 except asyncio.CancelledError:
                     call.end(Stopped.CANCELLED)
                     raise
@@ -68,6 +74,15 @@ class AsyncSession:
             self._running -= 1
             if not self._running:
                 self._idle.set()
+
+    def session_token(self, names: Iterable[str]) -> str:
+        """What was written, as text; closed or not, but not in a forked child."""
+        self.check_process()
+        return self.positions.token(tuple(names) or None)
+
+    def use_session_token(self, token: object) -> None:
+        self.check_open()
+        self.positions.use(token)
 
     async def close(self) -> None:
         """Close once; whoever closes again waits for the same end."""

@@ -13,9 +13,11 @@ import numpy.typing as npt
 
 from vecdb.client import doing, queries, reading
 from vecdb.client.deadlines import check_timeout
+from vecdb.client.options import check_consistency
 from vecdb.client.progress import ProgressOption, reporting
 from vecdb.client.results import Hits, Records
 from vecdb.client.session import Session
+from vecdb.core.calls import Consistency
 from vecdb.core.filters import FilterLike
 from vecdb.core.ids import RecordId
 from vecdb.core.query import Description, ScanRequest
@@ -28,7 +30,7 @@ class Collection:
 
     >>> docs = db.create_collection("docs", dim=2, metric="l2")
     >>> docs.upsert(ids=[1, 2], vectors=[[0, 0], [3, 4]], metadata=[{"year": 2020}, {"year": 2024}])
-    WriteResult(inserted=2, updated=0, deleted=0, missing=0, log_index=1)
+    WriteResult(inserted=2, updated=0, deleted=0, missing=0, log_index=1, shard=0)
     >>> [(hit.id, hit.distance) for hit in docs.query([0, 0], k=2)]
     [(1, 0.0), (2, 5.0)]
     """
@@ -93,24 +95,26 @@ class Collection:
     def query(self, vector: Sequence[float], k: int = ..., filter: FilterLike | None = ..., *,
               include: Iterable[str] | None = ..., within: float | None = ..., ef_search: int | None = ...,
               nprobe: int | None = ..., exact: bool = ..., explain: bool = ..., profile: bool = ...,
-              timeout: float | None = ..., progress: ProgressOption = ..., **aliases: Any) -> Hits: ...
+              consistency: str | Consistency | None = ..., timeout: float | None = ...,
+              progress: ProgressOption = ..., **aliases: Any) -> Hits: ...
 
     @overload
     def query(self, vector: Sequence[Sequence[float]] | Sequence[npt.NDArray[Any]], k: int = ...,
               filter: FilterLike | None = ..., *, include: Iterable[str] | None = ..., within: float | None = ...,
               ef_search: int | None = ..., nprobe: int | None = ..., exact: bool = ..., explain: bool = ...,
-              profile: bool = ..., timeout: float | None = ..., progress: ProgressOption = ...,
-              **aliases: Any) -> list[Hits]: ...
+              profile: bool = ..., consistency: str | Consistency | None = ..., timeout: float | None = ...,
+              progress: ProgressOption = ..., **aliases: Any) -> list[Hits]: ...
 
     @overload
     def query(self, vector: Any, k: int = ..., filter: FilterLike | None = ..., *, include: Iterable[str] | None = ...,
               within: float | None = ..., ef_search: int | None = ..., nprobe: int | None = ..., exact: bool = ...,
-              explain: bool = ..., profile: bool = ..., timeout: float | None = ...,
-              progress: ProgressOption = ..., **aliases: Any) -> Any: ...
+              explain: bool = ..., profile: bool = ..., consistency: str | Consistency | None = ...,
+              timeout: float | None = ..., progress: ProgressOption = ..., **aliases: Any) -> Any: ...
 
     def query(self, vector: Any, k: int = 10, filter: FilterLike | None = None, *, include: Iterable[str] | None = (),
               within: float | None = None, ef_search: int | None = None, nprobe: int | None = None,
-              exact: bool = False, explain: bool = False, profile: bool = False, timeout: float | None = None,
+              exact: bool = False, explain: bool = False, profile: bool = False,
+              consistency: str | Consistency | None = None, timeout: float | None = None,
               progress: ProgressOption = None, **aliases: Any) -> Any:
         """Find the ``k`` nearest records: Hits for one vector (dim,), a list of Hits for many (n, dim).
 
@@ -118,6 +122,7 @@ class Collection:
         at most this distance away (still no more than ``k``).  ``ef_search`` and ``nprobe``: search width; None lets
         the engine choose.  ``exact``: compare with every record.  ``explain``: ``Hits.plan`` says how it was done;
         ``profile``: ``Hits.cost`` says what it took.  ``timeout``: seconds, after which DeadlineExceeded is raised.
+        ``consistency``: eventual, session or linearizable (:func:`vecdb.connect`); None: as the database was opened.
         ``top_k`` and ``ef`` are taken for ``k`` and ``ef_search``.
         Raises DimensionMismatch, NonFiniteVector, InvalidFilter (with the position), LimitExceeded, InvalidArgument.
 
@@ -129,14 +134,14 @@ class Collection:
         [['x'], ['y']]
         """
         options = queries.check(k, filter, include, within, ef_search, nprobe, exact, explain, aliases, profile)
-        limit = check_timeout(timeout)
+        limit, wanted = check_timeout(timeout), check_consistency(consistency)
         if progress is None:
-            return self._session.run(queries.steps(self._name, vector, options, None), limit)
+            return self._session.run(queries.steps(self._name, vector, options, None), limit, wanted)
         with reporting(progress) as report:
-            return self._session.run(queries.steps(self._name, vector, options, report), limit)
+            return self._session.run(queries.steps(self._name, vector, options, report), limit, wanted)
 
     def fetch(self, ids: Any, include: Iterable[str] | None = ("metadata", "vector"), *,
-              timeout: float | None = None) -> list[Record]:
+              consistency: str | Consistency | None = None, timeout: float | None = None) -> list[Record]:
         """Return the records that exist, in the order asked.
 
         >>> docs = db.create_collection("docs", dim=2, metric="dot")
@@ -144,12 +149,14 @@ class Collection:
         >>> [(record.id, record.metadata, record.vector.tolist()) for record in docs.fetch([8, 99, 7])]
         [(8, {}, [3.0, 4.0]), (7, {'a': 1}, [1.0, 2.0])]
         """
-        return self._session.run(doing.fetch(self._name, ids, include), check_timeout(timeout))
+        return self._session.run(doing.fetch(self._name, ids, include), check_timeout(timeout),
+                                 check_consistency(consistency))
 
     def get(self, id: RecordId, include: Iterable[str] | None = ("metadata", "vector"), *,
-            timeout: float | None = None) -> Record | None:
+            consistency: str | Consistency | None = None, timeout: float | None = None) -> Record | None:
         """Return one record, or None if there is none of that id."""
-        return self._session.run(doing.get(self._name, id, include), check_timeout(timeout))
+        return self._session.run(doing.get(self._name, id, include), check_timeout(timeout),
+                                 check_consistency(consistency))
 
     def delete(self, ids: Any = None, *, filter: FilterLike | None = None,
                idempotency_key: str | bytes | None = None, progress: ProgressOption = None,
@@ -189,10 +196,13 @@ class Collection:
                 doing.update_metadata(self._name, ids, metadata, filter, merge, idempotency_key, report), limit)
 
     def scan(self, filter: FilterLike | None = None, include: Iterable[str] | None = ("metadata",),
-             batch_size: int = 1_000, on_damage: str = "raise", *, timeout: float | None = None) -> Iterator[Record]:
+             batch_size: int = 1_000, on_damage: str = "raise", *, consistency: str | Consistency | None = None,
+             timeout: float | None = None) -> Iterator[Record]:
         """Iterate over all records, or those that match, fetching them page by page.
 
         Each record that stays unchanged meanwhile is seen once; one that is rewritten may be seen again, as it is then.
+        With replicas each page is a read of its own, by ``consistency``: only ``"linearizable"`` says this of records
+        that others wrote just before.
         ``on_damage``: where vectors on disk are damaged, ``"raise"`` DataCorrupted, or ``"skip"`` those records;
         :meth:`scan_batches` says which they were.  ``timeout``: seconds for each page.
 
@@ -201,32 +211,35 @@ class Collection:
         >>> [record.id for record in docs.scan(filter="n > 7")]
         [8, 9]
         """
-        return (record for page in self.scan_batches(filter, include, batch_size, on_damage, timeout=timeout)
-                for record in page)
+        pages = self.scan_batches(filter, include, batch_size, on_damage, consistency=consistency, timeout=timeout)
+        return (record for page in pages for record in page)
 
     def scan_batches(self, filter: FilterLike | None = None, include: Iterable[str] | None = ("metadata",),
                      batch_size: int = 1_000, on_damage: str = "raise", *,
-                     timeout: float | None = None) -> Iterator[Records]:
+                     consistency: str | Consistency | None = None, timeout: float | None = None) -> Iterator[Records]:
         """Like :meth:`scan`, as columns of at most ``batch_size`` records (fewer where vectors are large).
 
         With ``on_damage="skip"`` a batch's ``damaged`` are the ids left out of it; a batch may be those alone.
         """
         scan = doing.check_scan(filter, include, batch_size, on_damage)
-        limit = check_timeout(timeout)
-        return self._pages(self._session.run(doing.first_page(self._name, scan), limit), scan.skip, limit)
+        limit, wanted = check_timeout(timeout), check_consistency(consistency)
+        return self._pages(self._session.run(doing.first_page(self._name, scan), limit), scan.skip, limit, wanted)
 
-    def _pages(self, request: ScanRequest, skip: bool, timeout: float | None) -> Iterator[Records]:
+    def _pages(self, request: ScanRequest, skip: bool, timeout: float | None,
+               consistency: Consistency | None) -> Iterator[Records]:
         """Non-empty pages; nothing is held between them.  Each has ``timeout`` seconds."""
         after: int | None = request.after
         while after is not None:
             steps = reading.page(self._name, replace(request, after=after), skip)
-            page, after = self._session.run(steps, timeout)
+            page, after = self._session.run(steps, timeout, consistency)
             if page.ids or page.damaged:
                 yield page
 
-    def count(self, filter: FilterLike | None = None, *, timeout: float | None = None) -> int:
+    def count(self, filter: FilterLike | None = None, *, consistency: str | Consistency | None = None,
+              timeout: float | None = None) -> int:
         """The number of records, or of those that match."""
-        return self._session.run(doing.count(self._name, filter), check_timeout(timeout))
+        return self._session.run(doing.count(self._name, filter), check_timeout(timeout),
+                                 check_consistency(consistency))
 
     def describe(self, *, timeout: float | None = None) -> Description:
         """Counts, segments, bytes in memory and on disk, and the state of the index."""

@@ -9,22 +9,31 @@ from urllib.parse import unquote, urlsplit
 
 from vecdb.client.backend import Backend
 from vecdb.client.database import Database
-from vecdb.client.options import kind_of, refuse_unknown
+from vecdb.client.options import check_consistency, kind_of, refuse_unknown
+from vecdb.core.calls import Consistency
 from vecdb.core.errors import InvalidArgument
 
 NETWORK: Final = ("grpc", "grpcs")
 _HINTS: Final = {"http": "grpc", "https": "grpcs", "tcp": "grpc"}
 
 
-def connect(target: str | os.PathLike[str], *, api_key: str | None = None, **options: Any) -> Database:
+def connect(target: str | os.PathLike[str], *, api_key: str | None = None, consistency: str | Consistency = "session",
+            **options: Any) -> Database:
     """Open the database at ``target``: a directory, or a server.
 
     A directory's path or ``file:`` URL is opened embedded, and made if there is none; ``options`` are the engine's
     settings (``vecdb.app.open_embedded``), and ``api_key`` is not looked at: its permissions guard it.
-    ``grpc://host[:port]`` and, with TLS, ``grpcs://host[:port]`` are servers (port 7700 unless given; several addresses
-    are separated by commas); ``options`` are the fields of :class:`vecdb.client.remote.options.Options`: ``ca_file``,
+    ``grpc://host[:port]`` and, with TLS, ``grpcs://host[:port]`` are servers (port 7700 unless given).  Several
+    addresses, separated by commas, are nodes of one cluster: calls take turns on those that answer, and one that fails
+    is made again at another.  ``options`` are the fields of :class:`vecdb.client.remote.options.Options`: ``ca_file``,
     ``cert_file``, ``key_file``, ``server_name``, ``insecure``, ``timeout`` (seconds for each call that names none),
-    ``connect_timeout``, ``retries``, ``connections``, ``max_message_bytes``, ``auto_batch``, ``schema_ttl``.
+    ``connect_timeout``, ``retries``, ``retry_writes``, ``connections``, ``max_message_bytes``, ``auto_batch``,
+    ``schema_ttl``.
+    ``consistency``: what reads see of the writes before them where collections have replicas; each may say otherwise.
+    ``session``: at least what was written by this handle (:meth:`Database.session_token` takes it further).
+    ``linearizable``: every write that anybody was told is done before the read began; that takes asking the leader.
+    ``eventual``: what the replica asked has, without waiting.  A directory, or a node that is alone, has one copy and
+    gives the strongest always.
     A database nobody closed is closed when the interpreter ends.
     Raises InvalidArgument, and for a directory DatabaseLocked (another process has it open), FormatMismatch or
     StorageError; for a server Unavailable if none answers within ``connect_timeout``, or if connections are refused
@@ -34,16 +43,17 @@ def connect(target: str | os.PathLike[str], *, api_key: str | None = None, **opt
     ...     docs = db.create_collection("docs", dim=384)
     """
     check_key(api_key)
+    chosen = check_consistency(consistency) or Consistency.SESSION
     place = network(target)
     database: Database
     if place is not None:
         from vecdb.client.remote.opening import open_backend
 
         backend, label = open_backend(place, api_key, options)
-        database = Database(backend, label=label)
+        database = Database(backend, label, chosen)
     else:
         path = directory(target)
-        database = Database(embedded(path, options), label=path)
+        database = Database(embedded(path, options), path, chosen)
     database.close_at_exit()
     return database
 

@@ -8,7 +8,9 @@ from vecdb.client.admin import Admin
 from vecdb.client.backend import Backend
 from vecdb.client.collection import Collection
 from vecdb.client.deadlines import check_timeout
+from vecdb.client.options import check_consistency
 from vecdb.client.session import Session
+from vecdb.core.calls import Consistency
 from vecdb.core.errors import InvalidArgument
 from vecdb.core.schema import IndexSpec, Metric, VectorType, check_name
 
@@ -26,8 +28,8 @@ class Database:
     >>> db.drop_collection("docs")
     """
 
-    def __init__(self, backend: Backend, label: str = "in memory") -> None:
-        self._session = Session(backend, label)
+    def __init__(self, backend: Backend, label: str = "in memory", consistency: str | Consistency = "session") -> None:
+        self._session = Session(backend, label, check_consistency(consistency) or Consistency.SESSION)
 
     def create_collection(self, name: str, dim: int, metric: str | Metric = "cosine", *,
                           vector_type: str | VectorType = "float32",
@@ -81,6 +83,27 @@ class Database:
     def drop_collection(self, name: str, *, missing_ok: bool = False, timeout: float | None = None) -> None:
         """Delete a collection and its records for good; raises CollectionNotFound unless ``missing_ok``."""
         self._session.run(making.drop(check_name(name), missing_ok), check_timeout(timeout))
+        self._session.positions.forget(name)
+
+    def session_token(self, *collections: str) -> str:
+        """What this handle has written, as text for another one to go on from (:meth:`use_session_token`).
+
+        ``collections``: those it is to speak of; none: all.  It may be had after :meth:`close`, too.  It says where
+        writes are, and nothing of what they hold; it is short (some 40 characters a collection).  Of a directory, or a
+        server without a cluster, it says nothing, for there nothing has to be waited for.
+
+        >>> token = db.session_token()
+        >>> db.use_session_token(token)
+        """
+        return self._session.session_token(check_name(name) for name in collections)
+
+    def use_session_token(self, token: str) -> None:
+        """Let session reads of this handle see at least the writes that ``token`` speaks of, and its own.
+
+        For who is told of a write by another way: a worker that finds an id in a queue, the next page of a web site.
+        Raises InvalidArgument for what is no token.
+        """
+        self._session.use_session_token(token)
 
     def jobs(self, name: str | None = None, *, timeout: float | None = None) -> list[dict[str, Any]]:
         """Background jobs of a collection, or of all: ``collection kind state stage done total error``."""

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from vecdb.core.calls import Consistency
 from vecdb.core.errors import InvalidArgument, InvalidFilter, LimitExceeded
 from vecdb.core.filters import Everything, Node, to_node
 from vecdb.core.limits import MAX_WORD
@@ -31,6 +32,15 @@ _METRIC_HINTS: Final = {
     "angular": "cosine", "cos": "cosine", "euclidean": "l2", "ip": "dot", "inner_product": "dot",
     "innerproduct": "dot", "dotproduct": "dot", "dot_product": "dot", "l2sq": "l2", "bits": "hamming",
 }
+
+
+_CONSISTENCIES: Final = tuple(str(one) for one in Consistency)
+_CONSISTENCY_HINTS: Final = {
+    "strong": "linearizable", "strict": "linearizable", "quorum": "linearizable", "majority": "linearizable",
+    "all": "linearizable", "serializable": "linearizable", "causal": "session", "weak": "eventual", "one": "eventual",
+    "local": "eventual", "any": "eventual",
+}
+"""Words of other systems; each is taken to mean the one that promises no less."""
 
 
 def near(name: str, known: Iterable[str]) -> str:
@@ -162,6 +172,17 @@ def check_choice(argument: str, value: object, known: tuple[str, ...]) -> str:
         raise InvalidArgument(argument, f"{shown} is none of {', '.join(map(repr, known))}", got=shown,
                               limit=", ".join(known))
     return str(value)
+
+
+def check_consistency(value: object) -> Consistency | None:
+    """What a read must have seen; None: as the database was opened with."""
+    if value is None or type(value) is Consistency:
+        return value
+    if isinstance(value, str) and value not in _CONSISTENCIES and value.lower() in _CONSISTENCY_HINTS:
+        wanted = _CONSISTENCY_HINTS[value.lower()]
+        raise InvalidArgument("consistency", f"{value!r} is unknown; did you mean {wanted!r}?", got=value,
+                              limit=", ".join(_CONSISTENCIES))
+    return Consistency(check_choice("consistency", value, _CONSISTENCIES))
 
 
 def _plain(value: object) -> object:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vecdb.client.asking import Ask, AskSchema
+from vecdb.client.asking import Ask, AskLatest, AskSchema
 from vecdb.client.results import Records
 from vecdb.client.steps import Steps
 from vecdb.core.errors import DataCorrupted
@@ -34,11 +34,11 @@ def page(name: str, request: ScanRequest, skip: bool) -> Steps[tuple[Records, in
 
 
 def ids_of(name: str, request: ScanRequest) -> Steps[list[RecordId]]:
-    """The ids of every page."""
+    """The ids of every page, for a write: of all records acknowledged before it."""
     out: list[RecordId] = []
     after: int | None = request.after
     while after is not None:
-        found: ScanPage = yield Ask("scan", name, replace(request, after=after))
+        found: ScanPage = yield AskLatest("scan", name, replace(request, after=after))
         out += found.ids
         after = found.cursor
     return out

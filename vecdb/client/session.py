@@ -15,6 +15,7 @@ import atexit
 import os
 import threading
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from types import TracebackType
 from typing import Final, TypeVar
@@ -22,8 +23,9 @@ from typing import Final, TypeVar
 from vecdb.client.asking import Bound
 from vecdb.client.backend import Backend
 from vecdb.client.deadlines import Limited
+from vecdb.client.positions import Positions
 from vecdb.client.steps import Steps, drive
-from vecdb.core.calls import Call
+from vecdb.core.calls import Call, Consistency
 from vecdb.core.errors import DatabaseClosed, VecdbError
 
 EXIT_WAIT_S: Final = 10.0
@@ -45,8 +47,9 @@ def forked(label: str, pid: int) -> DatabaseClosed:
 class Session:
     """Counts running calls; ``with session as backend`` is one call."""
 
-    def __init__(self, backend: Backend, label: str) -> None:
+    def __init__(self, backend: Backend, label: str, consistency: Consistency = Consistency.SESSION) -> None:
         self.label = label
+        self.positions = Positions(consistency)
         self._backend = backend
         self._state = threading.Condition()
         self._running = 0
@@ -61,28 +64,41 @@ class Session:
     def closed(self) -> bool:
         return self._closing or self._pid != os.getpid()
 
-    def check_open(self) -> None:
+    def check_process(self) -> None:
         if self._pid != os.getpid():
             raise forked(self.label, self._pid)
+
+    def check_open(self) -> None:
+        self.check_process()
         if self._closing:
             raise DatabaseClosed(f"the database {self.label} is closed", target=self.label)
 
     def call(self) -> "_Call":
         return _Call(self)
 
-    def run(self, steps: Steps[T], timeout: float | None = None) -> T:
-        """Run the steps of one call, at most ``timeout`` (checked) seconds."""
+    def run(self, steps: Steps[T], timeout: float | None = None, consistency: Consistency | None = None) -> T:
+        """Run the steps of one call, at most ``timeout`` (checked) seconds, its reads by ``consistency``."""
         if timeout is None:
             backend = self.enter()
             try:
-                return drive(steps, Bound(backend, None))
+                return drive(steps, Bound(backend, None, self.positions, consistency))
             finally:
                 self.leave()
         if self._keeps_time:
             with _Call(self) as backend:
-                return drive(steps, Bound(backend, Call(time.monotonic() + timeout)))
+                call: Call | None = Call(time.monotonic() + timeout)
+                return drive(steps, Bound(backend, call, self.positions, consistency))
         with Limited(timeout) as call, _Call(self) as backend:
-            return drive(steps, Bound(backend, call))
+            return drive(steps, Bound(backend, call, self.positions, consistency))
+
+    def session_token(self, names: Iterable[str]) -> str:
+        """What was written, as text; closed or not, but not in a forked child."""
+        self.check_process()
+        return self.positions.token(tuple(names) or None)
+
+    def use_session_token(self, token: object) -> None:
+        self.check_open()
+        self.positions.use(token)
 
     def enter(self) -> Backend:
         if self._pid != os.getpid():

@@ -29,9 +29,10 @@ class Batch:
 
 
 def add(a: WriteResult, b: WriteResult) -> WriteResult:
-    """The sum of what two writes did; the log index is the later one's."""
+    """The sum of what two writes did; shard and log index are the later one's."""
+    log_index = max(a.log_index, b.log_index) if a.shard == b.shard else b.log_index
     return WriteResult(a.inserted + b.inserted, a.updated + b.updated, a.deleted + b.deleted, a.missing + b.missing,
-                       max(a.log_index, b.log_index))
+                       log_index, b.shard)
 
 
 class Tally:

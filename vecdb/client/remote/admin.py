@@ -1,4 +1,4 @@
-"""The server itself: what it is, its API keys, its jobs, its digests."""
+"""The server itself: what it is, its API keys, its jobs, its digests; and the shards of its cluster."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,10 @@ from vecdb.client.remote.io import Rpc
 from vecdb.client.steps import Steps
 from vecdb.core.access import Grant, Key, NewKey, Role
 from vecdb.core.calls import Call
+from vecdb.core.shards import ShardInfo, ShardVerification
 from vecdb.v1 import admin_pb2 as pb
+from vecdb.v1 import shards_pb2
+from vecdb.wire.shards import shard_from_wire, verification_from_wire
 
 
 class AdminProcedures:
@@ -62,6 +65,29 @@ class AdminProcedures:
         reply = read(pb.VerifyReply, (yield from self._caller.call(m.VERIFY, payload, call, default_s=LONG_S)))
         return {"records": reply.records, "log_index": reply.log_index, "digest": reply.digest,
                 "computed": reply.computed, "equal": reply.equal}
+
+
+class ShardsProcedures:
+    """Shards and their replicas are those of :mod:`vecdb.core.shards`."""
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+
+    def shards(self, name: str | None = None, call: Call | None = None) -> Steps[list[ShardInfo]]:
+        payload = shards_pb2.ListShardsRequest(collection=name or "").SerializeToString()
+        reply = read(shards_pb2.ListShardsReply, (yield from self._caller.call(m.SHARDS, payload, call)))
+        return [shard_from_wire(one) for one in reply.shards]
+
+    def verify_shard(self, name: str, deep: bool = False, call: Call | None = None) -> Steps[ShardVerification]:
+        """It may read every record of every replica: without a deadline of the caller's it has an hour."""
+        payload = shards_pb2.VerifyShardRequest(collection=name, deep=deep).SerializeToString()
+        reply = yield from self._caller.call(m.VERIFY_SHARD, payload, call, default_s=LONG_S)
+        return verification_from_wire(read(shards_pb2.VerifyShardReply, reply))
+
+    def transfer_leader(self, name: str, to: str | None = None, call: Call | None = None) -> Steps[None]:
+        """Made again when its end is not known: to hand over to who leads already is done at once."""
+        payload = shards_pb2.TransferLeaderRequest(collection=name, to=to or "").SerializeToString()
+        yield from self._caller.call(m.TRANSFER_LEADER, payload, call, write=True, repeat=to is not None)
 
 
 def _key(key: pb.Key) -> Key:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from vecdb.client.backend import Progress
-from vecdb.client.remote.admin import AdminProcedures
+from vecdb.client.remote.admin import AdminProcedures, ShardsProcedures
 from vecdb.client.remote.bulk import Applied, BulkUpsert
 from vecdb.client.remote.channels import credentials, open_sync
 from vecdb.client.remote.failures import tls_hint
@@ -25,6 +25,7 @@ from vecdb.core.ids import RecordId
 from vecdb.core.query import Description, QueryRequest, QueryResult, ScanPage, ScanRequest
 from vecdb.core.records import DeleteIds, DeleteWhere, Record, UpdateMetadata, UpsertBatch, WriteResult
 from vecdb.core.schema import CollectionSchema
+from vecdb.core.shards import ShardInfo, ShardVerification
 
 PARALLEL: Final = 4
 BATCH_BYTES: Final = 4 << 20
@@ -42,12 +43,13 @@ class RemoteBackend:
     def __init__(self, target: Target, options: Options) -> None:
         secrets = credentials(target, options)
         hint = tls_hint(target.secure, options.cert_file is not None)
-        self._wire = SyncWire([Link(open_sync(address, secrets, options), address, hint)
-                               for address in target.addresses * options.connections])
-        self._do = Procedures(options, target.label)
-        self._admin = AdminProcedures(self._do.caller)
-        self._gather = ThreadGather(self._query_now) if options.auto_batch else None
         self._addresses = len(target.addresses)
+        self._wire = SyncWire([Link(open_sync(address, secrets, options, self._addresses > 1), address, hint)
+                               for address in target.addresses * options.connections])
+        self._do = Procedures(options, target.label, self._addresses)
+        self._admin = AdminProcedures(self._do.caller)
+        self._shards = ShardsProcedures(self._do.caller)
+        self._gather = ThreadGather(self._query_now) if options.auto_batch else None
         self._pid = os.getpid()
         keep(self._wire)
 
@@ -138,6 +140,16 @@ class RemoteBackend:
 
     def verify(self, name: str, call: Call | None = None) -> dict[str, Any]:
         return drive(self._admin.verify(name, call), self._wire)
+
+    def shards(self, name: str | None = None, call: Call | None = None) -> list[ShardInfo]:
+        """The shard of a collection, or of each, with its replicas."""
+        return drive(self._shards.shards(name, call), self._wire)
+
+    def verify_shard(self, name: str, deep: bool = False, call: Call | None = None) -> ShardVerification:
+        return drive(self._shards.verify_shard(name, deep, call), self._wire)
+
+    def transfer_leader(self, name: str, to: str | None = None, call: Call | None = None) -> None:
+        drive(self._shards.transfer_leader(name, to, call), self._wire)
 
     def close(self) -> None:
         """Let go of the connection; in a forked child that is the parent's to do."""

@@ -9,7 +9,9 @@ wins as if there were one stream.  Answers are taken in the order of the batches
 would have seen.
 
 Reconnection.  Every batch keeps its idempotency key.  When a stream breaks, what was not answered is sent again on a
-new one: a batch whose answer was lost is answered with what it did then.
+new one, at another address if there is one that is up: a batch whose answer was lost is answered with what it did
+then.  A node that answers batches by saying that it serves nobody is left in the same way.  Without keys
+(``retry_writes=False``) nothing is sent twice: a broken stream is OutcomeUnknown.
 """
 
 from collections import deque
@@ -20,12 +22,12 @@ from typing import Any, Final
 from vecdb.client.remote import methods as m
 from vecdb.client.remote.calling import LONG_S, left, outcome, read
 from vecdb.client.remote.io import Open, Read, Sleep, Stream, Write
-from vecdb.client.remote.procedures import Procedures, random_key
+from vecdb.client.remote.procedures import Procedures
 from vecdb.client.remote.retry import STREAM_RETRIES, Attempts, Failed
 from vecdb.client.steps import END, Next, Steps
 from vecdb.client.writing import Batch
 from vecdb.core.calls import Call, check
-from vecdb.core.errors import DeadlineExceeded, Unavailable, VecdbError
+from vecdb.core.errors import DeadlineExceeded, OutcomeUnknown, Unavailable, VecdbError
 from vecdb.core.ids import RecordId
 from vecdb.core.records import WriteResult
 from vecdb.v1 import records_pb2 as r
@@ -42,11 +44,12 @@ Applied = Callable[[int, WriteResult], None]
 
 @dataclass(slots=True, eq=False)
 class Flight:
-    """A batch on its way; ``result`` or ``error`` when it was answered."""
+    """A batch on its way; ``result`` or ``error`` when it was answered.  ``keyed``: it may be sent again."""
 
     rows: int
     ids: frozenset[RecordId]
     payload: bytes
+    keyed: bool
     lane: "Lane"
     result: WriteResult | None = None
     error: VecdbError | None = None
@@ -73,7 +76,7 @@ class BulkUpsert:
         self._deadline = None if call is None else call.deadline
         self._attempts = Attempts(max(STREAM_RETRIES, procedures.caller.options.retries)
                                   if procedures.caller.options.retries else 0,
-                                  procedures.caller.budget, self._deadline)
+                                  procedures.caller.budget, self._deadline, procedures.caller.addresses)
         self._lanes = [Lane() for _ in range(parallel)]
         self._order: deque[Flight] = deque()
         self._bytes = 0
@@ -109,13 +112,13 @@ class BulkUpsert:
     def _send(self, item: Batch) -> Steps[None]:
         ids = frozenset(item.batch.ids)
         call = item.call(self._call)
-        key = random_key() if call is None or call.token is None else call.token.key
+        key = self._procedures.key_of(call)
         payload = convert.upsert_to_wire(self._name, item.batch, key).SerializeToString()
         while self._order and (len(self._order) >= DEPTH * len(self._lanes)
                                or self._bytes + len(payload) > WINDOW_BYTES or not self._busy.isdisjoint(ids)):
             yield from self._settle()
         lane = min(self._lanes, key=lambda one: len(one.waiting))
-        flight = Flight(item.rows, ids, payload, lane)
+        flight = Flight(item.rows, ids, payload, bool(key), lane)
         self._order.append(flight)
         self._busy |= ids
         self._bytes += len(payload)
@@ -150,7 +153,9 @@ class BulkUpsert:
                 except DeadlineExceeded:
                     wait = None
             else:
-                wait = self._attempts.delay(failed.error)
+                wait = self._attempts.after(failed)
+            if not failed.decided and not all(flight.keyed for flight in lane.waiting):
+                wait = None
             if wait is None:
                 raise outcome(failed.error, not failed.decided) from None
             yield Sleep(wait)
@@ -172,8 +177,12 @@ class BulkUpsert:
             if flight.error is None:
                 break
             error, flight.error = flight.error, None
+            if self._movable(flight.lane, error):
+                flight.lane.waiting.appendleft(flight)
+                yield from self._reopen(flight.lane, Failed(error, decided=True, elsewhere=True))
+                continue
             wait = self._attempts.delay(error)
-            if wait is None:
+            if wait is None or (isinstance(error, OutcomeUnknown) and not flight.keyed):
                 self._forget()
                 yield from self._drain(error)
                 raise error
@@ -183,6 +192,11 @@ class BulkUpsert:
         self._attempts.progress()
         self._procedures.caller.budget.gain()
         self._on_applied(flight.rows, flight.result)
+
+    def _movable(self, lane: Lane, error: VecdbError) -> bool:
+        """Whether a lane is to go on at another address: its node serves nobody, and another one may."""
+        return (isinstance(error, Unavailable) and lane.stream is not None and lane.stream.link.refused()
+                and all(flight.keyed for flight in lane.waiting))
 
     def _forget(self) -> None:
         flight = self._order.popleft()

@@ -37,9 +37,10 @@ LONG_S: Final = 3_600.0
 class Caller:
     """What every call of a connection shares."""
 
-    def __init__(self, options: Options, label: str) -> None:
+    def __init__(self, options: Options, label: str, addresses: int = 1) -> None:
         self.label = label
         self.options = options
+        self.addresses = addresses
         self.budget = Budget()
         self._base: Metadata = None
         if options.api_key is not None:
@@ -53,7 +54,7 @@ class Caller:
         return None if timeout is None else time.monotonic() + timeout
 
     def attempts(self, deadline: float | None) -> Attempts:
-        return Attempts(self.options.retries, self.budget, deadline)
+        return Attempts(self.options.retries, self.budget, deadline, self.addresses)
 
     def metadata(self, call: Call | None) -> Metadata:
         """The key, the request id and the trace."""
@@ -98,7 +99,7 @@ class Caller:
         while True:
             check(call)
             unsure = unsure or (write and not failed.decided)
-            wait = attempts.delay(failed.error) if repeat or failed.decided else None
+            wait = attempts.after(failed) if repeat or failed.decided else None
             if wait is None:
                 raise outcome(failed.error, unsure) from None
             yield Sleep(wait)
@@ -147,7 +148,7 @@ class Caller:
                     reply: bytes = yield Wait(pending)
                 except Failed as failed:
                     check(call)
-                    wait = attempts.delay(failed.error)
+                    wait = attempts.after(failed)
                     if wait is not None:
                         yield Sleep(wait)
                     elif not _too_large(failed.error):

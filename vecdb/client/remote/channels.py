@@ -12,15 +12,22 @@ from vecdb.core.errors import InvalidArgument
 KEEPALIVE_MS: Final = 30_000
 """A connection that is dead without saying so (a pulled cable, a firewall that forgets) is known within 40 s, while
 calls wait on it; idle connections are not pinged."""
+KEEPALIVE_SEVERAL_MS: Final = 5_000
+"""Where other addresses could answer meanwhile: a node that is frozen or cut off is known within 10 s."""
+CONNECT_SEVERAL_MS: Final = 3_000
+"""How long a connection may take to come about where there are others (20 s otherwise)."""
 
 
-def arguments(options: Options) -> list[tuple[str, Any]]:
-    """Channel arguments; retries are off, for they are ours, and so is the look-up of service configs in DNS."""
+def arguments(options: Options, several: bool = False) -> list[tuple[str, Any]]:
+    """Channel arguments, of one of ``several`` addresses or of the only one.
+
+    Retries are off, for they are ours, and so is the look-up of service configs in DNS.
+    """
     out: list[tuple[str, Any]] = [
         ("grpc.max_send_message_length", -1),
         ("grpc.max_receive_message_length", options.max_message_bytes),
-        ("grpc.keepalive_time_ms", KEEPALIVE_MS),
-        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_time_ms", KEEPALIVE_SEVERAL_MS if several else KEEPALIVE_MS),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_SEVERAL_MS if several else 10_000),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.enable_retries", 0),
         ("grpc.service_config_disable_resolution", 1),
@@ -30,6 +37,8 @@ def arguments(options: Options) -> list[tuple[str, Any]]:
         ("grpc.max_metadata_size", 32 << 10),
         ("grpc.primary_user_agent", "vecdb-python"),
     ]
+    if several:
+        out.append(("grpc.min_reconnect_backoff_ms", CONNECT_SEVERAL_MS))
     if options.server_name is not None:
         out.append(("grpc.ssl_target_name_override", options.server_name))
         out.append(("grpc.default_authority", options.server_name))
@@ -50,15 +59,15 @@ def credentials(target: Target, options: Options) -> Any:
     return grpc.ssl_channel_credentials(ca, key, certificate)
 
 
-def open_sync(address: str, secrets: Any, options: Options) -> Any:
+def open_sync(address: str, secrets: Any, options: Options, several: bool = False) -> Any:
     """A channel for threads."""
     if secrets is None:
-        return grpc.insecure_channel(address, arguments(options))
-    return grpc.secure_channel(address, secrets, arguments(options))
+        return grpc.insecure_channel(address, arguments(options, several))
+    return grpc.secure_channel(address, secrets, arguments(options, several))
 
 
-def open_aio(address: str, secrets: Any, options: Options) -> Any:
+def open_aio(address: str, secrets: Any, options: Options, several: bool = False) -> Any:
     """A channel for the running event loop."""
     if secrets is None:
-        return grpc.aio.insecure_channel(address, arguments(options))
-    return grpc.aio.secure_channel(address, secrets, arguments(options))
+        return grpc.aio.insecure_channel(address, arguments(options, several))
+    return grpc.aio.secure_channel(address, secrets, arguments(options, several))

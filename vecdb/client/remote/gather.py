@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from vecdb.core.calls import Call
+from vecdb.core.calls import Call, Consistency
 from vecdb.core.errors import DeadlineExceeded, InvalidArgument
 from vecdb.core.query import QueryRequest, QueryResult
 
@@ -29,13 +29,14 @@ MOST_ROWS: Final = 256
 Key = tuple[Any, ...]
 
 
-def key_of(name: str, request: QueryRequest) -> Key | None:
+def key_of(name: str, request: QueryRequest, call: Call | None) -> Key | None:
     """What queries of one call must agree in; None for a query that goes by itself."""
     if len(request.vectors) != 1 or request.explain or request.profile:
         return None
-    return (name, request.k, request.filter, request.within, request.ef_search, request.nprobe, request.exact,
-            request.include_metadata, request.include_vectors, request.vectors.shape[1], request.vectors.dtype.char,
-            request.shape)
+    consistency = Consistency.EVENTUAL if call is None else call.consistency
+    return (name, consistency, request.k, request.filter, request.within, request.ef_search, request.nprobe,
+            request.exact, request.include_metadata, request.include_vectors, request.vectors.shape[1],
+            request.vectors.dtype.char, request.shape)
 
 
 def joined(requests: list[QueryRequest]) -> QueryRequest:
@@ -50,11 +51,24 @@ def part_of(result: QueryResult, place: int) -> QueryResult:
     return QueryResult([result.matches[place]], result.plan, result.missing, result.cost)
 
 
-def latest(calls: list[Call | None]) -> Call | None:
-    """A call for all: it may take as long as the most patient of them."""
+def together(calls: list[Call | None]) -> Call | None:
+    """A call for all: as long as the most patient of them may take, and seeing what each of them must have seen.
+
+    They agree in their consistency.
+    """
     ends = [None if call is None else call.deadline for call in calls]
     known = [end for end in ends if end is not None]
-    return Call(max(known)) if len(known) == len(ends) else None
+    deadline = max(known) if len(known) == len(ends) else None
+    furthest: dict[int, int] = {}
+    consistency = Consistency.EVENTUAL
+    for call in calls:
+        if call is not None:
+            consistency = call.consistency
+            for shard, log_index in call.session:
+                furthest[shard] = max(furthest.get(shard, 0), log_index)
+    if deadline is None and consistency is Consistency.EVENTUAL:
+        return None
+    return Call(deadline, consistency=consistency, session=tuple(furthest.items()))
 
 
 @dataclass(slots=True, eq=False)
@@ -79,7 +93,7 @@ class AsyncGather:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def query(self, name: str, request: QueryRequest, call: Call | None) -> QueryResult:
-        key = key_of(name, request)
+        key = key_of(name, request, call)
         if key is None:
             return await self._ask(name, request, call)
         group = self._groups.get(key)
@@ -125,7 +139,7 @@ class AsyncGather:
                 return
             try:
                 result = await self._ask(name, joined([one.request for one in waiting]),
-                                         latest([one.call for one in waiting]))
+                                         together([one.call for one in waiting]))
             except InvalidArgument:
                 await asyncio.gather(*(self._alone(name, one) for one in waiting))
                 return
@@ -205,7 +219,7 @@ class ThreadGather:
         self._groups: dict[Key, _Group] = {}
 
     def query(self, name: str, request: QueryRequest, call: Call | None) -> QueryResult:
-        key = key_of(name, request)
+        key = key_of(name, request, call)
         if key is None:
             return self._ask(name, request, call)
         with self._lock:
@@ -241,13 +255,13 @@ class ThreadGather:
         return mine.result
 
     def _lead(self, name: str, key: Key, group: _Group, mine: _Waiter, batch: list[_Waiter]) -> None:
-        """Call for all, by this thread's own deadline, which is the latest."""
+        """Call for all; this thread's own deadline is the latest."""
         try:
             if len(batch) == 1:
                 mine.result = self._ask(name, mine.request, mine.call)
                 return
             try:
-                result = self._ask(name, joined([one.request for one in batch]), mine.call)
+                result = self._ask(name, joined([one.request for one in batch]), together([one.call for one in batch]))
             except InvalidArgument:
                 return  # each asks for itself
             for place, one in enumerate(batch):

@@ -5,7 +5,7 @@ in two steps, so that several can be under way; a stream is opened, written, rea
 :class:`~vecdb.client.remote.retry.Failed`.
 
 A wire has a channel for each address.  Calls go round; an address that failed is left alone for a moment while
-another one is up.
+another one is up, and for longer each time that it fails again.
 """
 
 import asyncio
@@ -23,8 +23,11 @@ import grpc
 
 from vecdb.client.remote.failures import Hint, failure, no_hint, untyped
 from vecdb.client.remote.retry import Failed
+from vecdb.core.errors import DeadlineExceeded
 
 DOWN_S: Final = 2.0
+DOWN_MOST_S: Final = 30.0
+"""How long an address that failed is left alone while another one is up: twice as long each time, at most this."""
 
 EOF: Final[Any] = getattr(grpc.aio, "EOF")  # noqa: B009  # the stubs do not know it
 
@@ -44,15 +47,20 @@ class Rpc:
 
 
 class Link:
-    """One address: its channel, and the callables made on it; ``hint``: what a failed connection may mean."""
+    """One address: its channel, and the callables made on it; ``hint``: what a failed connection may mean.
 
-    __slots__ = ("_calls", "_hint", "channel", "down_until", "label")
+    ``others``: links to other addresses.
+    """
+
+    __slots__ = ("_calls", "_hint", "channel", "down_until", "failures", "label", "others")
 
     def __init__(self, channel: Any, label: str, hint: Hint = no_hint) -> None:
         self.channel = channel
         self.label = label
         self._hint = hint
         self.down_until = 0.0
+        self.failures = 0
+        self.others: tuple[Link, ...] = ()
         self._calls: dict[int, Any] = {}
 
     def method(self, rpc: Rpc) -> Any:
@@ -63,17 +71,40 @@ class Link:
 
     def failed(self, error: Any) -> Failed:
         known = failure(error, self.label, self._hint)
+        now = time.monotonic()
         if known.transport:
-            self.down_until = time.monotonic() + DOWN_S
+            # Calls that were under way together fail together: that is one failure.
+            if self.down_until <= now:
+                self.failures += 1
+            self.down_until = now + min(DOWN_MOST_S, DOWN_S * 2.0 ** min(self.failures - 1, 8))
+            known.elsewhere = any(other.down_until <= now for other in self.others)
+        elif self.others and isinstance(known.error, DeadlineExceeded):
+            self.down_until = now + DOWN_S  # it may be frozen, or cut off; if the call was only long, no harm is done
         return known
+
+    def refused(self) -> bool:
+        """In a stream this server said that it serves nobody: leave it alone for a moment; is there another one?"""
+        self.down_until = time.monotonic() + DOWN_S
+        return any(other.down_until <= time.monotonic() for other in self.others)
+
+    def answered(self) -> None:
+        """A call was answered."""
+        if self.failures:
+            self.failures = 0
+            self.down_until = 0.0
 
 
 class Wire:
     """The links of one connection."""
 
     def __init__(self, links: Sequence[Link]) -> None:
-        self.links = tuple(links)
         self._turn = itertools.count()
+        self._take(links)
+
+    def _take(self, links: Sequence[Link]) -> None:
+        self.links = tuple(links)
+        for link in self.links:
+            link.others = tuple(other for other in self.links if other.label != link.label)
 
     def link(self) -> Link:
         """The next address in turn of those that did not fail just now, or the one that failed longest ago."""
@@ -107,6 +138,7 @@ class Unary:
             raise link.failed(error) from None
         except ValueError as error:  # "Cannot invoke RPC on closed channel!"
             raise untyped(1, str(error), link.label) from None
+        link.answered()
         return reply
 
     async def arun(self, wire: Wire) -> bytes:
@@ -117,6 +149,7 @@ class Unary:
             raise link.failed(error) from None
         except grpc.aio.UsageError as error:
             raise untyped(1, str(error), link.label) from None
+        link.answered()
         return reply
 
 
@@ -168,6 +201,7 @@ class Wait:
             raise untyped(1, str(error), self.pending.link.label) from None
         except grpc.RpcError as error:
             raise self.pending.link.failed(error) from None
+        self.pending.link.answered()
         return reply
 
     async def arun(self, wire: Wire) -> bytes:
@@ -175,6 +209,7 @@ class Wait:
             reply: bytes = await self.pending.call
         except grpc.aio.AioRpcError as error:
             raise self.pending.link.failed(error) from None
+        self.pending.link.answered()
         return reply
 
 
@@ -271,15 +306,18 @@ class Read:
 
     def run(self, wire: Wire) -> bytes | None:
         try:
-            return next(self.stream.call, None)
+            reply: bytes | None = next(self.stream.call, None)
         except grpc.RpcError as error:
             raise self.stream.link.failed(error) from None
+        self.stream.link.answered()
+        return reply
 
     async def arun(self, wire: Wire) -> bytes | None:
         try:
             reply = await self.stream.call.read()
         except grpc.aio.AioRpcError as error:
             raise self.stream.link.failed(error) from None
+        self.stream.link.answered()
         return None if reply is EOF else reply
 
 
@@ -321,7 +359,7 @@ class AioWire(Wire):
         loop = asyncio.get_running_loop()
         if self._loop is None:
             self._loop = loop
-            self.links = tuple(self._open())
+            self._take(self._open())
         elif self._loop is not loop:
             raise RuntimeError("this connection belongs to another event loop; connect again in this one")
         return self

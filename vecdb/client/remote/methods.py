@@ -28,3 +28,7 @@ ROTATE_KEY: Final = Rpc("Admin/RotateKey")
 REVOKE_KEY: Final = Rpc("Admin/RevokeKey")
 JOBS: Final = Rpc("Admin/ListJobs")
 VERIFY: Final = Rpc("Admin/Verify")
+
+SHARDS: Final = Rpc("Shards/ListShards")
+VERIFY_SHARD: Final = Rpc("Shards/VerifyShard")
+TRANSFER_LEADER: Final = Rpc("Shards/TransferLeader")

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, Final
 
 from vecdb.client.backend import Progress
-from vecdb.client.remote.admin import AdminProcedures
+from vecdb.client.remote.admin import AdminProcedures, ShardsProcedures
 from vecdb.client.remote.backend import BATCH_BYTES, PARALLEL
 from vecdb.client.remote.bulk import Applied, BulkUpsert
 from vecdb.client.remote.channels import credentials, open_aio
@@ -27,6 +27,7 @@ from vecdb.core.ids import RecordId
 from vecdb.core.query import Description, QueryRequest, QueryResult, ScanPage, ScanRequest
 from vecdb.core.records import DeleteIds, DeleteWhere, Record, UpdateMetadata, UpsertBatch, WriteResult
 from vecdb.core.schema import CollectionSchema
+from vecdb.core.shards import ShardInfo, ShardVerification
 
 
 class RemoteNode:
@@ -52,10 +53,12 @@ class RemoteNode:
         else:
             secrets = credentials(where, options)
             hint = tls_hint(where.secure, options.cert_file is not None)
-            self._wire = AioWire(lambda: [Link(open_aio(address, secrets, options), address, hint)
+            several = self._addresses > 1
+            self._wire = AioWire(lambda: [Link(open_aio(address, secrets, options, several), address, hint)
                                           for address in where.addresses * options.connections])
-        self._do = Procedures(options, label)
+        self._do = Procedures(options, label, self._addresses)
         self._admin = AdminProcedures(self._do.caller)
+        self._shards = ShardsProcedures(self._do.caller)
         self._gather = AsyncGather(self._query_now) if options.auto_batch else None
         keep(self._wire)
 
@@ -152,6 +155,16 @@ class RemoteNode:
 
     async def revoke_key(self, id: str, call: Call | None = None) -> None:
         await self._run(self._admin.revoke_key(id, call), call)
+
+    async def shards(self, name: str | None = None, call: Call | None = None) -> list[ShardInfo]:
+        """The shard of a collection, or of each, with its replicas."""
+        return await self._run(self._shards.shards(name, call), call)
+
+    async def verify_shard(self, name: str, deep: bool = False, call: Call | None = None) -> ShardVerification:
+        return await self._run(self._shards.verify_shard(name, deep, call), call)
+
+    async def transfer_leader(self, name: str, to: str | None = None, call: Call | None = None) -> None:
+        await self._run(self._shards.transfer_leader(name, to, call), call)
 
     async def close(self) -> None:
         """Let go of the connection."""

@@ -25,7 +25,9 @@ class Options:
     carries, if not the host's.  ``insecure``: send the API key without TLS to another machine.
     ``timeout``: seconds for each call that names none (None: no end).  ``connect_timeout``: seconds for the first
     connection (where nothing listens at most two are spent); 0 leaves it to the first call.  ``retries``: most
-    repetitions of one call; 0 for none.
+    repetitions of one call for each address; 0 for none.  ``retry_writes``: send an idempotency key of its own with
+    each write, so that one whose end nobody knows can be made again without being done twice; False: such a write is
+    OutcomeUnknown, unless the caller gives a key.
     ``max_message_bytes``: largest reply.  ``auto_batch``: single queries that wait at the same time travel together.
     ``schema_ttl``: seconds for which a collection's schema is taken to be as it was; a call that meets another one asks
     again at once.  ``connections``: to each address; calls take turns on them.  One carries thousands of calls at once,
@@ -41,6 +43,7 @@ class Options:
     timeout: float | None = 60.0
     connect_timeout: float = 10.0
     retries: int = 8
+    retry_writes: bool = True
     max_message_bytes: int = MAX_MESSAGE
     auto_batch: bool = True
     schema_ttl: float = 5.0
@@ -56,7 +59,7 @@ def check(target: Target, api_key: str | None, given: Mapping[str, Any]) -> Opti
             values[name] = _path(name, values[name])
     if values.get("server_name") is not None:
         values["server_name"] = _text("server_name", values["server_name"])
-    for name in ("insecure", "auto_batch"):
+    for name in ("insecure", "auto_batch", "retry_writes"):
         if name in values:
             values[name] = check_flag(name, values[name])
     if values.get("timeout", 1.0) is not None:

@@ -1,6 +1,7 @@
 """Every method of the Backend as a procedure over a wire; the sync and the async client run these.
 
-A write has an idempotency key of its own, the caller's or 16 random bytes, over all its attempts.
+A write has an idempotency key of its own, the caller's or 16 random bytes, over all its attempts; without one
+(``retry_writes=False``) it is made again only where it was certainly not done.
 """
 
 import os
@@ -49,16 +50,18 @@ def random_key() -> bytes:
     return os.urandom(16)
 
 
-def key_of(call: Call | None) -> bytes:
-    return random_key() if call is None or call.token is None else call.token.key
-
-
 class Procedures:
     """The API over one connection."""
 
-    def __init__(self, options: Options, label: str) -> None:
-        self.caller = Caller(options, label)
+    def __init__(self, options: Options, label: str, addresses: int = 1) -> None:
+        self.caller = Caller(options, label, addresses)
         self.schemas = SchemaCache(options.schema_ttl)
+
+    def key_of(self, call: Call | None) -> bytes:
+        """The caller's key, or a new one; empty where writes are not to be made twice."""
+        if call is not None and call.token is not None:
+            return call.token.key
+        return random_key() if self.caller.options.retry_writes else b""
 
     def _on(self, name: str, steps: Steps[T]) -> Steps[T]:
         """Forget the schema when the server refuses: it may be another one by now."""
@@ -167,7 +170,7 @@ class Procedures:
                 if isinstance(error, DeadlineExceeded):
                     left(deadline)  # the caller's own has passed, or else the server's for one call
                     continue
-                wait = attempts.delay(error)
+                wait = attempts.after(failed)
                 if wait is None:
                     raise error from None
             finally:
@@ -178,26 +181,27 @@ class Procedures:
     # --- writes -----------------------------------------------------------------------------------
 
     def _write(self, rpc: Rpc, name: str, message: Any, reply: Any, call: Call | None) -> Steps[WriteResult]:
-        raw = yield from self._on(name, self.caller.call(rpc, message.SerializeToString(), call, write=True))
+        raw = yield from self._on(name, self.caller.call(rpc, message.SerializeToString(), call, write=True,
+                                                         repeat=bool(message.idempotency_key)))
         return convert.write_result_from_wire(read(reply, raw).result)
 
     def upsert(self, name: str, batch: UpsertBatch, call: Call | None = None) -> Steps[WriteResult]:
-        message = convert.upsert_to_wire(name, batch, key_of(call))
+        message = convert.upsert_to_wire(name, batch, self.key_of(call))
         return (yield from self._write(m.UPSERT, name, message, r.UpsertReply, call))
 
     def delete(self, name: str, command: DeleteIds | DeleteWhere, call: Call | None = None) -> Steps[WriteResult]:
-        message = convert.delete_to_wire(name, command, key_of(call))
+        message = convert.delete_to_wire(name, command, self.key_of(call))
         return (yield from self._write(m.DELETE, name, message, r.DeleteReply, call))
 
     def update_metadata(self, name: str, command: UpdateMetadata, call: Call | None = None) -> Steps[WriteResult]:
-        message = convert.update_to_wire(name, command, key_of(call))
+        message = convert.update_to_wire(name, command, self.key_of(call))
         return (yield from self._write(m.UPDATE, name, message, r.UpdateMetadataReply, call))
 
     # --- reads ------------------------------------------------------------------------------------
 
     def query(self, name: str, request: QueryRequest, call: Call | None = None) -> Steps[QueryResult]:
         if len(request.vectors) == 1:
-            payload = convert.query_to_wire(name, request).SerializeToString()
+            payload = _reading(convert.query_to_wire(name, request), call)
             try:
                 reply = yield from self.caller.quick(m.QUERY, payload, call)
             except VecdbError as error:
@@ -206,7 +210,7 @@ class Procedures:
             return _answer(reply, request)
         parts = _query_parts(request)
         answers = yield from self._on(name, self.caller.several(
-            m.QUERY, parts, call, lambda part: convert.query_to_wire(name, part).SerializeToString(), _answer, _halves))
+            m.QUERY, parts, call, lambda part: _reading(convert.query_to_wire(name, part), call), _answer, _halves))
         return answers[0] if len(answers) == 1 else _joined(answers)
 
     def fetch(self, name: str, ids: Sequence[RecordId], call: Call | None = None, *, include_metadata: bool = True,
@@ -219,7 +223,7 @@ class Procedures:
         step = FETCH_ROWS if len(ids) <= FETCH_ROWS else max(1, PART_BYTES // (size + 16))
 
         def encode(part: Sequence[RecordId]) -> bytes:
-            return convert.fetch_to_wire(name, part, include_metadata, include_vectors).SerializeToString()
+            return _reading(convert.fetch_to_wire(name, part, include_metadata, include_vectors), call)
 
         def decode(reply: bytes, part: Sequence[RecordId]) -> list[Record]:
             return convert.records_from_wire(read(r.FetchReply, reply))
@@ -230,8 +234,8 @@ class Procedures:
         return pages[0] if len(pages) == 1 else [record for page in pages for record in page]
 
     def scan(self, name: str, request: ScanRequest, call: Call | None = None) -> Steps[ScanPage]:
-        message = convert.scan_to_wire(name, request)
-        reply = yield from self._on(name, self.caller.call(m.SCAN, message.SerializeToString(), call))
+        payload = _reading(convert.scan_to_wire(name, request), call)
+        reply = yield from self._on(name, self.caller.call(m.SCAN, payload, call))
         page = convert.page_from_wire(read(r.ScanReply, reply))
         if page.ids:
             return page
@@ -240,9 +244,17 @@ class Procedures:
         return ScanPage([], [] if request.include_metadata else None, empty, page.cursor)
 
     def count(self, name: str, where: Node | None = None, call: Call | None = None) -> Steps[int]:
-        message = convert.count_to_wire(name, where)
-        reply = yield from self._on(name, self.caller.call(m.COUNT, message.SerializeToString(), call))
+        payload = _reading(convert.count_to_wire(name, where), call)
+        reply = yield from self._on(name, self.caller.call(m.COUNT, payload, call))
         return int(read(r.CountReply, reply).count)
+
+
+def _reading(message: Any, call: Call | None) -> bytes:
+    """A read's message with what it must have seen."""
+    if call is not None:
+        convert.put_read(message, call)
+    payload: bytes = message.SerializeToString()
+    return payload
 
 
 def _query_parts(request: QueryRequest) -> list[QueryRequest]:

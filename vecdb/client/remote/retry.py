@@ -26,14 +26,16 @@ class Failed(Exception):
     """A call did not come to an answer.
 
     ``decided``: the work was certainly not done, or the server said what became of it; otherwise nobody here knows.
-    ``transport``: the connection failed, so another address may do better.
+    ``transport``: the connection failed, or the server serves nobody, so another address may do better.
+    ``elsewhere``: there is another address, and it is not known to be down.
     """
 
-    def __init__(self, error: VecdbError, *, decided: bool, transport: bool = False) -> None:
+    def __init__(self, error: VecdbError, *, decided: bool, transport: bool = False, elsewhere: bool = False) -> None:
         super().__init__(str(error))
         self.error = error
         self.decided = decided
         self.transport = transport
+        self.elsewhere = elsewhere
 
 
 class Budget:
@@ -68,21 +70,32 @@ class Budget:
 
 
 class Attempts:
-    """The attempts of one call."""
+    """The attempts of one call, at most ``most`` for each of ``addresses``."""
 
-    __slots__ = ("_budget", "_count", "_deadline", "_most")
+    __slots__ = ("_addresses", "_budget", "_count", "_deadline", "_most", "_moves")
 
-    def __init__(self, most: int, budget: Budget, deadline: float | None) -> None:
-        self._most = most
+    def __init__(self, most: int, budget: Budget, deadline: float | None, addresses: int = 1) -> None:
+        self._most = most * addresses
         self._budget = budget
         self._deadline = deadline
+        self._addresses = addresses
         self._count = 0
+        self._moves = 0
 
     def progress(self) -> None:
         """Something came through: count from the start again."""
         self._count = 0
+        self._moves = 0
 
-    def delay(self, error: VecdbError) -> float | None:
+    def after(self, failed: Failed) -> float | None:
+        """:meth:`delay` after a failure; a call that moves on to an address that is up waits for its turn alone.
+
+        Twice for each address such a move costs nothing of the budget, for it feeds no overload: a node that dies with
+        a hundred calls under way has all of them made again at the others.
+        """
+        return self.delay(failed.error, elsewhere=failed.elsewhere)
+
+    def delay(self, error: VecdbError, *, elsewhere: bool = False) -> float | None:
         """Seconds to wait before the next attempt, or None: this failure is final."""
         if self._count >= self._most or not isinstance(error, Unavailable | Overloaded | OutcomeUnknown):
             return None
@@ -91,7 +104,12 @@ class Attempts:
         asked = float(hint) if isinstance(hint, int | float) and hint > 0 else 0.0
         if self._deadline is not None and time.monotonic() + wait + asked >= self._deadline:
             return None
-        if not self._budget.take():
+        # That nobody knows the end of a write is no sign of too much work, and to ask once more settles it.
+        free = isinstance(error, OutcomeUnknown) and self._count == 0
+        if elsewhere and not isinstance(error, Overloaded) and self._moves < 2 * self._addresses:
+            self._moves += 1
+            free = True
+        if not free and not self._budget.take():
             return None
         self._count += 1
         return wait + min(asked, HINT_MOST_S)

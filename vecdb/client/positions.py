@@ -1,0 +1,141 @@
+"""What a Database has written, so that its own reads find it on whichever replica they meet.
+
+A write's result names a shard and a place in its log.  The places are remembered by collection, the furthest of each
+shard, and go with session reads: a replica that is not that far yet waits until it is.  Nothing written means nothing
+to wait for, and a node that is alone says no shard at all, so there a read is as it always was.
+
+Collections that were not written for longest are forgotten beyond :data:`MOST_COLLECTIONS`; from then on a session
+read of a collection that is not remembered asks for the strongest consistency instead, which finds the more.
+
+A **token** is what is remembered, as text, for another process to go on from: what MongoDB calls the times of a
+causally consistent session, and Cosmos DB a session token.
+"""
+
+import base64
+import binascii
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any, Final, TypeAlias
+
+import orjson
+
+from vecdb.client.options import kind_of
+from vecdb.core.calls import Call, Consistency
+from vecdb.core.errors import InvalidArgument, LimitExceeded
+from vecdb.core.limits import MAX_POSITIONS
+from vecdb.core.records import WriteResult
+from vecdb.core.schema import check_name
+
+MOST_COLLECTIONS: Final = 4_096
+MAX_TOKEN: Final = 1 << 20
+"""Longest token read: more than all collections with a shard each need."""
+_PREFIX: Final = "vecdb1."
+_MOST: Final = (1 << 63) - 1
+
+Pairs: TypeAlias = tuple[tuple[int, int], ...]
+
+
+class Positions:
+    """The furthest place written, by collection and shard; any number of threads may use it at once.
+
+    Reading takes no lock: what is remembered of a collection is replaced, never changed.
+    """
+
+    __slots__ = ("_forgot", "_known", "_lock", "default")
+
+    def __init__(self, default: Consistency = Consistency.SESSION) -> None:
+        self.default = default
+        self._known: OrderedDict[str, Pairs] = OrderedDict()
+        self._lock = threading.Lock()
+        self._forgot = False
+
+    def saw(self, name: str, result: WriteResult) -> None:
+        """A write to ``name`` was acknowledged."""
+        if result.shard:
+            self._merge(name, ((result.shard, result.log_index),))
+
+    def _merge(self, name: str, pairs: Pairs) -> None:
+        with self._lock:
+            known = self._known.get(name, ())
+            furthest = dict(known)
+            for shard, log_index in pairs:
+                furthest[shard] = max(furthest.get(shard, 0), log_index)
+            while len(furthest) > MAX_POSITIONS:
+                del furthest[min(furthest)]  # shards' numbers grow, and the lowest is of a collection long dropped
+            self._known[name] = tuple(sorted(furthest.items()))
+            self._known.move_to_end(name)
+            if len(self._known) > MOST_COLLECTIONS:
+                self._known.popitem(last=False)
+                self._forgot = True
+
+    def forget(self, name: str) -> None:
+        """The collection is gone."""
+        with self._lock:
+            self._known.pop(name, None)
+
+    def of(self, name: str) -> Pairs:
+        """What is remembered of a collection."""
+        return self._known.get(name, ())
+
+    def call(self, name: str, call: Call | None, consistency: Consistency | None) -> Call | None:
+        """``call`` as a read of ``name`` is to be made; the same where nothing needs to be said."""
+        wanted = consistency or self.default
+        session: Pairs = ()
+        if wanted is Consistency.SESSION:
+            session = self._known.get(name, ())
+            if not session:
+                if not self._forgot:
+                    return call
+                wanted = Consistency.LINEARIZABLE
+        elif wanted is Consistency.EVENTUAL:
+            return call
+        if call is None:
+            return Call(consistency=wanted, session=session)
+        return replace(call, consistency=wanted, session=session)
+
+    def token(self, names: Iterable[str] | None = None) -> str:
+        """What is remembered, of ``names`` or of all collections."""
+        known = dict(self._known)
+        told = known if names is None else {name: known[name] for name in names if name in known}
+        return _PREFIX + base64.urlsafe_b64encode(orjson.dumps(told)).decode().rstrip("=")
+
+    def use(self, token: object) -> None:
+        """Remember what a token says, beside what is remembered already; raises InvalidArgument for what is none."""
+        for name, pairs in _read(token).items():
+            if pairs:
+                self._merge(name, pairs)
+
+
+def _read(token: object) -> dict[str, Pairs]:
+    if not isinstance(token, str):
+        raise InvalidArgument("session_token", f"must be a str, not {kind_of(token)}", got=kind_of(token),
+                              limit="what session_token() returned")
+    if len(token) > MAX_TOKEN:
+        raise LimitExceeded("session_token", f"{len(token)} characters, more than {MAX_TOKEN}", got=len(token),
+                            limit=MAX_TOKEN)
+    text = token.removeprefix(_PREFIX)
+    if text == token:
+        raise _wrong("has not the form of one")
+    try:
+        raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+        value = orjson.loads(raw)
+    except (binascii.Error, ValueError):
+        raise _wrong("is cut or changed") from None
+    if not isinstance(value, dict):
+        raise _wrong("is cut or changed")
+    try:
+        return {check_name(name): tuple(map(_pair, pairs)) for name, pairs in value.items()}
+    except (InvalidArgument, TypeError):
+        raise _wrong("holds what is no place in a log") from None
+
+
+def _pair(pair: Any) -> tuple[int, int]:
+    if isinstance(pair, list) and len(pair) == 2 and all(type(one) is int and 0 <= one <= _MOST for one in pair):
+        return pair[0], pair[1]
+    raise TypeError
+
+
+def _wrong(why: str) -> InvalidArgument:
+    return InvalidArgument("session_token", why, got="a str", limit="what session_token() returned")
