@@ -51,7 +51,7 @@ class Scene:
 
     @property
     def disk(self):
-        return self.cluster.nodes[self.sleeper].machines[1]
+        return self.cluster.nodes[self.sleeper].home.disks[1]
 
     def arrived(self):
         return sum(map(len, self.disk.pieces.values()))

@@ -6,7 +6,8 @@ While it runs, after every event:
 - a new leader holds everything that was committed in earlier terms than its own (leader completeness);
 - what was committed at an index never changes, on no replica (state machine safety);
 - what a leader takes for committed is on the disks of a majority of the voters, learners not counted (durability);
-- replicas that have applied the same log index are in the same state (digests).
+- replicas that have applied the same log index are in the same state (digests);
+- no replica takes its log or its state for damaged unless somebody damaged it.
 
 Afterwards: :func:`acknowledged`, :func:`histories`, :func:`converged`.
 """
@@ -36,18 +37,20 @@ class Judge:
         self.checked = cluster.world.happened
         self.lost: dict[str, bool] = {}
         """Replicas whose disks were damaged on purpose."""
+        self._successors: dict[str, bool] = {}
         self._leaders: dict[tuple[int, int], str] = {}
         self._committed: dict[tuple[int, int], tuple[int, int]] = {}
         self._furthest: dict[int, dict[int, int]] = {}
         """By group and term: the last index that was known to be committed first in that term."""
         self._looked: dict[int, tuple[Replica, int]] = {}
         self._digests: dict[tuple[int, int], tuple[int, str]] = {}
-        cluster.seen, cluster.told = self._seen, self._told
+        cluster.seen, cluster.told, cluster.rejoined = self._seen, self._told, self._rejoined
         cluster.world.after_each = self.look
 
     def look(self) -> None:
-        """Hold every replica whose commit index has moved against what is known."""
-        for node in self.cluster.nodes.values():
+        """Hold every replica whose commit index has moved against what is known; those of nodes that did something."""
+        acted, self.cluster.acted = self.cluster.acted, {}
+        for node in acted.values():
             if node.host is None:
                 continue
             for replica in node.host.replicas.values():
@@ -110,6 +113,20 @@ class Judge:
             self.checked["leaders_checked"] += 1
         elif event == "raft_conflict_below_commit":
             raise Violation(f"a leader contradicts what was committed: {fields}")
+
+    def _rejoined(self, replica: str, successor: str, group: int) -> None:
+        if replica not in self.lost and not self._unborn(replica, group):
+            raise Violation(f"{replica} gave up its place in group {group}, though nobody damaged anything")
+        self._successors[successor] = True
+
+    def _unborn(self, replica: str, group: int) -> bool:
+        """Whether it took a damaged one's place, and crashed before that was on its disk."""
+        row = self.cluster.nodes[node_of(replica)].store.durable(meta_key(group))
+        try:
+            known = row is not None and Meta.from_bytes(row).number == number_of(replica)
+        except ValueError:
+            known = False
+        return replica in self._successors and not known
 
     def _seen(self, node: str, group: int, position: Position, digest: int) -> None:
         first, who = self._digests.setdefault((group, position.log_index), (digest, node))

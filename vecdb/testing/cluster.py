@@ -7,6 +7,7 @@ nobody hears of it.  A pause stops it: what came meanwhile comes all at once whe
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 from typing import Any, TypeVar
 
@@ -18,8 +19,9 @@ from vecdb.raft.membership import replica_id
 from vecdb.raft.replica import Replica
 from vecdb.raft.settings import RaftSettings
 from vecdb.testing.disk import MemoryStore
+from vecdb.testing.homes import Home, RegisterHome
 from vecdb.testing.network import Network
-from vecdb.testing.register import RegisterDisk, RegisterMachine
+from vecdb.testing.register import RegisterMachine
 from vecdb.testing.world import World
 
 T = TypeVar("T")
@@ -34,8 +36,8 @@ SETTINGS = RaftSettings(window_bytes=1 << 12, window_messages=8, batch_bytes=1 <
 @dataclass(slots=True)
 class _Job:
     act: Callable[[], None]
-    half: Callable[[], None]
-    """What a crash may leave of it."""
+    half: Callable[[], bool]
+    """What a crash may leave of it; whether nothing has happened after it."""
     seconds: float
 
 
@@ -68,25 +70,29 @@ class SimShell:
                     error = failed
             self._tell(lambda: done(error))
 
-        self._enter("log", _Job(sync, lambda: None, self.node.sync_s()))
+        self._enter("log", _Job(sync, lambda: False, self.node.sync_s()))
 
     def run(self, lane: str, work: Callable[[], T], done: Callable[[T | None, BaseException | None], None]) -> None:
         def act() -> None:
             result: T | None = None
             error: BaseException | None = None
             try:
-                result = work()
+                result = self.node.home.do(work)
             except Exception as failed:
                 error = failed
             self._tell(lambda: done(result, error))
 
-        self._enter(lane, _Job(act, lambda: _quietly(work), self.world.random.uniform(0.0001, 0.002)))
+        self._enter(lane, _Job(act, partial(self.node.home.half, work), self.world.random.uniform(0.0001, 0.002)))
 
     def crash(self) -> None:
         self.alive = False
         for lane in self.lanes.values():
-            if self.world.random.random() < 0.5:
-                lane[0].half()
+            if self.world.random.random() < 0.5 and lane[0].half():
+                return
+
+    def busy(self, group: int) -> bool:
+        """Whether a thread does something for a group."""
+        return any(lane.endswith(f"/{group}") for lane in self.lanes)
 
     def _tell(self, done: Callable[[], None]) -> None:
         self.node.do(self, done)
@@ -112,13 +118,6 @@ class SimShell:
         self.world.at(job.seconds, end)
 
 
-def _quietly(work: Callable[[], Any]) -> None:
-    try:
-        work()
-    except Exception:
-        return  # the process is gone; nobody is told
-
-
 class Node:
     """One machine: its disk, its clock, and the process on it while there is one."""
 
@@ -126,7 +125,7 @@ class Node:
         self.cluster = cluster
         self.name = name
         self.store = MemoryStore()
-        self.machines: dict[int, RegisterDisk] = {}
+        self.home = cluster.homes(self)
         self.members: dict[int, tuple[int, tuple[str, ...]]] = {}
         """By group, as the catalog has it: number and first voters."""
         self.created: dict[int, bool] = {}
@@ -155,7 +154,12 @@ class Node:
         if self.paused:
             self.backlog.append((source, shell, act))
         else:
-            act()
+            self.act(act)
+
+    def act(self, act: Callable[[], Any]) -> None:
+        """Something happens in the process."""
+        self.cluster.acted[self.name] = self
+        self.home.do(act)
 
     def _deliver(self, sender: str, frame: bytes) -> None:
         host, shell = self.host, self.shell
@@ -169,45 +173,62 @@ class Node:
         self.host = Host(self.name, LogStore(self.store, cache_bytes=1 << 10), self.shell, clock=self.clock,
                          random=Random(world.random.getrandbits(64)),  # noqa: S311
                          settings=self.cluster.settings, tell=self.cluster.tell)
+        self.act(self.home.begin)
         for group in sorted(self.members):
-            self.take_up(group)
+            self.act(partial(self.take_up, group))
         world.say(self.name, "starts", groups=sorted(self.members))
         self._tick_later(self.shell, world.random.uniform(0, TICK_S))
-        self.host.turn()
+        self.act(self.host.turn)
 
     def take_up(self, group: int) -> Replica:
         """Let the running process host a group that the catalog gives it."""
         assert self.host is not None
         number, voters = self.members[group]
-        disk = self.machines.setdefault(group, RegisterDisk())
-        replica = self.host.add(group, self.cluster.machine(self.name, group, disk), number=number, voters=voters,
+        replica = self.host.add(group, self.home.machine(group), number=number, voters=voters,
                                 existing=self.created.get(group, False))
+        if replica.core.log.number != number:
+            self.cluster.rejoined(replica_id(self.name, number), replica.core.me, group)
         self.members[group] = (replica.core.log.number, voters)
         return replica
 
-    def renew(self, group: int) -> None:
-        """Close a replica and open it again, as soon as its last batch is written."""
+    def join(self, group: int, number: int) -> None:
+        """Be a new replica of a group, which nobody knows yet; whatever is here of it goes."""
+        self.members[group] = (number, ())
+        self.renew(group, forget=True)
+
+    def renew(self, group: int, *, forget: bool = False) -> None:
+        """Close a replica and open it again, as soon as its last batch is written and no thread is at it."""
         assert self.host is not None
         shell, host = self.shell, self.host
         if group in host.replicas:
-            host.remove(group)
+            host.remove(group, forget=forget)
+        if forget:
+            self.created.pop(group, None)
 
         def again() -> None:
-            if self.shell is shell and host.failure is None and group not in host.replicas:
-                try:
-                    self.take_up(group)
-                    host.turn()
-                except Unavailable:
-                    self.cluster.world.at(0.01, again)
+            if self.shell is not shell or shell is None or host.failure is not None or group in host.replicas:
+                return
+            if shell.busy(group):
+                self.cluster.world.at(0.01, later)
+                return
+            try:
+                self.home.let_go(group, forget=forget)
+                self.take_up(group)
+                host.turn()
+            except Unavailable:
+                self.cluster.world.at(0.01, later)
 
-        again()
+        def later() -> None:
+            self.act(again)
+
+        later()
 
     def _tick_later(self, shell: SimShell, delay: float) -> None:
         def tick() -> None:
             if shell.alive:
                 if not self.paused:
                     assert self.host is not None
-                    self.host.tick()
+                    self.act(self.host.tick)
                 self._tick_later(shell, TICK_S / self.rate)
 
         self.cluster.world.at(delay, tick)
@@ -222,7 +243,7 @@ class Node:
         lost = self.store.crash(self.cluster.world.random)
         for group in self.members:
             self.created[group] = self.created.get(group, False) or self.store.durable(meta_key(group)) is not None
-        self.cluster.world.say(self.name, "crashes", batches_lost=lost)
+        self.cluster.world.say(self.name, "crashes", batches_lost=lost, **self.home.crash(self.cluster.world.random))
 
     def pause(self) -> None:
         self.paused = True
@@ -253,23 +274,30 @@ class Node:
 
 
 class Cluster:
-    """Groups over nodes.  ``seen`` and ``told`` are the judges' ears."""
+    """Groups over nodes.  ``seen``, ``told`` and ``rejoined`` are the judges' ears."""
 
-    def __init__(self, world: World, names: list[str], settings: RaftSettings = SETTINGS) -> None:
+    def __init__(self, world: World, names: list[str], settings: RaftSettings = SETTINGS,
+                 homes: "Callable[[Node], Home] | None" = None) -> None:
+        """``homes``: what each node keeps its groups' states in; registers unless told."""
         self.world = world
         self.settings = settings
         self.network = Network(world)
-        self.nodes = {name: Node(self, name) for name in names}
+        self.homes = homes or self._registers
         self.seen: Callable[[str, int, Position, int], None] = lambda node, group, position, digest: None
         self.told: Callable[[str, dict[str, Any]], None] = lambda event, fields: None
+        self.rejoined: Callable[[str, str, int], None] = lambda replica, successor, group: None
+        """A replica gave up its number for another: its log or its state was damaged."""
+        self.nodes = {name: Node(self, name) for name in names}
+        self.acted: dict[str, Node] = {}
+        """Nodes that have done something since the judge looked."""
         self._numbers = 0
 
     def tell(self, level: str, event: str, **fields: Any) -> None:
         self.world.say(str(fields.pop("node", "")), event, **fields)
         self.told(event, fields)
 
-    def machine(self, node: str, group: int, disk: RegisterDisk) -> RegisterMachine:
-        return RegisterMachine(disk, lambda position, digest: self.seen(node, group, position, digest))
+    def _registers(self, node: Node) -> RegisterHome:
+        return RegisterHome(lambda group, position, digest: self.seen(node.name, group, position, digest))
 
     def number(self) -> int:
         """A replica's number that was not used before."""

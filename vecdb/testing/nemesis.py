@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from vecdb.core.errors import VecdbError
 from vecdb.raft.membership import Change, node_of, replica_id
+from vecdb.raft.replica import Replica
 from vecdb.testing.checks import Judge
 from vecdb.testing.cluster import Cluster, Node
 from vecdb.testing.network import Weather
@@ -43,8 +44,8 @@ class Nemesis:
         for node in self.cluster.nodes.values():
             node.slow = 1.0
             node.store.failing = False
-            for disk in node.machines.values():
-                disk.failing = False
+            for group in self.groups:
+                node.home.refuse(group, False)
             if node.host is None:
                 node.start()
             elif node.paused:
@@ -167,14 +168,12 @@ class Nemesis:
     def _state_refuses(self) -> None:
         """A disk that is full, under a group's state: this replica halts, and is opened anew later."""
         node, group = self._some(), self.world.random.choice(self.groups)
-        disk = node.machines.get(group)
-        if node.host is None or node.paused or disk is None:
+        if node.host is None or node.paused or not node.home.refuse(group, True):
             return
         self._did("states_refused", node=node.name, group=group)
-        disk.failing = True
 
         def again() -> None:
-            disk.failing = False
+            node.home.refuse(group, False)
             replica = self.cluster.replica(node.name, group)
             if replica is not None and replica.halted:
                 node.renew(group)
@@ -186,13 +185,7 @@ class Nemesis:
         nodes = list(self.cluster.nodes.values())
 
         def look(tries: int) -> None:
-            found = [disk for node in nodes for disk in node.machines.values() if any(disk.pieces.values())]
-            if found:
-                pieces = self.world.random.choice(found).pieces
-                checksum = next(checksum for checksum, piece in pieces.items() if piece)
-                spoiled = bytearray(pieces[checksum])
-                spoiled[self.world.random.randrange(len(spoiled))] ^= 1
-                pieces[checksum] = bytes(spoiled)
+            if any(node.home.spoil(self.world.random) for node in nodes):
                 self._did("snapshots_spoiled")
             elif tries and not self.stopped:
                 self.world.at(0.01, lambda: look(tries - 1))
@@ -203,8 +196,14 @@ class Nemesis:
         leader = self.cluster.leader(self.world.random.choice(self.groups))
         if leader is not None:
             self._did("transfers", leader=leader.core.me)
-            leader.core.transfer(None, self._told("transfer"))
-            leader.host.turn()
+            self._ask(leader, lambda: leader.core.transfer(None, self._told("transfer")))
+
+    def _ask(self, replica: Replica, ask: Callable[[], None]) -> None:
+        def act() -> None:
+            ask()
+            replica.host.turn()
+
+        self.cluster.nodes[node_of(replica.core.me)].act(act)
 
     def _told(self, what: str) -> Callable[[int, object, VecdbError | None], None]:
         def done(index: int, result: object, error: VecdbError | None) -> None:
@@ -226,20 +225,14 @@ class Nemesis:
         if spare and len(here) < 5 and (len(configuration.voters) <= 3 or random.random() < 0.5):
             name = random.choice(spare)
             node = self.cluster.nodes[name]
-            assert node.host is not None
-            if group in node.host.replicas:
-                node.host.remove(group, forget=True)
-            add = replica_id(name, self.cluster.number())
-            node.machines.pop(group, None)
-            node.created.pop(group, None)
-            node.members[group] = (int(add.rpartition("/")[2]), ())
-            node.renew(group)
+            number = self.cluster.number()
+            add = replica_id(name, number)
+            node.join(group, number)
         if add is None and len(configuration.voters) > 3:
             remove = random.choice(configuration.voters)
         if add or remove:
             self._did("member_changes", group=group, add=add, remove=remove)
-            leader.core.change(Change(add, remove), self._told("change"))
-            leader.host.turn()
+            self._ask(leader, lambda: leader.core.change(Change(add, remove), self._told("change")))
 
     def _damage(self) -> None:
         """Crash a replica's node and flip a bit of its log, where all others of its groups are whole."""
