@@ -1,5 +1,6 @@
 """What a read must have seen: the consistency it asks for and the positions of its session, beside what it reads."""
 
+from collections.abc import Sequence
 from typing import Final, TypeAlias
 
 from vecdb.core.calls import Call, Consistency
@@ -42,20 +43,23 @@ def read_from_wire(msg: ReadRequest, call: Call) -> None:
     if not msg.HasField("read"):
         return
     options = msg.read
-    session = options.session
+    consistency = None
+    if options.consistency != types_pb2.CONSISTENCY_UNSPECIFIED:
+        consistency = _FROM_WIRE.get(options.consistency)
+        if consistency is None:
+            raise InvalidArgument("consistency", "is not known to this server", got=options.consistency,
+                                  limit=", ".join(Consistency))
+    set_read(call, consistency, [(one.shard, one.log_index) for one in options.session])
+
+
+def set_read(call: Call, consistency: Consistency | None, session: Sequence[tuple[int, int]]) -> None:
+    """Put on ``call`` what a read must have seen; None: session where positions are given, eventual where none are."""
     if len(session) > MAX_POSITIONS:
         raise LimitExceeded("session", f"{len(session)} positions, more than {MAX_POSITIONS}", got=len(session),
                             limit=MAX_POSITIONS)
     if session:
         furthest: dict[int, int] = {}
-        for one in session:
-            furthest[one.shard] = max(furthest.get(one.shard, 0), one.log_index)
+        for shard, log_index in session:
+            furthest[shard] = max(furthest.get(shard, 0), log_index)
         call.session = tuple(furthest.items())
-    if options.consistency == types_pb2.CONSISTENCY_UNSPECIFIED:
-        call.consistency = Consistency.SESSION if session else Consistency.EVENTUAL
-        return
-    consistency = _FROM_WIRE.get(options.consistency)
-    if consistency is None:
-        raise InvalidArgument("consistency", "is not known to this server", got=options.consistency,
-                              limit=", ".join(Consistency))
-    call.consistency = consistency
+    call.consistency = consistency or (Consistency.SESSION if session else Consistency.EVENTUAL)

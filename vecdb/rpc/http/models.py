@@ -19,6 +19,7 @@ from vecdb.core.limits import (
     MAX_K,
     MAX_M,
     MAX_NAME_BYTES,
+    MAX_POSITIONS,
 )
 from vecdb.core.schema import NAME_PATTERN
 
@@ -69,6 +70,10 @@ Patches = Annotated[Any, WithJsonSchema({"anyOf": [_OBJECT, {"type": "array", "i
 Include = list[Literal["metadata", "vector"]]
 Encoding = Literal["list", "base64"]
 RoleName = Literal["read", "write", "admin"]
+Level = Literal["eventual", "session", "linearizable"]
+CONSISTENCY: Final = (
+    "eventual: what the replica asked has; session: at least the writes in `session`; linearizable: every write "
+    "acknowledged before, anybody's. Left out: session where writes are given, else eventual")
 
 
 class Body(BaseModel):
@@ -183,9 +188,25 @@ class WriteResult(Body):
     deleted: int
     missing: int
     log_index: int
+    shard: int = Field(description="where log_index is a place; 0 outside a cluster")
 
 
-class Fetch(Body):
+class Position(Body):
+    """Where a write is, as its reply says."""
+
+    shard: int = Field(ge=0, le=MAX_INT_ID)
+    log_index: int = Field(ge=0, le=MAX_INT_ID)
+
+
+class Read(Body):
+    """What a read sees of the writes before it, where collections have replicas; a node alone gives the strongest."""
+
+    consistency: Level | None = Field(default=None, description=CONSISTENCY)
+    session: list[Position] = Field(default=[], max_length=MAX_POSITIONS, description=(
+        "writes that must be seen; those of other collections count for nothing"))
+
+
+class Fetch(Read):
     model_config = ConfigDict(json_schema_extra={"examples": [{"ids": [7, "7"], "include": ["metadata"]}]})
 
     ids: FewIds
@@ -230,7 +251,7 @@ class UpdateMetadata(Body):
     merge: bool = True
 
 
-class Scan(Body):
+class Scan(Read):
     """``after``: the ``cursor`` of the page before."""
 
     filter: Filter = None
@@ -247,7 +268,7 @@ class Page(Body):
     cursor: int | None
 
 
-class Count(Body):
+class Count(Read):
     filter: Filter = None
 
 
@@ -255,7 +276,7 @@ class CountReply(Body):
     count: int
 
 
-class Query(Body):
+class Query(Read):
     """Either ``vector`` or ``vectors``.
 
     ``within``: only records at most this distance away, still no more than ``k``.  ``ef_search``, ``nprobe``: search

@@ -16,7 +16,7 @@ from vecdb.rpc.http.bodies import read
 from vecdb.rpc.http.checks import check, one_of
 from vecdb.rpc.http.models import MAX_QUERIES, MAX_RESULTS
 from vecdb.rpc.http.operations import Operation, Request
-from vecdb.rpc.http.records import item_bytes, refuse_bytes
+from vecdb.rpc.http.records import item_bytes, refuse_bytes, see
 from vecdb.rpc.http.replies import Reply, dumps, runs
 
 TAG: Final = "queries"
@@ -25,6 +25,7 @@ TAG: Final = "queries"
 async def query(request: Request) -> Reply:
     schema = await request.node.schema(check_name(request.path["name"]), request.call)
     given, asked = await request.apart(len(request.body), _request, schema, request.body)
+    see(request, given)
     result = await request.node.query(schema.name, asked, request.call)
     each = item_bytes(schema, given.include)
     size = sum(len(one.ids) for one in result.matches) * each

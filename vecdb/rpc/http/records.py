@@ -9,7 +9,7 @@ import xxhash
 from pydantic import Field
 
 from vecdb.core.access import Role
-from vecdb.core.calls import WriteToken
+from vecdb.core.calls import Consistency, WriteToken
 from vecdb.core.errors import InvalidArgument, InvalidId, LimitExceeded
 from vecdb.core.filters.tree import Node
 from vecdb.core.ids import RecordId, check_id
@@ -24,6 +24,7 @@ from vecdb.rpc.http.checks import check, one_of
 from vecdb.rpc.http.models import MAX_PAGE, Encoding
 from vecdb.rpc.http.operations import NoParams, Operation, Request
 from vecdb.rpc.http.replies import Refused, Reply, dumps, ok, runs
+from vecdb.wire.reads import set_read
 
 TAG: Final = "records"
 F = TypeVar("F", models.Scan, models.Count)
@@ -39,9 +40,28 @@ class IdParams(NoParams):
 
 
 class GetParams(IdParams):
+    consistency: models.Level | None = Field(default=None, description=models.CONSISTENCY)
+    session: str | None = Field(default=None, pattern=r"^[0-9]{1,19}:[0-9]{1,19}(,[0-9]{1,19}:[0-9]{1,19})*$",
+                                max_length=2_048,
+                                description="writes that must be seen, as shard:log_index, separated by commas")
     include: str = Field(default="metadata,vector", pattern=r"^((metadata|vector)(,(metadata|vector))?)?$",
                          description="what to return, separated by a comma")
     encoding: Encoding = "list"
+
+
+def see(request: Request, given: models.Read) -> None:
+    """Let the call see what its body asks for."""
+    if given.consistency or given.session:
+        level = None if given.consistency is None else Consistency(given.consistency)
+        set_read(request.call, level, [(one.shard, one.log_index) for one in given.session])
+
+
+def _see_by_parameters(request: Request) -> None:
+    level, text = request.params.consistency, request.params.session
+    if level or text:
+        pairs = [one.split(":") for one in text.split(",")] if text else []
+        set_read(request.call, None if level is None else Consistency(level),
+                 [(int(shard), int(log_index)) for shard, log_index in pairs])
 
 
 def path_id(request: Request) -> RecordId:
@@ -143,6 +163,7 @@ async def get(request: Request) -> Reply:
     schema = await _schema(request)
     include = request.params.include.split(",")
     identity = path_id(request)
+    _see_by_parameters(request)
     found = await request.node.fetch(schema.name, (identity,), request.call, include_metadata="metadata" in include,
                                      include_vectors="vector" in include)
     if not found:
@@ -172,6 +193,7 @@ async def fetch(request: Request) -> Reply:
     schema = await _schema(request)
     given = await request.apart(len(request.body), lambda: check(models.Fetch, read(request.body)))
     listed = arrays.ids(given.ids, MAX_PAGE)
+    see(request, given)
     if "vector" in given.include:
         refuse_bytes(schema, len(listed), "ids")
     found = await request.node.fetch(schema.name, listed, request.call, include_metadata="metadata" in given.include,
@@ -189,6 +211,7 @@ def item_bytes(schema: CollectionSchema, include: Sequence[str]) -> int:
 async def scan(request: Request) -> Reply:
     schema = await _schema(request)
     given, where = await request.apart(len(request.body), _filtered, models.Scan, request.body)
+    see(request, given)
     metadata, with_vectors = "metadata" in given.include, "vector" in given.include
     limit = given.limit
     if with_vectors:
@@ -211,7 +234,8 @@ async def scan(request: Request) -> Reply:
 
 async def count(request: Request) -> Reply:
     name = check_name(request.path["name"])
-    _, where = await request.apart(len(request.body), _filtered, models.Count, request.body or b"{}")
+    given, where = await request.apart(len(request.body), _filtered, models.Count, request.body or b"{}")
+    see(request, given)
     return ok({"count": await request.node.count(name, where, request.call)})
 
 

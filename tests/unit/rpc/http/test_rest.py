@@ -177,7 +177,7 @@ def test_scan_goes_through_all_records(face: Face) -> None:
 def test_metadata_is_merged_or_replaced(face: Face) -> None:
     face.docs()
     assert face.ask("PATCH", RECORDS, {"ids": [7, "7", 7, 99], "metadata": {"a": 1}}).json() == {
-        "inserted": 0, "updated": 2, "deleted": 0, "missing": 1, "log_index": 2}
+        "inserted": 0, "updated": 2, "deleted": 0, "missing": 1, "log_index": 2, "shard": 0}
     assert face.ask("PATCH", RECORDS, {"ids": [7, "7"], "metadata": [{"year": None}, {"year": 1}],
                                        "merge": True}).json()["updated"] == 2
     assert face.ask("GET", f"{RECORDS}/7?include=metadata").json()["metadata"] == {"a": 1}
