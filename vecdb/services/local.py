@@ -236,6 +236,11 @@ class LocalDatabase(OpenCollections):
             opened.maintainer.optimize(on_progress, call)
             return describe(opened.shard, self._jobs.describe(name))
 
+    def tend(self, name: str) -> str | None:
+        """Do the most useful of what background jobs would do, in the calling thread; what it was, None if nothing."""
+        with self._using(name) as opened:
+            return opened.maintainer.tend()
+
     def jobs(self, name: str | None = None, call: Call | None = None) -> list[dict[str, Any]]:
         """Background jobs of a collection, or of all: ``collection kind state stage done total error`` and times."""
         check(call)

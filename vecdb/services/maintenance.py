@@ -71,21 +71,37 @@ class Maintainer:
 
     def queue_due(self) -> None:
         """Queue what has become worth doing.  Called after every write, so it only compares numbers."""
-        shard = self._shard
-        if shard.closed:
+        if self._shard.closed:
             return
+        self._freeze_if_full()
+        for kind, work in self._due():
+            self._jobs.submit(kind, self._name, (_lane(kind), id(self)), self._guarded(_lane(kind), work))
+
+    def _freeze_if_full(self) -> None:
+        shard = self._shard
         if shard.machine.wants_seal:
             with shard.writing():
                 if shard.machine.wants_seal:
                     shard.machine.freeze()
-        machine = shard.machine
+
+    def _due(self) -> Iterator[tuple[str, Callable[[Job], None]]]:
+        """What is worth doing now."""
+        machine = self._shard.machine
         if machine.growing.wants_graph and self._may("graph"):
-            self._jobs.submit("graph", self._name, ("graph", id(self)), self._guarded("graph", self._link))
+            yield "graph", self._link
         if self._may("index") and any(isinstance(view, SealedView) and view.segment.damage.rebuild_index
                                       for view in machine.view.segments):
-            self._jobs.submit("index", self._name, ("index", id(self)), self._guarded("index", self._rebuild))
+            yield "index", self._rebuild
         if self._may("rewrite") and (todo := next_rewrite(machine.view.segments, self._policy)) is not None:
-            self._jobs.submit(todo.kind, self._name, ("rewrite", id(self)), self._guarded("rewrite", self._upkeep))
+            yield todo.kind, self._upkeep
+
+    def tend(self) -> str | None:
+        """Carry out the first thing that is due, in the calling thread; which.  For those without background jobs."""
+        self._freeze_if_full()
+        for kind, work in self._due():
+            self._guarded(_lane(kind), work)(Job(kind, self._name, (_lane(kind), id(self))))
+            return kind
+        return None
 
     def hold_back(self, call: Call | None = None) -> None:
         """Let a writer wait while too much waits to be sealed: memory is bounded by slowing writes, not by luck.
@@ -160,7 +176,8 @@ class Maintainer:
                 self._turn.release()
                 with self._sealed:
                     self._sealed.notify_all()
-            self.queue_due()
+            if self._settings.background:
+                self.queue_due()
         return run
 
     # --- jobs -------------------------------------------------------------------------------------
@@ -272,6 +289,11 @@ class Maintainer:
             raise DataCorrupted(f"what was just written does not read back: {new.damage.messages[0]}",
                                 path=str(target))
         return new
+
+
+def _lane(kind: str) -> str:
+    """What fails and waits together."""
+    return kind if kind in ("graph", "index") else "rewrite"
 
 
 def _watched(on_progress: Progress | None, run: Run, call: Call | None) -> tuple[Progress, Run]:
