@@ -134,6 +134,11 @@ class Replica:
     # --- a turn -----------------------------------------------------------------------------------
 
     @property
+    def receiving(self) -> tuple[int, int] | None:
+        """Of a snapshot on its way here, the bytes that have come or are asked for, and all."""
+        return None if self._receiving is None else self._receiving.progress
+
+    @property
     def halted(self) -> bool:
         return self.state == "halted"
 

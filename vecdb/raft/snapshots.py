@@ -93,6 +93,12 @@ class Receiving:
         self._skip()
         return self._file == len(self.offer.files) and not self._asked and not self.writing
 
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Bytes that have come or are asked for, and all."""
+        sizes = [file.bytes for file in self.offer.files]
+        return sum(sizes[:self._file]) + max(0, self._offset), sum(sizes)
+
     def _skip(self) -> None:
         files = self.offer.files
         while self._file < len(files):

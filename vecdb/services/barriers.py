@@ -30,6 +30,7 @@ class Barriers:
         if shared is None:
             shared = self._next[group] = _Round()
             shared.task = asyncio.get_running_loop().create_task(self._run(group, shared, self._now.get(group)))
+            shared.task.add_done_callback(_looked_at)
         shared.waiting += 1
         try:
             return await asyncio.shield(shared.task)
@@ -54,3 +55,9 @@ class Barriers:
         for rounds in (self._now, self._next):
             if rounds.get(group) is mine:
                 del rounds[group]
+
+
+def _looked_at(task: "asyncio.Task[int]") -> None:
+    """A failure is for those who wait; where nobody does any more, asyncio would complain of it."""
+    if not task.cancelled():
+        task.exception()

@@ -142,7 +142,7 @@ class ReplicatedNode:
         try:
             await self.learn(Call(deadline=min(self.leaders.deadline(call), self._clock.monotonic() + LEARN_S)))
         except (Unavailable, DeadlineExceeded, TimeoutError) as error:
-            self._check_time(call)
+            call.check()
             if found is not None:
                 return found
             raise Unavailable(f"this node knows of no collection {name!r}, and the control group, which would know, "

@@ -1,0 +1,112 @@
+"""Shards as a cluster tells of them: how replicas are, whether they agree, leadership handed over."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from tests.fake_cluster import SCHEMA, FakeCluster, soon
+from vecdb.core.errors import CollectionNotFound, DataCorrupted, InvalidArgument, Unsupported
+from vecdb.core.records import DeleteIds
+
+
+def run(test: Callable[[FakeCluster], Coroutine[Any, Any, None]], **given: Any) -> None:
+    async def whole() -> None:
+        cluster = FakeCluster(**given)
+        await cluster.nodes["n1"].create_collection(SCHEMA, soon())
+        for number in range(3):
+            await cluster.nodes["n1"].delete("docs", DeleteIds((number,)), soon())
+        async with asyncio.timeout(30):
+            await test(cluster)
+
+    asyncio.run(whole())
+
+
+def test_every_replica_is_told_of_with_what_it_lacks() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        with cluster.behind("n3"):
+            await cluster.nodes["n1"].delete("docs", DeleteIds((9,)), soon())
+            control, docs = await cluster.shards["n2"].list(None, soon())
+        assert (control.collection, control.group, control.leader, control.healthy) == ("", 0, "n1/7", True)
+        assert (docs.collection, docs.group, docs.leader, docs.healthy) == ("docs", 1, "n1/7", True)
+        assert [(one.name, one.role, one.lag) for one in docs.replicas] == [
+            ("n1/7", "leader", 0), ("n2/7", "follower", 0), ("n3/7", "follower", 1)]
+
+    run(test)
+
+
+def test_a_node_that_does_not_answer_is_unreachable_and_no_error() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        cluster.down = {"n1"}
+        (docs,) = await cluster.shards["n2"].list("docs", soon())
+        assert (docs.leader, docs.healthy) == (None, False)
+        assert [(one.name, one.state, one.lag) for one in docs.replicas] == [
+            ("n1/7", "unreachable", -1), ("n2/7", "ok", -1), ("n3/7", "ok", -1)]
+        with pytest.raises(CollectionNotFound):
+            cluster.down = set()
+            await cluster.shards["n2"].list("none", soon())
+
+    run(test)
+
+
+def test_replicas_are_compared_at_one_mark() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        found = await cluster.shards["n2"].verify("docs", soon())
+        assert (found.agree, found.complete, found.log_index) == (True, True, 4)
+        assert {(one.state, one.digest, one.records) for one in found.replicas} == {("ok", "same", 4)}
+        cluster.digests["n3"] = "another"
+        cluster.down = {"n1"}
+        cluster.shard("docs").leader = "n2"
+        found = await cluster.shards["n2"].verify("docs", soon())
+        assert (found.agree, found.complete) == (False, False)
+        assert [(one.name, one.state) for one in found.replicas] == [
+            ("n1/7", "unreachable"), ("n2/7", "ok"), ("n3/7", "ok")]
+
+    run(test)
+
+
+def test_a_deep_comparison_finds_what_a_replica_no_longer_holds() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        found = await cluster.shards["n2"].verify("docs", soon(), deep=True)
+        assert (found.agree, {one.deep for one in found.replicas}) == (True, {"same"})
+        cluster.engines["n3"].failing = DataCorrupted("a flipped bit", path="x")
+        found = await cluster.shards["n2"].verify("docs", soon(), deep=True)
+        assert not found.agree
+        assert [one.state for one in found.replicas] == ["ok", "ok", "damaged"]
+
+    run(test)
+
+
+def test_a_replica_that_does_not_come_to_the_mark_is_behind() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        with cluster.behind("n3"):
+            found = await cluster.shards["n1"].verify("docs", soon(0.5))
+        assert (found.agree, found.complete, found.replicas[2].state) == (True, False, "behind")
+
+    run(test)
+
+
+def test_leadership_goes_where_it_is_told_to_go() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        shards, group = cluster.shards["n2"], cluster.shard("docs")
+        await shards.transfer("docs", "n2", soon())
+        assert group.leader == "n2"
+        await shards.transfer("docs", "n3/7", soon())
+        assert group.leader == "n3"
+        await shards.transfer("docs", "n3", soon())
+        assert group.leader == "n3"
+        await shards.transfer("", "n2", soon())
+        assert cluster.control.leader == "n2"
+        with pytest.raises(InvalidArgument, match="'n9' holds no replica that could lead"):
+            await shards.transfer("docs", "n9", soon())
+
+    run(test)
+
+
+def test_who_is_alone_hands_nothing_over() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        with pytest.raises(Unsupported, match="n3 holds the only replica"):
+            await cluster.shards["n2"].transfer("docs", None, soon())
+
+    run(test, placed=("n3",), leader="n3")

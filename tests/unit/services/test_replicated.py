@@ -1,0 +1,469 @@
+"""Any node answers any call: where it goes, what it waits for, what is done again and what is not."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.fake_cluster import NAMES, SCHEMA, FakeCluster, soon
+from vecdb.core.calls import Call, Consistency, Stopped, WriteToken
+from vecdb.core.errors import (
+    CollectionExists,
+    CollectionNotFound,
+    DataCorrupted,
+    DeadlineExceeded,
+    InvalidArgument,
+    OutcomeUnknown,
+    Overloaded,
+    SchemaChanged,
+    StorageError,
+    Unavailable,
+)
+from vecdb.core.records import DeleteIds, UpsertBatch
+from vecdb.core.schema import CollectionSchema
+
+TOKEN = WriteToken(b"key", 5)
+LINEAR = {"consistency": Consistency.LINEARIZABLE}
+
+
+def run(test: Callable[[FakeCluster], Coroutine[Any, Any, None]], **given: Any) -> None:
+    async def whole() -> None:
+        cluster = FakeCluster(**given)
+        await cluster.nodes["n1"].create_collection(SCHEMA, soon())
+        cluster.asked.clear()
+        async with asyncio.timeout(30):
+            await test(cluster)
+
+    asyncio.run(whole())
+
+
+def batch(shape: int = 0) -> UpsertBatch:
+    return UpsertBatch((1,), np.ones((1, 2), np.float32), (b"{}",), shape)
+
+
+# --- writes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("entry", NAMES)
+def test_a_write_finds_the_leader_from_any_node_and_says_where_it_is(entry: str) -> None:
+    async def test(cluster: FakeCluster) -> None:
+        result = await cluster.nodes[entry].upsert("docs", batch(), soon())
+        assert (result.inserted, result.shard, result.log_index) == (1, 1, 1)
+        assert [one for one in cluster.asked if one.startswith("propose")] == ([] if entry == "n1" else ["propose n1"])
+
+    run(test)
+
+
+def test_a_node_without_a_replica_finds_the_leader_too_and_remembers_it() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        node = cluster.nodes["n1"]
+        assert (await node.upsert("docs", batch(), soon())).log_index == 1
+        cluster.asked.clear()
+        assert (await node.delete("docs", DeleteIds((1,)), soon())).log_index == 2
+        assert cluster.asked == ["propose n3"]
+
+    run(test, placed=("n2", "n3"), leader="n3")
+
+
+def test_while_nobody_leads_a_write_waits_for_who_will() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        group = cluster.shard("docs")
+        group.leader = None
+        write = asyncio.create_task(cluster.nodes["n2"].upsert("docs", batch(), soon()))
+        await asyncio.sleep(0.2)
+        assert not write.done()
+        group.leader = "n3"
+        assert (await write).log_index == 1
+
+    run(test)
+
+
+def test_without_a_leader_until_the_deadline_nothing_was_done_and_that_is_said() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        cluster.shard("docs").leader = None
+        with pytest.raises(Unavailable, match="no leader of group 1 answered in time") as caught:
+            await cluster.nodes["n2"].upsert("docs", batch(), soon(0.3))
+        assert caught.value.fields["retry_after_s"] > 0
+
+    run(test)
+
+
+@pytest.mark.parametrize("how", ["mute", "lost here"])
+def test_what_may_have_been_done_is_done_again_under_its_key_alone(how: str) -> None:
+    async def test(cluster: FakeCluster) -> None:
+        entry, group = ("n2" if how == "mute" else "n1"), cluster.shard("docs")
+        if how == "mute":
+            cluster.mute = {"n1"}
+        else:
+            group.loses = [OutcomeUnknown("it stepped down")]
+        with pytest.raises(OutcomeUnknown):
+            await cluster.nodes[entry].upsert("docs", batch(), soon())
+        assert len(group.log) == 1
+        if how != "mute":
+            group.loses = [OutcomeUnknown("it stepped down")]
+        asyncio.get_running_loop().call_later(0.2, cluster.mute.clear)
+        result = await cluster.nodes[entry].upsert("docs", batch(), soon(token=TOKEN))
+        assert result.log_index == 2, "what the first attempt with the key did"
+        assert len(group.log) >= 3
+
+    run(test)
+
+
+def test_an_unknown_end_stays_unknown_when_time_or_room_runs_out() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        cluster.mute = {"n1"}
+        with pytest.raises(OutcomeUnknown, match="the deadline came before the end was known"):
+            await cluster.nodes["n2"].upsert("docs", batch(), soon(0.4, token=TOKEN))
+        cluster.mute.clear()
+        cluster.shard("docs").loses = [OutcomeUnknown("it stepped down"), Overloaded("full", retry_after_s=0.1)]
+        with pytest.raises(OutcomeUnknown, match="full"):
+            await cluster.nodes["n1"].upsert("docs", batch(), soon(token=TOKEN))
+
+    run(test)
+
+
+def test_refusals_pass_through_as_they_are() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        for error in (Overloaded("full", retry_after_s=0.1), InvalidArgument("vectors", "no", got=1, limit=2)):
+            cluster.shard("docs").loses = [error]
+            with pytest.raises(type(error)) as caught:
+                await cluster.nodes["n2"].upsert("docs", batch(), soon())
+            assert caught.value is error
+
+    run(test)
+
+
+def test_a_frozen_leader_is_left_once_somebody_else_leads() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        group = cluster.shard("docs")
+        cluster.frozen = {"n1"}
+        write = asyncio.create_task(cluster.nodes["n2"].upsert("docs", batch(), soon(20, token=TOKEN)))
+        bare = asyncio.create_task(cluster.nodes["n2"].upsert("docs", batch(), soon(20)))
+        await asyncio.sleep(0.1)
+        group.leader = "n3"
+        assert (await write).shard == 1
+        with pytest.raises(OutcomeUnknown, match="n1 did not answer, and n3 leads by now"):
+            await bare
+
+    run(test)
+
+
+def test_a_frozen_leader_is_left_by_a_node_that_has_to_ask_who_leads() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        group = cluster.shard("docs")
+        cluster.frozen = {"n2"}
+        write = asyncio.create_task(cluster.nodes["n1"].upsert("docs", batch(), soon(20, token=TOKEN)))
+        await asyncio.sleep(0.1)
+        group.leader = "n3"
+        assert (await write).shard == 1
+
+    run(test, placed=("n2", "n3"), leader="n2")
+
+
+def test_a_cancelled_write_frees_its_waiter_and_its_place() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        cluster.frozen = {"n1"}
+        node = cluster.nodes["n2"]
+        write = asyncio.create_task(node.upsert("docs", batch(), soon()))
+        await asyncio.sleep(0.05)
+        assert node._writes.inside == 1
+        write.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await write
+        assert node._writes.inside == 0
+        assert len(asyncio.all_tasks()) == 1
+
+    run(test)
+
+
+def test_a_write_checked_against_another_schema_is_refused() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        with pytest.raises(SchemaChanged):
+            await cluster.nodes["n2"].upsert("docs", batch(SCHEMA.shape ^ 1), soon())
+        await cluster.nodes["n2"].upsert("docs", batch(SCHEMA.shape), soon())
+
+    run(test)
+
+
+# --- reads ----------------------------------------------------------------------------------------
+
+
+def test_an_eventual_read_is_the_replica_s_own_as_it_is() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        with cluster.behind("n2"):
+            await cluster.nodes["n1"].upsert("docs", batch(), soon())
+            cluster.asked.clear()
+            assert await cluster.nodes["n2"].count("docs", None, soon()) == 0
+            assert not cluster.asked
+        assert await cluster.nodes["n2"].count("docs", None, soon()) == 1
+
+    run(test)
+
+
+def test_a_session_read_waits_for_what_the_session_wrote_and_not_for_other_shards() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        node = cluster.nodes["n2"]
+        with cluster.behind("n2"):
+            await cluster.nodes["n1"].upsert("docs", batch(), soon())
+            read = asyncio.create_task(node.count("docs", None, soon(session=((1, 1),))))
+            await asyncio.sleep(0.05)
+            assert not read.done()
+            assert await node.count("docs", None, soon(session=((0, 99),))) == 0
+        assert await read == 1
+        assert not any(one.startswith("count") for one in cluster.asked)
+
+    run(test)
+
+
+@pytest.mark.parametrize("asked", [{"session": ((1, 1),)}, LINEAR], ids=["session", "linearizable"])
+def test_a_replica_that_stays_behind_hands_the_read_to_the_leader(asked: dict[str, Any]) -> None:
+    async def test(cluster: FakeCluster) -> None:
+        await cluster.nodes["n1"].upsert("docs", batch(), soon())
+        with cluster.behind("n2", "n3"):
+            await cluster.nodes["n1"].upsert("docs", batch(), soon())
+            assert await cluster.nodes["n2"].count("docs", None, soon(**asked)) in (1, 2)
+            assert await cluster.nodes["n2"].count("docs", None, soon(session=((1, 2),))) == 2
+            assert await cluster.nodes["n2"].count("docs", None, soon(**LINEAR)) == 2
+        assert "count n1" in cluster.asked
+
+    run(test)
+
+
+def test_linearizable_reads_ask_the_leader_where_the_log_is_and_answer_here() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        await cluster.nodes["n1"].upsert("docs", batch(), soon())
+        cluster.asked.clear()
+        counts = await asyncio.gather(*(cluster.nodes["n2"].count("docs", None, soon(**LINEAR)) for _ in range(20)))
+        assert counts == [1] * 20
+        assert cluster.asked == ["read_index n1", "read_index 1"], "twenty reads of a moment are one question"
+        assert len(cluster.engines["n2"].calls) == 20
+
+    run(test)
+
+
+def test_a_linearizable_read_sees_what_was_acknowledged_before_it_began() -> None:
+    """Reads that come while a question is under way share the next one, never that one."""
+    async def test(cluster: FakeCluster) -> None:
+        node, group = cluster.nodes["n2"], cluster.shard("docs")
+
+        async def one(number: int) -> None:
+            await asyncio.sleep(0.001 * (number % 7))
+            await cluster.nodes[NAMES[number % 3]].upsert("docs", batch(), soon())
+            acknowledged = len(group.log)
+            assert await node.count("docs", None, soon(**LINEAR)) >= acknowledged
+
+        await asyncio.gather(*map(one, range(60)))
+
+    run(test)
+
+
+def test_without_a_leader_a_linearizable_read_fails_and_an_eventual_one_does_not() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        cluster.shard("docs").leader = None
+        with pytest.raises((Unavailable, DeadlineExceeded)):
+            await cluster.nodes["n2"].count("docs", None, soon(0.4, **LINEAR))
+        assert await cluster.nodes["n2"].count("docs", None, soon()) == 0
+
+    run(test)
+
+
+@pytest.mark.parametrize("failure", [
+    StorageError("the disk", path="x"), DataCorrupted("bytes", path="x"), Unavailable("halted")])
+def test_what_one_replica_cannot_answer_another_does(failure: Any) -> None:
+    async def test(cluster: FakeCluster) -> None:
+        cluster.engines["n2"].failing = failure
+        assert await cluster.nodes["n2"].count("docs", None, soon()) == 0
+        for engine in cluster.engines.values():
+            engine.failing = failure
+        with pytest.raises(type(failure)):
+            await cluster.nodes["n2"].count("docs", None, soon(0.4))
+
+    run(test)
+
+
+def test_a_replica_that_is_new_serves_nothing_and_a_node_that_is_down_costs_no_answer() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        await cluster.nodes["n1"].upsert("docs", batch(), soon())
+        group = cluster.shard("docs")
+        group.states["n2"], group.applied["n2"] = "joining", 0
+        await asyncio.sleep(0.11)  # what is known of a replica may be so old
+        cluster.down = {"n3"}
+        for _ in range(8):
+            assert await cluster.nodes["n2"].count("docs", None, soon()) == 1
+        assert "count n3" in cluster.asked
+
+    run(test)
+
+
+def test_a_read_waits_for_a_replica_that_comes_back() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        cluster.down = {"n1", "n3"}
+        cluster.engines["n2"].failing = Unavailable("it is made anew")
+        read = asyncio.create_task(cluster.nodes["n2"].count("docs", None, soon()))
+        await asyncio.sleep(0.2)
+        assert not read.done()
+        cluster.engines["n2"].failing = None
+        assert await read == 0
+
+    run(test)
+
+
+def test_a_cancelled_read_ends_where_it_is() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        for kind in ({}, LINEAR):
+            cluster.engines["n2"].pause.clear()
+            call = soon(**kind)  # type: ignore[arg-type]
+            read = asyncio.create_task(cluster.nodes["n2"].count("docs", None, call))
+            await asyncio.sleep(0.05)
+            read.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await read
+        cluster.engines["n2"].pause.set()
+        with cluster.behind("n2"):
+            await cluster.nodes["n1"].upsert("docs", batch(), soon())
+            cluster.frozen = {"n1"}
+            for asked in (soon(session=((1, 1),)), soon(**LINEAR)):
+                read = asyncio.create_task(cluster.nodes["n2"].count("docs", None, asked))
+                await asyncio.sleep(0.05)
+                read.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await read
+        await asyncio.sleep(0.02)
+        assert len(asyncio.all_tasks()) == 1
+        assert not cluster.nodes["n2"].barriers._now
+        assert not cluster.nodes["n2"].barriers._next
+
+    run(test)
+
+
+def test_a_call_that_was_ended_is_not_begun_elsewhere() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        cluster.engines["n2"].failing = Unavailable("halted")
+        call = soon()
+        call.end(Stopped.DEADLINE)
+        with pytest.raises(DeadlineExceeded):
+            await cluster.nodes["n2"].count("docs", None, call)
+        assert not cluster.asked
+
+    run(test)
+
+
+# --- collections ----------------------------------------------------------------------------------
+
+
+def test_collections_are_made_and_dropped_by_way_of_any_node() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        node, other = cluster.nodes["n2"], CollectionSchema("other", 2, "l2")  # type: ignore[arg-type]
+        await node.create_collection(other, soon())
+        assert await cluster.nodes["n3"].list_collections(soon()) == ["docs", "other"]
+        with pytest.raises(CollectionExists):
+            await node.create_collection(other, soon())
+        await cluster.nodes["n3"].drop_collection("other", soon())
+        with pytest.raises(CollectionNotFound):
+            await node.drop_collection("other", soon())
+        with pytest.raises(CollectionNotFound):
+            await node.schema("other", soon())
+
+    run(test)
+
+
+def test_a_change_whose_answer_was_lost_is_asked_for_again_and_happens_once() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        cluster.mute = {"n1"}
+        asyncio.get_running_loop().call_later(0.15, cluster.mute.clear)
+        await cluster.nodes["n2"].create_collection(CollectionSchema("other", 2, "l2"), soon())  # type: ignore[arg-type]
+        assert cluster.asked.count("change n1") >= 2
+        assert cluster.states[-1].next_group == 3
+
+    run(test)
+
+
+def test_creating_returns_once_somebody_leads() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        cluster.elects = None
+        other = CollectionSchema("other", 2, "l2")  # type: ignore[arg-type]
+        making = asyncio.create_task(cluster.nodes["n2"].create_collection(other, soon()))
+        await asyncio.sleep(0.2)
+        assert not making.done()
+        cluster.shard("other").leader = "n3"
+        await making
+        with pytest.raises(DeadlineExceeded, match="was made, and its replicas have elected no leader"):
+            await cluster.nodes["n2"].create_collection(CollectionSchema("third", 2, "l2"), soon(0.3))  # type: ignore[arg-type]
+
+    run(test)
+
+
+def test_a_node_that_has_not_heard_of_a_collection_looks_before_it_says_no() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        other = CollectionSchema("other", 2, "l2")  # type: ignore[arg-type]
+        with cluster.behind("n2", name=None):
+            await cluster.nodes["n1"].create_collection(other, soon())
+            looking = asyncio.create_task(cluster.nodes["n2"].schema("other", soon()))
+            listing = asyncio.create_task(cluster.nodes["n2"].list_collections(soon()))
+            await asyncio.sleep(0.05)
+        assert await looking == other
+        assert await listing == ["docs", "other"]
+        with pytest.raises(CollectionNotFound):
+            await cluster.nodes["n2"].count("none", None, soon())
+        cluster.control.leader = None
+        with pytest.raises(Unavailable, match="knows of no collection 'none', and the control group"):
+            await cluster.nodes["n2"].count("none", None, soon(0.3))
+        assert await cluster.nodes["n2"].list_collections(soon(0.3)) == ["docs", "other"]
+
+    run(test)
+
+
+def test_a_session_that_wrote_to_a_collection_made_anew_reads_from_that_one() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        with cluster.behind("n2", name=None):
+            await cluster.nodes["n1"].drop_collection("docs", soon())
+            await cluster.nodes["n1"].create_collection(SCHEMA, soon())
+            result = await cluster.nodes["n1"].upsert("docs", batch(), soon())
+            assert result.shard == 2
+            reading = asyncio.create_task(cluster.nodes["n2"].count("docs", None, soon(session=((2, 1),))))
+            await asyncio.sleep(0.05)
+            assert not reading.done()
+        assert await reading == 1
+
+    run(test)
+
+
+def test_a_write_to_a_collection_that_is_dropped_under_it_says_so() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        cluster.shard("docs").leader = None
+        write = asyncio.create_task(cluster.nodes["n2"].upsert("docs", batch(), soon()))
+        await asyncio.sleep(0.05)
+        await cluster.nodes["n1"].drop_collection("docs", soon())
+        with pytest.raises(CollectionNotFound):
+            await write
+
+    run(test)
+
+
+def test_maintenance_says_whose_answer_it_is() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        told = await cluster.nodes["n2"].describe("docs", soon())
+        assert (told.details["by"], told.details["replica"], told.details["leader"]) == ("n2", "n2/7", "n1/7")
+        seen: list[str] = []
+        cluster.down = {"n3"}
+        done = await cluster.nodes["n2"].optimize("docs", soon(), lambda *step: seen.append(step[0]))
+        assert (done.details["by"], seen) == ("n2", ["seal"])
+        assert [call[0] for call in cluster.engines["n1"].calls] == ["optimize"], "every replica's graphs are its own"
+        assert {job["node"] for job in await cluster.nodes["n2"].jobs(None, soon())} == {"n1", "n2"}
+        assert (await cluster.nodes["n2"].verify("docs", soon()))["equal"]
+
+    run(test)
+
+
+def test_calls_that_are_handed_on_carry_what_they_came_with() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        call = Call(soon().deadline, None, "request-1", "key ops", Consistency.SESSION, ((1, 0),))
+        await cluster.nodes["n1"].count("docs", None, call)
+        ((_, seen),) = [*cluster.engines["n2"].calls, *cluster.engines["n3"].calls]
+        assert (seen.deadline, seen.request_id, seen.principal, seen.consistency, seen.session) == (
+            call.deadline, "request-1", "key ops", Consistency.SESSION, ((1, 0),))
+        assert seen is not call
+
+    run(test, placed=("n2", "n3"), leader="n2")
