@@ -9,8 +9,11 @@ more; opened anew (``LocalDatabase.replica``) the state may be an older one, whi
 another object that does, so that no command meets a state that lacks the one before it.
 """
 
+import itertools
+import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,9 +21,10 @@ from typing import Any, TypeVar
 from vecdb.core.calls import Call
 from vecdb.core.errors import CollectionNotFound, DatabaseClosed, DataCorrupted, StorageError, VecdbError
 from vecdb.core.records import WriteResult
-from vecdb.ports.replicator import Position
+from vecdb.ports.replicator import Position, SnapshotFile
 from vecdb.services.homes import Home
 from vecdb.services.shard import ShardService
+from vecdb.services.snapshots import ShardIncoming, ShardSnapshot, check_position, list_files
 from vecdb.shard.marks import Mark, MarkResult
 
 __all__ = ["Digest", "Mark", "MarkResult", "ShardReplica"]
@@ -49,6 +53,7 @@ class ShardReplica:
         self._start = start
         self._adopt = adopt
         self._changing = threading.Lock()
+        self._numbers = itertools.count(1)
         self.failure: VecdbError | None = None
         """What ended this replica."""
 
@@ -68,6 +73,62 @@ class ShardReplica:
         state = self._ending(lambda service: service.sync())
         return Position(state.applied, state.term)
 
+    def snapshot(self) -> ShardSnapshot:
+        folder = self.home.snapshots / str(next(self._numbers))
+
+        def copied(service: ShardService) -> ShardSnapshot:
+            try:
+                state = service.copy(folder).state
+                return ShardSnapshot(folder, Position(state.applied, state.term), list_files(folder))
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+
+        return self._ending(copied)
+
+    def receive(self, position: Position, files: Sequence[SnapshotFile]) -> ShardIncoming:
+        return ShardIncoming(self, position, files)
+
+    def install(self, position: Position, lay_out: Callable[[Path], None], settled: Callable[[], None]) -> None:
+        """Let the state that ``lay_out`` makes in a folder be this replica's; ``settled`` is told when what it was made
+        of is needed no more: it became the state, or is damaged, which raises ``DataCorrupted``.
+        """
+        with self._changing:
+            self._check()
+            state = self.home.fresh()
+            service: ShardService | None = None
+            try:
+                lay_out(state)
+                service = self._start(state)
+                found = service.machine.state
+                check_position(Position(found.applied, found.term), position, state)
+            except BaseException as error:
+                if service is not None:
+                    with suppress(VecdbError):
+                        service.close()
+                shutil.rmtree(state, ignore_errors=True)
+                if isinstance(error, DataCorrupted):
+                    settled()
+                raise
+            self._take(service, state)
+            settled()
+
+    def _take(self, service: ShardService, state: Path) -> None:
+        """Make ``state``, opened as ``service``, the one in use."""
+        old = self._service
+        try:
+            self.home.switch(state)
+            self._adopt(self, service)
+        except VecdbError as error:  # whether the old or the new is in use, the next opening will know
+            with suppress(VecdbError):
+                service.close()
+            self.end(error)
+            raise StorageError(f"the snapshot may not be in use: {error.message}", path=str(state)) from error
+        self._service = service
+        with suppress(VecdbError):
+            old.close()
+        shutil.rmtree(old.directory, ignore_errors=True)
+
     def digest(self) -> Digest:
         state = self._service.machine.state
         return Digest(state.applied, state.term, state.records, f"{state.digest:032x}")
@@ -84,11 +145,14 @@ class ShardReplica:
         """Apply nothing more."""
         self.failure = self.failure or failure
 
+    def _check(self) -> None:
+        if self.failure is not None:
+            raise StorageError(f"this replica has ended: {self.failure.message}", path=str(self.home.folder))
+
     def _ending(self, work: Callable[[ShardService], T]) -> T:
         """Run ``work``; an error of the disk's ends this replica, and being closed is one."""
         while True:
-            if self.failure is not None:
-                raise StorageError(f"this replica has ended: {self.failure.message}", path=str(self.home.folder))
+            self._check()
             service = self._service
             try:
                 return work(service)
