@@ -116,10 +116,10 @@ class Driver:
         self._timer = self._loop.call_later(self._period, self._tick)
 
     def add(self, group: int, machine: StateMachine, *, number: int, voters: tuple[str, ...] = (),
-            existing: bool = False) -> "GroupReplicator":
+            existing: bool = False, afresh: bool = False) -> "GroupReplicator":
         """Take up a group: see :meth:`vecdb.raft.host.Host.add`."""
         self._check()
-        replica = self.host.add(group, machine, number=number, voters=voters, existing=existing)
+        replica = self.host.add(group, machine, number=number, voters=voters, existing=existing, afresh=afresh)
         self.soon()
         return GroupReplicator(self, replica)
 
@@ -131,6 +131,21 @@ class Driver:
         self._check()
         self.host.remove(group, forget=forget)
         await self._shell.quiet(group, self.host.store.writing)
+
+    def forget(self, group: int) -> None:
+        """Delete the log of a group that is not taken up, if there is one."""
+        self._check()
+        self.host.forget(group)
+
+    def logs(self) -> list[int]:
+        """Groups that have a log on this disk, taken up or not."""
+        self._check()
+        return [group for group, _ in self.host.store.groups()]
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What ended all replicas: the logs' disk refused.  Only a new driver, over a store opened anew, goes on."""
+        return self.host.failure
 
     def close(self) -> None:
         """End all groups, and the threads once what they do is done."""

@@ -74,7 +74,7 @@ class Host:
     # --- groups -----------------------------------------------------------------------------------
 
     def add(self, group: int, machine: StateMachine, *, number: int, voters: tuple[str, ...] = (),
-            existing: bool = False) -> Replica:
+            existing: bool = False, afresh: bool = False) -> Replica:
         """Take up a group: its log as it is on the disk, or a new one.
 
         ``voters``: the members of a new group, this replica among them; none where it is to join one as a learner.
@@ -82,6 +82,7 @@ class Host:
 
         ``existing``: there was a log, as whoever keeps the catalog knows; if it is gone or damaged the replica comes
         back under a new, random number, says so, and the leader puts it in the old one's place as a learner.
+        ``afresh``: the same, whatever log there is; for a replica that its group has removed.
         """
         if group in self.replicas:
             raise InvalidArgument("group", "is here already", got=group)
@@ -90,7 +91,9 @@ class Host:
         log: GroupLog | None = None
         try:
             log = self.store.open(group)
-            if log is not None:
+            if afresh:
+                rejoining = "its group has removed it"
+            elif log is not None:
                 _agree(log, position)
             elif existing:
                 rejoining = "its log is gone"
@@ -99,6 +102,8 @@ class Host:
         if rejoining:
             number = self._random.randrange(1 << 16, MAX_NUMBER)
             self.tell("error", "raft_log_damaged", node=self.node, group=group, why=rejoining, number=number)
+            if log is not None:
+                self.store.close(log)
             log = None
         if log is None:
             configuration = Configuration() if rejoining else Configuration.of(voters)
@@ -128,6 +133,13 @@ class Host:
         if forget:
             self.store.drop(group)
             self.turn()
+
+    def forget(self, group: int) -> None:
+        """Delete the log of a group that is not taken up, if there is one."""
+        if group in self.replicas:
+            raise InvalidArgument("group", "is here: remove it", got=group)
+        self.store.drop(group)
+        self.turn()
 
     # --- what happens -----------------------------------------------------------------------------
 

@@ -9,7 +9,6 @@ follows from the state (groups, folders) is :mod:`vecdb.services.hosting`'s.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -126,19 +125,16 @@ class ControlReplica:
         self._store.close()
 
 
-@dataclass(frozen=True, slots=True)
 class ControlSnapshot:
     """A state as it was; held by whoever reads it."""
 
-    position: Position
-    data: bytes
-
-    @property
-    def files(self) -> Sequence[SnapshotFile]:
-        return (SnapshotFile(FILE, len(self.data), xxhash.xxh3_64_intdigest(self.data)),)
+    def __init__(self, position: Position, data: bytes) -> None:
+        self.position = position
+        self.files: Sequence[SnapshotFile] = (SnapshotFile(FILE, len(data), xxhash.xxh3_64_intdigest(data)),)
+        self._data = data
 
     def read(self, file: int, offset: int, length: int) -> bytes:
-        return self.data[offset:offset + length]
+        return self._data[offset:offset + length]
 
     def release(self) -> None:
         """The memory goes with the last reference."""
@@ -214,6 +210,13 @@ class Control:
             raise
         self._tell(self._replica.state)
         return self._replica
+
+    def checkpoint(self) -> None:
+        """Return once what is applied is on stable storage; blocks."""
+        replica = self._replica
+        if replica is None:
+            raise Unavailable("the control state is not open", retry_after_s=0.1)
+        replica.checkpoint()
 
     def set_aside(self) -> Path | None:
         """Move a damaged state out of the way; where to."""

@@ -1,0 +1,94 @@
+"""Asking the other nodes how far they are until it is known whether the control group is to be founded or joined."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, Protocol, TypeVar
+
+from vecdb.cluster.founding import Founding, decide, strangers
+from vecdb.core.errors import VecdbError
+from vecdb.ports.tell import Tell
+from vecdb.services.ledger import Ledger
+
+T = TypeVar("T")
+
+ASK_S: Final = 2.0
+PAUSE_S: Final = (0.1, 1.0)
+"""Between rounds that brought nothing new: the first, and the longest."""
+TELL_S: Final = 60.0
+NUMBERS: Final = (1 << 16, (1 << 32) - 1)
+"""Numbers of disks: of 32 bits, and none that a person would write."""
+
+
+class Witnesses(Protocol):
+    """The other nodes, as far as they can be asked."""
+
+    async def founding(self, node: str) -> Founding:
+        """How far the node is, on stable storage; ``VecdbError`` where it does not answer or does not know yet."""
+        ...
+
+
+class Founder:
+    """``thread`` runs what blocks; ``draw`` is the process's entropy (:data:`NUMBERS`)."""
+
+    def __init__(self, me: str, nodes: Sequence[str], ledger: Ledger, witnesses: Witnesses, tell: Tell, *,
+                 draw: Callable[[], int], thread: Callable[..., Awaitable[Any]]) -> None:
+        self._me = me
+        self._nodes = sorted({me, *nodes})
+        self._ledger = ledger
+        self._witnesses = witnesses
+        self._tell = tell
+        self._draw = draw
+        self._thread = thread
+        self._told_at = float("-inf")
+
+    async def found(self, has_state: bool) -> Founding:
+        """Return once there is nothing more to learn.
+
+        ``has_state``: this node holds a control state.  Then there was a group, whatever became of its log here.
+        """
+        mine = self._ledger.founding
+        if mine is None:
+            mine = await self._write(Founding(self._draw(), joined=has_state))
+        pause = PAUSE_S[0]
+        while not mine.over:
+            answers = await self._ask_all()
+            after = decide(self._me, self._nodes, mine, answers)
+            if after != mine:
+                mine, pause = await self._write(after), PAUSE_S[0]
+                continue
+            self._tell_waiting(answers)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, PAUSE_S[1])
+        return mine
+
+    async def _write(self, founding: Founding) -> Founding:
+        await self._thread(self._ledger.write_founding, founding)
+        if founding.over:
+            self._tell("info", "cluster_joined" if founding.joined else "cluster_founded", node=self._me,
+                       number=founding.number, members=list(founding.members))
+        return founding
+
+    async def _ask_all(self) -> dict[str, Founding]:
+        others = [node for node in self._nodes if node != self._me]
+        answers = await asyncio.gather(*map(self._ask, others))
+        return {node: answer for node, answer in zip(others, answers, strict=True) if answer is not None}
+
+    async def _ask(self, node: str) -> Founding | None:
+        try:
+            async with asyncio.timeout(ASK_S):
+                return await self._witnesses.founding(node)
+        except (TimeoutError, VecdbError):
+            return None
+
+    def _tell_waiting(self, answers: dict[str, Founding]) -> None:
+        now = asyncio.get_running_loop().time()
+        if now - self._told_at < TELL_S:
+            return
+        self._told_at = now
+        differing = strangers(self._nodes, answers)
+        if differing:
+            self._tell("error", "cluster_nodes_differ", node=self._me, nodes=self._nodes,
+                       others={node: list(theirs) for node, theirs in differing.items()})
+        missing = [node for node in self._nodes if node != self._me and node not in answers]
+        if missing:
+            self._tell("warning", "cluster_waits_for_nodes", node=self._me, missing=missing)

@@ -1,0 +1,471 @@
+"""The reconciler: what this node holds is made to follow what the control group says.
+
+One task looks whenever the control state changes, and every second.  What is to be done for a collection is done in a
+task of its own, one at a time a collection and some at a time in all; what blocks runs in threads.  Every step may be
+the last before the process is killed, and is found half done by the next one: nothing is remembered that cannot be
+read off the disk.  A step that fails is tried again after a pause that grows, and told once.
+
+**A log that was lost is never taken for one that never was**, for a voter that forgets may vote twice; nor the other
+way round, for if all nodes lose power while a collection is made there would be no voter left.  What decides:
+
+- A log is made by one batch of the log store, and nothing is promised before that is durable; none is deleted while its
+  group is wanted here.  So in a store that is whole, a log that is not there has never promised anything.
+- A store that was lost, or is new, has lost its number with its logs (:mod:`vecdb.services.ledger`): this node's
+  replica of the control group has another one then (:mod:`vecdb.cluster.founding`).  A group's first voters stand in
+  its control entry by the numbers their nodes had in the control group when it was made.  So ``existing`` is said to
+  the driver when the number of this node is not among them: the group was, or may have been, here before.  Such a
+  replica begins without a vote, under a random number, and the leader puts it in the old one's place.
+- It is said as well where there is a state, which without a log there cannot be.  A damaged log the driver sees by
+  itself.
+
+**A damaged state** is set aside and an empty one put in its place; the log stays, and if it no longer reaches back to
+the beginning, the replica rejoins as a learner (the driver's doing) and is sent a snapshot.  A collection's only
+replica is never set aside: it opens with what is left.  A replica that was **halted** by its disk is opened anew, from
+its last checkpoint, and the log replays.  One that the group has **removed**, because another disk of this node took
+its place, begins its log afresh and rejoins.
+
+**What was dropped stays dropped.**  Group numbers are never used twice and rise, so a folder whose number is below
+``next_group`` and which no entry has is deleted, its log first; one at or above it belongs to a later state than this
+one, and is left alone.  An empty or old control state, after damage, therefore deletes nothing.  Nor does it bring
+back anything: a state is on stable storage and its log index in the ledger before it is acted on, and earlier ones are
+only read.  A collection that was dropped and made again has another number, and so another folder and log.
+
+**The control group itself** is hosted the same way, before all others.
+"""
+
+import asyncio
+import re
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, Protocol, TypeVar
+
+from vecdb.cluster.control import ControlState, ShardEntry
+from vecdb.cluster.founding import Founding
+from vecdb.core.errors import (
+    DataCorrupted,
+    DeadlineExceeded,
+    StorageError,
+    Unavailable,
+)
+from vecdb.core.schema import CollectionSchema
+from vecdb.ports.replicator import ReplicaStatus, Replicator, StateMachine
+from vecdb.ports.tell import Tell, tell_nobody
+from vecdb.services.catalog import Entry
+from vecdb.services.control import CONTROL_GROUP, Control
+from vecdb.services.founding import Founder, Witnesses
+from vecdb.services.ledger import Ledger
+from vecdb.shard.marks import MarkResult
+
+T = TypeVar("T")
+
+WORKERS: Final = 4
+"""Collections that are opened, made or deleted at once."""
+READY_LOOK_S: Final = 0.02
+_FOLDER: Final = re.compile(r"g(\d{8,})")
+_ILL: Final = ("halted", "removed")
+
+
+class ShardMachine(StateMachine, Protocol):
+    """A state machine that remembers marks: :class:`vecdb.services.replica.ShardReplica`."""
+
+    def marks(self) -> Mapping[int, MarkResult]: ...
+
+
+class Groups(Protocol):
+    """The groups of this node: :class:`vecdb.raft.driver.Driver`."""
+
+    @property
+    def failure(self) -> BaseException | None: ...
+
+    def add(self, group: int, machine: StateMachine, *, number: int, voters: tuple[str, ...] = (),
+            existing: bool = False, afresh: bool = False) -> Replicator: ...
+
+    async def remove(self, group: int, *, forget: bool = False) -> None: ...
+
+    def forget(self, group: int) -> None: ...
+
+    def logs(self) -> list[int]: ...
+
+
+class LocalReplicas(Protocol):
+    """The states on this node: :class:`vecdb.services.local.LocalDatabase`.  All of it blocks."""
+
+    def host(self, schema: CollectionSchema, folder: str) -> None: ...
+
+    def unhost(self, name: str) -> None: ...
+
+    def hosted(self) -> Mapping[str, Entry]: ...
+
+    def replica(self, name: str, *, allow_damage: bool = False) -> ShardMachine: ...
+
+    def set_aside(self, name: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class HostingSettings:
+    """Seconds.  ``retry_s``: the first pause after a failure and the longest; ``well_s``: after so long without one the
+    next begins with the first again.
+    """
+
+    look_s: float = 1.0
+    retry_s: tuple[float, float] = (0.2, 30.0)
+    well_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class HostedShard:
+    """A replica this node has or should have.  ``status``: None while it is not there; ``error``: why not."""
+
+    name: str
+    group: int
+    status: ReplicaStatus | None
+    error: str = ""
+
+
+@dataclass(slots=True)
+class _Place:
+    """Of one collection (or the control group) on this node."""
+
+    name: str
+    group: int = -1
+    """The group that the driver has, -1: none."""
+    replicator: Replicator | None = None
+    machine: ShardMachine | None = None
+    task: "asyncio.Task[None] | None" = None
+    ill: str = ""
+    """What became of the replica that the driver has, if it must be removed from there."""
+    outcast: bool = False
+    """The group has removed it: its log is of no use."""
+    waiting: bool = False
+    """For ``due``, with something to do then."""
+    failures: int = 0
+    due: float = 0.0
+    since: float = 0.0
+    """When the last failure was."""
+    error: str = ""
+
+
+def folder_of(group: int) -> str:
+    return f"g{group:08d}"
+
+
+def group_of(folder: str) -> int | None:
+    """The group that a folder is of; None if it is none of ours."""
+    found = _FOLDER.fullmatch(folder)
+    return None if found is None else int(found[1])
+
+
+class Hosting:
+    """See the module.  Belongs to one event loop; ends before the driver, the control state and the database do."""
+
+    def __init__(self, me: str, nodes: Sequence[str], groups: Groups, database: LocalReplicas, control: Control,
+                 ledger: Ledger, witnesses: Witnesses, *, draw: Callable[[], int], executor: Executor | None = None,
+                 settings: HostingSettings | None = None, tell: Tell = tell_nobody) -> None:
+        """``me``: this node; ``nodes``: all.  ``draw``: a random number of :data:`vecdb.services.founding.NUMBERS`."""
+        self._me = me
+        self._groups = groups
+        self._database = database
+        self._control = control
+        self._ledger = ledger
+        self._settings = settings or HostingSettings()
+        self._tell = tell
+        self._loop = asyncio.get_running_loop()
+        self._executor = executor or ThreadPoolExecutor(WORKERS, "hosting")
+        self._founder = Founder(me, nodes, ledger, witnesses, tell, draw=draw, thread=self._thread)
+        self._places: dict[str, _Place] = {}
+        self._control_place = _Place("")
+        self._replica = ""
+        """This node's replica of the control group."""
+        self._acting: ControlState | None = None
+        self._wanted: dict[str, ShardEntry] = {}
+        self._free = asyncio.Semaphore(WORKERS)
+        self._awake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._told = ""
+
+    # --- life -------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin; returns at once."""
+        if self._ledger.damaged:
+            self._tell("error", "ledger_damaged", node=self._me)
+        self._control.on_change(lambda state: self._changed())
+        self._task = self._loop.create_task(self._run())
+
+    async def stop(self) -> None:
+        """End at the next step; what threads are at is waited for."""
+        tasks = [one for one in (self._task, *(place.task for place in self._all())) if one is not None]
+        self._task = None
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._loop.run_in_executor(None, self._executor.shutdown)
+
+    def _changed(self) -> None:
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._awake.set)
+
+    def _all(self) -> list[_Place]:
+        return [self._control_place, *self._places.values()]
+
+    # --- what others ask --------------------------------------------------------------------------
+
+    @property
+    def founding(self) -> Founding | None:
+        """How far this node is with founding or joining the control group, for those who ask; None: not known yet."""
+        return self._ledger.founding
+
+    def replicator(self, name: str) -> Replicator:
+        """Of a collection; ``CollectionNotFound`` where this node knows of none, ``Unavailable`` where it holds no
+        replica or has not made it yet.
+        """
+        entry = self._control.state.get(name)
+        place = self._places.get(name)
+        if place is None or place.group != entry.group or place.replicator is None:
+            raise Unavailable(f"there is no replica of {name!r} on {self._me} now", collection=name,
+                              why="" if place is None else place.error, retry_after_s=0.1)
+        return place.replicator
+
+    def group(self, name: str) -> int:
+        """Of a collection, here or not; ``CollectionNotFound``."""
+        return self._control.state.get(name).group
+
+    def marks(self, name: str) -> Mapping[int, MarkResult]:
+        """What the replica of a collection remembers of marks; errors as of :meth:`replicator`."""
+        self.replicator(name)
+        machine = self._places[name].machine
+        return {} if machine is None else machine.marks()
+
+    def statuses(self) -> dict[str, HostedShard]:
+        """Of every collection that this node holds a replica of or should; the control group under the empty name."""
+        control = self._control_place
+        found = {"": HostedShard("", CONTROL_GROUP, self._control.status(), control.error)}
+        for name in sorted({*self._wanted, *self._places}):
+            entry, place = self._wanted.get(name), self._places.get(name, _Place(name))
+            status = None if place.replicator is None else place.replicator.status()
+            found[name] = HostedShard(name, place.group if entry is None else entry.group, status, place.error)
+        return found
+
+    @property
+    def settled(self) -> bool:
+        """Whether all is here that the control state asks for, as far as this node knows it, and nothing else."""
+        places = self._places
+        return (self._acting is not None and self._acting.epoch == self._control.state.epoch
+                and self._control.replicator is not None and not any(place.task for place in self._all())
+                and set(places) == set(self._wanted)
+                and all(self._is_well(places[name], entry) for name, entry in self._wanted.items()))
+
+    async def ready(self, name: str, deadline: float | None) -> ShardEntry:
+        """Return once the collection is open for calls: its group has a leader, as far as this node can see.
+
+        At once where the replicas are on other nodes.  ``deadline`` on the loop's clock; ``DeadlineExceeded``,
+        ``CollectionNotFound``.
+        """
+        while True:
+            entry = self._control.state.get(name)
+            place = self._places.get(name)
+            if self._me not in entry.nodes:
+                return entry
+            if place is not None and place.group == entry.group and place.replicator is not None \
+                    and place.replicator.status().leader is not None:
+                return entry
+            if deadline is not None and self._loop.time() >= deadline:
+                raise DeadlineExceeded(f"{name!r} is not open for calls yet", collection=name)
+            await asyncio.sleep(READY_LOOK_S)
+
+    # --- the reconciler ---------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        while True:
+            self._awake.clear()
+            try:
+                await self._round()
+                self._told = ""
+            except Exception as error:  # whatever it is, it must not be the end
+                self._tell_once(f"{type(error).__name__}: {error}")
+            now = self._loop.time()
+            due = [max(place.due - now, 0.01) for place in self._all() if place.waiting]
+            pause = min(self._settings.look_s, *due) if due else self._settings.look_s
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._awake.wait()
+
+    def _tell_once(self, error: str) -> None:
+        if error != self._told:
+            self._told = error
+            self._tell("error", "hosting_stuck", node=self._me, error=error)
+
+    async def _round(self) -> None:
+        if self._groups.failure is not None:
+            raise StorageError(f"the logs cannot be written: {self._groups.failure}", path="raft")
+        self._consider(self._control_place, self._control_is_well(), self._host_control)
+        if self._replica:
+            await self._learn()
+        if self._acting is None:
+            return
+        hosted = self._database.hosted()
+        for name in {*self._wanted, *hosted, *self._places}:
+            place = self._places.setdefault(name, _Place(name))
+            entry = self._wanted.get(name)
+            well = place.group < 0 and name not in hosted if entry is None else self._is_well(place, entry)
+            self._consider(place, well, self._host)
+            if entry is None and well and place.task is None:
+                del self._places[name]
+
+    async def _learn(self) -> None:
+        """Let the control state be the one that is acted on, once that cannot be forgotten."""
+        state = self._control.open_state
+        before = self._acting
+        if state is None or state.log_index < self._ledger.acted \
+                or (before is not None and state.epoch == before.epoch):
+            return
+        await self._thread(self._control.checkpoint)
+        if state.log_index > self._ledger.acted:
+            await self._thread(self._ledger.write_acted, state.log_index)
+        self._wanted = {name: entry for name, entry in state.collections.items() if self._me in entry.nodes}
+        self._acting = state
+        if before is None:
+            self._forget_orphans(state)
+
+    def _forget_orphans(self, state: ControlState) -> None:
+        """Delete logs of groups that are gone, where the process was killed between the folder and the log."""
+        wanted = {CONTROL_GROUP, *(entry.group for entry in self._wanted.values())}
+        hosted = {group_of(entry.folder) for entry in self._database.hosted().values()}
+        for group in self._groups.logs():
+            if group < state.next_group and group not in wanted and group not in hosted:
+                self._groups.forget(group)
+
+    def _is_well(self, place: _Place, entry: ShardEntry) -> bool:
+        return place.group == entry.group and place.replicator is not None and not self._look(place)
+
+    def _control_is_well(self) -> bool:
+        place = self._control_place
+        return place.replicator is not None and not self._look(place)
+
+    def _look(self, place: _Place) -> str:
+        """What ails a replica that the driver has; noted when it is seen first."""
+        if not place.ill and place.replicator is not None:
+            status = place.replicator.status()
+            if status.state in _ILL:
+                place.ill = status.state
+                self._failed(place, f"{status.state}: {status.error}" if status.error else status.state)
+        return place.ill
+
+    def _consider(self, place: _Place, well: bool, work: Callable[[_Place], Any]) -> None:
+        now = self._loop.time()
+        place.waiting = not well and place.task is None and now < place.due
+        if well:
+            if place.failures and now - place.since > self._settings.well_s:
+                place.failures = 0
+        elif place.task is None and now >= place.due:
+            place.task = self._loop.create_task(self._work(place, work))
+
+    async def _work(self, place: _Place, work: Callable[[_Place], Any]) -> None:
+        try:
+            await work(place)
+        except Exception as error:  # be it a mistake of ours: no other collection has to pay for it
+            self._failed(place, f"{type(error).__name__}: {error}")
+        else:
+            if place.error:
+                place.error = ""
+                self._tell("info", "hosting_well_again", node=self._me, collection=place.name, group=place.group)
+        finally:
+            place.task = None
+            self._awake.set()
+
+    def _failed(self, place: _Place, error: str) -> None:
+        """Note it, tell it if it is news, and let the next attempt wait, unless all was well before."""
+        now = self._loop.time()
+        first, longest = self._settings.retry_s
+        place.due = now + (min(first * 2.0 ** (place.failures - 1), longest) if place.failures else 0.0)
+        place.failures, place.since = place.failures + 1, now
+        if error != place.error:
+            place.error = error
+            self._tell("error", "hosting_failed", node=self._me, collection=place.name, group=place.group, error=error)
+
+    async def _thread(self, work: Callable[..., T], *args: Any) -> T:
+        return await self._loop.run_in_executor(self._executor, partial(work, *args))
+
+    # --- steps ------------------------------------------------------------------------------------
+
+    async def _take_away(self, place: _Place, forget: bool) -> None:
+        """Out of the driver's hands; once this returns no thread uses the machine."""
+        place.replicator = place.machine = None
+        await self._groups.remove(place.group, forget=forget)
+        place.outcast = place.ill == "removed" and not forget
+        place.group, place.ill = -1, ""
+
+    async def _host(self, place: _Place) -> None:
+        """Bring one collection to where the control state wants it."""
+        async with self._free:
+            name, entry = place.name, self._wanted.get(place.name)
+            if place.group >= 0:
+                await self._take_away(place, forget=entry is None or entry.group != place.group)
+            here = self._database.hosted().get(name)
+            if here is not None and (entry is None or here.folder != folder_of(entry.group)):
+                await self._delete(name, group_of(here.folder))
+                here = None
+            if entry is None:
+                return
+            if here is None:
+                await self._thread(self._database.host, entry.schema, folder_of(entry.group))
+            machine = await self._open(entry)
+            self._add(place, entry, machine)
+
+    async def _delete(self, name: str, group: int | None) -> None:
+        if group is None or self._acting is None or not self._acting.was_dropped(group):
+            raise StorageError(f"what is here of {name!r} is of a group that the control group does not know of",
+                               path=name, group=group)
+        self._groups.forget(group)
+        await self._thread(self._database.unhost, name)
+        self._tell("info", "replica_deleted", node=self._me, collection=name, group=group)
+
+    async def _open(self, entry: ShardEntry) -> ShardMachine:
+        try:
+            return await self._thread(self._database.replica, entry.name)
+        except DataCorrupted as error:
+            self._tell("error", "replica_state_damaged", node=self._me, collection=entry.name, group=entry.group,
+                       error=error.message)
+            if len(entry.replicas) == 1:
+                return await self._thread(partial(self._database.replica, entry.name, allow_damage=True))
+        await self._thread(self._database.set_aside, entry.name)
+        return await self._thread(self._database.replica, entry.name)
+
+    def _add(self, place: _Place, entry: ShardEntry, machine: ShardMachine) -> None:
+        if self._wanted.get(entry.name) != entry:
+            return  # the state has changed meanwhile: the next round begins with that
+        existing = self._replica not in entry.replicas or machine.position().log_index > 0
+        replicator = self._groups.add(entry.group, machine, number=_number(self._replica),
+                                      voters=() if existing else entry.replicas, existing=existing,
+                                      afresh=place.outcast)
+        place.group, place.replicator, place.machine = entry.group, replicator, machine
+        self._tell("info", "replica_hosted", node=self._me, collection=entry.name, group=entry.group,
+                   replica=replicator.status().me)
+
+    async def _host_control(self, place: _Place) -> None:
+        """Bring the control group up."""
+        if place.group >= 0:
+            self._control.replicator = None
+            await self._take_away(place, forget=False)
+        try:
+            machine = await self._thread(self._control.open)
+        except DataCorrupted as error:
+            self._tell("error", "control_state_damaged", node=self._me, error=error.message)
+            await self._thread(self._control.set_aside)
+            machine = await self._thread(self._control.open)
+        has_state = machine.position().log_index > 0
+        founding = await self._founder.found(has_state)
+        existing = founding.joined or has_state
+        place.replicator = self._groups.add(CONTROL_GROUP, machine, number=founding.number,
+                                            voters=() if existing else founding.members, existing=existing,
+                                            afresh=place.outcast)
+        place.group = CONTROL_GROUP
+        self._control.replicator = place.replicator
+        self._replica = place.replicator.status().me
+
+
+def _number(replica: str) -> int:
+    return int(replica.rpartition("/")[2])
