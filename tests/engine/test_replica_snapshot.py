@@ -185,7 +185,7 @@ def test_a_snapshot_that_is_not_of_the_place_it_says_is_refused(tmp_path: Path, 
     giving.close()
 
 
-@pytest.mark.parametrize("name", ["../evil", "rows/../../evil", "/etc/evil", "STATE", "rows/..", "segments/1/x.vdb", ""])
+@pytest.mark.parametrize("name", ["../evil", "rows/../../evil", "/etc/evil", "STATE", "rows/..", "segments/1/x.vdb"])
 def test_names_that_lead_elsewhere_are_refused(tmp_path: Path, name: str) -> None:
     with replica_at(tmp_path / "b") as target:
         _, checksum = 3, hash_file(_file(tmp_path / "f", b"abc"))[1]

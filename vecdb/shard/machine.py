@@ -77,14 +77,16 @@ class _Change:
     state: State
     mutations: Mutations = field(default_factory=Mutations)
     staged: Staged = field(default_factory=Staged)
-    total: int = 0
+    added: list[bytes] = field(default_factory=list)
+    buried: list[bytes] = field(default_factory=list)
+    """Digests of versions that come and go."""
 
     def bury(self, rid: int, record: bytes) -> None:
         """The version ``rid``, whose row is ``record``, dies."""
         self.mutations.deletes.append(rows.record_row(rid))
         self.mutations.puts.append((rows.dead_row(rid), b""))
         self.staged.dead.append(rid)
-        self.total = digest.remove(self.total, rows.record_digest(record))
+        self.buried.append(rows.record_digest(record))
 
 
 class ShardMachine:
@@ -133,7 +135,7 @@ class ShardMachine:
         state = self.state
         if log_index <= state.applied:
             return Applied(WriteResult(log_index=state.applied), None, Mutations(), state, Staged())
-        change = _Change(state, total=state.digest)
+        change = _Change(state)
         try:
             repeated = None if token is None else self._tokens.find(token)
             result = repeated or replace(self._dispatch(change, command, call), log_index=log_index)
@@ -141,7 +143,7 @@ class ShardMachine:
             if token is not None and repeated is None:
                 change.staged.token = self._tokens.remember(change.mutations, log_index, token, result)
         except InvalidArgument as refused:  # the command's own fault; a disk's is no outcome and goes up
-            change = _Change(state, total=state.digest)
+            change = _Change(state)
             result, error = WriteResult(log_index=log_index), refused
         return self._applied(change, log_index, term, result, error)
 
@@ -150,21 +152,22 @@ class ShardMachine:
         state = self.state
         if log_index <= state.applied:
             return Applied(WriteResult(log_index=state.applied), None, Mutations(), state, Staged())
-        change = _Change(state, total=state.digest)
+        change = _Change(state)
         mark = MarkResult(log_index, term, state.records, f"{state.digest:032x}")
         self.marks.add(change.mutations, mark)
         return self._applied(change, log_index, term, WriteResult(log_index=log_index), None, mark)
 
     def refuse(self, log_index: int, term: int, error: VecdbError) -> Applied:
         """Of a command that cannot even be read, only its place in the log remains."""
-        return self._applied(_Change(self.state, total=self.state.digest), log_index, term,
+        return self._applied(_Change(self.state), log_index, term,
                              WriteResult(log_index=log_index), error)
 
     def _applied(self, change: _Change, log_index: int, term: int, result: WriteResult, error: VecdbError | None,
                  mark: MarkResult | None = None) -> Applied:
         state, staged = change.state, change.staged
+        total = (state.digest + digest.total(change.added) - digest.total(change.buried)) % digest.MODULUS
         after = State(log_index, state.next_rid + len(staged.ids),
-                      state.records + len(staged.ids) - len(staged.dead), change.total, term)
+                      state.records + len(staged.ids) - len(staged.dead), total, term)
         change.mutations.puts.append((rows.STATE_KEY, after.to_bytes()))
         manifest = self.manifest().to_bytes()
         if manifest != self.written_manifest:
@@ -250,19 +253,20 @@ class ShardMachine:
             self.freeze()
         first = change.state.next_rid + len(change.staged.ids)
         self._growing.stage(first - self._growing.first_rid, vectors)
-        puts, total = change.mutations.puts, change.total
+        puts, added = change.mutations.puts, change.added
         raw = vectors.reshape(-1).view(np.uint8).data
         width = vectors.shape[1] * vectors.itemsize
-        for position, (key, body) in enumerate(zip(keys, metadata, strict=True)):
-            rid = first + position
-            mark = digest.digest_of(key, raw[position * width : (position + 1) * width], body)
-            total = digest.add(total, mark)
-            puts.append((rows.id_row(key), rows.pack_rid(rid)))
-            puts.append((rows.record_row(rid), rows.pack_record(mark, key, body)))
+        at = 0
+        for key, body, rid in zip(keys, metadata, rows.packed_rids(first, len(ids)), strict=True):
+            head = rows.sized(key)
+            mark = digest.digest_of_row(head, raw[at : at + width], body)
+            at += width
+            added.append(mark)
+            puts.append((rows.ID + key, rid))
+            puts.append((rows.RECORD + rid, b"".join((mark, head, body))))
         step = max(1, VECTOR_BLOCK_BYTES // width)
         for start in range(0, len(ids), step):
             puts.append((rows.vector_row(first + start), bytes(raw[start * width : (start + step) * width])))
-        change.total = total
         change.staged.ids.extend(ids)
         change.staged.metadata.extend({} if body == b"{}" else _object(body) for body in metadata)
 

@@ -23,6 +23,8 @@ import struct
 from dataclasses import dataclass
 from typing import Final, Self
 
+import numpy as np
+
 from vecdb.core.errors import DataCorrupted
 
 STATE_KEY: Final = b"s"
@@ -31,8 +33,11 @@ TOKENS: Final = (b"t", b"u")
 """The range of the rows of idempotency keys."""
 MARKS: Final = (b"k", b"l")
 """The range of the rows of marks."""
+ID: Final = b"i"
+RECORD: Final = b"r"
 DIGEST_BYTES: Final = 16
 
+_LENGTHS: Final = tuple(bytes([length]) for length in range(256))
 _RID = struct.Struct(">Q")
 _STATE = struct.Struct(">BQQQ16sQ")
 _STATE_VERSION: Final = 2
@@ -70,11 +75,11 @@ class State:
 
 
 def id_row(id_key: bytes) -> bytes:
-    return b"i" + id_key
+    return ID + id_key
 
 
 def record_row(rid: int) -> bytes:
-    return b"r" + _RID.pack(rid)
+    return RECORD + _RID.pack(rid)
 
 
 def vector_row(rid: int) -> bytes:
@@ -98,16 +103,19 @@ def number_of(key: bytes) -> int:
     return int(_RID.unpack_from(key, 1)[0])
 
 
-def pack_rid(rid: int) -> bytes:
-    return _RID.pack(rid)
+def packed_rids(first: int, count: int) -> list[bytes]:
+    """Consecutive rids as they stand in keys and values."""
+    data = np.arange(first, first + count, dtype=">u8").tobytes()
+    return [data[at : at + 8] for at in range(0, len(data), 8)]
 
 
 def unpack_rid(value: bytes) -> int:
     return int(_RID.unpack(value)[0])
 
 
-def pack_record(digest: bytes, id_key: bytes, metadata: bytes) -> bytes:
-    return b"".join((digest, len(id_key).to_bytes(1, "big"), id_key, metadata))
+def sized(id_key: bytes) -> bytes:
+    """An id key behind its length: what stands in a record row between digest and metadata."""
+    return _LENGTHS[len(id_key)] + id_key
 
 
 def record_digest(value: bytes) -> bytes:
