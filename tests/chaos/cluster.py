@@ -1,9 +1,6 @@
 """Nodes and clients as processes of their own, and all that may be done to them."""
 
 import json
-import os
-import random
-import resource
 import selectors
 import signal
 import subprocess
@@ -13,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from tests.chaos.forgetting import Cut, Layer
+from tests.chaos.disks import PLAIN, Disk
 from tests.chaos.history import Event, load
 from tests.chaos.networks import Network
 from tests.faults import ROOT
@@ -29,20 +26,19 @@ class Failed(AssertionError):
 class Member:
     """A node of the cluster, running or not."""
 
-    def __init__(self, name: str, place: Path, network: Network, settings: dict[str, str], library: Path | None,
-                 others: Iterable[str]) -> None:
-        self.name, self.data, self.log = name, place / name / "data", place / name / "log"
-        self.data.parent.mkdir(parents=True, exist_ok=True)
+    def __init__(self, name: str, place: Path, network: Network, settings: dict[str, str], others: Iterable[str],
+                 disk: str) -> None:
+        self.name, self.log = name, place / f"{name}.log"
         self.network = network
-        self.layer = None if library is None else Layer(self.data, place / name / "layer", library)
+        self.disk = Disk(place / name, disk)
         self.process: subprocess.Popen[str] | None = None
-        self._ready = place / name / "ready.json"
-        self._file_bytes: int | None = None
+        self._ready = place / f"{name}.ready.json"
         nodes = ",".join(f"{other}={network.peer(name, other)}" for other in others)
         self._settings = {"VECDB_SERVER__NODE_ID": name, "VECDB_SERVER__HOST": network.address(name),
-                          "VECDB_CLUSTER__HOST": network.address(name), "VECDB_CLUSTER__NODES": nodes,
                           "VECDB_SERVER__WARM_UP": "false", "VECDB_SERVER__DRAIN_S": "5",
                           "VECDB_TELEMETRY__RECALL_SAMPLES_PER_MINUTE": "0", **settings}
+        if nodes:
+            self._settings |= {"VECDB_CLUSTER__HOST": network.address(name), "VECDB_CLUSTER__NODES": nodes}
 
     @property
     def address(self) -> str:
@@ -52,26 +48,13 @@ class Member:
     def running(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
-    def limit_files(self, size: int | None) -> None:
-        """From the next start on no file may grow beyond ``size``: writes fail as on a full disk (EFBIG)."""
-        self._file_bytes = size
-
     def start(self) -> None:
         """Begin to start; :meth:`wait` for it."""
         self._ready.unlink(missing_ok=True)
-        environment = dict(self._settings)
-        if self.layer is not None:
-            environment |= self.layer.environment()
-        command = [sys.executable, "-m", "vecdb.cli", "serve", "--data", str(self.data), "--port",
+        command = [sys.executable, "-m", "vecdb.cli", "serve", "--data", str(self.disk.data), "--port",
                    str(self.network.client_port(self.name)), "--http-port", "-1", "--ready-file", str(self._ready)]
-        size = self._file_bytes
-
-        def limit() -> None:
-            if size is not None:
-                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-                resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
-        self.process = self.network.start(self.name, command, self.log, environment, preexec_fn=limit, cwd=ROOT)
+        self.process = self.network.start(self.name, command, self.log,
+                                          self._settings | self.disk.environment(), cwd=ROOT)
 
     def wait(self, seconds: float = START_S) -> None:
         end = time.monotonic() + seconds
@@ -108,11 +91,6 @@ class Member:
             self.kill()
             raise Failed(f"{self.name} did not stop:\n{self.words()}") from None
 
-    def cut_power(self, rng: random.Random) -> Cut:
-        """After :meth:`kill`: forget what was not synced."""
-        assert self.layer is not None
-        return self.layer.cut(rng)
-
     def words(self, count: int = 3000) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace")[-count:] if self.log.exists() else ""
 
@@ -123,6 +101,7 @@ class Clients:
     def __init__(self, name: str, place: Path, network: Network) -> None:
         self.name, self._events = name, place / f"events.{name}"
         self._log = place / f"{name}.log"
+        self._read: dict[int, tuple[int, list[Event]]] = {}
         self.count = 0
         self._process = network.start(name, [sys.executable, "-m", "tests.chaos.worker"], self._log, {},
                                       stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
@@ -150,7 +129,12 @@ class Clients:
         return answer["result"]
 
     def events(self) -> list[Event]:
-        return [event for number in range(self.count) for event in load(Path(f"{self._events}.{number}"))]
+        """All there are, client by client."""
+        for number in range(self.count):
+            upto, events = self._read.get(number, (0, []))
+            upto, more = load(Path(f"{self._events}.{number}"), upto)
+            self._read[number] = upto, events + more
+        return [event for _, events in self._read.values() for event in events]
 
     def close(self) -> None:
         self._process.kill()
@@ -167,20 +151,15 @@ class Asked(Failed):
 class Cluster:
     """``nodes`` nodes with a collection on all of them, and clients who know all addresses."""
 
-    def __init__(self, place: Path, network: Network, *, nodes: int = 3, library: Path | None = None, seed: int = 0,
-                 workers: int = 2, clients: int = 3, pause_s: float = 0.03, settings: dict[str, str] | None = None,
-                 ) -> None:
-        self.place, self.network, self.seed = place, network, seed
+    def __init__(self, place: Path, network: Network, *, nodes: int = 3, disk: str = PLAIN, seed: int = 0,
+                 workers: int = 2, clients: int = 3, pause_s: float = 0.03) -> None:
+        self.place, self.network, self.seed, self.disk = place, network, seed, disk
         names = [f"n{number}" for number in range(1, nodes + 1)]
-        shared = {"VECDB_CLUSTER__NAME": "chaos", "VECDB_CLUSTER__INSECURE": "true", "VECDB_LOG__LEVEL": "info",
-                  "VECDB_LOG__FORMAT": "json", "VECDB_ENGINE__SEAL_RECORDS": "1000",
-                  "VECDB_ENGINE__THREADS": "1", **(settings or {})}
-        if nodes == 1:
-            shared = {name: value for name, value in shared.items() if "CLUSTER" not in name}
-        self.members = [Member(name, place, network, shared, library, names) for name in names]
-        if nodes == 1:
-            for name in ("VECDB_CLUSTER__HOST", "VECDB_CLUSTER__NODES"):
-                self.members[0]._settings.pop(name)
+        settings = {"VECDB_LOG__LEVEL": "info", "VECDB_LOG__FORMAT": "json", "VECDB_ENGINE__SEAL_RECORDS": "1000",
+                    "VECDB_ENGINE__THREADS": "1"}
+        if nodes > 1:
+            settings |= {"VECDB_CLUSTER__NAME": "chaos", "VECDB_CLUSTER__INSECURE": "true"}
+        self.members = [Member(name, place, network, settings, names if nodes > 1 else (), disk) for name in names]
         self.workers = [Clients(f"w{number}", place, network) for number in range(workers)]
         self._shape = clients, pause_s
 
@@ -225,7 +204,7 @@ class Cluster:
 
         def well() -> bool:
             shards = self.shards()
-            return len(shards) >= 2 and all(
+            return len(shards) >= min(len(self.members), 2) and all(
                 shard["leader"] and len(shard["replicas"]) == len(self.members) and all(
                     one["state"] == "ok" and one["role"] in ("leader", "follower") and one["lag"] <= 0
                     for one in shard["replicas"]) for shard in shards)
@@ -240,6 +219,8 @@ class Cluster:
                 member.kill()
         for worker in self.workers:
             worker.close()
+        for member in self.members:
+            member.disk.close()
 
 
 def wait_for(found: Callable[[], Any], seconds: float, what: str | Callable[[], str]) -> Any:
@@ -258,14 +239,3 @@ def wait_for(found: Callable[[], Any], seconds: float, what: str | Callable[[], 
             raise Failed(f"after {seconds:g} s: {said}")
         time.sleep(0.1)
 
-
-def thrash(path: Path, rng: random.Random) -> None:
-    """Damage one byte's bits of a file, somewhere."""
-    size = path.stat().st_size
-    with path.open("r+b") as file:
-        at = rng.randrange(size)
-        file.seek(at)
-        byte = file.read(1)[0]
-        file.seek(at)
-        file.write(bytes([byte ^ (1 << rng.randrange(8))]))
-        os.fsync(file.fileno())

@@ -5,7 +5,8 @@
  * FORGET_ROOT   the directory, by its real path
  * FORGET_STATE  a directory outside of it, on the same file system: "journal" is appended to, and "graves" keeps a
  *               link of every file that lost a name, until the loss of the name is itself on stable storage
- * FORGET_FSYNC  "none": syncs are noted and not done (the machine's own power stays on, after all)
+ * FORGET_FSYNC  "none": syncs are noted and not done (the machine's own power stays on, after all); "lies": neither
+ *               noted nor done, as on a disk that says so and forgets
  *
  * Not seen: writes through mmap (that there is such a mapping is noted), through stdio (noted as well: RocksDB's LOG),
  * and system calls that do not come by way of libc.  Records are laid out for little-endian machines.
@@ -42,7 +43,7 @@ struct record {
 static char root[PATH_MAX], graves[PATH_MAX];
 static size_t root_length;
 static dev_t root_dev;
-static int journal = -1, skip_sync;
+static int journal = -1, skip_sync, lies;
 static uint64_t known[FDS]; /* of a descriptor: inode << 1 | whether it is below the root */
 static uint64_t tokens;
 static pthread_mutex_t names = PTHREAD_MUTEX_INITIALIZER;
@@ -68,7 +69,8 @@ __attribute__((constructor)) static void begin(void)
         return;
     root_length = strlen(root);
     root_dev = st.st_dev;
-    skip_sync = sync && !strcmp(sync, "none");
+    lies = sync && !strcmp(sync, "lies");
+    skip_sync = lies || (sync && !strcmp(sync, "none"));
     snprintf(graves, sizeof graves, "%s/graves", state);
     snprintf(path, sizeof path, "%s/journal", state);
     fd = (int)syscall(SYS_openat, AT_FDCWD, path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0644);
@@ -444,7 +446,7 @@ static int synced(int fd, long how)
     note(SYNC_BEGIN, st.st_ino, token, 0, 0, st.st_size, NULL, 0);
     pthread_mutex_unlock(&names);
     failed = skip_sync ? 0 : (int)syscall(how, fd);
-    if (!failed) {
+    if (!failed && !lies) {
         note(SYNC_END, st.st_ino, token, 0, 0, 0, NULL, 0);
         if (S_ISDIR(st.st_mode))
             forget_graves((uint64_t)st.st_ino, token);

@@ -111,9 +111,13 @@ class Missed(AssertionError):
 
 
 class Layer:
-    """Watches processes that work below ``root``; ``state``: a directory of its own on the same file system."""
+    """Watches processes that work below ``root``; ``state``: a directory of its own on the same file system.
 
-    def __init__(self, root: Path, state: Path, library: Path, *, sync: bool = False) -> None:
+    ``sync``: what becomes of an fsync: "done", "none" (noted alone: nobody's power really goes) or
+    "lies" (not even that).
+    """
+
+    def __init__(self, root: Path, state: Path, library: Path, *, sync: str = "none") -> None:
         root.mkdir(parents=True, exist_ok=True)
         self.root, self.state, self._library, self._sync = root.resolve(), state.resolve(), library, sync
         self.begin()
@@ -121,7 +125,7 @@ class Layer:
     def environment(self) -> dict[str, str]:
         """Variables for the process that is to be watched."""
         return {"LD_PRELOAD": str(self._library), "FORGET_ROOT": str(self.root), "FORGET_STATE": str(self.state),
-                "FORGET_FSYNC": "done" if self._sync else "none"}
+                "FORGET_FSYNC": self._sync}
 
     def begin(self) -> None:
         """Take the tree as it is for what is on stable storage; nothing may run on it."""

@@ -102,5 +102,7 @@ def test_events_come_back_from_their_lines(tmp_path: Path) -> None:
     events = [upsert(1, 0, 1), replace(upsert(2, 3), end=4), read([1, 2], 5, 6)]
     file = tmp_path / "events"
     file.write_text("".join(event.line() + "\n" for event in events) + '{"round": 1, "cli', encoding="utf-8")
-    assert load(file) == events
-    assert not load(file)[1].ok
+    upto, found = load(file)
+    assert found == events
+    assert not found[1].ok
+    assert load(file, upto) == (upto, [])

@@ -161,14 +161,17 @@ class Client:
         self._pause_s = pause_s
         self._events = events.open("a", encoding="utf-8", buffering=1)
         self._database: Any = None
+        self._opened: Any = None
         self._sequence = 0
         self._own = 0
         self._mine: list[int] = []
 
     def _collection(self) -> Any:
-        if self._database is None:
-            self._database = vecdb.connect(self.worker.url(), timeout=CALL_S, connect_timeout=0.0)
-        return self._database[COLLECTION]
+        if self._opened is None:
+            if self._database is None:
+                self._database = vecdb.connect(self.worker.url(), timeout=CALL_S, connect_timeout=0.0)
+            self._opened = self._database[COLLECTION]
+        return self._opened
 
     def _next(self) -> int:
         """A number no other client has: of 31 bits, growing."""
@@ -245,9 +248,8 @@ class Client:
         """Write our own key and read it, or read another's by the token we were given."""
         me = OWN | round << 12 | int(self.worker.name.strip("w")) << 6 | self.number
         others = [said for name, said in list(self.worker.tokens.items()) if name != self.name]
-        if others and self._rng.random() < 0.3:
+        if others and self._database is not None and self._rng.random() < 0.3:
             key, floor, token = self._rng.choice(others)
-            self._collection()
             self._database.use_session_token(token)
             self._get(Event(round, self.name, "session", key, floor=floor), "session")
             return
