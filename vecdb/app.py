@@ -23,6 +23,8 @@ from vecdb.storage.rocksdict import RocksStore
 
 FORMAT_NAME = "vecdb.format"
 FORMAT = "vecdb 1\n"
+CLUSTER_ID = "cluster.id"
+"""In the directory of a node of a cluster, whose collections are the logs' to write: says of which."""
 FILES_PER_COLLECTION = 16
 """Of the files the process may have open, what one open collection is counted for: logs, tables, segments."""
 MEMORY_SHARE = 0.7
@@ -59,6 +61,8 @@ def open_embedded(path: str | os.PathLike[str], *, threads: int = 0, read_only: 
     lock = DirectoryLock(directory, read_only=read_only)
     try:
         _check_format(directory, may_be_new=not read_only)
+        if not replicated:
+            _check_alone(directory)
         if not read_only:
             _mark_format(directory)
         pool = KernelPool(threads)
@@ -102,6 +106,16 @@ def _check_format(directory: Path, *, may_be_new: bool) -> None:
     if not text and (others or not may_be_new):
         raise FormatMismatch(f"{directory} is no vecdb database (it holds {sorted(others)[:3]} and no {FORMAT_NAME})",
                              path=str(directory))
+
+
+def _check_alone(directory: Path) -> None:
+    """Refuse the directory of a node of a cluster: what was written there would be on that node alone."""
+    path = directory / CLUSTER_ID
+    if path.exists():
+        cluster, _, node = path.read_text(encoding="ascii", errors="replace").strip()[:140].partition(" ")
+        raise FormatMismatch(f"{directory} is of node {node!r} of the cluster {cluster!r}: start it with vecdb serve "
+                             "and its [cluster] settings, and ask it by its URL", path=str(directory), got=CLUSTER_ID,
+                             limit="a directory of its own")
 
 
 def _mark_format(directory: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol, TypeVar
 import grpc
 from google.protobuf.message import DecodeError, Message
 
+from vecdb.cluster.founding import Founding
 from vecdb.core.access import EVERYTHING, Principal, Role
 from vecdb.core.calls import MAX_KEY_BYTES, Call, Stopped, WriteToken
 from vecdb.core.errors import DeadlineExceeded, InvalidArgument, OutcomeUnknown, Unavailable, VecdbError
@@ -124,6 +125,23 @@ class ReplicasServicer:
     async def transfer(self, message: pb.TransferRequest, context: Context) -> pb.TransferReply:
         await self._replicas.transfer(message.group, message.to or None, context.call)
         return pb.TransferReply()
+
+
+class FoundingServicer:
+    """``founding()``: how far this node is, None while it does not know."""
+
+    def __init__(self, founding: Callable[[], Founding | None]) -> None:
+        self._founding = founding
+
+    def methods(self) -> list[Method]:
+        return [Method("Shards/Founding", pb.FoundingRequest, Role.READ, unary=self.founding)]
+
+    async def founding(self, message: pb.FoundingRequest, context: Context) -> pb.FoundingReply:
+        found = self._founding()
+        if found is None:
+            raise Unavailable("this node does not know yet how far it is", retry_after_s=0.1)
+        return pb.FoundingReply(number=found.number, forming=found.forming, members=found.members,
+                                joined=found.joined)
 
 
 def _mark_to_wire(mark: MarkResult) -> pb.MarkResult:
@@ -251,6 +269,20 @@ class RemoteReplicas:
 
     async def transfer(self, group: int, to: str | None, call: Call) -> None:
         await self._call("Transfer", pb.TransferRequest(group=group, to=to or ""), pb.TransferReply, call)
+
+    async def founding(self, call: Call) -> Founding:
+        reply = await self._call("Founding", pb.FoundingRequest(), pb.FoundingReply, call)
+        return Founding(reply.number, tuple(reply.forming), tuple(reply.members), reply.joined)
+
+
+class RemoteWitnesses:
+    """:class:`vecdb.services.founding.Witnesses` over the cluster's channels."""
+
+    def __init__(self, replicas: "RemotePeers") -> None:
+        self._replicas = replicas
+
+    async def founding(self, node: str) -> Founding:
+        return await self._replicas.replicas(node).founding(Call())
 
 
 def failure(error: grpc.aio.AioRpcError, node: str, write: bool) -> VecdbError:

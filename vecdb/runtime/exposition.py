@@ -57,6 +57,10 @@ class Exposition:
         self._process = process
         self._folder = folder
 
+    def add(self, source: Source) -> None:
+        """One more on the page."""
+        self._sources = (*self._sources, source)
+
     def families(self) -> Iterator[Metric]:
         """The metrics of this process."""
         for source in self._sources:

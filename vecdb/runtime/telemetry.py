@@ -71,6 +71,7 @@ class Telemetry:
         others = None if engine is None else options.pages
         self._exposition = Exposition(sources, process=options.process, folder=others)
         self.page = self._exposition.text
+        self.add = self._exposition.add
 
     def _look_at(self, engine: Engine, clock: Clock) -> None:
         metrics, options = self.metrics, self._options

@@ -11,12 +11,13 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from vecdb.app import open_embedded, open_store
 from vecdb.config import Settings
 from vecdb.core.errors import VecdbError
 from vecdb.core.nodes import is_loopback
+from vecdb.ports.node import Node
 from vecdb.ports.observer import Watched
 from vecdb.rpc.admin import AdminServicer
 from vecdb.rpc.audit import AuditLog
@@ -37,6 +38,7 @@ from vecdb.runtime.logs import logger
 from vecdb.runtime.memory import held_bytes, memory
 from vecdb.runtime.metrics import Metrics
 from vecdb.runtime.pool import available_cores
+from vecdb.runtime.replication import Replication
 from vecdb.runtime.telemetry import Telemetry, TelemetryOptions
 from vecdb.services.alone import LoneShards
 from vecdb.services.keys import KeyRing
@@ -45,6 +47,9 @@ from vecdb.services.node import LocalNode, NodeLimits
 from vecdb.serving.front import FrontSettings
 from vecdb.serving.fronts import Fronts, reserve
 from vecdb.wire.filters import FILTERS
+
+if TYPE_CHECKING:
+    from vecdb.serving.cluster import Member
 
 KEYS: Final = "keys"
 NODE_ID: Final = "node.id"
@@ -72,7 +77,7 @@ def memory_limit(settings: Settings) -> int:
 
 def _open_database(settings: Settings) -> LocalDatabase:
     """The engine, with what segments may take bounded by what the process may."""
-    options = settings.engine.model_dump()
+    options = settings.engine.model_dump() | {"replicated": bool(settings.cluster.name)}
     options["memory_bytes"] = options["memory_bytes"] or int(memory_limit(settings) * ENGINE_SHARE)
     return open_embedded(settings.data_dir, **options)
 
@@ -144,6 +149,7 @@ class Running:
     drain_s: float
     _ready: list[str]
     _stack: AsyncExitStack = field(repr=False)
+    _member: "Member | None" = None
 
     @property
     def running(self) -> int:
@@ -154,6 +160,8 @@ class Running:
         """Say no to new calls, let those that run end within ``drain_s``, make everything durable."""
         self._ready[:] = ["draining"]
         wait_s = self.drain_s if drain_s is None else drain_s
+        if self._member is not None:
+            await self._member.hand_over()
         faces = [self.grpc.stop(wait_s), *([] if self.http is None else [self.http.stop(wait_s)])]
         await asyncio.gather(*faces)
         await self._stack.aclose()
@@ -185,10 +193,12 @@ async def _compose(settings: Settings, stack: AsyncExitStack, on_step: OnStep) -
     telemetry = _telemetry(settings, database, about, folder, stack)
     metrics = telemetry.metrics
     limits = settings.limits
-    node = LocalNode(database, clock, metrics, NodeLimits(
+    engine = LocalNode(database, clock, metrics, NodeLimits(
         settings.engine.threads or available_cores(), limits.write_threads, limits.queued_queries,
         memory_limit(settings)), held_bytes, telemetry.slow.wants_plan)
-    stack.push_async_callback(node.close)
+    stack.push_async_callback(engine.close)
+    member = await _join(settings, database, engine, telemetry, stack)
+    node: Node = engine if member is None else member.node
     keys = KeyRing(settings.data_dir / KEYS, open_store, clock)
     stack.callback(keys.close)
     uses = loop.create_task(_record_uses(keys))
@@ -197,11 +207,11 @@ async def _compose(settings: Settings, stack: AsyncExitStack, on_step: OnStep) -
     guards = _guards(settings, keys, authenticator, metrics, certificates, stack)
     workers = ThreadPoolExecutor(EDGE_THREADS, thread_name_prefix="vecdb-edge")
     stack.callback(workers.shutdown)
-    details = _about(settings, about, node)
+    details = _about(settings, about, engine)
     methods = [*CollectionsServicer(node).methods(), *RecordsServicer(node, metrics).methods(),
                *QueriesServicer(node, metrics, limits.deadline_s).methods(),
                *AdminServicer(node, keys, details).methods(),
-               *ShardsServicer(LoneShards(node, about["node_id"])).methods()]
+               *ShardsServicer(LoneShards(node, about["node_id"]) if member is None else member.shards).methods()]
     starting = ["starting"]
     face = _grpc_face(settings, methods, guards, workers, certificates, about, folder, stack)
     metrics.watch(Watched.STREAMS, lambda: float(face.streams))
@@ -209,18 +219,37 @@ async def _compose(settings: Settings, stack: AsyncExitStack, on_step: OnStep) -
     http = None
     if settings.server.http_port >= 0:
         http = HttpFace(HttpApp(
-            node, guards, workers, keys=keys, about=details, readiness=lambda: starting,
+            node, guards, workers, keys=keys, about=details, readiness=lambda: starting or _reasons(member),
             metrics=telemetry.page, message_bytes=limits.message_bytes, open_metrics=settings.server.open_metrics,
             known_host=_known_host(settings, authenticator)), HttpOptions(
                 settings.server.host, settings.server.http_port, connections(settings),
                 None if certificates is None else certificates.ssl_context()), metrics)
-    node.batcher.alone = lambda: face.running + (0 if http is None else http.app.running) <= 1
+    engine.batcher.alone = lambda: (face.running + (0 if http is None else http.app.running)
+                                    + (0 if member is None else member.running)) <= 1
     addresses = await _bind(settings, face, http, stack)
     if settings.server.warm_up:
         await loop.run_in_executor(None, _warm_up, on_step)
+    if member is not None:
+        addresses["peer_port"] = await member.start(guards, workers, details, stack)
     await face.ready()
     starting.clear()
-    return Running(face, http, metrics, addresses, settings.server.drain_s, starting, stack)
+    return Running(face, http, metrics, addresses, settings.server.drain_s, starting, stack, member)
+
+
+async def _join(settings: Settings, database: LocalDatabase, engine: LocalNode, telemetry: Telemetry,
+                stack: AsyncExitStack) -> "Member | None":
+    """This node's part in its cluster, if it has one."""
+    if not settings.cluster.name:
+        return None
+    from vecdb.serving.cluster import join  # a node that is alone needs nothing of it
+
+    member = await join(settings, database, engine, telemetry.metrics, tell, stack)
+    telemetry.add(Replication(member.figures, telemetry.metrics.names))
+    return member
+
+
+def _reasons(member: "Member | None") -> list[str]:
+    return [] if member is None else member.reasons()
 
 
 def _telemetry(settings: Settings, database: LocalDatabase, about: dict[str, str], pages: Path | None,

@@ -1,0 +1,274 @@
+"""What a node is beside its engine when it is one of a cluster, put together from settings.
+
+On one event loop: the logs of all groups and their driver, frames and calls to the other nodes, the listener for
+theirs, the control group with the reconciler that follows it, and the node that hands calls on.
+
+**Directories.**  ``raft`` holds the logs and ``control`` what the control group agreed on; ``cluster.id`` says which
+node of which cluster the data directory is of, and the engine is opened by nobody else then.
+
+**Stopping.**  Leaderships are handed over first, so that no group waits for an election; calls that run meanwhile find
+the new leaders.  Then the faces drain, then nodes are answered no more, replicas are let go of, and stores are closed,
+which makes durable what was applied: the next start replays little.
+"""
+
+import asyncio
+import os
+import secrets
+from collections import Counter
+from concurrent.futures import Executor
+from contextlib import AsyncExitStack, suppress
+from dataclasses import replace
+from random import SystemRandom
+from typing import Any, Final
+
+from vecdb.app import CLUSTER_ID, open_store
+from vecdb.client.remote.node import RemoteNode
+from vecdb.client.remote.options import Options
+from vecdb.config import Settings
+from vecdb.core.errors import FormatMismatch, Unavailable, VecdbError
+from vecdb.core.nodes import split_address
+from vecdb.ports.observer import NullObserver, Observer
+from vecdb.ports.replicator import Replicator
+from vecdb.ports.tell import Tell
+from vecdb.raft.driver import Driver
+from vecdb.raft.settings import RaftSettings
+from vecdb.rpc.admin import About, AdminServicer
+from vecdb.rpc.door import Guards
+from vecdb.rpc.edge import Edge
+from vecdb.rpc.frames import GrpcFrames
+from vecdb.rpc.peer import PEER_PREFIX
+from vecdb.rpc.peer_certificates import open_peer_certificates
+from vecdb.rpc.peer_channels import PeerChannels
+from vecdb.rpc.peers import (
+    FoundingServicer,
+    PeerChannel,
+    RemotePeers,
+    RemoteWitnesses,
+    ReplicasServicer,
+    cluster_guards,
+)
+from vecdb.rpc.peers_server import PeerServer, PeerServerOptions
+from vecdb.rpc.servicers import CollectionsServicer, QueriesServicer, RecordsServicer
+from vecdb.rpc.tls import Certificates
+from vecdb.runtime.clock import SystemClock
+from vecdb.runtime.replication import CONTROL, Figures
+from vecdb.services.control import Control
+from vecdb.services.founding import NUMBERS
+from vecdb.services.hosting import Hosting, group_of
+from vecdb.services.ledger import Ledger
+from vecdb.services.local import LocalDatabase
+from vecdb.services.node import LocalNode
+from vecdb.services.replicas import OwnReplicas
+from vecdb.services.replicated import Cluster, ReplicatedNode
+from vecdb.services.shards import ClusterShards
+from vecdb.storage.rocksdict import RocksStore
+
+LOGS: Final = "raft"
+CONTROL_STATE: Final = "control"
+GRACE_S: Final = 1.0
+"""For calls of other nodes to end when this one stops."""
+FIGURES_S: Final = 2.0
+NAMED: Final = 3
+"""Collections that a reason names."""
+
+
+def check_directory(settings: Settings, database: LocalDatabase) -> None:
+    """Refuse a data directory that is of another node or cluster, or of a node that was alone; mark a new one.
+
+    The caller holds the directory's lock.
+    """
+    text = f"{settings.cluster.name} {settings.server.node_id}\n"
+    path = settings.data_dir / CLUSTER_ID
+    found = path.read_text(encoding="ascii", errors="replace") if path.exists() else ""
+    if found == text:
+        return
+    if found:
+        cluster, _, node = found.strip().partition(" ")
+        raise FormatMismatch(f"{settings.data_dir} is of node {node!r} of cluster {cluster!r}, and the settings are of "
+                             f"node {settings.server.node_id!r} of cluster {settings.cluster.name!r}",
+                             path=str(settings.data_dir), got=found.strip()[:140], limit=text.strip())
+    alone = [name for name, entry in database.hosted().items() if group_of(entry.folder) is None]
+    if alone:
+        raise FormatMismatch(f"{settings.data_dir} holds collections of a node that was alone ({', '.join(alone[:3])})"
+                             ": give this node of the cluster an empty data_dir, and bring them over with vecdb export "
+                             "and vecdb import", path=str(settings.data_dir), got=len(alone),
+                             limit="an empty directory")
+    partial = path.with_name(CLUSTER_ID + ".partial")
+    partial.write_text(text, encoding="ascii")
+    os.replace(partial, path)
+
+
+class _Events:
+    """What replicas tell, counted and passed on."""
+
+    def __init__(self, tell: Tell) -> None:
+        self.counts: Counter[str] = Counter({"raft_leader": 0})
+        self._tell = tell
+
+    def __call__(self, level: str, event: str, **fields: Any) -> None:
+        self.counts[event] += 1
+        self._tell(level, event, **fields)
+
+
+class Member:
+    """This node's part in its cluster; made by :func:`join`."""
+
+    def __init__(self, settings: Settings, database: LocalDatabase, engine: LocalNode, observer: Observer, store: Any,
+                 certificates: Certificates | None, tell: Tell) -> None:
+        """Starts nothing that other nodes see.  In the event loop."""
+        me, options = settings.server.node_id, settings.cluster
+        self._loop = asyncio.get_running_loop()
+        self._settings = settings
+        self._engine = engine
+        self._tell = tell
+        self._events = _Events(tell)
+        self._certificates = certificates
+        clock, cluster = SystemClock(), Cluster(me, tuple(options.nodes))
+        self.channels = PeerChannels(me, options.name, options.nodes, certificates)
+        self.frames = GrpcFrames(self.channels, me, options.name, tell)
+        self.driver = Driver(me, store, self.frames, seed=secrets.randbits(64), tell=self._events,
+                             settings=RaftSettings(heartbeat_s=options.heartbeat_s,
+                                                   election_s_min=options.election_s_min,
+                                                   election_s_max=options.election_s_max,
+                                                   snapshot_bytes_s=options.snapshot_bytes_s))
+        self.control = Control(settings.data_dir / CONTROL_STATE, open_store,
+                               replication_factor=options.replication_factor)
+        self.peers = RemotePeers(self.channels, _open_node, clock)
+        self.hosting = Hosting(me, cluster.nodes, self.driver, database, self.control, Ledger(store),
+                               RemoteWitnesses(self.peers), draw=lambda: secrets.randbelow(NUMBERS[1] - NUMBERS[0])
+                               + NUMBERS[0], tell=self._events)
+        self.own = OwnReplicas(engine, self.hosting, self.control, clock)
+        self.node = ReplicatedNode(cluster, engine, self.own, self.control, self.peers, clock, observer,
+                                   SystemRandom())
+        self.shards = ClusterShards(cluster, self.node, self.own, self.control, engine, self.peers, clock)
+        self.server: PeerServer | None = None
+        self._edges: list[Edge] = []
+
+    @property
+    def running(self) -> int:
+        """Calls of other nodes that have begun and not ended."""
+        return sum(edge.running for edge in self._edges)
+
+    async def start(self, guards: Guards, workers: Executor, about: About, stack: AsyncExitStack) -> int:
+        """Listen for the other nodes and take up what is here; returns the port.  ``stack`` undoes it."""
+        self._edges = self._make_edges(cluster_guards(guards), workers, about)
+        cluster, me = self._settings.cluster, self._settings.server.node_id
+        host, port = cluster.host, split_address(cluster.nodes[me])[1]
+        address = f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
+        credentials = None if self._certificates is None else self._certificates.grpc_credentials()
+        self.server = PeerServer(PeerServerOptions(me, cluster.name, address, tuple(cluster.nodes), credentials,
+                                                   credentials is None, tell=self._tell),
+                                 [self.frames.servicer(), *self._edges])
+        if self._certificates is not None:
+            reload = self._loop.create_task(self._certificates.watch())
+            stack.callback(reload.cancel)
+        stack.push_async_callback(self._let_go)
+        bound = await self.server.start()
+        self.hosting.start()
+        return bound
+
+    def _make_edges(self, guards: Guards, workers: Executor, about: About) -> list[Edge]:
+        own, nobody = self.own, NullObserver()
+        internal = [*ReplicasServicer(own).methods(), *FoundingServicer(lambda: self.hosting.founding).methods()]
+        public = [*CollectionsServicer(own).methods(), *RecordsServicer(own, nobody).methods(),
+                  *QueriesServicer(own, nobody, guards.deadline_s, guards.on_fault).methods(),
+                  *AdminServicer(own, None, about).methods()]
+        return [Edge(internal, guards, workers, prefix=PEER_PREFIX), Edge(public, guards, workers)]
+
+    async def _let_go(self) -> None:
+        """In the order in which one needs the other."""
+        assert self.server is not None
+        await self.server.stop(GRACE_S)
+        await self.hosting.stop()
+
+    async def close(self) -> None:
+        """What was made with the node; after :meth:`start` was undone."""
+        self.driver.close()
+        await self.frames.close()
+        await self.peers.close()
+        await self.channels.close()
+        await self._loop.run_in_executor(None, self.control.close)
+
+    # --- health -----------------------------------------------------------------------------------
+
+    def reasons(self) -> list[str]:
+        """Why this node does not serve yet, or no more; empty when it does."""
+        if self.driver.failure is not None:
+            return ["the logs' disk has failed: nothing is promised until a restart"]
+        status = self.control.status()
+        if status is None:
+            return [self._founding()]
+        found = [] if status.leader is not None else ["the control group has no leader that this node knows of"]
+        away = [f"{name!r} ({shard.error})" if shard.error else f"{name!r}"
+                for name, shard in self.hosting.statuses().items()
+                if name and (shard.status is None or shard.status.state == "halted")]
+        if away:
+            more = f" and {len(away) - NAMED} more" if len(away) > NAMED else ""
+            found.append(f"replicas here are not open: {', '.join(away[:NAMED])}{more}")
+        return found
+
+    def _founding(self) -> str:
+        founding = self.hosting.founding
+        if founding is None or not founding.over:
+            return "the cluster is founded once all of its nodes have been up at the same time"
+        return "the control group is not open yet"
+
+    async def hand_over(self) -> None:
+        """Give every leadership to another replica, as far as there is one that can take it."""
+        settings = self.driver.host.settings
+        until = self._loop.time() + 2 * settings.election_s_max
+
+        async def give(replicator: Replicator) -> None:
+            with suppress(VecdbError):
+                await replicator.transfer(None, until)
+
+        leading = [one for one in self._replicators() if one.status().role == "leader" and len(one.status().voters) > 1]
+        await asyncio.gather(*map(give, leading))
+
+    def _replicators(self) -> list[Replicator]:
+        found = [] if self.control.replicator is None else [self.control.replicator]
+        for name in self.hosting.statuses():
+            with suppress(VecdbError):
+                if name:
+                    found.append(self.hosting.replicator(name))
+        return found
+
+    # --- figures ----------------------------------------------------------------------------------
+
+    def figures(self) -> Figures:
+        """For the page of metrics, from its thread."""
+        try:
+            return asyncio.run_coroutine_threadsafe(self._figures(), self._loop).result(FIGURES_S)
+        except RuntimeError as error:  # the loop has ended
+            raise Unavailable("the node has stopped") from error
+
+    async def _figures(self) -> Figures:
+        shards = self.hosting.statuses()
+        groups = {one.group: name or CONTROL for name, one in shards.items()}
+        receiving = {groups.get(group, ""): replica.receiving for group, replica in self.driver.host.replicas.items()}
+        frames = self.frames.counters
+        waiting = frames.pop("waiting_bytes", 0)
+        return Figures(
+            replicas={name or CONTROL: one.status for name, one in shards.items() if one.status is not None},
+            snapshots={name: one for name, one in receiving.items() if one is not None},
+            events=dict(self._events.counts), dropped=dict(self.driver.host.dropped), frames=frames,
+            waiting_bytes=waiting, refused={} if self.server is None else dict(self.server.refused),
+            handed_on=dict(self.node.counts.handed_on))
+
+
+def _open_node(channel: PeerChannel, label: str) -> RemoteNode:
+    """Attempts are the caller's, each with its own deadline, and so is what travels together."""
+    return RemoteNode(channel, replace(Options(), timeout=None, retries=0, auto_batch=False, schema_ttl=0.0))
+
+
+async def join(settings: Settings, database: LocalDatabase, engine: LocalNode, observer: Observer, tell: Tell,
+               stack: AsyncExitStack) -> Member:
+    """Open what a member of a cluster needs; nothing is seen by others until :meth:`Member.start`."""
+    loop = asyncio.get_running_loop()
+    certificates = open_peer_certificates(settings.cluster, settings.server.node_id, SystemClock(), tell)
+    await loop.run_in_executor(None, check_directory, settings, database)
+    store: RocksStore = await loop.run_in_executor(None, open_store, settings.data_dir / LOGS)
+    stack.callback(store.close)
+    member = Member(settings, database, engine, observer, store, certificates, tell)
+    stack.push_async_callback(member.close)
+    return member
