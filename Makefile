@@ -9,7 +9,7 @@ PYTEST_ARGS ?= -q -n auto --maxprocesses 8 --dist loadfile
 DATA ?= glove-100 fashion-mnist
 SOAK ?= 300
 
-.PHONY: help install test sim quickstart lint types contracts proto proto-baseline data bench lock clean
+.PHONY: help install test sim chaos quickstart lint types contracts proto proto-baseline data bench lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -37,6 +37,11 @@ SEEDS ?= 300
 FIRST ?= 1
 sim: $(VENV)/.installed  ## simulated clusters under faults: make sim SEEDS=300 FIRST=1
 	@$(BIN)/python -m vecdb.testing.sim --seeds $(SEEDS) --first $(FIRST)
+
+ROUNDS ?= 200
+SEED ?=
+chaos: install  ## real nodes under real faults: make chaos ROUNDS=200 SEED=1 ATTACKS=kill_leader,power_of_all
+	@$(BIN)/python -m tests.chaos --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED)) $(if $(ATTACKS),--attacks $(ATTACKS))
 
 quickstart: install  ## a real data set, queries with and without filters, recall and latency
 	@$(BIN)/vecdb quickstart
