@@ -44,8 +44,9 @@ class Home:
         """Make the folder with its first state, which ``fill`` makes durable; what stood there goes."""
         try:
             shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder.mkdir(parents=True)
-            sync_directory(self.folder.parent)
+            for folder in (self.folder.parent, self.folder):  # the first replica's finds no parent
+                folder.mkdir(exist_ok=True)
+                sync_directory(folder.parent)
         except OSError as error:
             raise from_os_error(error, self.folder, "creating") from error
         state = self.fresh()

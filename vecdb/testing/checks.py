@@ -23,10 +23,9 @@ from vecdb.raft.replica import Replica
 from vecdb.testing.clients import History
 from vecdb.testing.cluster import Cluster
 from vecdb.testing.linear import linearizable
+from vecdb.testing.violation import Violation
 
-
-class Violation(AssertionError):
-    """Something that was promised did not hold."""
+__all__ = ["Judge", "Violation", "acknowledged", "converged", "equal", "histories"]
 
 
 class Judge:

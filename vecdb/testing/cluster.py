@@ -82,7 +82,8 @@ class SimShell:
                 error = failed
             self._tell(lambda: done(result, error))
 
-        self._enter(lane, _Job(act, partial(self.node.home.half, work), self.world.random.uniform(0.0001, 0.002)))
+        home = self.node.home
+        self._enter(lane, _Job(act, partial(home.half, work), home.seconds(self.world.random, lane)))
 
     def crash(self) -> None:
         self.alive = False

@@ -30,6 +30,10 @@ class Home(Protocol):
         """What a thread of the process does with machines."""
         ...
 
+    def seconds(self, random: Random, lane: str) -> float:
+        """How long a thread takes for a piece of work."""
+        ...
+
     def half(self, work: Callable[[], Any]) -> bool:
         """What a power cut may leave of such work; whether it came within it, so that nothing was done after it."""
         ...
@@ -71,6 +75,9 @@ class RegisterHome:
 
     def do(self, work: Callable[[], Any]) -> Any:
         return work()
+
+    def seconds(self, random: Random, lane: str) -> float:
+        return random.uniform(0.0001, 0.002)
 
     def half(self, work: Callable[[], Any]) -> bool:
         try:

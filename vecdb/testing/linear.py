@@ -6,9 +6,30 @@ CCPE 29 (2017).  A register is linearizable if each of its keys is (Herlihy and 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 NEVER: Final = float("inf")
+
+
+class Step(Protocol):
+    """What somebody did to one key, between two moments; the key's value is a number, 0 at first."""
+
+    @property
+    def start(self) -> float: ...
+
+    @property
+    def end(self) -> float:
+        """NEVER where nobody knows whether it happened."""
+        ...
+
+    @property
+    def reads(self) -> bool:
+        """Whether it changes nothing."""
+        ...
+
+    def step(self, state: int) -> int | None:
+        """The value after it; None if it cannot have happened in this state with the result it had."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +46,10 @@ class Operation:
     expected: int = 0
     result: int = 0
 
+    @property
+    def reads(self) -> bool:
+        return self.kind == "read"
+
     def step(self, state: int) -> int | None:
         """The register's value after it; None if it cannot have happened in this state with this result."""
         if self.kind == "read":
@@ -37,9 +62,9 @@ class Operation:
         return self.value if matches else state
 
 
-def linearizable(operations: Sequence[Operation], initial: int = 0) -> bool:
+def linearizable(operations: Sequence[Step], initial: int = 0) -> bool:
     """Whether some order of the operations, each between its start and end, explains every result."""
-    todo = sorted((one for one in operations if one.end != NEVER or one.kind != "read"), key=lambda one: one.start)
+    todo = sorted((one for one in operations if one.end != NEVER or not one.reads), key=lambda one: one.start)
     count = len(todo)
     must = sum(1 << at for at, one in enumerate(todo) if one.end != NEVER)
     tried: set[tuple[int, int]] = set()

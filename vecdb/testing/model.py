@@ -4,14 +4,14 @@ No segment, no index, no row: records by id, replaced, patched and deleted as th
 every log index, so that whatever a replica answers can be held against the place it answered at.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 
-from vecdb.core.calls import WriteToken
+from vecdb.core.errors import InvalidArgument
 from vecdb.core.filters import Node, evaluate
 from vecdb.core.ids import RecordId, id_key
 from vecdb.core.query import Matches, QueryRequest
@@ -43,16 +43,14 @@ class Moment:
 
     log_index: int
     records: dict[RecordId, Stored]
+    digest: str
+    """The sum of the records' digests, as every replica must have it."""
     outcome: WriteResult | None
     """None of a mark."""
     repeated: bool = False
     """The command's token was known: it did nothing, and its outcome is the first one's."""
-
-    def digest(self) -> str:
-        """The sum of the records' digests, as every replica must have it."""
-        total = sum(int.from_bytes(digest_of(id_key(one), stored.vector, stored.metadata), "big")
-                    for one, stored in self.records.items())
-        return f"{total % MODULUS:032x}"
+    refused: bool = False
+    """The command makes no sense."""
 
     def matching(self, where: Node | None) -> dict[RecordId, Stored]:
         return {one: stored for one, stored in self.records.items()
@@ -93,9 +91,10 @@ def _distance(vector: bytes, query: npt.NDArray[Any]) -> float:
 class Model:
     """Moments by log index, in order; the first, at 0, is empty."""
 
-    moments: dict[int, Moment] = field(default_factory=lambda: {0: Moment(0, {}, WriteResult())})
+    moments: dict[int, Moment] = field(default_factory=lambda: {0: Moment(0, {}, digest_over({}), WriteResult())})
     tokens: dict[bytes, int] = field(default_factory=dict)
     """The log index at which each idempotency key took effect."""
+    _fingerprints: dict[bytes, int] = field(default_factory=dict)
     _last: int = 0
 
     def apply(self, log_index: int, command: bytes) -> Moment:
@@ -104,29 +103,41 @@ class Model:
         if known is not None:
             return known
         assert log_index > self._last, "in order"
-        told, token = codec.decode(command)
-        records = self.moments[self._last].records
-        if isinstance(told, Mark):
-            moment = Moment(log_index, records, None)
-        elif token is not None and token.key in self.tokens:
-            first = self.moments[self.tokens[token.key]]
-            moment = Moment(log_index, records, first.outcome, repeated=True)
-        else:
-            moment = _done(log_index, dict(records), told)
-            self._remember(token, log_index)
+        moment = self._next(log_index, self.moments[self._last], command)
         self.moments[log_index] = moment
         self._last = log_index
         return moment
 
-    def _remember(self, token: WriteToken | None, log_index: int) -> None:
+    def _next(self, log_index: int, before: Moment, command: bytes) -> Moment:
+        try:
+            told, token = codec.decode(command)
+        except InvalidArgument:
+            return replace(before, log_index=log_index, outcome=WriteResult(), repeated=False, refused=True)
+        if isinstance(told, Mark):
+            return replace(before, log_index=log_index, outcome=None, repeated=False, refused=False)
+        if token is not None and token.key in self.tokens:
+            if self._fingerprints[token.key] != token.fingerprint:
+                return replace(before, log_index=log_index, outcome=WriteResult(), repeated=False, refused=True)
+            first = self.moments[self.tokens[token.key]].outcome
+            return replace(before, log_index=log_index, outcome=first, repeated=True, refused=False)
+        records = dict(before.records)
+        result = _done(records, told)
         if token is not None:
-            self.tokens[token.key] = log_index
+            self.tokens[token.key], self._fingerprints[token.key] = log_index, token.fingerprint
+        return Moment(log_index, records, digest_over(records), replace(result, log_index=log_index))
 
     def at(self, log_index: int) -> Moment:
         return self.moments[log_index]
 
 
-def _done(log_index: int, records: dict[RecordId, Stored], command: Command) -> Moment:
+def digest_over(records: dict[RecordId, Stored]) -> str:
+    total = sum(int.from_bytes(digest_of(id_key(one), stored.vector, stored.metadata), "big")
+                for one, stored in records.items())
+    return f"{total % MODULUS:032x}"
+
+
+def _done(records: dict[RecordId, Stored], command: Command) -> WriteResult:
+    """Carry out a command on ``records``."""
     inserted = updated = deleted = missing = 0
     if isinstance(command, UpsertBatch):
         for one, vector, metadata in zip(command.ids, command.vectors, command.metadata, strict=True):
@@ -144,7 +155,7 @@ def _done(log_index: int, records: dict[RecordId, Stored], command: Command) -> 
             del records[one]
     else:
         updated, missing = _update(records, command)
-    return Moment(log_index, records, WriteResult(inserted, updated, deleted, missing, log_index))
+    return WriteResult(inserted, updated, deleted, missing)
 
 
 def _update(records: dict[RecordId, Stored], command: UpdateMetadata) -> tuple[int, int]:

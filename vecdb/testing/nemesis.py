@@ -234,24 +234,33 @@ class Nemesis:
             self._did("member_changes", group=group, add=add, remove=remove)
             self._ask(leader, lambda: leader.core.change(Change(add, remove), self._told("change")))
 
-    def _damage(self) -> None:
-        """Crash a replica's node and flip a bit of its log, where all others of its groups are whole."""
+    def _may_damage(self) -> tuple[Node, int, str] | None:
+        """A voter that may be lost, as all others of its group are whole: its node, which runs, group and id."""
         node = self._some()
         group = self.world.random.choice(self.groups)
         leader = self.cluster.leader(group)
         if node.host is None or node.paused or leader is None:
-            return
+            return None
         configuration = leader.core.configuration
         whole = not configuration.joining and len(configuration.voters) >= 3 \
             and not any(one in self.judge.lost for one in configuration.everybody)
-        if not whole or node.name not in [node_of(one) for one in configuration.voters]:
+        found = [one for one in configuration.voters if node_of(one) == node.name]
+        return (node, group, found[0]) if whole and found else None
+
+    def _damage(self) -> None:
+        """Crash a replica's node and flip a bit of its log, where all others of its groups are whole."""
+        found = self._may_damage()
+        if found is None:
             return
+        node, group, _ = found
         node.crash()
         lost = node.damage(group)
         if lost is not None:
             self.judge.lost[lost] = True
             self._did("logs_damaged", replica=lost)
+        self._back_later(node)
 
+    def _back_later(self, node: Node) -> None:
         def back() -> None:
             if node.host is None:
                 node.start()
