@@ -1,8 +1,9 @@
 """Frames between nodes over gRPC: the :class:`~vecdb.ports.frames.Frames` of a node.
 
-Two streams a pair of nodes and direction, on the channel that other calls use too: messages, and what is bulky.  A
-stream carries messages of many frames (whatever waits goes together, up to :data:`MESSAGE_BYTES`), one under way at a
-time: gRPC says when the connection has room, so a receiver that is slow fills the sender's window and nothing else.
+Two streams a pair of nodes and direction, on the channel that other calls use too: messages, and what is bulky.  What
+waits goes together, up to a megabyte in one message of gRPC's, and what is larger goes in pieces of that.  One message
+is under way at a time: gRPC says when the connection has room, so a receiver that is slow fills the sender's window and
+nothing else.
 
 **Windows.**  What waits for a stream is bounded in bytes; while it is above the window, further frames are dropped.
 While a node cannot be reached the newest :data:`AWAY_BYTES` are kept for it, until the next attempt fails.
@@ -20,7 +21,7 @@ from typing import Any, Final
 import grpc
 
 from vecdb.ports.tell import Tell, tell_nobody
-from vecdb.rpc.frames_codec import MAX_FRAME_BYTES, join
+from vecdb.rpc.frames_codec import MAX_FRAME_BYTES, PIECE_BYTES, join
 from vecdb.rpc.frames_server import BULK, MESSAGES, STREAM_KEY, FrameService, Received
 from vecdb.rpc.peer_channels import PeerChannels
 from vecdb.rpc.seldom import Seldom
@@ -28,7 +29,6 @@ from vecdb.rpc.seldom import Seldom
 WINDOW_BYTES: Final = 32 << 20
 BULK_WINDOW_BYTES: Final = 16 << 20
 AWAY_BYTES: Final = 1 << 20
-MESSAGE_BYTES: Final = 1 << 20
 PAUSE_S: Final = (0.05, 1.0)
 PATIENCE_S: Final = 5.0
 """How long an attempt waits for a connection before the reason why there is none is asked for again."""
@@ -209,7 +209,12 @@ class _Stream:
                 self._news = None
                 continue
             frames, size = self._take()
-            await call.write(join(frames))
+            if size <= 2 * PIECE_BYTES:
+                await call.write(join(frames))
+            else:
+                frame = memoryview(frames[0])
+                for at in range(0, size, PIECE_BYTES):
+                    await call.write(join([frame[at:at + PIECE_BYTES]], more=at + PIECE_BYTES < size))
             self.waiting -= size
             counts["sent_messages"] += 1
             counts["sent_frames"] += len(frames)
@@ -220,7 +225,7 @@ class _Stream:
         queue = self._queue
         frames = [queue.popleft()]
         size = len(frames[0])
-        while queue and size + len(queue[0]) <= MESSAGE_BYTES:
+        while queue and size + len(queue[0]) <= PIECE_BYTES:
             frames.append(queue.popleft())
             size += len(frames[-1])
         return frames, size

@@ -1,7 +1,7 @@
-"""The bytes of ``vecdb.internal.v1.Frames``, written and read by hand.
+"""The bytes of ``vecdb.internal.v1.Frames``, written and read by hand: protobuf would copy frames twice on either side.
 
-A frame is up to 66 MB, and protobuf copies it twice on either side; here it is copied once (measured for 1 MB: see
-:mod:`vecdb.rpc.frames`).  Whatever is not in the plain form, an unknown field for one, is given to protobuf.
+A frame above :data:`PIECE_BYTES` is sent in pieces: memory beside the frame itself stays small on both sides, and other
+streams of the connection get their turns.
 """
 
 from collections.abc import Sequence
@@ -14,26 +14,31 @@ from vecdb.internal.v1 import raft_pb2
 
 MAX_FRAME_BYTES: Final = MAX_BATCH_BYTES + (2 << 20)
 """Longest frame: one command of the largest batch, and what stands around it."""
+PIECE_BYTES: Final = 1 << 20
 MAX_FRAMES: Final = 65_536
 """Most frames of one message."""
-_TAG: Final = 0x0A
+_FRAME: Final = 0x0A
 """Field 1, with a length."""
+_MORE: Final = b"\x10\x01"
+"""Field 2, true."""
 
 
 class BadFrames(ValueError):
     """Bytes that are no message of frames, or of frames too large."""
 
 
-def join(frames: Sequence[bytes]) -> bytes:
-    """One message of these frames."""
-    parts: list[bytes] = []
+def join(frames: Sequence[bytes | memoryview], more: bool = False) -> bytes:
+    """One message of these frames; ``more``: the last of them goes on."""
+    parts: list[bytes | memoryview] = []
     for frame in frames:
         parts += (_head(len(frame)), frame)
+    if more:
+        parts.append(_MORE)
     return b"".join(parts)
 
 
 def _head(length: int) -> bytes:
-    head = bytearray((_TAG,))
+    head = bytearray((_FRAME,))
     while length > 0x7F:
         head.append(length & 0x7F | 0x80)
         length >>= 7
@@ -41,13 +46,13 @@ def _head(length: int) -> bytes:
     return bytes(head)
 
 
-def split(message: bytes) -> list[bytes]:
-    """The frames of a message; raises :class:`BadFrames`."""
+def split(message: bytes) -> tuple[list[bytes], bool]:
+    """The frames of a message, and whether the last goes on; raises :class:`BadFrames`."""
     frames: list[bytes] = []
     at, end = 0, len(message)
     while at < end:
-        if message[at] != _TAG:
-            return _parsed(message)
+        if message[at] != _FRAME:
+            return (frames, True) if frames and message[at:] == _MORE else _parsed(message)
         length = shift = 0
         at += 1
         while True:
@@ -61,18 +66,63 @@ def split(message: bytes) -> list[bytes]:
             shift += 7
         if length > end - at:
             raise BadFrames(f"a frame of {length} bytes in a message that ends before it")
-        if length > MAX_FRAME_BYTES or len(frames) == MAX_FRAMES:
-            raise BadFrames(f"frame {len(frames) + 1}, of {length} bytes: at most {MAX_FRAMES} of {MAX_FRAME_BYTES}")
+        if len(frames) == MAX_FRAMES:
+            raise BadFrames(f"more than {MAX_FRAMES} frames in one message")
         frames.append(message[at:at + length])
         at += length
-    return frames
+    return frames, False
 
 
-def _parsed(message: bytes) -> list[bytes]:
+def _parsed(message: bytes) -> tuple[list[bytes], bool]:
+    """By protobuf: a newer node may have fields that we do not know."""
     try:
-        frames = list(raft_pb2.Frames.FromString(message).frames)
+        read = raft_pb2.Frames.FromString(message)
     except DecodeError:
         raise BadFrames(f"these {len(message)} bytes are no frames") from None
-    if len(frames) > MAX_FRAMES or any(len(frame) > MAX_FRAME_BYTES for frame in frames):
-        raise BadFrames(f"{len(frames)} frames: at most {MAX_FRAMES} of {MAX_FRAME_BYTES} bytes")
-    return frames
+    frames = list(read.frames)
+    if len(frames) > MAX_FRAMES or (read.more and not frames):
+        raise BadFrames(f"{len(frames)} frames in one message, of which the last goes on" if read.more else
+                        f"more than {MAX_FRAMES} frames in one message")
+    return frames, read.more
+
+
+class Gathering:
+    """The messages of one stream, made frames again."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self._bytes = 0
+
+    def take(self, message: bytes) -> list[bytes]:
+        """The frames that this message completes.
+
+        Raises :class:`BadFrames`; what had come of a frame is forgotten then.  What still comes of it becomes a frame
+        that its own checksum gives away.
+        """
+        try:
+            frames, more = split(message)
+            if self._pieces and frames:
+                self._keep(frames[0])
+                if more and len(frames) == 1:
+                    return []
+                frames[0] = b"".join(self._pieces)
+                self._forget()
+            if more:
+                self._keep(frames.pop())
+            longest = max(map(len, frames), default=0)
+            if longest > MAX_FRAME_BYTES:
+                raise BadFrames(f"a frame of {longest} bytes: at most {MAX_FRAME_BYTES}")
+        except BadFrames:
+            self._forget()
+            raise
+        return frames
+
+    def _keep(self, piece: bytes) -> None:
+        self._pieces.append(piece)
+        self._bytes += len(piece)
+        if self._bytes > MAX_FRAME_BYTES or len(self._pieces) > MAX_FRAMES:
+            raise BadFrames(f"{self._bytes} bytes of a frame in {len(self._pieces)} pieces: at most {MAX_FRAME_BYTES} "
+                            f"bytes in {MAX_FRAMES} pieces")
+
+    def _forget(self) -> None:
+        self._pieces, self._bytes = [], 0

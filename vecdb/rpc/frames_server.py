@@ -7,7 +7,7 @@ from typing import Any, Final, TypeAlias
 
 import grpc
 
-from vecdb.rpc.frames_codec import BadFrames, split
+from vecdb.rpc.frames_codec import BadFrames, Gathering
 from vecdb.rpc.peer_names import Greeting
 from vecdb.rpc.peers_server import peer_greeting
 from vecdb.rpc.reading import EOF
@@ -83,13 +83,13 @@ class FrameService(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic
         await context.abort(grpc.StatusCode.ABORTED, "there is a newer stream of this node")
 
     async def _read(self, node: str, context: Any) -> None:
-        counts = self._counts
+        counts, gathering = self._counts, Gathering()
         while True:
             message = await context.read()
             if message is EOF:
                 return
             try:
-                frames = split(message)
+                frames = gathering.take(message)
             except BadFrames as error:
                 counts["dropped_malformed"] += 1
                 self._seldom("warning", "frames_malformed", "malformed", node, why=str(error))

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cvecdb/internal/v1/raft.proto\x12\x11vecdb.internal.v1\"\x18\n\x06\x46rames\x12\x0e\n\x06\x66rames\x18\x01 \x03(\x0c\"\x0b\n\tFramesEnd2\x90\x01\n\x04Raft\x12\x45\n\x08Messages\x12\x19.vecdb.internal.v1.Frames\x1a\x1c.vecdb.internal.v1.FramesEnd(\x01\x12\x41\n\x04\x42ulk\x12\x19.vecdb.internal.v1.Frames\x1a\x1c.vecdb.internal.v1.FramesEnd(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cvecdb/internal/v1/raft.proto\x12\x11vecdb.internal.v1\"&\n\x06\x46rames\x12\x0e\n\x06\x66rames\x18\x01 \x03(\x0c\x12\x0c\n\x04more\x18\x02 \x01(\x08\"\x0b\n\tFramesEnd2\x90\x01\n\x04Raft\x12\x45\n\x08Messages\x12\x19.vecdb.internal.v1.Frames\x1a\x1c.vecdb.internal.v1.FramesEnd(\x01\x12\x41\n\x04\x42ulk\x12\x19.vecdb.internal.v1.Frames\x1a\x1c.vecdb.internal.v1.FramesEnd(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,9 +32,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'vecdb.internal.v1.raft_pb2'
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_FRAMES']._serialized_start=51
-  _globals['_FRAMES']._serialized_end=75
-  _globals['_FRAMESEND']._serialized_start=77
-  _globals['_FRAMESEND']._serialized_end=88
-  _globals['_RAFT']._serialized_start=91
-  _globals['_RAFT']._serialized_end=235
+  _globals['_FRAMES']._serialized_end=89
+  _globals['_FRAMESEND']._serialized_start=91
+  _globals['_FRAMESEND']._serialized_end=102
+  _globals['_RAFT']._serialized_start=105
+  _globals['_RAFT']._serialized_end=249
 # @@protoc_insertion_point(module_scope)

@@ -25,23 +25,27 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Frames(_message.Message):
-    """Frames that were waiting together; each checks itself (vecdb.raft.messages).  Read and written by hand in
-    vecdb.rpc.frames_codec, in this form.
+    """Frames that were waiting together, or a piece of one that is large; each frame checks itself (vecdb.raft.messages).
+    Read and written by hand in vecdb.rpc.frames_codec, in this form.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     FRAMES_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
+    more: _builtins.bool
+    """the last frame goes on with the first of the next message"""
     @_builtins.property
     def frames(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
     def __init__(
         self,
         *,
         frames: _abc.Iterable[_builtins.bytes] | None = ...,
+        more: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["frames", b"frames"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frames", b"frames", "more", b"more"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
