@@ -17,8 +17,11 @@ _NOT_SENT: Final = re.compile(r"failed to connect|connections to all backends fa
 """The channel had no connection: the call never left."""
 
 _TRANSPORT: Final = re.compile(r"RST_STREAM|stream removed|socket closed|connection (reset|aborted)|GOAWAY|"
-                               r"broken pipe|transport (closed|closing)|stream terminated", re.IGNORECASE)
-"""Broken connections that gRPC calls INTERNAL, UNKNOWN or CANCELLED."""
+                               r"broken pipe|transport (closed|closing)|stream terminated|internal error from core|"
+                               r"^cancelled$", re.IGNORECASE)
+"""Broken connections that gRPC calls INTERNAL, UNKNOWN or CANCELLED.  The last but one is what grpc.aio says of a write
+to a stream that is broken, the last what a call comes to that the server cut off; calls that were given up here have
+more words."""
 
 _HOPELESS: Final = re.compile(r"connection refused|no such file or directory|tls handshake failed|"
                               r"verification check failed", re.IGNORECASE)
