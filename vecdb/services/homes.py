@@ -81,7 +81,8 @@ class Home:
 
     def fresh(self) -> Path:
         """The path of a state that never was; nothing is made."""
-        numbers = [int(name) for name in os.listdir(self.folder) if name.isdigit()]
+        numbers = [int(name) for folder in (self.folder, *self.damaged()) for name in os.listdir(folder)
+                   if name.isdigit()]
         return self.folder / f"{max(numbers, default=0) + 1:08d}"
 
     def switch(self, state: Path) -> None:

@@ -52,8 +52,9 @@ class RowScan:
                     self._complete = True
                     self._iterator = None
             except Exception as error:
-                self._iterator = None
-                raise self._map_error(error) from error
+                # Frames hold the iterator, and it RocksDB with its lock, for as long as somebody looks at the error.
+                self._iterator = iterator = None
+                raise self._map_error(error) from error.with_traceback(None)
             return rows
 
     def close(self) -> None:
