@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 # A node forks only to exec: gRPC's handlers for other forks would complain of its threads at each front that starts.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+# Its core writes lines of its own to stderr, for every handshake that fails; what matters of them we tell ourselves.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 __all__ = ["Running", "run_node", "start"]
 
