@@ -46,6 +46,7 @@ from vecdb.services.local import LocalDatabase
 from vecdb.services.node import LocalNode, NodeLimits
 from vecdb.serving.front import FrontSettings
 from vecdb.serving.fronts import Fronts, reserve
+from vecdb.storage.paths import replace_file
 from vecdb.wire.filters import FILTERS
 
 if TYPE_CHECKING:
@@ -91,9 +92,7 @@ def node_id(settings: Settings) -> str:
         return path.read_text(encoding="ascii").strip()
     except FileNotFoundError:
         made = secrets.token_hex(6)
-        partial = path.with_suffix(".partial")
-        partial.write_text(made + "\n", encoding="ascii")
-        os.replace(partial, path)
+        replace_file(path, made + "\n")
         return made
 
 

@@ -46,3 +46,17 @@ def make_directory(path: Path | str, mode: int = 0o777) -> Path:
     except OSError as error:
         raise from_os_error(error, target, "creating") from error
     return target
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Have ``text`` (ASCII) be the file's content, on stable storage: what is read there is the old text or the new."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("w", encoding="ascii") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        sync_directory(path.parent)
+    except OSError as error:
+        raise from_os_error(error, path, "writing") from error
