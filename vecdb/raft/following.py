@@ -54,6 +54,11 @@ class Following(Stock):
 
     def _timeout(self) -> float:
         low, high = self.settings.election_s_min, self.settings.election_s_max
+        voters = self.configuration.voters
+        if not self.term and voters and self.me == voters[self.log.group % len(voters)]:
+            # Nobody has ever led this group, so nobody's silence has to be waited for.  One replica asks at once, and
+            # again until the others are there; which one it is spreads the leaders of many groups over the nodes.
+            low, high = self.settings.heartbeat_s, 2 * self.settings.heartbeat_s
         return low + (high - low) * self._random.random()
 
     # --- the configuration ------------------------------------------------------------------------
