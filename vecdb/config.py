@@ -180,8 +180,9 @@ class ClusterSettings(_Section):
     ``cert_file``, ``key_file``, ``ca_file``: mutual TLS between nodes; a certificate's name is
     ``NODE.NAME.vecdb.internal`` (``vecdb cluster certs`` makes them).  ``insecure``: none, and whoever reaches the
     listeners is believed.  ``replication_factor``: replicas of a collection, at most one a node.  ``heartbeat_s`` of a
-    leader; without any for ``election_s_min`` to ``election_s_max`` others elect another.  ``snapshot_bytes_s``: what a
-    replica that has to begin anew takes from the leader in a second.
+    leader; without any for ``election_s_min`` to ``election_s_max`` others elect another.  ``log_bytes``: a log above it
+    is cut, whoever still lacks what is cut off: he gets a snapshot.  ``snapshot_bytes_s``: what he takes of one in a
+    second.
     """
 
     name: Annotated[str, AfterValidator(lambda said: said and check_label(said, "cluster"))] = ""
@@ -195,6 +196,7 @@ class ClusterSettings(_Section):
     heartbeat_s: Seconds = Field(default=0.1, ge=0.01, le=10)
     election_s_min: Seconds = Field(default=1.0, gt=0, le=300)
     election_s_max: Seconds = Field(default=2.0, gt=0, le=600)
+    log_bytes: Bytes = Field(default=256 << 20, ge=1 << 20)
     snapshot_bytes_s: Bytes = Field(default=100 << 20, ge=1 << 20)
 
     @property

@@ -12,7 +12,6 @@ which makes durable what was applied: the next start replays little.
 """
 
 import asyncio
-import os
 import secrets
 from collections import Counter
 from concurrent.futures import Executor
@@ -61,10 +60,13 @@ from vecdb.services.node import LocalNode
 from vecdb.services.replicas import OwnReplicas
 from vecdb.services.replicated import Cluster, ReplicatedNode
 from vecdb.services.shards import ClusterShards
+from vecdb.storage.paths import replace_file
 from vecdb.storage.rocksdict import RocksStore
 
 LOGS: Final = "raft"
 CONTROL_STATE: Final = "control"
+CHECKPOINT_BYTES: Final = 64 << 20
+"""Of a log, from one checkpoint of its state to the next."""
 GRACE_S: Final = 1.0
 """For calls of other nodes to end when this one stops."""
 FIGURES_S: Final = 2.0
@@ -93,9 +95,7 @@ def check_directory(settings: Settings, database: LocalDatabase) -> None:
                              ": give this node of the cluster an empty data_dir, and bring them over with vecdb export "
                              "and vecdb import", path=str(settings.data_dir), got=len(alone),
                              limit="an empty directory")
-    partial = path.with_name(CLUSTER_ID + ".partial")
-    partial.write_text(text, encoding="ascii")
-    os.replace(partial, path)
+    replace_file(path, text)
 
 
 class _Events:
@@ -130,6 +130,8 @@ class Member:
                              settings=RaftSettings(heartbeat_s=options.heartbeat_s,
                                                    election_s_min=options.election_s_min,
                                                    election_s_max=options.election_s_max,
+                                                   log_bytes=options.log_bytes,
+                                                   checkpoint_bytes=min(CHECKPOINT_BYTES, options.log_bytes // 4),
                                                    snapshot_bytes_s=options.snapshot_bytes_s))
         self.control = Control(settings.data_dir / CONTROL_STATE, open_store,
                                replication_factor=options.replication_factor)
