@@ -112,8 +112,7 @@ def test_a_flipped_bit_in_any_file_is_found_or_did_no_harm(tmp_path: Path, whole
     lambda state: truncate(next(state.glob("segments/*/vectors.vdb")), -4_096),
     lambda state: flip_byte(next(state.glob("segments/*/vectors.vdb")), 4_096 * 3 + 7),
     lambda state: next(state.glob("segments/*/records.vdb")).unlink(),
-], ids=["pointer", "state", "folder", "rows", "segments", "current", "table", "manifest", "cut vectors", "flipped vectors",
-        "records"])
+], ids=["pointer", "state", "folder", "rows", "segments", "current", "table", "manifest", "cut", "flipped", "records"])
 def test_what_is_lost_is_refused_and_a_snapshot_makes_it_good(tmp_path: Path, whole: Path,
                                                               harm: Callable[[Path], None]) -> None:
     shutil.copytree(whole, tmp_path / "db")
@@ -219,9 +218,9 @@ def test_a_disk_that_refuses_ends_the_replica_and_another_goes_on_from_what_is_t
     play(replica, LOG, 90)
     store = _store(database)
     store.failing = failing
+    fails = (lambda: replica.apply(91, 2, LOG[90])) if failing == "write" else replica.checkpoint
     with pytest.raises(StorageError):
-        replica.apply(91, 2, LOG[90])
-        replica.checkpoint()
+        fails()
     store.failing = ""
     for ended in (lambda: replica.apply(92, 2, LOG[91]), replica.checkpoint, replica.snapshot):
         with pytest.raises(StorageError):

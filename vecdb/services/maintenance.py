@@ -40,6 +40,8 @@ HOLD_S = 30.0
 """Longest a writer is made to wait for that before it is refused."""
 LOOK_AGAIN_S = 0.25
 """How long such a writer sleeps at once: a sealed segment wakes it, but not all that may end its wait does."""
+SLOWED_BYTES_S = 4 << 20
+"""At which commands of a log are applied then: less than is sealed, so that it ends."""
 COMPACT_BYTES = 64 << 20
 """Vectors a rewrite must have moved for the store to be asked at once for their space; less waits for its own time."""
 
@@ -67,6 +69,8 @@ class Maintainer:
         if settings.background and not settings.read_only:
             shard.on_change = self.queue_due
             shard.before_write = self.hold_back
+            shard.before_apply = self.slow_down
+            shard.check_room = self.check_room
             self.queue_due()
 
     def queue_due(self) -> None:
@@ -116,10 +120,25 @@ class Maintainer:
                    and self._clock.monotonic() < give_up):
                 self._sealed.wait(LOOK_AGAIN_S)
                 check(call)
+        self.check_room()
+
+    def check_room(self) -> None:
+        """Raise ``Overloaded`` while too much waits to be sealed."""
         if self._frozen() > MAX_FROZEN and not self._shard.closed:
             why = "sealing is slower than writing" if self._may("rewrite") else "sealing fails: see the jobs"
             self.queue_due()
             raise Overloaded(f"{self._frozen()} segments wait to be sealed; {why}", retry_after_s=HOLD_S / 10)
+
+    def slow_down(self, bytes_: int) -> None:
+        """Let a command of the log, which cannot be refused, wait its share of time while too much waits to be sealed.
+
+        What a replica has not applied waits on its disk.  Whoever leads refuses before it comes to this.
+        """
+        if self._frozen() <= MAX_FROZEN + 1:
+            return
+        with self._sealed:
+            self._sealed.wait_for(lambda: self._frozen() <= MAX_FROZEN + 1 or not self._may("rewrite")
+                                  or self._shard.closed, bytes_ / SLOWED_BYTES_S)
 
     def optimize(self, on_progress: Progress | None, call: Call | None = None) -> None:
         """Seal and merge in the calling thread: everything there is at the call, once.

@@ -88,8 +88,8 @@ def recover(schema: CollectionSchema, directory: Path, store: Store, settings: E
     """Build the machine from ``store`` and the segment files below ``directory``."""
     state_row, manifest_row = store.multi_get([rows.STATE_KEY, rows.MANIFEST_KEY])
     state = rows.State() if state_row is None else rows.State.from_bytes(state_row)
-    if manifest_row is None and state.next_rid:
-        raise DataCorrupted("the shard has records but no manifest", path=str(directory))
+    if manifest_row is None and (state.next_rid or settings.replicated):
+        raise DataCorrupted("the shard's store has no manifest", path=str(directory))
     manifest = Manifest((Entry(0, False, 0, 0),), 1) if manifest_row is None else Manifest.from_bytes(manifest_row)
     if manifest_row is None:
         _check_new(directory)

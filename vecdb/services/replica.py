@@ -22,12 +22,13 @@ from vecdb.core.calls import Call
 from vecdb.core.errors import CollectionNotFound, DatabaseClosed, DataCorrupted, StorageError, VecdbError
 from vecdb.core.records import WriteResult
 from vecdb.ports.replicator import Position, SnapshotFile
+from vecdb.segment.growing import GrowingView
 from vecdb.services.homes import Home
 from vecdb.services.shard import ShardService
 from vecdb.services.snapshots import ShardIncoming, ShardSnapshot, check_position, list_files
 from vecdb.shard.marks import Mark, MarkResult
 
-__all__ = ["Digest", "Mark", "MarkResult", "ShardReplica"]
+__all__ = ["Digest", "Held", "Mark", "MarkResult", "ShardReplica"]
 
 T = TypeVar("T")
 
@@ -40,6 +41,15 @@ class Digest:
     term: int
     records: int
     digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Bytes of segments in memory, of those among them that are not sealed, and how many wait to be."""
+
+    memory_bytes: int
+    unsealed_bytes: int
+    waiting: int
 
 
 class ShardReplica:
@@ -140,6 +150,17 @@ class ShardReplica:
     def verify(self, call: Call | None = None) -> dict[str, Any]:
         """Read every record and compare digests: see :func:`vecdb.services.verify.verify`."""
         return self._service.verify(call)
+
+    def check_room(self) -> None:
+        """Raise ``Overloaded`` while more waits to be sealed than memory should hold: for whoever proposes."""
+        self._service.check_room()
+
+    def held(self) -> Held:
+        """What it takes of memory now."""
+        views = self._service.view.segments
+        unsealed = [view for view in views if isinstance(view, GrowingView)]
+        taken = {id(view): sum(view.segment.memory_bytes().values()) for view in views}
+        return Held(sum(taken.values()), sum(taken[id(view)] for view in unsealed), len(unsealed) - 1)
 
     def end(self, failure: VecdbError) -> None:
         """Apply nothing more."""

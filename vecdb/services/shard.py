@@ -94,7 +94,8 @@ class ShardService:
         self._dropped = False
         self._recovered_at = -1
         self.before_write: Callable[[Call | None], None] = lambda call: None
-        self.before_apply: Callable[[], None] = lambda: None
+        self.before_apply: Callable[[int], None] = lambda bytes_: None
+        self.check_room: Callable[[], None] = lambda: None
         self.on_change: Callable[[], None] = lambda: None
         try:
             self.machine = self._recover()
@@ -158,7 +159,7 @@ class ShardService:
         What the command is refused for is returned.  Raises ``StorageError`` or ``DataCorrupted`` where the disk
         refuses or is damaged: then this service applies nothing more.
         """
-        self.before_apply()
+        self.before_apply(len(command))
         refused: VecdbError | None = None
         try:
             decoded, token = codec.decode(command)
@@ -405,5 +406,5 @@ class ShardService:
         with self._lock:
             self._closed, self._dropped = True, dropped
             self.before_write, self.on_change = lambda call: None, lambda: None  # let go of the maintainer
-            self.before_apply = lambda: None
+            self.before_apply, self.check_room = lambda bytes_: None, lambda: None
             self._store.close()
