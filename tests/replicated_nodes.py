@@ -216,3 +216,29 @@ class Together:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(30)
         self._loop.close()
+
+
+class _Open:
+    """A database that takes its nodes with it when it closes."""
+
+    def __init__(self, nodes: Together) -> None:
+        self._nodes = nodes
+        self._database = _connect(nodes.url)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._database, name)
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._database.close()
+        self._nodes.stop()
+
+
+def connect_to_three(path: Any, **engine: Any) -> Any:
+    """As ``vecdb.connect(path, **engine)``, by way of three nodes."""
+    return _Open(Together(path, **engine))
