@@ -1,0 +1,90 @@
+"""Replication: the stock library against ours by size of command, and a cluster's writes, failovers and restore.
+
+    python -m bench.replication [--parts log,cluster] [--rounds N] [--seconds S] [--out build/replication.json]
+    python -m bench.replication --quick          # seconds: does the harness work
+
+``log``: three processes of nothing but the replicated log, on loopback; the stock library as it ships (it knows no
+fsync), ours with every promise on stable storage and mutual TLS.  ``cluster``: three ``vecdb serve`` and the SDK:
+batches as users send them, single writes, ingest with indexing in the background, killed leaders, and a replica
+restored from nothing.  Medians of the rounds; the disk's own fsync is measured in each.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from bench.replication import cluster, disk, processes, report
+
+LOADS = ((100, 1), (100, 64), (51_200, 1), (51_200, 16), (1_048_576, 8), (3_145_728, 4))
+"""Bytes of a command, and how many are under way."""
+STOCK_MOST = 1 << 20
+"""Above it the stock library makes no progress: its queue fills and nothing is committed."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.replication", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("--parts", default="log,cluster")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--kills", type=int, default=50, help="leaders killed for the failover figures")
+    parser.add_argument("--restore-mb", type=int, default=2_048, help="size of the replica that is restored")
+    parser.add_argument("--place", type=Path, default=None, help="folder for the nodes' data (a temporary one)")
+    parser.add_argument("--out", type=Path, default=Path("build/replication.json"))
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
+    if options.quick:
+        options.rounds, options.seconds, options.kills, options.restore_mb = 1, 1.0, 1, 32
+    place = Path(tempfile.mkdtemp(prefix="vecdb-bench-", dir=options.place))
+    found: dict[str, Any] = {"about": {"cores": len(os.sched_getaffinity(0)), "rounds": options.rounds,
+                                       "seconds": options.seconds}}  # fmt: skip
+    try:
+        for part in options.parts.split(","):
+            found[part] = log(place, options) if part == "log" else cluster.measure(place, options)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    report.tell(found)
+
+
+def log(place: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Each load on the stock library and on ours, one after the other, in every round."""
+    rows: dict[tuple[int, int], dict[str, list[dict[str, Any]]]] = {}
+    fsyncs = []
+    for turn in range(options.rounds):
+        fsyncs.append(disk.fsyncs(place, min(2.0, options.seconds)))
+        for name, make in (("stock", processes.stock), ("ours", processes.ours)):
+            at = place / f"{name}.{turn}"
+            at.mkdir()
+            trio = make(at)
+            try:
+                for size, window in LOADS:
+                    if name == "stock" and size > STOCK_MOST:
+                        continue
+                    result = trio.load(size, window, options.seconds)
+                    rows.setdefault((size, window), {}).setdefault(name, []).append(result)
+            finally:
+                trio.end()
+                shutil.rmtree(at, ignore_errors=True)
+    table = [{"bytes": size, "window": window, **{name: _middle(runs) for name, runs in sides.items()}}
+             for (size, window), sides in rows.items()]  # fmt: skip
+    return {"fsync": _middle(fsyncs), "rows": table}
+
+
+def _middle(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians, figure by figure; of runs in which nothing was committed a latency is missing."""
+    out = {}
+    for key in runs[0]:
+        values = [run[key] for run in runs if isinstance(run[key], int | float)]
+        out[key] = median(values) if values else None
+    return out
+
+
+if __name__ == "__main__":
+    main()
