@@ -11,14 +11,15 @@ terminal there are no control codes, and ``NO_COLOR`` is obeyed.
 1     internal: a fault of vecdb
 2     usage, or an argument or file that is refused; nothing was changed
 3     no such collection, record, database or API key
-4     exists already, locked by another process, a port in use, or another precondition that does not hold
+4     exists already, locked by another process, a port in use, a shard that is not well (``shard status``), or
+      another precondition that does not hold
 5     storage: disk full, read-only or unavailable; or a memory, rate or queue limit
-6     data loss: damaged data was found (what could be read was printed, and says so)
+6     data loss: damaged data was found (what could be read was printed, and says so), or replicas differ
 7     the deadline passed
 8     the outcome is unknown; repeating the command settles it
 9     not offered: the combination asked for, or a library that is not installed
 10    not let in: no API key, one that is not good, or one without the right
-11    the server cannot be reached, or is starting or stopping
+11    the server cannot be reached, or is starting or stopping; or some replica could not be compared
 130   interrupted (Ctrl-C)
 141   the reader of stdout went away
 ====  =========================================================================================

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from vecdb.cli import (
+    cluster,
     collection,
     completing,
     doctor,
@@ -16,6 +17,7 @@ from vecdb.cli import (
     querying,
     quickstart,
     serve,
+    shards,
 )
 from vecdb.cli import options as o
 from vecdb.cli.machine import installed
@@ -59,6 +61,8 @@ app.command()(querying.query)
 app.add_typer(collection.commands, name="collection")
 app.add_typer(keys.commands, name="key")
 app.add_typer(jobs.commands, name="job")
+app.add_typer(shards.commands, name="shard")
+app.add_typer(cluster.commands, name="cluster")
 app.command()(planning.plan)
 app.command("doctor")(doctor.doctor)
 app.command()(completing.completion)

@@ -1,4 +1,4 @@
-"""``vecdb completion``: scripts for shells, and the names of collections that they complete.
+"""``vecdb completion``: scripts for shells, and the names of collections and nodes that they complete.
 
 Names come from the catalog of a directory alone, read-only and beside whoever has it open, or from a server within a
 second.  Whatever goes wrong, nothing is proposed and nothing is said: the person is in the middle of a line.
@@ -12,6 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from vecdb.cli.target import Place
+    from vecdb.client.database import Database
 
 _WAIT_S: Final = 1.0
 
@@ -41,14 +42,29 @@ def collections(ctx: typer.Context, incomplete: str) -> list[str]:
         return []
 
 
-def _names(given: dict[str, Any]) -> list[str]:
+def nodes(ctx: typer.Context, incomplete: str) -> list[str]:
+    """The nodes whose names begin so, of those that hold replicas in the cluster that the line names so far."""
+    try:
+        place = _place(ctx.params)
+        with _opened(place) as database:
+            shards = database.admin.shards(ctx.params.get("name"))
+        return sorted({one.node for shard in shards for one in shard.replicas if one.node.startswith(incomplete)})
+    except Exception:
+        return []
+
+
+def _place(given: dict[str, Any]) -> "Place":
     from dataclasses import fields
 
     from vecdb.cli.target import Target, resolve
 
     known = {field.name: given.get(field.name) for field in fields(Target)}
     known["data"] = None if known["data"] is None else Path(known["data"])
-    place = resolve(Target(**known), tell=False)
+    return resolve(Target(**known), tell=False)
+
+
+def _names(given: dict[str, Any]) -> list[str]:
+    place = _place(given)
     return _of_server(place) if place.directory is None else _of_directory(place.directory)
 
 
@@ -65,8 +81,12 @@ def _of_directory(directory: Path) -> list[str]:
 
 
 def _of_server(place: "Place") -> list[str]:
+    with _opened(place) as database:
+        return database.list_collections()
+
+
+def _opened(place: "Place") -> "Database":
     import vecdb
 
     options = {**place.connection(), "timeout": _WAIT_S, "connect_timeout": _WAIT_S, "retries": 0}
-    with vecdb.connect(place.url, api_key=place.api_key, **options) as database:
-        return database.list_collections()
+    return vecdb.connect(place.url, api_key=place.api_key, **options)

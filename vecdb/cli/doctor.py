@@ -7,14 +7,14 @@ that of the first check that failed: by kind, as everywhere.
 import os
 import stat
 import time
-from dataclasses import asdict
-from datetime import UTC, datetime
+from collections.abc import Collection as Names
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from vecdb.cli import exits, machine
+from vecdb.cli import exits, machine, peers
 from vecdb.cli import options as o
 from vecdb.cli.admin import KEYS
 from vecdb.cli.machine import Check
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 
 _SKEW_S: Final = 2.0
 """Clocks this far apart make keys end too early or too late, and logs of two machines hard to lay side by side."""
-
-_SOON_S: Final = 14 * 86_400.0
-
 
 @with_target
 def doctor(target: Target = HERE,
@@ -50,7 +47,7 @@ def doctor(target: Target = HERE,
         checks.append(Check("settings", "fail", error.message, "vecdb serve --check shows what is set, and from where",
                             exits.USAGE))
     if place is not None and place.directory is not None:
-        checks += [*_settings(place), *machine.disk(place.directory), *_ports(place),
+        checks += [*_settings(place), *peers.cluster(place.settings), *machine.disk(place.directory), *_ports(place),
                    *_directory(out, place, place.directory, quick, asked=target.data is not None)]
     elif place is not None:
         checks += _server(out, place, quick)
@@ -85,15 +82,8 @@ def _certificate(settings: "Settings") -> list[Check]:
     """When the server's certificate ends; whether it can be used at all, the settings' check has said."""
     if settings.tls.cert_file is None:
         return []
-    from vecdb.rpc.certificates import expiries
-
-    ends = min(expiries(settings.tls.cert_file.read_text(encoding="ascii", errors="replace")), default=0.0)
-    left = ends - time.time()
-    text = f"{settings.tls.cert_file} ends {datetime.fromtimestamp(ends, UTC):%Y-%m-%d %H:%M} UTC"
-    advice = "renew it; a running server loads the new file by itself"
-    if left <= 0:
-        return [Check("certificate", "fail", text, advice, exits.PRECONDITION)]
-    return [Check("certificate", "warn", text, advice) if left < _SOON_S else Check("certificate", "ok", text)]
+    return [peers.certificate_ends(settings.tls.cert_file, "certificate",
+                                   "renew it; a running server loads the new file by itself")]
 
 
 def _ports(place: Place) -> list[Check]:
@@ -157,7 +147,7 @@ def _privacy(directory: Path) -> Check:
 def _keys(keys: "list[Key]") -> Check:
     now = time.time()
     good = [key for key in keys if not key.revoked and not key.expired(now)]
-    soon = [key for key in good if 0 < key.expires_s < now + _SOON_S]
+    soon = [key for key in good if 0 < key.expires_s < now + peers.SOON_S]
     text = f"{count(len(good))} good, {count(len(keys) - len(good))} revoked or expired"
     if not good:
         return Check("keys", "warn", text, "nobody gets in while keys are asked for: vecdb key create makes one")
@@ -176,13 +166,17 @@ def _server(out: Output, place: Place, quick: bool) -> list[Check]:
 
     try:
         with open_database(place) as database:
+            checks = _each(place, database)
             with database._session.call() as backend:
                 asked: Any = backend
-                checks = _answers(place, asked)
                 checks += _server_keys(asked)
+            shards = peers.shards(database)
+            if shards is not None:
+                checks.append(peers.well(shards))
+            several = {one.collection for one in shards or () if len(one.replicas) > 1}
             names = database.list_collections()
             return [*checks, Check("database", "ok", f"{place.url}: {count(len(names))} collections"),
-                    *[_collection(out, name, database, quick) for name in names]]
+                    *[_collection(out, name, database, quick, several) for name in names]]
     except VecdbError as error:
         return [_failed("server", error, _ADVICE.get(type(error).__name__, ""))]
 
@@ -194,23 +188,45 @@ _ADVICE: Final = {
 }
 
 
-def _answers(place: Place, backend: Any) -> list[Check]:
+def _each(place: Place, database: "Database") -> list[Check]:
+    """What the server says of itself; of several addresses each by itself, for their clocks may differ, too."""
+    from vecdb.client.remote.target import parse
+
+    target = parse(place.url)
+    if len(target.addresses) == 1:
+        with database._session.call() as backend:
+            return _answers(place.url, backend)
+    from vecdb.cli.session import open_database
+
+    checks: list[Check] = []
+    for address in target.addresses:
+        one = replace(place, url=f"{'grpcs' if target.secure else 'grpc'}://{address}")
+        try:
+            with open_database(one) as alone, alone._session.call() as backend:
+                checks += _answers(one.url, backend, f" {address}")
+        except VecdbError as error:
+            checks.append(_failed(f"server {address}", error, _ADVICE.get(type(error).__name__, "")))
+    return checks
+
+
+def _answers(url: str, backend: Any, which: str = "") -> list[Check]:
     begin, wall = time.perf_counter(), time.time()
     told = backend.server()
     spent = time.perf_counter() - begin
     ours = machine.installed("vecdb") or "0+unknown"
-    text = f"{place.url}: vecdb {told.get('version')}, node {told.get('node_id')}, up {duration(told['uptime_s'])}, " \
+    text = f"{url}: vecdb {told.get('version')}, node {told.get('node_id')}, up {duration(told['uptime_s'])}, " \
            f"answers in {duration(spent)}"
     same = str(told.get("version")).split(".")[:2] == ours.split(".")[:2]
-    checks = [Check("server", "ok", text) if same else
-              Check("server", "warn", f"{text}; this client is {ours}", "install the server's version here, or newer")]
+    checks = [Check(f"server{which}", "ok", text) if same else
+              Check(f"server{which}", "warn", f"{text}; this client is {ours}", "install the server's version here, or "
+                    "newer")]
     if "wall_s" in told:
         # Halfway through the call is when the server looked, give or take half of it.
         skew = float(told["wall_s"]) - (wall + spent / 2)
         found = f"the server's is {skew:+.3f} s from ours, give or take {spent / 2 * 1e3:.0f} ms"
         apart = abs(skew) - spent / 2 > _SKEW_S
-        checks.append(Check("clocks", "warn", found, "let chrony or ntpd set both: keys and certificates go by them")
-                      if apart else Check("clocks", "ok", found))
+        checks.append(Check(f"clocks{which}", "warn", found, "let chrony or ntpd set both: keys and certificates go by "
+                            "them") if apart else Check(f"clocks{which}", "ok", found))
     return checks
 
 
@@ -222,7 +238,8 @@ def _server_keys(backend: Any) -> list[Check]:
     return [_keys(keys)] if keys else [Check("keys", "ok", "none were made")]
 
 
-def _collection(out: Output, name: str, database: "Database", quick: bool) -> Check:
+def _collection(out: Output, name: str, database: "Database", quick: bool,
+                several: Names[str] = ()) -> Check:
     try:
         collection: Collection = database.collection(name)
         found = collection.describe()
@@ -231,14 +248,18 @@ def _collection(out: Output, name: str, database: "Database", quick: bool) -> Ch
             return Check(f"collection {name}", "fail", "; ".join(damage), "records it names must be imported again",
                          exits.DATA_LOSS)
         text = f"{count(found.records)} records"
-        return Check(f"collection {name}", "ok", text) if quick else _digest(out, name, database, text)
+        if quick:
+            return Check(f"collection {name}", "ok", text)
+        return _digest(out, name, database, text, replicated=name in several)
     except VecdbError as error:
         return _failed(f"collection {name}", error)
 
 
-def _digest(out: Output, name: str, database: "Database", text: str) -> Check:
-    """Read everything once: what every write added up must be what is there."""
+def _digest(out: Output, name: str, database: "Database", text: str, *, replicated: bool) -> Check:
+    """Read everything once: what every write added up must be what is there, on every replica."""
     out.note(f"reading {name} to compare its digest (--quick does not)")
+    if replicated:
+        return peers.compared(name, database, text)
     with database._session.call() as backend:
         asked: Any = backend
         found = asked.verify(name)

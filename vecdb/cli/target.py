@@ -47,7 +47,8 @@ HERE: Final = Target()
 _ANNOTATIONS: Final[dict[str, Any]] = {
     "data": o.Data,
     "url": Annotated[str | None, typer.Option(
-        "--url", help="A server instead, as grpc://host:7700 (grpcs:// with TLS).  [default: VECDB_URL]",
+        "--url", help="A server instead, as grpc://host:7700 (grpcs:// with TLS; nodes of a cluster by commas).  "
+        "[default: VECDB_URL]",
         show_default=False, rich_help_panel=_PANEL)],
     "api_key": Annotated[str | None, typer.Option(
         "--api-key", help="Visible to every user of this machine: better VECDB_API_KEY or --api-key-file.",

@@ -4,7 +4,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from tests.memory_backend import MemoryBackend
 from vecdb.cli import main
 from vecdb.client.database import Database
 from vecdb.core.access import Grant, Key
-from vecdb.core.errors import KeyNotFound
+from vecdb.core.errors import CollectionNotFound, KeyNotFound
+from vecdb.core.shards import ReplicaInfo, ShardInfo, ShardVerification
 
 
 class Lasting(MemoryBackend):
@@ -27,6 +28,9 @@ class Lasting(MemoryBackend):
         super().__init__()
         self.equal = True
         self.keys: dict[str, Key] = {}
+        self.shard_list: list[ShardInfo] | None = None
+        self.verified: dict[str, ShardVerification] = {}
+        self.handed: list[tuple[str, str | None]] = []
         self.about: dict[str, Any] = {"version": "0.1.0", "node_id": "n1", "uptime_s": 7.0, "wall_s": time.time()}
 
     def close(self) -> None:
@@ -53,6 +57,23 @@ class Lasting(MemoryBackend):
 
     def rotate_key(self, id: str, overlap_s: float = 0.0) -> tuple[Key, str]:
         return self.keys[id], f"vdb_{id}_new{overlap_s:g}"
+
+    def shards(self, name: str | None = None, call: Any = None) -> list[ShardInfo]:
+        """Of a server that is alone, unless a test says what its cluster is."""
+        if self.shard_list is None:
+            self.shard_list = [ShardInfo(one, 0, "n1/0", (ReplicaInfo("n1/0", "n1", "ok", "leader", lag=0, behind=0),))
+                               for one in self.list_collections()]
+        found = [one for one in self.shard_list if name is None or one.collection == name]
+        if name and not found:
+            raise CollectionNotFound(name)
+        return found
+
+    def verify_shard(self, name: str, deep: bool = False, call: Any = None) -> ShardVerification:
+        return self.verified[name] if deep or not self.verified[name].replicas[0].deep else replace(
+            self.verified[name], replicas=tuple(replace(one, deep="") for one in self.verified[name].replicas))
+
+    def transfer_leader(self, name: str, to: str | None = None, call: Any = None) -> None:
+        self.handed.append((name, to))
 
     def revoke_key(self, id: str) -> None:
         if id not in self.keys:

@@ -17,7 +17,8 @@ echo "${COMPREPLY[@]}"
 
 @pytest.mark.parametrize(("words", "found"), [
     ("vecdb coll", "collection"), ("vecdb collection de", "describe"), ("vecdb key r", "revoke rotate"),
-    ("vecdb query --ef", "--ef-search"), ("vecdb query -c x", ""),
+    ("vecdb query --ef", "--ef-search"), ("vecdb query -c x", ""), ("vecdb shard tr", "transfer-leader"),
+    ("vecdb cluster c", "certs"),
 ])
 def test_bash_completes(tmp_path, words: str, found: str) -> None:
     script = SHELL % (sys.executable, words)

@@ -1,0 +1,297 @@
+"""``vecdb shard``, ``vecdb cluster`` and what doctor says of a cluster, over the double."""
+
+import socket
+import ssl
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from vecdb.core.errors import Unavailable, Unsupported
+from vecdb.core.shards import ReplicaDigest, ReplicaInfo, ShardInfo, ShardVerification
+
+URL = ["--url", "grpc://db.example:7700"]
+
+
+def replica(node: str, group: int, state: str = "ok", role: str = "follower", lag: int = 0, **more) -> ReplicaInfo:
+    if state == "unreachable":
+        return ReplicaInfo(f"{node}/{group}", node, state, error="n3 does not answer")
+    return ReplicaInfo(f"{node}/{group}", node, state, role, 3, 1_700, 1_700 - lag, 1, 1_701, 5 << 20, lag, 0, **more)
+
+
+@pytest.fixture
+def cluster(backend):
+    """The control group and two collections; of logs a replica is away."""
+    backend.shard_list = [
+        ShardInfo("", 0, "n1/0", (replica("n1", 0, role="leader"), replica("n2", 0), replica("n3", 0))),
+        ShardInfo("docs", 4, "n2/4", (replica("n1", 4, lag=7), replica("n2", 4, role="leader"), replica("n3", 4))),
+        ShardInfo("logs", 5, "n1/5", (replica("n1", 5, role="leader"), replica("n2", 5),
+                                      replica("n3", 5, "unreachable"))),
+    ]
+    return backend.shard_list
+
+
+def compared(name: str, *replicas: ReplicaDigest, agree: bool = True, complete: bool = True) -> ShardVerification:
+    return ShardVerification(name, 4, 1_700, replicas, agree, complete)
+
+
+GOOD = [ReplicaDigest(f"n{n}/4", "ok", "ab12", 50, "ab12") for n in (1, 2, 3)]
+
+
+def test_list(cli, cluster) -> None:
+    ran = cli("shard", "list", *URL)
+    assert ran.code == 0
+    lines = {line.split()[0]: line for line in ran.out.splitlines() if line.strip()}
+    assert "n1/0" in lines["(control)"]
+    assert ["well" in lines["docs"], "n2/4" in lines["docs"], "n1, n2, n3" in lines["docs"], "7" in lines["docs"]] == [
+        True] * 4
+    assert "n3 unreachable" in lines["logs"]
+    told = cli("shard", "list", *URL, "--json").json["shards"]
+    assert [(one["collection"], one["group"], one["leader"], one["healthy"]) for one in told] == [
+        ("", 0, "n1/0", True), ("docs", 4, "n2/4", True), ("logs", 5, "n1/5", False)]
+    assert told[1]["replicas"][0]["lag"] == 7
+    cluster.clear()
+    assert "no collections" in cli("shard", "list", *URL).out
+
+
+def test_status(cli, cluster) -> None:
+    ran = cli("shard", "status", "docs", *URL)
+    assert ran.code == 0
+    assert ["docs, shard 4: well" in ran.out, "n1/4" in ran.out, "1,693" in ran.out, "1..1,701" in ran.out,
+            "5.0 MiB" in ran.out] == [True] * 5
+    ran = cli("shard", "status", *URL)
+    assert ran.code == 4, "a replica is away"
+    assert "n3 does not answer" in ran.out
+    assert cli("shard", "status", "docs", "logs", *URL, "--json").json["healthy"] is False
+    cluster[1] = ShardInfo("docs", 4, None, (replica("n1", 4, role="candidate", member=False),))
+    ran = cli("shard", "status", "docs", *URL)
+    assert ran.code == 4
+    assert "nobody leads" in ran.out
+    assert "no member" in ran.out
+    assert cli("shard", "status", "nope", *URL).code == 3
+
+
+@pytest.mark.parametrize(("found", "code", "word"), [
+    (compared("docs", *GOOD), 0, "all hold the same"),
+    (compared("docs", GOOD[0]), 0, "it holds what was written"),
+    (compared("docs", *GOOD[:2], ReplicaDigest("n3/4", "ok", "ff00", 51), agree=False), 6, "they differ"),
+    (compared("docs", *GOOD[:2], ReplicaDigest("n3/4", "damaged", "ab12", 50, "ff00")), 6, "one is damaged"),
+    (compared("docs", *GOOD[:2], ReplicaDigest("n3/4", "unreachable", error="away"), complete=False), 11,
+     "not all did"),
+])
+def test_verify(cli, cluster, backend, found, code: int, word: str) -> None:
+    backend.verified = {"docs": found, "logs": compared("logs", *GOOD)}
+    ran = cli("shard", "verify", "docs", *URL)
+    assert (ran.code, word in ran.out, "1,700" in ran.out) == (code, True, True)
+    assert "ff00" not in ran.out or not found.agree, "read again only when asked"
+    ran = cli("shard", "verify", "--deep", *URL, "--json")
+    assert ran.code == code
+    assert [one["collection"] for one in ran.json["shards"]] == ["docs", "logs"], "all but the control group"
+    assert (ran.json["agree"], ran.json["complete"]) == (found.agree, found.complete)
+    assert ran.json["shards"][1]["replicas"][0] == {"name": "n1/4", "state": "ok", "digest": "ab12", "records": 50,
+                                                    "deep": "ab12", "error": ""}
+
+
+def test_verify_says_the_worst(cli, cluster, backend) -> None:
+    backend.verified = {"docs": compared("docs", *GOOD, complete=False), "logs": compared("logs", *GOOD, agree=False)}
+    assert cli("shard", "verify", *URL).code == 6
+    cluster.clear()
+    ran = cli("shard", "verify", *URL)
+    assert (ran.code, "no collections" in ran.out) == (0, True)
+
+
+def test_transfer_leader(cli, cluster, backend, monkeypatch) -> None:
+    ran = cli("shard", "transfer-leader", "docs", "--to", "n2", *URL)
+    assert (ran.code, ran.out.strip()) == (0, "docs: n2/4 leads")
+    assert cli("shard", "transfer-leader", "docs", *URL, "--json").json == {"collection": "docs", "leader": "n2/4"}
+    assert "(control): n1/0 leads" in cli("shard", "transfer-leader", "--control", *URL).out
+    assert backend.handed == [("docs", "n2"), ("docs", None), ("", None)]
+    assert cli("shard", "transfer-leader", *URL).code == 2
+    assert cli("shard", "transfer-leader", "docs", "--control", *URL).code == 2
+    for error, code in ((Unavailable("it did not work out"), 11), (Unsupported("alone"), 9)):
+        def fail(name, to=None, call=None, error=error) -> None:
+            raise error
+
+        monkeypatch.setattr(backend, "transfer_leader", fail)
+        assert cli("shard", "transfer-leader", "docs", *URL).code == code
+
+
+def test_nodes_are_completed(cli, cluster) -> None:
+    from vecdb.cli.completing import nodes
+
+    assert nodes(SimpleNamespace(params={"url": "grpc://a:1", "data": None, "name": "docs"}), "n") == ["n1", "n2", "n3"]
+    assert nodes(SimpleNamespace(params={"url": "grpc://a:1", "data": None}), "n2") == ["n2"]
+    assert nodes(SimpleNamespace(params={"url": "grpc://a:1", "data": None, "name": "nope"}), "") == []
+
+
+# -- certificates
+
+
+def test_certificates_of_a_cluster(cli, tmp_path: Path) -> None:
+    made = ["cluster", "certs", "--nodes", "n1, n2,n3", "--out", "certs", "--name", "prod"]
+    ran = cli(*made, "--host", "n1=10.0.0.1", "--host", "n1=db.example", "--days", "30")
+    assert ran.code == 0
+    names = ["ca.key", "ca.pem", *(f"n{n}.{kind}" for n in (1, 2, 3) for kind in ("key", "pem"))]
+    assert sorted(line.rpartition("/")[2] for line in ran.out.split()) == names
+    assert "keep certs/ca.key" in ran.err
+    before = (tmp_path / "certs" / "n1.pem").read_bytes()
+    again = cli(*made)
+    assert (again.code, again.out) == (0, "")
+    assert "nothing to do" in again.err
+    assert cli(*made, "--json").json == {"cluster": "prod", "written": []}
+    assert len(cli(*made, "--renew", "--json").json["written"]) == 6
+    assert (tmp_path / "certs" / "n1.pem").read_bytes() != before
+    for wrong in (["--nodes", "n1"], ["--nodes", "N_1", "--name", "prod"], ["--name", "prod"],
+                  ["--nodes", ",", "--name", "prod"], ["--nodes", "n1", "--name", "other"],
+                  ["--nodes", "n1", "--name", "prod", "--host", "10.0.0.1"],
+                  ["--nodes", "n1", "--name", "prod", "--host", "n9=10.0.0.1"],
+                  ["--nodes", "n1", "--name", "prod", "--days", "0"]):
+        assert cli("cluster", "certs", "--out", "certs", *wrong).code == 2
+
+
+CLUSTER = """
+[server]
+node_id = "n1"
+grpc_port = 0
+http_port = 0
+[cluster]
+name = "prod"
+nodes = {nodes}
+"""
+
+
+def test_certificates_are_for_the_nodes_that_are_configured(cli, tmp_path: Path) -> None:
+    (tmp_path / "vecdb.toml").write_text(CLUSTER.format(nodes='{n1 = "localhost:7702", n2 = "localhost:7703"}'))
+    told = cli("cluster", "certs", "--out", "certs", "--json").json
+    assert told["cluster"] == "prod"
+    assert {Path(one).name for one in told["written"]} == {"ca.key", "ca.pem", "n1.key", "n1.pem", "n2.key", "n2.pem"}
+
+
+# -- doctor
+
+
+def checks(ran) -> dict[str, dict]:
+    return {one["name"]: one for one in ran.json["checks"]}
+
+
+def test_doctor_of_a_cluster(cli, docs, backend, cluster) -> None:
+    backend.verified = {"docs": compared("docs", *GOOD)}
+    del cluster[2]
+    ran = cli("doctor", *URL, "--json")
+    found = checks(ran)
+    assert found["shards"]["state"] == "ok"
+    assert "all hold the same" in found["collection docs"]["found"]
+    assert ran.code == 0
+    backend.verified = {"docs": compared("docs", *GOOD, agree=False)}
+    ran = cli("doctor", *URL, "--json")
+    assert (ran.code, checks(ran)["collection docs"]["state"]) == (6, "fail")
+    assert cli("doctor", "--quick", *URL).code == 0
+    for broken, state, code in ((replica("n3", 4, "joining"), "warn", 0), (replica("n3", 4, "halted"), "fail", 5)):
+        cluster[1] = ShardInfo("docs", 4, "n2/4", (replica("n2", 4, role="leader"), broken))
+        ran = cli("doctor", "--quick", *URL, "--json")
+        assert (ran.code, checks(ran)["shards"]["state"]) == (code, state)
+        assert f"docs: n3 {broken.state}" in checks(ran)["shards"]["found"]
+    cluster[1] = ShardInfo("docs", 4, None, cluster[1].replicas)
+    ran = cli("doctor", "--quick", *URL, "--json")
+    assert (ran.code, "nobody leads" in checks(ran)["shards"]["found"]) == (11, True)
+
+
+def test_doctor_asks_every_address_by_itself(cli, docs, backend, cluster, opened, monkeypatch) -> None:
+    asked: list[int] = []
+    about = backend.server
+
+    def server() -> dict:
+        asked.append(len(asked))
+        if len(asked) == 2:
+            raise Unavailable("nobody there")
+        return {**about(), "wall_s": 1e9} if len(asked) == 3 else about()
+
+    monkeypatch.setattr(backend, "server", server)
+    ran = cli("doctor", "--quick", "--url", "grpc://a,b:7800,c", "--json")
+    found = checks(ran)
+    assert ran.code == 11
+    assert [found[f"server {one}"]["state"] for one in ("a:7700", "b:7800", "c:7700")] == ["ok", "fail", "ok"]
+    assert [found[f"clocks {one}"]["state"] for one in ("a:7700", "c:7700")] == ["ok", "warn"]
+    assert [one["path"] for one in opened] == ["grpc://a,b:7800,c", "grpc://a:7700", "grpc://b:7800", "grpc://c:7700"]
+
+
+def test_doctor_looks_for_the_other_nodes(cli, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as there, socket.socket() as gone:
+        gone.bind(("127.0.0.1", 0))
+        nodes = {"n1": 7702, "n2": there.getsockname()[1], "n3": gone.getsockname()[1]}
+        told = "{" + ", ".join(f'{name} = "127.0.0.1:{port}"' for name, port in nodes.items()) + "}"
+        (tmp_path / "vecdb.toml").write_text(CLUSTER.format(nodes=told))
+        found = checks(cli("doctor", "--json"))
+    assert found["cluster"]["state"] == "ok"
+    assert "n1 (this one), n2, n3; 3 replicas" in found["cluster"]["found"]
+    assert (found["node n2"]["state"], found["node n3"]["state"]) == ("ok", "warn")
+    assert "node n1" not in found
+    (tmp_path / "vecdb.toml").write_text(CLUSTER.format(nodes='{n1 = "127.0.0.1:7702", n2 = "127.0.0.1:1"}'))
+    found = checks(cli("doctor", "--json"))
+    assert (found["cluster"]["state"], "three survive" in found["cluster"]["advice"]) == ("warn", True)
+
+
+class Peer:
+    """A listener that ends TLS as a node's does."""
+
+    def __init__(self, folder: Path, node: str) -> None:
+        self._context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=folder / "ca.pem")
+        self._context.verify_mode = ssl.CERT_REQUIRED
+        self._context.load_cert_chain(folder / f"{node}.pem", folder / f"{node}.key")
+        self._context.set_alpn_protocols(["h2"])
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                plain, _ = self._listener.accept()
+            except OSError:
+                return
+            try:
+                with self._context.wrap_socket(plain, server_side=True) as secured:
+                    secured.sendall(b"\0" * 9)
+            except OSError:
+                continue
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join(10)
+
+
+def test_doctor_checks_the_certificates_of_nodes(cli, tmp_path: Path) -> None:
+    certs = tmp_path / "certs"
+    assert cli("cluster", "certs", "--nodes", "n1,n2,n3", "--out", "certs", "--name", "prod").code == 0
+    assert cli("cluster", "certs", "--nodes", "n1", "--out", "strange", "--name", "prod").code == 0
+    files = "\n" + "\n".join(f'{kind}_file = "certs/{name}"' for kind, name in (
+        ("cert", "n1.pem"), ("key", "n1.key"), ("ca", "ca.pem")))
+    with Peer(certs, "n2") as good, Peer(certs, "n2") as another:
+        nodes = f'{{n1 = "127.0.0.1:7702", n2 = "127.0.0.1:{good.port}", n3 = "127.0.0.1:{another.port}"}}'
+        settings = CLUSTER.format(nodes=nodes) + files
+        (tmp_path / "vecdb.toml").write_text(settings)
+        ran = cli("doctor", "--json")
+        found = checks(ran)
+        assert [found[name]["state"] for name in ("cluster", "cluster certificate", "cluster authority")] == ["ok"] * 3
+        assert (found["node n2"]["state"], "ends 20" in found["node n2"]["found"]) == ("ok", True)
+        assert (found["node n3"]["state"], ran.code) == ("fail", 4), "it has the certificate of n2"
+        (tmp_path / "vecdb.toml").write_text(settings.replace("certs/n1", "strange/n1"))
+        found = checks(cli("doctor", "--json"))
+        assert found["node n2"]["state"] == "fail", "its authority does not know our certificate"
+        (tmp_path / "vecdb.toml").write_text(settings.replace("certs/n1", "certs/n3"))
+        found = checks(cli("doctor", "--json"))
+        assert found["cluster certificate"]["state"] == "fail"
+        assert "n1.prod.vecdb.internal" in found["cluster certificate"]["advice"]
+        assert "node n2" not in found
+    assert cli("cluster", "certs", "--nodes", "n1", "--out", "certs", "--name", "prod", "--renew", "--days",
+               "3").code == 0
+    (tmp_path / "vecdb.toml").write_text(settings)
+    found = checks(cli("doctor", "--json"))
+    assert found["cluster certificate"]["state"] == "warn"
+    assert "--renew" in found["cluster certificate"]["advice"]

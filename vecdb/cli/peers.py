@@ -1,0 +1,154 @@
+"""What ``vecdb doctor`` looks at of a cluster: this node's part in it, the other nodes, and the shards."""
+
+import socket
+import ssl
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from vecdb.cli import exits
+from vecdb.cli.machine import Check
+from vecdb.core.errors import InvalidArgument, PermissionDenied, Unauthenticated, Unsupported
+from vecdb.core.nodes import all_loopback, split_address
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vecdb.client.database import Database
+    from vecdb.config import ClusterSettings, Settings
+    from vecdb.core.shards import ShardInfo
+
+SOON_S: Final = 14 * 86_400.0
+_PEER_S: Final = 2.0
+
+
+def certificate_ends(path: "Path", name: str, advice: str) -> Check:
+    """When the first to end of a PEM file's certificates does."""
+    from vecdb.rpc.certificates import expiries
+
+    ends = min(expiries(path.read_text(encoding="ascii", errors="replace")), default=0.0)
+    left = ends - time.time()
+    text = f"{path} ends {datetime.fromtimestamp(ends, UTC):%Y-%m-%d %H:%M} UTC"
+    if left <= 0:
+        return Check(name, "fail", text, advice, exits.PRECONDITION)
+    return Check(name, "warn", text, advice) if left < SOON_S else Check(name, "ok", text)
+
+
+def cluster(settings: "Settings") -> list[Check]:
+    """This node's settings and certificate for its cluster, and whether the other nodes are there."""
+    if not settings.cluster.name:
+        return []
+    checks = [_membership(settings.cluster, settings.server.node_id), *_certificate(settings)]
+    if any(one.state == "fail" for one in checks):
+        return checks
+    return [*checks, *(_peer(settings.cluster, node, address) for node, address in settings.cluster.nodes.items()
+                       if node != settings.server.node_id)]
+
+
+def _membership(cluster: "ClusterSettings", me: str) -> Check:
+    nodes = list(cluster.nodes)
+    replicas = min(cluster.replication_factor, len(nodes))
+    text = f"{cluster.name}: {', '.join(f'{node} (this one)' if node == me else node for node in nodes)}; " \
+           f"{replicas} replicas of a collection"
+    told = []
+    if replicas < 3:
+        told.append(f"with {replicas} {'replicas writes stop' if replicas > 1 else 'replica it is gone'} when one is "
+                    "lost: three survive the loss of any one")
+    if not any(cluster.files) and not all_loopback(cluster.nodes.values()):
+        told.append("nodes speak without TLS: whoever reaches their ports can change any record (vecdb cluster certs)")
+    return Check("cluster", "warn" if told else "ok", text, "; ".join(told))
+
+
+def _certificate(settings: "Settings") -> list[Check]:
+    cluster = settings.cluster
+    if cluster.cert_file is None or cluster.ca_file is None:
+        return []
+    from vecdb.rpc.peer_certificates import open_peer_certificates
+    from vecdb.rpc.peer_names import certificate_name
+    from vecdb.runtime.clock import SystemClock
+
+    try:
+        open_peer_certificates(cluster, settings.server.node_id, SystemClock())
+    except InvalidArgument as error:
+        needed = certificate_name(settings.server.node_id, cluster.name)
+        return [Check("cluster certificate", "fail", error.message, f"this node's has the DNS name {needed}: vecdb "
+                      "cluster certs makes it", exits.USAGE)]
+    advice = "vecdb cluster certs --renew, where ca.key is; a running node loads the new file by itself"
+    return [certificate_ends(cluster.cert_file, "cluster certificate", advice),
+            certificate_ends(cluster.ca_file, "cluster authority", "make a new authority, and certificates by it")]
+
+
+def _peer(cluster: "ClusterSettings", node: str, address: str) -> Check:
+    """Whether a node's peer listener is there and, with TLS, is that node's and takes our certificate."""
+    name = f"node {node}"
+    try:
+        with socket.create_connection(split_address(address), timeout=_PEER_S) as plain:
+            if not any(cluster.files):
+                return Check(name, "ok", f"{address} answers")
+            return _handshake(cluster, node, address, plain)
+    except ssl.SSLError as error:
+        why = getattr(error, "verify_message", "") or error.reason or str(error)
+        return Check(name, "fail", f"{address} answers, and TLS fails: {why}", "both ends need certificates for their "
+                     "own names, of one authority, in their dates", exits.PRECONDITION)
+    except OSError as error:
+        return Check(name, "warn", f"{address} does not answer: {error.strerror or error}", "does it run, with "
+                     "cluster.host set so that this machine reaches it?")
+
+
+def _handshake(cluster: "ClusterSettings", node: str, address: str, plain: socket.socket) -> Check:
+    from vecdb.rpc.peer_names import certificate_name
+
+    context = ssl.create_default_context(cafile=cluster.ca_file)
+    assert cluster.cert_file is not None
+    context.load_cert_chain(cluster.cert_file, cluster.key_file)
+    context.set_alpn_protocols(["h2"])
+    with context.wrap_socket(plain, server_hostname=certificate_name(node, cluster.name)) as secured:
+        secured.settimeout(_PEER_S)
+        # Whether our own certificate is taken shows in the first bytes that come, or do not.
+        if not secured.recv(1):
+            raise ssl.SSLError("it hangs up once it has seen this node's certificate")
+        shown: Any = secured.getpeercert() or {}
+    ends = ssl.cert_time_to_seconds(str(shown["notAfter"]))
+    text = f"{address} answers, its certificate ends {datetime.fromtimestamp(ends, UTC):%Y-%m-%d %H:%M} UTC"
+    if ends - time.time() < SOON_S:
+        return Check(f"node {node}", "warn", text, "vecdb cluster certs --renew, where ca.key is")
+    return Check(f"node {node}", "ok", text)
+
+
+def shards(database: "Database") -> "list[ShardInfo] | None":
+    """All shards, or None where the server or the key does not tell."""
+    try:
+        return database.admin.shards()
+    except (PermissionDenied, Unauthenticated, Unsupported):
+        return None
+
+
+def well(found: "list[ShardInfo]") -> Check:
+    """Whether every shard has a leader, and every replica is where it should be."""
+    from vecdb.cli.shards import CONTROL, state_of
+
+    amiss = [f"{one.collection or CONTROL}: {state_of(one)}" for one in found if not one.healthy]
+    replicas = sum(len(one.replicas) for one in found)
+    text = f"{len(found)} shards with {replicas} replicas" + (f"; {'; '.join(amiss[:8])}" if amiss else "")
+    if any(one.leader is None for one in found):
+        return Check("shards", "fail", text, "a shard is written once most of its replicas are there: start their "
+                     "nodes (vecdb shard status)", exits.UNREACHABLE)
+    if any(replica.state == "halted" for one in found for replica in one.replicas):
+        return Check("shards", "fail", text, "vecdb shard status says why a replica has halted; a restart of its node "
+                     "lets it begin anew", exits.STORAGE)
+    return Check("shards", "warn", text, "vecdb shard status shows how far the others are") if amiss \
+        else Check("shards", "ok", text)
+
+
+def compared(name: str, database: "Database", text: str) -> Check:
+    """Hold the replicas of a collection against each other and against their disks."""
+    from vecdb.cli.shards import verdict
+
+    found = database.admin.verify_shard(name, deep=True)
+    text = f"{text}; {len(found.replicas)} replicas at log index {found.log_index}: {verdict(found)}"
+    if not found.agree or any(one.state == "damaged" for one in found.replicas):
+        return Check(f"collection {name}", "fail", text, f"vecdb shard verify --deep {name} says which",
+                     exits.DATA_LOSS)
+    if not found.complete:
+        return Check(f"collection {name}", "warn", text, "ask again when all nodes are there")
+    return Check(f"collection {name}", "ok", text)

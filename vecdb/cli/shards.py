@@ -1,0 +1,181 @@
+"""``vecdb shard``: who holds what in a cluster, who leads, and whether all replicas hold the same."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from vecdb.cli import exits
+from vecdb.cli import options as o
+from vecdb.cli.completing import collections, nodes
+from vecdb.cli.output import Output, count, size
+from vecdb.cli.session import open_database
+from vecdb.cli.target import HERE, Target, with_target
+from vecdb.core.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from vecdb.core.shards import ReplicaDigest, ReplicaInfo, ShardInfo, ShardVerification
+
+commands = typer.Typer(help="Shards of a cluster and their replicas.", no_args_is_help=True)
+
+CONTROL: Final = "(control)"
+"""What the group is called that keeps the list of collections: no collection's name has brackets."""
+
+Some = Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Collections; none: all.",
+                                                  autocompletion=collections, show_default=False)]
+
+
+@commands.command("list")
+@with_target
+def list_(target: Target = HERE, as_json: o.Json = False) -> None:
+    """Every shard: who leads it, and how its replicas are."""
+    out = Output(as_json)
+    shards = _shards(target, None)
+    if as_json:
+        out.emit({"shards": [told(one) for one in shards]})
+    elif not shards:
+        out.say("no collections")
+    else:
+        out.table("", ["collection", "shard", "leader", "replicas", "state", "lag"], [
+            [one.collection or CONTROL, one.group, one.leader or "none", _nodes(one), state_of(one), _lag(one)]
+            for one in shards], left=(0, 2, 3, 4))
+
+
+@commands.command()
+@with_target
+def status(name: Some = None, target: Target = HERE, as_json: o.Json = False) -> None:
+    """Every replica of some shards, or of all: its role, how far it is, its log.
+
+    The exit code is 0 if each of these shards has a leader and all its replicas are well, else 4.
+    """
+    out = Output(as_json)
+    shards = _shards(target, name)
+    if as_json:
+        out.emit({"healthy": all(one.healthy for one in shards), "shards": [told(one) for one in shards]})
+    for one in shards:
+        out.table(f"{one.collection or CONTROL}, shard {one.group}: {state_of(one)}",
+                  ["replica", "state", "role", "term", "committed", "applied", "lag", "behind", "log", "log bytes",
+                   "error"], [_replica(replica) for replica in one.replicas], left=(0, 1, 2, 10))
+    if not all(one.healthy for one in shards):
+        raise typer.Exit(exits.PRECONDITION)
+
+
+@commands.command()
+@with_target
+def verify(name: Some = None,
+           deep: Annotated[bool, typer.Option("--deep", help="Every replica reads its records again, too.")] = False,
+           target: Target = HERE, as_json: o.Json = False) -> None:
+    """Compare what all replicas hold, at one place of the log.
+
+    The exit code is 0 if all hold the same, 6 if two differ or one is damaged, 11 if some could not be asked.
+    """
+    out = Output(as_json)
+    found: list[ShardVerification] = []
+    with open_database(target) as database:
+        for one in name or [shard.collection for shard in database.admin.shards() if shard.collection]:
+            out.note(f"comparing the replicas of {one}")
+            found.append(database.admin.verify_shard(one, deep=deep))
+    if as_json:
+        out.emit({"agree": all(shard.agree for shard in found), "complete": all(shard.complete for shard in found),
+                  "shards": [asdict(shard) for shard in found]})
+    for shard in found:
+        out.table(f"{shard.collection}, shard {shard.group}, at log index {count(shard.log_index)}: {verdict(shard)}",
+                  ["replica", "state", "records", "digest", "read again", "error"],
+                  [_digest(replica) for replica in shard.replicas], left=(0, 1, 3, 4, 5))
+    if not as_json and not found:
+        out.say("no collections")
+    code = max((_exit_code(shard) for shard in found), key=_ORDER.index, default=exits.OK)
+    if code:
+        raise typer.Exit(code)
+
+
+@commands.command("transfer-leader")
+@with_target
+def transfer_leader(
+        name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="The collection's name.",
+                                                   autocompletion=collections, show_default=False)] = None,
+        to: Annotated[str | None, typer.Option("--to", metavar="NODE", help="Who is to lead: a node, or a replica.  "
+                                               "[default: the one that is furthest]", show_default=False,
+                                               autocompletion=nodes)] = None,
+        control: Annotated[bool, typer.Option("--control", help="Of the control group instead.")] = False,
+        target: Target = HERE, as_json: o.Json = False) -> None:
+    """Hand the leadership of a shard to another replica, before work on its node, say."""
+    out = Output(as_json)
+    if control == (name is not None):
+        raise InvalidArgument("name", "give a collection, or --control", got="both" if control else "neither",
+                              limit="one of the two")
+    with open_database(target) as database:
+        database.admin.transfer_leader(name or "", to)
+        led = [one for one in database.admin.shards(name) if one.collection == (name or "")]
+    leader = led[0].leader if led else None
+    if as_json:
+        out.emit({"collection": name or "", "leader": leader})
+    else:
+        out.say(f"{name or CONTROL}: {leader or 'nobody'} leads")
+
+
+def _shards(target: Target, names: Sequence[str] | None) -> "list[ShardInfo]":
+    with open_database(target) as database:
+        if not names:
+            return database.admin.shards()
+        return [shard for name in names for shard in database.admin.shards(name)]
+
+
+def told(shard: "ShardInfo") -> dict[str, Any]:
+    """A shard as JSON."""
+    return {**asdict(shard), "healthy": shard.healthy}
+
+
+def state_of(shard: "ShardInfo") -> str:
+    """How a shard is, in some words."""
+    if shard.leader is None:
+        return "nobody leads"
+    amiss = [f"{one.node} {one.state}" for one in shard.replicas if one.state != "ok"]
+    return ", ".join(amiss) or "well"
+
+
+def _nodes(shard: "ShardInfo") -> str:
+    return ", ".join(one.node for one in shard.replicas)
+
+
+def _lag(shard: "ShardInfo") -> str:
+    """Of the replica that is furthest back."""
+    return _unknown(max((one.lag for one in shard.replicas), default=-1))
+
+
+def _unknown(number: int) -> str:
+    return "-" if number < 0 else count(number)
+
+
+def _replica(one: "ReplicaInfo") -> list[str]:
+    known = bool(one.role)
+    return [one.name, one.state if one.member else f"{one.state}, no member", one.role or "-",
+            *(count(number) if known else "-" for number in (one.term, one.commit, one.applied)),
+            _unknown(one.lag), _unknown(one.behind), f"{count(one.first)}..{count(one.last)}" if known else "-",
+            size(one.log_bytes) if known else "-", one.error]
+
+
+def verdict(found: "ShardVerification") -> str:
+    """What a comparison came to, in some words."""
+    if not found.agree:
+        return "they differ"
+    if any(one.state == "damaged" for one in found.replicas):
+        return "one is damaged"
+    if not found.complete:
+        return "those that answered hold the same; not all did"
+    return "all hold the same" if len(found.replicas) > 1 else "it holds what was written"
+
+
+_ORDER: Final = (exits.OK, exits.UNREACHABLE, exits.DATA_LOSS)
+
+
+def _exit_code(found: "ShardVerification") -> int:
+    if not found.agree or any(one.state == "damaged" for one in found.replicas):
+        return exits.DATA_LOSS
+    return exits.OK if found.complete else exits.UNREACHABLE
+
+
+def _digest(one: "ReplicaDigest") -> list[str]:
+    known = bool(one.digest)
+    return [one.name, one.state, count(one.records) if known else "-", one.digest or "-", one.deep or "-", one.error]
