@@ -12,7 +12,15 @@ from typing import Any
 
 from vecdb.cluster import control
 from vecdb.core.calls import Call
-from vecdb.core.errors import CollectionNotFound, DeadlineExceeded, NotLeader, OutcomeUnknown, Unavailable, VecdbError
+from vecdb.core.errors import (
+    CollectionNotFound,
+    DeadlineExceeded,
+    NotLeader,
+    OutcomeUnknown,
+    Overloaded,
+    Unavailable,
+    VecdbError,
+)
 from vecdb.core.query import Description
 from vecdb.core.records import WriteResult
 from vecdb.core.schema import CollectionSchema
@@ -161,6 +169,12 @@ class FakeHosted:
                 for n in range(1, group.applied[self.node] + 1)}
 
 
+    def check_room(self, name: str) -> None:
+        if self.cluster.full.get(self.node, 0):
+            self.cluster.full[self.node] -= 1
+            raise Overloaded("segments wait to be sealed", retry_after_s=3.0)
+
+
 class FakeControl:
     """Applies the real machine's commands; a node that is behind in group 0 sees them later."""
 
@@ -239,6 +253,8 @@ class FakeCluster:
         self.frozen: set[str] = set()
         self.mute: set[str] = set()
         self.digests: dict[str, str] = {}
+        self.full: dict[str, int] = {}
+        """How often a node says that it has no room."""
         self.asked: list[str] = []
         self.engines = {node: FakeEngine(self, node) for node in NAMES}
         clock, peers = SystemClock(), FakePeers(self)

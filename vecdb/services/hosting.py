@@ -69,9 +69,11 @@ _ILL: Final = ("halted", "removed")
 
 
 class ShardMachine(StateMachine, Protocol):
-    """A state machine that remembers marks: :class:`vecdb.services.replica.ShardReplica`."""
+    """A state machine that remembers marks and knows its room: :class:`vecdb.services.replica.ShardReplica`."""
 
     def marks(self) -> Mapping[int, MarkResult]: ...
+
+    def check_room(self) -> None: ...
 
 
 class Groups(Protocol):
@@ -83,7 +85,7 @@ class Groups(Protocol):
     def add(self, group: int, machine: StateMachine, *, number: int, voters: tuple[str, ...] = (),
             existing: bool = False, afresh: bool = False) -> Replicator: ...
 
-    async def remove(self, group: int, *, forget: bool = False) -> None: ...
+    async def remove(self, group: int) -> None: ...
 
     def forget(self, group: int) -> None: ...
 
@@ -239,6 +241,15 @@ class Hosting:
         machine = self._places[name].machine
         return {} if machine is None else machine.marks()
 
+    def check_room(self, name: str) -> None:
+        """Raise ``Overloaded`` while the replica of a collection should be given nothing more; and :meth:`replicator`'s
+        errors.
+        """
+        self.replicator(name)
+        machine = self._places[name].machine
+        if machine is not None:
+            machine.check_room()
+
     def statuses(self) -> dict[str, HostedShard]:
         """Of every collection that this node holds a replica of or should; the control group under the empty name."""
         control = self._control_place
@@ -391,11 +402,11 @@ class Hosting:
 
     # --- steps ------------------------------------------------------------------------------------
 
-    async def _take_away(self, place: _Place, forget: bool) -> None:
+    async def _take_away(self, place: _Place) -> None:
         """Out of the driver's hands; once this returns no thread uses the machine."""
         place.replicator = place.machine = None
-        await self._groups.remove(place.group, forget=forget)
-        place.outcast = place.ill == "removed" and not forget
+        await self._groups.remove(place.group)
+        place.outcast = place.ill == "removed"
         place.group, place.ill = -1, ""
 
     async def _host(self, place: _Place) -> None:
@@ -403,11 +414,11 @@ class Hosting:
         async with self._free:
             name, entry = place.name, self._wanted.get(place.name)
             if place.group >= 0:
-                await self._take_away(place, forget=entry is None or entry.group != place.group)
+                await self._take_away(place)
             here = self._database.hosted().get(name)
             if here is not None and (entry is None or here.folder != folder_of(entry.group)):
                 await self._delete(name, group_of(here.folder))
-                here = None
+                here, place.outcast = None, False
             if entry is None:
                 return
             if here is None:
@@ -449,7 +460,7 @@ class Hosting:
         """Bring the control group up."""
         if place.group >= 0:
             self._control.replicator = None
-            await self._take_away(place, forget=False)
+            await self._take_away(place)
         try:
             machine = await self._thread(self._control.open)
         except DataCorrupted as error:

@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from vecdb.cluster.control import ControlState
 from vecdb.core.calls import Call, Consistency
-from vecdb.core.errors import CollectionNotFound, Unavailable, Unsupported
+from vecdb.core.errors import CollectionNotFound, Overloaded, Unavailable, Unsupported
 from vecdb.core.filters.tree import Node as FilterNode
 from vecdb.core.ids import RecordId
 from vecdb.core.query import Description, QueryRequest, QueryResult, ScanPage, ScanRequest
@@ -23,6 +23,7 @@ from vecdb.ports.clock import Clock
 from vecdb.ports.node import Node, Progress
 from vecdb.ports.replicator import Committed, ReplicaStatus, Replicator
 from vecdb.services.admission import MemoryGuard
+from vecdb.services.maintenance import HOLD_S, LOOK_AGAIN_S
 from vecdb.shard.marks import MarkResult
 
 T = TypeVar("T")
@@ -41,6 +42,10 @@ class Hosted(Protocol):
 
     def marks(self, name: str) -> Mapping[int, MarkResult]:
         """What the collection's replica remembers of marks, by log index."""
+        ...
+
+    def check_room(self, name: str) -> None:
+        """Raise ``Overloaded`` while the collection's replica should be given nothing more."""
         ...
 
 
@@ -144,8 +149,28 @@ class OwnReplicas:
             return await self.commit(group, command, call)
 
     async def commit(self, group: int, command: bytes, call: Call) -> Committed:
-        """Propose what memory was reserved for already."""
-        return await self.replicator(group).propose(command, self.until(call))
+        """Propose what memory was reserved for already, once there is room where it is to be applied."""
+        replicator = self.replicator(group)
+        if replicator.status().role == "leader":  # who does not lead says so at once
+            await self._room(group, call)
+        return await replicator.propose(command, self.until(call))
+
+    async def _room(self, group: int, call: Call) -> None:
+        """Wait while the replica here has more unsealed than it should; ``Overloaded`` if that takes too long.
+
+        What is in the log cannot be refused any more, so it is here that memory is bounded.
+        """
+        name = self._name(group)
+        give_up = self._clock.monotonic() + HOLD_S
+        while name is not None:
+            try:
+                self._hosted.check_room(name)
+                return
+            except Overloaded:
+                now = self._clock.monotonic()
+                if now >= give_up or (call.deadline is not None and now + LOOK_AGAIN_S >= call.deadline):
+                    raise
+            await asyncio.sleep(LOOK_AGAIN_S)
 
     async def change(self, what: CollectionSchema | str, call: Call) -> int:
         await (self._control.drop(what, call) if isinstance(what, str) else self._control.create(what, call))

@@ -135,6 +135,20 @@ def test_refusals_pass_through_as_they_are() -> None:
     run(test)
 
 
+def test_a_write_waits_for_room_where_it_is_to_be_applied() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        cluster.full = {"n1": 2}
+        assert (await cluster.nodes["n2"].upsert("docs", batch(), soon())).inserted == 1
+        assert cluster.full == {"n1": 0}
+        cluster.full = {"n1": 100, "n2": 100}
+        with pytest.raises(Overloaded) as caught:
+            await cluster.nodes["n2"].upsert("docs", batch(), soon(0.4))
+        assert caught.value.fields["retry_after_s"] == 3.0
+        assert cluster.full["n2"] == 100, "who does not lead is not asked"
+
+    run(test)
+
+
 def test_a_frozen_leader_is_left_once_somebody_else_leads() -> None:
     async def test(cluster: FakeCluster) -> None:
         group = cluster.shard("docs")
