@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.chaos.cluster import Cluster, Failed, Member
+from tests.chaos.disks import PLAIN
 from tests.chaos.networks import CUT, Rule
 from tests.faults import fill
 
@@ -273,17 +274,25 @@ def full_disk(round: Round) -> None:
     if not member.running:
         round.counts["ended_on_full_disk"] += 1
         round.say(f"{member.name} ended: {member.words(300)}")
-    round.sleep(0.5, 2)
+        return
+    round.sleep(1, 3)
+    # A node whose logs could not be written promises nothing until it is started again, and says so: somebody does.
+    if member.name in round.cluster.halted():
+        round.counts["restarts after a full disk"] += 1
+        round.say(f"{member.name} had halted, and is started again")
+        member.end()
+        round.restart(member)
 
 
-ROOMS: Final = ("raft", "control", "collections")
+ROOMS: Final = ("raft", "control", "collections", "catalog")
 KINDS: Final[dict[str, Callable[[Path], bool]]] = {
     "sst": lambda path: path.suffix == ".sst",
     "wal": lambda path: path.suffix == ".log",
     "manifest": lambda path: path.name.startswith("MANIFEST"),
     "current": lambda path: path.name == "CURRENT",
     "options": lambda path: path.name.startswith("OPTIONS"),
-    "sealed": lambda path: path.suffix not in (".sst", ".log", ".dbtmp") and "LOG" not in path.name
+    "sealed": lambda path: path.suffix == ".vdb",
+    "other": lambda path: path.suffix not in (".sst", ".log", ".dbtmp", ".vdb") and "LOG" not in path.name
     and not path.name.startswith(("MANIFEST", "CURRENT", "OPTIONS", "LOCK", "IDENTITY")),
 }
 
@@ -371,6 +380,52 @@ def lost_disk(round: Round) -> None:
     round.restart(member)
 
 
+def kill_while_starting(round: Round) -> None:
+    """Again and again, before it is well."""
+    silent = round.cluster.disk != PLAIN and round.rng.random() < 0.5
+    members = [round.follower()] if round.rng.random() < 0.5 else list(round.cluster.members)
+    for turn in range(3):
+        for member in members:
+            round.kill(member, silent=silent)
+        for member in members:
+            if silent:
+                round.cut_power(member)
+            if turn < 2:
+                member.start()
+        round.sleep(0.3, 3.5)
+    round.restart(*members)
+
+
+def trouble_while_joining(round: Round) -> None:
+    """A node that comes back with nothing is killed, or loses its power, while it is given everything."""
+    member = round.follower()
+    silent = round.cluster.disk != PLAIN and round.rng.random() < 0.5
+    round.kill(member)
+    round.say(f"the directory of {member.name} is gone")
+    member.disk.empty()
+    for _ in range(2):
+        member.start()
+        round.sleep(1.5, 5)
+        round.kill(member, silent=silent)
+        if silent:
+            round.cut_power(member)
+    round.restart(member)
+
+
+def lead_changes_while_joining(round: Round) -> None:
+    """Who sends the snapshot is killed meanwhile."""
+    member = round.follower()
+    round.kill(member)
+    round.say(f"the directory of {member.name} is gone")
+    member.disk.empty()
+    round.restart(member)
+    round.sleep(0, 1.5)
+    leader = round.leader()
+    round.kill(leader)
+    round.sleep(0.2, 1)
+    round.restart(leader)
+
+
 def _restart_damaged(round: Round, member: Member) -> None:
     """It comes up and repairs itself, or says no: then somebody empties it, as its words tell."""
     member.disk.harmed()
@@ -422,7 +477,8 @@ ATTACKS: Final[dict[str, tuple[Callable[[Round], None], int]]] = {
         (pause_leaders_in_turn, 2), (partition_leader, 3), (partition_follower, 2), (leader_is_deaf, 2),
         (leader_is_mute, 2), (cut_one_link, 2), (everybody_alone, 1), (bad_network, 3),
         (kill_leader_on_bad_network, 2), (slow_follower, 1), (transfer, 2), (full_disk, 3), (flip_while_down, 6),
-        (flip_while_running, 2), (torn_log, 2), (lost_disk, 1))}
+        (flip_while_running, 2), (torn_log, 2), (lost_disk, 1), (kill_while_starting, 2),
+        (trouble_while_joining, 2), (lead_changes_while_joining, 1))}
 """By name, with how often each is chosen."""
 
 NEED_POWER: Final = frozenset({"power_of_leader", "power_of_follower", "power_of_all", "power_twice"})

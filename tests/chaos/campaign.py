@@ -57,6 +57,7 @@ class Tally:
     done: Counter[str] = field(default_factory=Counter)
     checked: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
+    logged: Counter[str] = field(default_factory=Counter)
     gaps: dict[str, list[float]] = field(default_factory=dict)
     settled: list[float] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
@@ -71,7 +72,8 @@ class Tally:
             gaps.append(f"all replicas level again after a round: median {statistics.median(self.settled):.1f} s, "
                         f"worst {max(self.settled):.1f} s")
         return [f"{self.rounds} rounds; injected: {of(self.attacks)}; {of(self.done)}",
-                f"checked: {of(self.checked)}", f"errors clients saw: {of(self.errors)}", *gaps,
+                f"checked: {of(self.checked)}", f"errors clients saw: {of(self.errors)}",
+                f"errors nodes logged: {of(self.logged)}", *gaps,
                 f"{len(self.failures)} failures" + "".join(f"\n  {one}" for one in self.failures)]
 
 
@@ -103,10 +105,11 @@ class Campaign:
             shutil.rmtree(place, ignore_errors=True)
             place.mkdir(parents=True)
             net = self._ends.enter_context(network(self.means.network, self.seed))
-            disk = random.Random(f"{self.seed}/disk/{number}").choice(self.means.disks)
-            self.tally.done[f"clusters on {disk}"] += 1
+            rng = random.Random(f"{self.seed}/cluster/{number}")
+            disk, secured, log_bytes = rng.choice(self.means.disks), rng.random() < 0.5, rng.choice(("1MiB", "64MiB"))
+            self.tally.done[f"clusters on {disk}{', mTLS' if secured else ''}, logs of {log_bytes}"] += 1
             cluster = Cluster(place, net, disk=disk, seed=self.seed + number, clients=self._clients,
-                              workers=self._workers)
+                              workers=self._workers, secured=secured, log_bytes=log_bytes)
             self._ends.callback(cluster.close)
             self._age = 0
             self._cluster = cluster
@@ -202,6 +205,8 @@ class Campaign:
                 raise Violated(f"{member.name}: of {asked['asked']} records {asked['found']} are found by their vector")
             tally.checked["queries"] += asked["asked"]
         tally.done.update(round.counts)
+        for member in cluster.members:
+            tally.logged.update(member.faults())
 
     def _keep(self, number: int, attack: str, did: list[str]) -> Path:
         where = KEPT / f"seed-{self.seed}-round-{number}"

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from tests.chaos.disks import PLAIN, Disk
 from tests.chaos.history import Event, load
 from tests.chaos.networks import Network
 from tests.faults import ROOT
+from vecdb.rpc.peer_certificates import issue
 
 START_S = 120.0
 ANSWER_S = 150.0
+NAME = "chaos"
 
 
 class Failed(AssertionError):
@@ -32,6 +35,7 @@ class Member:
         self.network = network
         self.disk = Disk(place / name, disk)
         self.process: subprocess.Popen[str] | None = None
+        self._told = 0
         self._ready = place / f"{name}.ready.json"
         nodes = ",".join(f"{other}={network.peer(name, other)}" for other in others)
         self._settings = {"VECDB_SERVER__NODE_ID": name, "VECDB_SERVER__HOST": network.address(name),
@@ -90,6 +94,22 @@ class Member:
         except subprocess.TimeoutExpired:
             self.kill()
             raise Failed(f"{self.name} did not stop:\n{self.words()}") from None
+
+    def faults(self) -> Counter[str]:
+        """What its log calls errors since this was asked last, by name; what is no line of a log is one, too."""
+        if not self.log.exists():
+            return Counter()
+        with self.log.open("rb") as file:
+            file.seek(self._told)
+            text = file.read()
+        self._told += text.rfind(b"\n") + 1
+        found: Counter[str] = Counter()
+        for line in text.splitlines():
+            if line.startswith(b'{"') and b'"level":"error"' in line:
+                found[str(json.loads(line).get("event"))] += 1
+            elif line.startswith(b"Traceback"):
+                found["Traceback"] += 1
+        return found
 
     def words(self, count: int = 3000) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace")[-count:] if self.log.exists() else ""
@@ -152,14 +172,19 @@ class Cluster:
     """``nodes`` nodes with a collection on all of them, and clients who know all addresses."""
 
     def __init__(self, place: Path, network: Network, *, nodes: int = 3, disk: str = PLAIN, seed: int = 0,
-                 workers: int = 2, clients: int = 3, pause_s: float = 0.03) -> None:
+                 workers: int = 2, clients: int = 3, pause_s: float = 0.03, secured: bool = False,
+                 log_bytes: str = "1MiB") -> None:
         self.place, self.network, self.seed, self.disk = place, network, seed, disk
         names = [f"n{number}" for number in range(1, nodes + 1)]
         settings = {"VECDB_LOG__LEVEL": "info", "VECDB_LOG__FORMAT": "json", "VECDB_ENGINE__SEAL_RECORDS": "1000",
                     "VECDB_ENGINE__THREADS": "1"}
         if nodes > 1:
-            settings |= {"VECDB_CLUSTER__NAME": "chaos", "VECDB_CLUSTER__INSECURE": "true"}
-        self.members = [Member(name, place, network, settings, names if nodes > 1 else (), disk) for name in names]
+            settings |= {"VECDB_CLUSTER__NAME": NAME, "VECDB_CLUSTER__INSECURE": str(not secured).lower(),
+                         "VECDB_CLUSTER__LOG_BYTES": log_bytes}
+        if secured:
+            issue(place / "certificates", NAME, names)
+        self.members = [Member(name, place, network, settings | (_certificates(place, name) if secured else {}),
+                               names if nodes > 1 else (), disk) for name in names]
         self.workers = [Clients(f"w{number}", place, network) for number in range(workers)]
         self._shape = clients, pause_s
 
@@ -186,6 +211,10 @@ class Cluster:
                 except Asked as failed:
                     error = failed
         raise error or Failed("no node runs")
+
+    def halted(self) -> set[str]:
+        """Nodes with replicas that have given up."""
+        return {one["node"] for shard in self.shards() for one in shard["replicas"] if one["state"] == "halted"}
 
     def leader(self, seconds: float = 60.0) -> Member:
         """The node that leads the collection's shard."""
@@ -221,6 +250,12 @@ class Cluster:
             worker.close()
         for member in self.members:
             member.disk.close()
+
+
+def _certificates(place: Path, name: str) -> dict[str, str]:
+    folder = place / "certificates"
+    return {"VECDB_CLUSTER__CERT_FILE": str(folder / f"{name}.pem"), "VECDB_CLUSTER__CA_FILE": str(folder / "ca.pem"),
+            "VECDB_CLUSTER__KEY_FILE": str(folder / f"{name}.key")}
 
 
 def wait_for(found: Callable[[], Any], seconds: float, what: str | Callable[[], str]) -> Any:

@@ -25,6 +25,7 @@ from vecdb.v1 import shards_pb2
 
 COLLECTION = "chaos"
 DIM = 16
+PAD = 16_000
 CALL_S = 5.0
 SLICE_S = 1.0
 KEYS = 5
@@ -223,9 +224,13 @@ class Client:
             self._append(round)
 
     def _upsert(self, event: Event) -> Event:
+        metadata: dict[str, Any] = {"a": event.value, "v": event.value}
+        if event.key >= OWN:  # so that logs grow, are cut off, and replicas that come late need a snapshot
+            metadata["p"] = "x" * self._rng.randrange(PAD)
+
         def call() -> bool:
             done = self._collection().upsert(ids=[event.key], vectors=vector_of(event.key, event.value)[None],
-                                             metadata=[{"a": event.value, "v": event.value}])
+                                             metadata=[metadata])
             return bool(done.updated)
 
         return self._done(event, call)
