@@ -90,6 +90,11 @@ class Process:
             assert time.monotonic() < until, f"{self.name} does not start:\n{self.words()}"
             time.sleep(0.05)
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def readiness(self) -> dict[str, Any]:
         told: dict[str, Any] = httpx.get(f"http://127.0.0.1:{self.http_port}/readyz", timeout=5).json()
         return told

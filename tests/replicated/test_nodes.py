@@ -4,6 +4,7 @@ One cluster for all tests; each leaves its nodes running and well.
 """
 
 import itertools
+import resource
 import shutil
 import signal
 import statistics
@@ -363,3 +364,27 @@ def test_one_node_of_three_reads_what_it_has_and_promises_nothing(cluster: Proce
         cluster.start(others)
     cluster.settled()
     check_all(cluster, name, [1])
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="limits of another process are Linux's: run it there")
+def test_a_node_whose_disk_is_full_is_of_use_and_starts_anew_when_there_is_room(cluster: Processes, name: str) -> None:
+    """Full: no file may grow.  Its clients are served by the others meanwhile."""
+    node = cluster.nodes[next(one for one in NAMES if one != cluster.leader(name))]
+    pid, (_, most) = node.pid, resource.prlimit(node.pid, resource.RLIMIT_FSIZE)
+    with Writer(cluster.urls, name) as writer:
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (1 << 16, most))
+        rng = np.random.default_rng(6)
+        with vecdb.connect(cluster.urls) as db:
+            docs = db.collection(name)
+            wait_for(lambda: docs.upsert(ids=range(10**6, 10**6 + 500), vectors=rng.standard_normal((500, DIM)))
+                     and not node.readiness()["ready"], "a full disk")
+        writer.more(20)
+        with vecdb.connect(node.url, timeout=20) as db:
+            assert db.collection(name).count() >= 500
+            assert db.collection(name).upsert(ids=[10**7], vectors=row(1)).inserted == 1
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (most, most))
+        wait_for(lambda: "starting_anew" in node.events(), "a start anew")
+        cluster.settled()
+    assert node.pid == pid
+    assert not writer.failed
+    check_all(cluster, name, writer.acked)

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import socket
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -220,7 +221,7 @@ def _run(out: Output, settings: "Settings", ready_file: Path | None) -> int:
     server, begin = settings.server, time.monotonic()
     number = _version()
     out.remark(f"vecdb {number} on {settings.data_dir.resolve()}")
-    from vecdb.serving import run_node
+    from vecdb.serving import AGAIN, run_node
 
     def on_ready(told: dict[str, Any]) -> None:
         secured = "with" if settings.tls.cert_file else "without"
@@ -236,11 +237,14 @@ def _run(out: Output, settings: "Settings", ready_file: Path | None) -> int:
             _publish(ready_file, line)
 
     try:
-        return run_node(settings, on_ready, _Steps(out))
+        code = run_node(settings, on_ready, _Steps(out))
     finally:
         if ready_file is not None:
             with contextlib.suppress(OSError):
                 ready_file.unlink()
+    if code == AGAIN:  # the same process, so that whoever watches it sees no end
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606  # what this process was started by
+    return code
 
 
 class _Steps:

@@ -6,17 +6,22 @@ theirs, the control group with the reconciler that follows it, and the node that
 **Directories.**  ``raft`` holds the logs and ``control`` what the control group agreed on; ``cluster.id`` says which
 node of which cluster the data directory is of, and the engine is opened by nobody else then.
 
+**A disk that refuses** the logs ends every promise of this process: it goes on handing calls to other nodes, says that
+it is not ready, and once the disk takes writes again asks to be started anew, which is what opens a log again.
+
 **Stopping.**  Leaderships are handed over first, so that no group waits for an election; calls that run meanwhile find
 the new leaders.  Then the faces drain, then nodes are answered no more, replicas are let go of, and stores are closed,
 which makes durable what was applied: the next start replays little.
 """
 
 import asyncio
+import os
 import secrets
 from collections import Counter
 from concurrent.futures import Executor
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
+from pathlib import Path
 from random import SystemRandom
 from typing import Any, Final
 
@@ -70,6 +75,9 @@ CHECKPOINT_BYTES: Final = 64 << 20
 GRACE_S: Final = 1.0
 """For calls of other nodes to end when this one stops."""
 FIGURES_S: Final = 2.0
+LOOK_S: Final = 1.0
+PROBE_BYTES: Final = 8 << 20
+"""What a disk must take before it is believed to be well: more than little files find room for."""
 NAMED: Final = 3
 """Collections that a reason names."""
 
@@ -193,10 +201,21 @@ class Member:
 
     # --- health -----------------------------------------------------------------------------------
 
+    async def failed(self) -> None:
+        """Return once the logs' disk has failed and takes writes again: a start anew then helps."""
+        while self.driver.failure is None:
+            await asyncio.sleep(LOOK_S)
+        self._tell("error", "logs_failed", error=f"{type(self.driver.failure).__name__}: {self.driver.failure}")
+        while True:
+            await asyncio.sleep(LOOK_S)
+            with suppress(OSError):
+                await self._loop.run_in_executor(None, _probe, self._settings.data_dir)
+                return
+
     def reasons(self) -> list[str]:
         """Why this node does not serve yet, or no more; empty when it does."""
         if self.driver.failure is not None:
-            return ["the logs' disk has failed: nothing is promised until a restart"]
+            return ["the logs' disk has failed; the node starts anew when it takes writes again"]
         status = self.control.status()
         if status is None:
             return [self._founding()]
@@ -256,6 +275,18 @@ class Member:
             events=dict(self._events.counts), dropped=dict(self.driver.host.dropped), frames=frames,
             waiting_bytes=waiting, refused={} if self.server is None else dict(self.server.refused),
             handed_on=dict(self.node.counts.handed_on))
+
+
+def _probe(folder: Path) -> None:
+    """Raise ``OSError`` unless the disk takes some megabytes."""
+    path = folder / "probe.partial"
+    try:
+        with open(path, "wb") as file:
+            file.write(bytes(PROBE_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _open_node(channel: PeerChannel, label: str) -> RemoteNode:

@@ -150,6 +150,13 @@ class Running:
     _stack: AsyncExitStack = field(repr=False)
     _member: "Member | None" = None
 
+    async def failed(self) -> None:
+        """Return when only a start anew helps; for a node that is alone, never."""
+        if self._member is None:
+            await asyncio.Event().wait()
+        else:
+            await self._member.failed()
+
     @property
     def running(self) -> int:
         """Calls that have begun and not ended."""

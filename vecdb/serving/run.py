@@ -1,25 +1,28 @@
-"""A node as a process: until a signal comes."""
+"""A node as a process: until a signal comes, or only a start anew helps."""
 
 import asyncio
 import contextlib
 import resource
 import signal
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import uvloop
 
 from vecdb.config import Settings
+from vecdb.core.errors import VecdbError
 from vecdb.runtime.logs import configure, logger
 from vecdb.runtime.process import spare_the_collector
 from vecdb.serving.compose import start
 
+AGAIN: Final = -1
+"""For whoever started the node: let this process end, and start it anew."""
 OnReady = Callable[[dict[str, Any]], None]
 
 
 def run_node(settings: Settings, on_ready: OnReady | None = None,
              on_step: Callable[[str], None] = lambda step: None) -> int:
-    """Serve until SIGTERM or SIGINT, drain, and return the exit code.
+    """Serve until SIGTERM or SIGINT, drain, and return the exit code; :data:`AGAIN` to be started anew.
 
     ``on_ready`` is told the addresses once calls are answered: ``grpc``, ``grpc_port``, ``http``, ``http_port``.
     Raises what keeps the node from starting.
@@ -60,7 +63,9 @@ async def _serve(settings: Settings, on_ready: OnReady | None, on_step: Callable
             except BaseException:
                 await running.close(0.0)
                 raise
-    await stopping
+    failing = asyncio.create_task(running.failed())
+    await asyncio.wait((stopping, failing), return_when=asyncio.FIRST_COMPLETED)
+    failing.cancel()
     log.info("draining", running=running.running, at_most_s=settings.server.drain_s)
     closing = asyncio.create_task(running.close())
     impatient = asyncio.create_task(again.wait())
@@ -69,7 +74,12 @@ async def _serve(settings: Settings, on_ready: OnReady | None, on_step: Callable
         log.warning("drain_cut_short", running=running.running)
         await running.cut_short()
     impatient.cancel()
-    await closing
-    log.info("stopped")
+    try:
+        await closing
+    except VecdbError as error:
+        if asked.is_set():
+            raise
+        log.warning("closed_with_error", error=error.message)  # it is what the start anew is for
+    log.info("stopped" if asked.is_set() else "starting_anew")
     undo()
-    return 0
+    return 0 if asked.is_set() else AGAIN
