@@ -7,15 +7,17 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import orjson
 import pytest
 
 from tests.faults import ROOT, flip_byte
 from tests.replicas import DIM, FOLDER, SCHEMA, carry, open_replicas, play, random_log, records_of, replica_at
-from vecdb.core.errors import DataCorrupted, StorageError
+from vecdb.core.errors import DataCorrupted, StorageError, Unavailable
 from vecdb.core.query import QueryRequest
 from vecdb.ports.replicator import Position, SnapshotFile
 from vecdb.services.local import LocalDatabase
-from vecdb.services.snapshots import hash_file
+from vecdb.services.shard import ShardService
+from vecdb.services.snapshots import POSITION, hash_file
 
 LOG = random_log(5, 200)
 
@@ -143,7 +145,7 @@ def test_pieces_of_another_snapshot_go_and_common_ones_stay(tmp_path: Path) -> N
         assert carried == sum(size for checksum, size in {(file.checksum, file.bytes) for file in second.files}
                               - common)
         wanted = {f"{file.checksum:016x}-{file.bytes}" for file in second.files if file.bytes}
-        assert set(os.listdir(target.home.incoming)) == wanted
+        assert set(os.listdir(target.home.incoming)) == wanted | {POSITION}
         incoming.install()
         assert target.position().log_index == 200
     giving.close()
@@ -234,7 +236,7 @@ def test_what_is_damaged_is_not_given_away(tmp_path: Path) -> None:
     flip_byte(vectors, vectors.stat().st_size // 2)
     with pytest.raises(DataCorrupted):
         source.snapshot()
-    assert os.listdir(source.home.snapshots) == ["1"], "only the one that was given"
+    assert os.listdir(source.home.snapshots) == [snapshot.folder.name], "only the one that was given"
     with pytest.raises(StorageError):
         source.apply(201, 4, LOG[0])
     with pytest.raises(DataCorrupted):
@@ -285,17 +287,76 @@ def test_old_views_stay_readable_and_reads_find_the_new_state(tmp_path: Path) ->
     giving.close()
 
 
+def test_where_memory_does_not_suffice_for_two_states_the_old_one_makes_room(tmp_path: Path) -> None:
+    giving, taking = _given(tmp_path / "a"), open_replicas(tmp_path / "b", memory_bytes=1)
+    taking.host(SCHEMA, FOLDER)
+    target = taking.replica("c")
+    play(target, LOG, 60)
+    old, before = target.service, target.digest()
+    pinned = old.view
+    snapshot = giving.replica("c").snapshot()
+    incoming = target.receive(Position(199, 4), snapshot.files)
+    carry(snapshot, incoming)
+    with pytest.raises(StorageError):  # it is not of that place, and the old state is gone from memory
+        incoming.install()
+    assert old.view.segments[0].count == 0
+    assert pinned.segments[0].count > 0
+    target = taking.replica("c")
+    assert target.digest() == before, "the old state is what the disk has"
+    incoming = target.receive(snapshot.position, snapshot.files)
+    carry(snapshot, incoming)
+    seen = []
+    real = ShardService.let_go
+
+    def let_go(service: ShardService) -> None:
+        real(service)
+        with pytest.raises(Unavailable):
+            taking.count("c")
+        seen.append(service)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ShardService, "let_go", let_go)
+        incoming.install()
+    assert len(seen) == 1
+    assert target.digest() == giving.replica("c").digest()
+    assert taking.replica("c") is target
+    assert records_of(taking) == records_of(giving)
+    taking.close()
+    giving.close()
+
+
+def test_pieces_that_the_log_has_passed_are_forgotten(tmp_path: Path) -> None:
+    giving = _given(tmp_path / "a", 100)
+    snapshot = giving.replica("c").snapshot()
+    with replica_at(tmp_path / "b") as target:
+        incoming = target.receive(snapshot.position, snapshot.files)
+        incoming.write(0, 0, snapshot.read(0, 0, 10))
+        incoming.close()
+        play(target, LOG, 99)
+        target.checkpoint()
+        assert target.home.incoming.exists()
+        play(target, LOG, 100)
+        target.checkpoint()
+        assert not target.home.incoming.exists()
+        incoming.write(0, 0, snapshot.read(0, 0, 10))  # one that was under way does no harm
+        assert target.failure is None
+    giving.close()
+
+
 INSTALLER = """
 import os, shutil, sys
 from pathlib import Path
-from tests.replicas import FOLDER, SCHEMA, carry, open_replicas, play, random_log, records_of
-from vecdb.core.errors import VecdbError
 
-source, work = Path(sys.argv[1]), Path(sys.argv[2])
-log = random_log(5, 200)
+import orjson
 
-def child(step):
-    # runs in a process of its own: steps of the disk are counted, and at one of them everything ends
+from tests.replicas import open_replicas
+from vecdb.ports.replicator import Position, SnapshotFile
+
+work, last, old, new = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+position, files = orjson.loads((work / "offer").read_bytes())
+
+def install(step):
+    # in a process of its own: what is asked of the disk is counted, and at one of these steps everything ends
     steps = 0
     def counted(name, module):
         real = getattr(module, name)
@@ -306,34 +367,26 @@ def child(step):
                 os._exit(9)
             return real(*args, **kwargs)
         setattr(module, name, wrapper)
-    giving = open_replicas(source)
-    snapshot = giving.replica("c").snapshot()
-    database = open_replicas(work / "b")
-    replica = database.replica("c")
-    incoming = replica.receive(snapshot.position, snapshot.files)
-    carry(snapshot, incoming)
-    for name in ("link", "mkdir", "rename", "replace", "fsync", "unlink", "rmdir"):
+    replica = open_replicas(work / "b").replica("c")
+    incoming = replica.receive(Position(*position), [SnapshotFile(*file) for file in files])
+    for name in ("link", "mkdir", "replace", "fsync", "unlink", "rmdir"):
         counted(name, os)
     counted("rmtree", shutil)
     incoming.install()
-    os._exit(0)
 
-def look(old, new):
-    database = open_replicas(work / "b")
-    replica = database.replica("c")
+def look(step):
+    replica = open_replicas(work / "b").replica("c")
     index = replica.position().log_index
-    assert index in (20, 200), index
     assert replica.verify()["equal"]
-    assert replica.digest().digest == (old if index == 20 else new)
+    assert replica.digest().digest == {20: old, last: new}[index]
     assert sorted(set(os.listdir(replica.home.folder)) - {"incoming"}) == [replica.home.state().name, "STATE"]
-    database.close()
     print(index, flush=True)
 
-def forked(what, *args):
+def forked(what, step):
     pid = os.fork()
     if pid == 0:
         try:
-            what(*args)
+            what(step)
             os._exit(0)
         except BaseException:
             import traceback
@@ -341,33 +394,36 @@ def forked(what, *args):
             os._exit(3)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
-old, new = sys.argv[3], sys.argv[4]
-step = 1
-while True:
+step, ended = 0, 9
+while ended == 9:
+    step += 1
     shutil.rmtree(work / "b", ignore_errors=True)
     shutil.copytree(work / "begin", work / "b")
-    ended = forked(child, step)
-    assert ended in (0, 9), ended
-    assert forked(look, old, new) == 0, step
-    if ended == 0:
-        break
-    step += 1
-print("steps", step, flush=True)
+    ended = forked(install, step)
+    assert forked(look, step) == 0, step
+assert ended == 0, ended
 """
 
 
 def test_killed_at_any_step_of_an_install_the_old_state_or_the_new_is_there(tmp_path: Path) -> None:
-    giving = _given(tmp_path / "a")
-    new = giving.replica("c").digest().digest
-    giving.close()
+    last = 60
+    giving = open_replicas(tmp_path / "a")
+    giving.host(SCHEMA, FOLDER)
+    play(giving.replica("c"), LOG, 30)
+    giving.optimize("c")
+    play(giving.replica("c"), LOG, last)
+    new, snapshot = giving.replica("c").digest().digest, giving.replica("c").snapshot()
+    assert any(file.name.endswith("vectors.vdb") for file in snapshot.files)
     with replica_at(tmp_path / "begin") as target:
         play(target, LOG, 20)
         old = target.digest().digest
-    done = subprocess.run([sys.executable, "-c", INSTALLER, str(tmp_path / "a"), str(tmp_path), old, new], cwd=ROOT,
+        carry(snapshot, target.receive(snapshot.position, snapshot.files))
+    giving.close()
+    (tmp_path / "offer").write_bytes(orjson.dumps([list(snapshot.position), [list(file) for file in snapshot.files]]))
+    done = subprocess.run([sys.executable, "-c", INSTALLER, str(tmp_path), str(last), old, new], cwd=ROOT,
                           capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout[-2_000:] + done.stderr[-4_000:]
-    lines = done.stdout.split("\n")
-    found = [int(line) for line in lines if line.isdigit()]
-    assert found.count(20) > 5
-    assert found.count(200) > 2
+    found = [int(line) for line in done.stdout.split()]
+    assert found.count(20) > 10
+    assert found.count(last) > 3
     assert found == sorted(found), "the change happens once, at one step"

@@ -231,10 +231,12 @@ class LocalDatabase(OpenCollections):
         self._jobs.on_end = on_end
 
     def optimize(self, name: str, on_progress: Progress | None = None, call: Call | None = None) -> Description:
-        with self._using(name) as opened:
+        def optimized(opened: Opened) -> Description:
             check(call)
             opened.maintainer.optimize(on_progress, call)
             return describe(opened.shard, self._jobs.describe(name))
+
+        return self._asked(name, optimized)
 
     def tend(self, name: str) -> str | None:
         """Do the most useful of what background jobs would do, in the calling thread; what it was, None if nothing."""
@@ -302,13 +304,16 @@ class LocalDatabase(OpenCollections):
         return self._read(name, lambda shard: shard.count(where, call))
 
     def _read(self, name: str, read: Callable[[ShardService], T]) -> T:
-        """Read from the collection; again where a replica's state was replaced meanwhile."""
+        return self._asked(name, lambda opened: read(opened.shard))
+
+    def _asked(self, name: str, ask: Callable[[Opened], T]) -> T:
+        """Ask the collection; again where a replica's state was replaced meanwhile."""
         while True:
             slot = self._enter(name)
             opened: Opened | None = None
             try:
                 opened = slot.opened or self._open_slot(slot)
-                return read(opened.shard)
+                return ask(opened)
             except DatabaseClosed:
                 if not self._replaced(slot, opened):
                     raise

@@ -18,6 +18,7 @@ from vecdb.core.errors import (
     DataCorrupted,
     FormatMismatch,
     StorageReadOnly,
+    Unavailable,
     VecdbError,
 )
 from vecdb.core.schema import CollectionSchema
@@ -29,7 +30,7 @@ from vecdb.services.catalog import Catalog, Entry
 from vecdb.services.homes import Home, set_aside_of
 from vecdb.services.jobs import Job, JobRunner
 from vecdb.services.maintenance import Maintainer
-from vecdb.services.recovery import ROWS, check_whole
+from vecdb.services.recovery import ROWS, SEGMENTS, check_whole
 from vecdb.services.replica import ShardReplica
 from vecdb.services.settings import EngineSettings
 from vecdb.services.shard import ShardService
@@ -110,16 +111,14 @@ class OpenCollections:
                 opened.replica.end(DatabaseClosed("the replica was closed", path=str(self._folder(slot.entry))))
             opened.shard.close(dropped=dropped)
 
-    def _adopt(self, slot: Slot, replica: ShardReplica, shard: ShardService) -> None:
-        """Let ``shard``, a newer state of the replica, be the one that serves."""
-        self._jobs.forget(slot.entry.schema.name)
-        with slot.lock:
-            if slot.opened is None or slot.opened.replica is not replica:
-                raise DatabaseClosed("the replica was closed", path=str(shard.directory))
-            slot.opened = self._opened(shard, replica)
-
     def _replaced(self, slot: Slot, opened: Opened | None) -> bool:
+        """Whether another state of a replica is there, or on its way."""
         return self._catalog.replicated and opened is not None and slot.opened is not opened and not self._closed
+
+    def fits(self, bytes_: int) -> bool:
+        """Whether segments may take so much more memory."""
+        most = self._settings.memory_bytes
+        return most is None or self._memory_used() + bytes_ <= most
 
     def _check_alone(self) -> None:
         if self._catalog.replicated:
@@ -151,6 +150,14 @@ class OpenCollections:
                 self._on_close()
         if failure is not None:
             raise failure
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def jobs_forget(self, slot: Slot) -> None:
+        """Wait until no background job is at work on what the slot has open."""
+        self._jobs.forget(slot.entry.schema.name)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -195,6 +202,10 @@ class OpenCollections:
             self._check_open()
             if slot.gone:
                 raise CollectionNotFound(slot.entry.schema.name)
+            if slot.restoring is not None and slot.restoring.failure is None:
+                raise Unavailable("the replica is being restored, and its old state had to make room",
+                                  collection=slot.entry.schema.name)
+            slot.restoring = None
             if slot.opened is None:
                 self._close_idle()
                 slot.opened = self._start(slot, is_new=False)
@@ -235,14 +246,13 @@ class OpenCollections:
         if not self._catalog.replicated:
             if not is_new:
                 _check_not_empty(folder / ROWS)
-            return self._opened(self._serve(schema, folder), None)
+            return self.opened(self._serve(schema, folder), None)
         home = Home(folder)
         state = home.state()
         if not self._settings.read_only:
             home.clean()
-        shard = self._serve_whole(schema, state, slot.allow_damage)
-        return self._opened(shard, ShardReplica(home, shard, lambda folder: self._serve_whole(schema, folder, False),
-                                                lambda replica, shard: self._adopt(slot, replica, shard)))
+        shard = self.serve_whole(schema, state, slot.allow_damage)
+        return self.opened(shard, ShardReplica(home, shard, _Keeper(self, slot)))
 
     def _serve(self, schema: CollectionSchema, folder: Path) -> ShardService:
         def open_rows(*, read_only: bool) -> Store:
@@ -250,7 +260,7 @@ class OpenCollections:
 
         return ShardService(schema, folder, open_rows, self._compute, self._settings, self._clock)
 
-    def _serve_whole(self, schema: CollectionSchema, folder: Path, allow_damage: bool) -> ShardService:
+    def serve_whole(self, schema: CollectionSchema, folder: Path, allow_damage: bool) -> ShardService:
         """A replica's state; ``DataCorrupted`` where it lost what others have."""
         _check_not_empty(folder / ROWS)
         shard = self._serve(schema, folder)
@@ -262,7 +272,7 @@ class OpenCollections:
             raise
         return shard
 
-    def _opened(self, shard: ShardService, replica: ShardReplica | None) -> Opened:
+    def opened(self, shard: ShardService, replica: ShardReplica | None) -> Opened:
         return Opened(shard, Maintainer(shard, self._jobs, self._compute, self._clock, self._settings,
                                         self._memory_used), replica)
 
@@ -272,6 +282,42 @@ class OpenCollections:
             opened = [slot.opened for slot in self._slots.values()]
         return sum(sum(view.segment.memory_bytes().values())
                    for one in opened if one is not None for view in one.shard.view.segments)
+
+
+class _Keeper:
+    """See :class:`vecdb.services.replica.Keeper`; of one slot."""
+
+    def __init__(self, collections: OpenCollections, slot: Slot) -> None:
+        self._collections = collections
+        self._slot = slot
+
+    def start(self, state: Path) -> ShardService:
+        return self._collections.serve_whole(self._slot.entry.schema, state, False)
+
+    def make_room(self, replica: ShardReplica, state: Path) -> bool:
+        files = (state / SEGMENTS).rglob("*.vdb")
+        if self._collections.fits(sum(file.stat().st_size for file in files)):
+            return False
+        slot = self._slot
+        self._collections.jobs_forget(slot)
+        with slot.lock:
+            self._check_wanted(replica, state)
+            slot.restoring, slot.opened = replica, None
+        return True
+
+    def adopt(self, replica: ShardReplica, service: ShardService) -> None:
+        slot = self._slot
+        self._collections.jobs_forget(slot)
+        with slot.lock:
+            self._check_wanted(replica, service.directory)
+            slot.opened = self._collections.opened(service, replica)
+            slot.restoring = None
+
+    def _check_wanted(self, replica: ShardReplica, state: Path) -> None:
+        opened = self._slot.opened
+        if self._slot.gone or self._collections.closed or (
+                self._slot.restoring is not replica and (opened is None or opened.replica is not replica)):
+            raise DatabaseClosed("the replica was closed", path=str(state))
 
 
 def _check_not_empty(folder: Path) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from vecdb.core.calls import Call
 from vecdb.core.errors import CollectionNotFound, DatabaseClosed, DataCorrupted, StorageError, VecdbError
@@ -25,12 +25,14 @@ from vecdb.ports.replicator import Position, SnapshotFile
 from vecdb.segment.growing import GrowingView
 from vecdb.services.homes import Home
 from vecdb.services.shard import ShardService
-from vecdb.services.snapshots import ShardIncoming, ShardSnapshot, check_position, list_files
+from vecdb.services.snapshots import ShardIncoming, ShardSnapshot, check_position, forget_passed, list_files
 from vecdb.shard.marks import Mark, MarkResult
 
 __all__ = ["Digest", "Held", "Mark", "MarkResult", "ShardReplica"]
 
 T = TypeVar("T")
+_SNAPSHOTS = itertools.count(1)
+"""Of the whole process: one that is still being read must not be taken for one of the replica's next life."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,18 +54,30 @@ class Held:
     waiting: int
 
 
+class Keeper(Protocol):
+    """Who opens states, and hands them out to readers."""
+
+    def start(self, state: Path) -> ShardService:
+        """Open a state whole, or raise ``DataCorrupted``."""
+        ...
+
+    def make_room(self, replica: "ShardReplica", state: Path) -> bool:
+        """Take the service in use from readers if memory does not suffice for another beside it; whether it did."""
+        ...
+
+    def adopt(self, replica: "ShardReplica", service: ShardService) -> None:
+        """Hand out ``service`` from now on; ``DatabaseClosed`` if the replica is no longer wanted."""
+        ...
+
+
 class ShardReplica:
     """See the module.  Any thread may ask; the log's threads drive it as the port says."""
 
-    def __init__(self, home: Home, service: ShardService, start: Callable[[Path], ShardService],
-                 adopt: Callable[["ShardReplica", ShardService], None]) -> None:
-        """``start`` opens a state whole or raises ``DataCorrupted``; ``adopt`` lets a new service take over."""
+    def __init__(self, home: Home, service: ShardService, keeper: Keeper) -> None:
         self.home = home
         self._service = service
-        self._start = start
-        self._adopt = adopt
+        self._keeper = keeper
         self._changing = threading.Lock()
-        self._numbers = itertools.count(1)
         self.failure: VecdbError | None = None
         """What ended this replica."""
 
@@ -81,10 +95,11 @@ class ShardReplica:
 
     def checkpoint(self) -> Position:
         state = self._ending(lambda service: service.sync())
+        forget_passed(self.home, state.applied)
         return Position(state.applied, state.term)
 
     def snapshot(self) -> ShardSnapshot:
-        folder = self.home.snapshots / str(next(self._numbers))
+        folder = self.home.snapshots / str(next(_SNAPSHOTS))
 
         def copied(service: ShardService) -> ShardSnapshot:
             try:
@@ -107,9 +122,12 @@ class ShardReplica:
             self._check()
             state = self.home.fresh()
             service: ShardService | None = None
+            alone = False
             try:
                 lay_out(state)
-                service = self._start(state)
+                if alone := self._keeper.make_room(self, state):
+                    self._service.let_go()
+                service = self._keeper.start(state)
                 found = service.machine.state
                 check_position(Position(found.applied, found.term), position, state)
             except BaseException as error:
@@ -119,6 +137,9 @@ class ShardReplica:
                 shutil.rmtree(state, ignore_errors=True)
                 if isinstance(error, DataCorrupted):
                     settled()
+                if alone:
+                    self.end(StorageError(f"the state in use had to make room: {error}", path=str(state)))
+                    self._check()
                 raise
             self._take(service, state)
             settled()
@@ -128,7 +149,7 @@ class ShardReplica:
         old = self._service
         try:
             self.home.switch(state)
-            self._adopt(self, service)
+            self._keeper.adopt(self, service)
         except VecdbError as error:  # whether the old or the new is in use, the next opening will know
             with suppress(VecdbError):
                 service.close()
@@ -178,8 +199,10 @@ class ShardReplica:
             try:
                 return work(service)
             except (DatabaseClosed, CollectionNotFound) as error:
-                if self._service is not service:
-                    continue  # a snapshot was installed meanwhile
+                with self._changing:  # a snapshot that is being installed may have closed it
+                    replaced = self._service is not service
+                if replaced:
+                    continue
                 self.end(error)
                 raise StorageError("this replica was closed", path=str(self.home.folder)) from error
             except (StorageError, DataCorrupted) as error:

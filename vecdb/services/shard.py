@@ -408,3 +408,8 @@ class ShardService:
             self.before_write, self.on_change = lambda call: None, lambda: None  # let go of the maintainer
             self.before_apply, self.check_room = lambda bytes_: None, lambda: None
             self._store.close()
+
+    def let_go(self) -> None:
+        """Close, and keep nothing in memory but what is told of the state; views pinned elsewhere stay."""
+        self.close()
+        self.machine.let_go()

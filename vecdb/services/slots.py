@@ -26,5 +26,7 @@ class Slot:
         self.calls = 0
         self.used = 0
         self.gone = False
+        self.restoring: ShardReplica | None = None
+        """The replica that is opening another state, and whose old one had to make room."""
         self.allow_damage = False
         """Of a replica: open it although records are lost."""

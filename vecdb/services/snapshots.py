@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,12 +26,15 @@ from vecdb.core.errors import DataCorrupted, FormatMismatch
 from vecdb.ports.replicator import Position, SnapshotFile
 from vecdb.segment.files import ArrayFile, from_os_error, sync_directory
 from vecdb.segment.sealed import INDEX
+from vecdb.services.homes import Home
 from vecdb.services.recovery import ROWS, SEGMENTS
 
 if TYPE_CHECKING:
     from vecdb.services.replica import ShardReplica
 
 READ_BYTES: Final = 1 << 20
+POSITION: Final = "position"
+"""Beside the pieces: what place in the log they are of."""
 SYNC_BYTES: Final = 64 << 20
 """Written of a piece between two syncs, so that the last one has little to do."""
 _NAME = re.compile(rf"{ROWS}/[A-Za-z0-9_][A-Za-z0-9._-]*|{SEGMENTS}/\d{{8}}/[a-z]+\.vdb")
@@ -177,6 +181,7 @@ class ShardIncoming:
     def write(self, file: int, offset: int, data: bytes) -> None:
         try:
             self._begin()
+            self._home.incoming.mkdir(exist_ok=True)  # a checkpoint may have found that the log has passed it
             self._pieces[file].write(offset, data)
         except OSError as error:
             raise from_os_error(error, self._pieces[file].path, "writing") from error
@@ -189,6 +194,7 @@ class ShardIncoming:
         for path in self._home.incoming.iterdir():
             if path not in self._known:
                 path.unlink()
+        (self._home.incoming / POSITION).write_text(str(self._position.log_index), encoding="ascii")
         self._begun = True
 
     def install(self) -> None:
@@ -231,6 +237,13 @@ class ShardIncoming:
 
     def close(self) -> None:
         """What has come stays."""
+
+
+def forget_passed(home: Home, applied: int) -> None:
+    """Forget what has come of a snapshot that the state has passed by other ways; nothing else would."""
+    with suppress(OSError, ValueError):
+        if int((home.incoming / POSITION).read_text(encoding="ascii")) <= applied:
+            shutil.rmtree(home.incoming, ignore_errors=True)
 
 
 def check_position(found: Position, wanted: Position, state: Path) -> None:

@@ -369,6 +369,11 @@ class ShardMachine:
         self._next_segment += 1
         self.view = ShardView((*self.view.segments, self._growing.view), self.view.state)
 
+    def let_go(self) -> None:
+        """Hold no segment any more: only the state remains to be told."""
+        self._growing = GrowingSegment(self._next_segment, self.state.next_rid, self.schema, 1)
+        self.view = ShardView((self._growing.view,), self.view.state)
+
     def take_segment_id(self) -> int:
         """A number no segment has had."""
         taken = self._next_segment
