@@ -79,6 +79,20 @@ class QuickCodes(Codes, Protocol):
         ...
 
 
+@runtime_checkable
+class InPlaceCodes(Codes, Protocol):
+    """Codes that prepare a query where it stands, for calls that write it there themselves."""
+
+    def former(self, form: npt.NDArray[np.int64], query: npt.NDArray[np.float32], codes: npt.NDArray[Any],
+               aux: npt.NDArray[np.float32]) -> Callable[[], bool]:
+        """As :meth:`QuickCodes.preparer`, of the query that stands in ``query`` float32 (dim,) when it is called.
+
+        It brings the query to its stored form first, as ``form`` says (:mod:`vecdb.kernels.lone`), or says that it
+        cannot.
+        """
+        ...
+
+
 _TYPES = {VectorType.FLOAT32: "f32", VectorType.FLOAT16: "f16", VectorType.INT8: "i8", VectorType.UINT8: "u8",
           VectorType.BINARY: "bin"}
 

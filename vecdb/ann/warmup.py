@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from vecdb.ann import flat, hnsw
 from vecdb.ann.codes import RowCodes
+from vecdb.ann.hnsw.lone import Lone
 from vecdb.ann.quantize.sq8 import ScalarQuantizer8
 from vecdb.ann.rerank import rerank
 from vecdb.ann.space import Space
@@ -63,6 +64,12 @@ def _steps(space: Space, quantization: Quantization) -> Sequence[tuple[str, Call
         found = hnsw.search(graph, exact, stored[:2], k=2, ef=4, allowed=some, mode="filtered")
         hnsw.search(graph, exact, stored[:2], k=2, ef=4, allowed=some)
         rerank(space, rows, aux, stored[:2], found, 1)
+        lone(hnsw.Searcher(graph, exact))
+
+    def lone(searcher: hnsw.Searcher) -> None:
+        if Lone.fits(searcher):
+            one = Lone(space.metric, False, np.arange(_COUNT), _COUNT, k=1, ef=4, keep=1)
+            one.search(searcher, stored[:1].tobytes())
 
     def maintain() -> None:
         hnsw.consolidate(graph, space, rows, aux, some)
@@ -74,6 +81,7 @@ def _steps(space: Space, quantization: Quantization) -> Sequence[tuple[str, Call
         searcher = hnsw.Searcher(graph, codes, exact)
         searcher.search(stored[:1], k=2, ef=4)
         searcher.search(stored[:2], k=2, ef=4)
+        lone(searcher)
         flat.scan(codes, stored[:2], k=2)
         hnsw.grow(hnsw.Graph.allocate(_COUNT, m=4, ef_construction=8, seed=0), space, rows, aux, _COUNT, codes=codes)
 

@@ -14,6 +14,7 @@ from numba import carray
 from vecdb.kernels import simd
 from vecdb.kernels._jit import inline, kernel
 from vecdb.kernels._loose import loose
+from vecdb.kernels.lone import formed
 from vecdb.kernels.lowbit import row_float
 from vecdb.kernels.registry import register
 
@@ -108,6 +109,19 @@ def prepare_one(plan):
              carray(simd.pointer(plan[5]), (dim,), np.float32), plan[1] != 0, np.float64(plan[2]),
              carray(simd.pointer(plan[6]), (dim,), np.float32), carray(simd.pointer(plan[7]), (dim,), np.int8),
              carray(simd.pointer(plan[8]), (2,), np.float32))
+
+
+@kernel("sq8.form_and_prepare")
+def form_and_prepare(form, plan):
+    """:func:`vecdb.kernels.lone.formed`, then :func:`prepare_one` of the same query; False: nothing was prepared."""
+    if not formed(form):
+        return False
+    dim = plan[0]
+    _prepare(carray(simd.pointer(plan[3]), (dim,), np.float32), carray(simd.pointer(plan[4]), (dim,), np.float32),
+             carray(simd.pointer(plan[5]), (dim,), np.float32), plan[1] != 0, np.float64(plan[2]),
+             carray(simd.pointer(plan[6]), (dim,), np.float32), carray(simd.pointer(plan[7]), (dim,), np.int8),
+             carray(simd.pointer(plan[8]), (2,), np.float32))
+    return True
 
 
 register("sq8.l2", _l2, code_dtype=np.uint8, query_dtype=np.int8)

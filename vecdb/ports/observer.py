@@ -47,6 +47,38 @@ class Watched(StrEnum):
     DRAINING = "draining"
 
 
+class LoneQuery(Protocol):
+    """What ``lone_query`` is told; ``began`` on ``time.monotonic``."""
+
+    @property
+    def method(self) -> str: ...
+
+    @property
+    def collection(self) -> str: ...
+
+    @property
+    def began(self) -> float: ...
+
+    @property
+    def compute_s(self) -> float: ...
+
+    @property
+    def hops(self) -> int: ...
+
+    @property
+    def comparisons(self) -> int: ...
+
+    @property
+    def bytes_in(self) -> int: ...
+
+    @property
+    def bytes_out(self) -> int: ...
+
+    def request(self) -> QueryRequest:
+        """The query, made for who asks."""
+        ...
+
+
 class Observer(Protocol):
     """See the module; the NullObserver listens to nothing."""
 
@@ -68,6 +100,13 @@ class Observer(Protocol):
 
     def queried(self, collection: str, request: QueryRequest, result: QueryResult, cost: Cost, call: Call) -> None:
         """A query was answered; the request's arrays must not change afterwards.  Told where the engine is."""
+        ...
+
+    def lone_query(self, told: "LoneQuery") -> None:
+        """All of the above at once, of a call whose one query ran alone, inline, whole, and too quickly to be told of.
+
+        ``told`` is the caller's, and says something else afterwards.
+        """
         ...
 
     def refused(self, reason: Refusal) -> None:
@@ -97,6 +136,9 @@ class NullObserver:
         return None
 
     def queried(self, collection: str, request: QueryRequest, result: QueryResult, cost: Cost, call: Call) -> None:
+        return None
+
+    def lone_query(self, told: "LoneQuery") -> None:
         return None
 
     def refused(self, reason: Refusal) -> None:

@@ -10,7 +10,7 @@ import orjson
 from vecdb.core.access import Grant, Key, Role
 from vecdb.core.errors import Unsupported
 from vecdb.ports.node import Node
-from vecdb.rpc.edge import Context, Method
+from vecdb.rpc.methods import Context, Method
 from vecdb.v1 import admin_pb2 as pb
 
 T = TypeVar("T")

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from vecdb.core.access import Principal
@@ -29,6 +29,13 @@ class Audit(Protocol):
                arguments: dict[str, Any]) -> None: ...
 
 
+@dataclass(slots=True, eq=False)
+class Inside:
+    """Calls of all faces that have begun and not ended."""
+
+    calls: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Guards:
     """What stands at the door; ``on_fault(error, request_id, method)`` hears of faults of our own.
@@ -48,6 +55,7 @@ class Guards:
     deadline_max_s: float = 3_600.0
     certificates: bool = False
     relayed: bool = False
+    inside: Inside = field(default_factory=Inside)
 
 
 NOBODY: Final = Principal("", "nobody", ())

@@ -19,115 +19,42 @@ import asyncio
 import itertools
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor
-from contextlib import aclosing, contextmanager
-from dataclasses import dataclass
+from contextlib import aclosing
 from typing import Any, Final, TypeVar
 
 import grpc
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import DecodeError, Message
 
-from vecdb.core.access import Principal, Role
+from vecdb.core.access import Principal
 from vecdb.core.calls import Call, Stopped
 from vecdb.core.errors import (
     InvalidArgument,
     LimitExceeded,
     Overloaded,
-    PermissionDenied,
     Unavailable,
     VecdbError,
 )
 from vecdb.ports import context, tracing
-from vecdb.ports.observer import Observer, Refusal
+from vecdb.ports.observer import Refusal
 from vecdb.rpc import door
 from vecdb.rpc.auth import certificate_name
 from vecdb.rpc.door import Guards
+from vecdb.rpc.methods import Context, Handle, Method, Stream
 from vecdb.rpc.reading import Readers
+from vecdb.rpc.templates import MOST_BYTES, Templates
 from vecdb.v1 import admin_pb2
 from vecdb.wire import status
 
 T = TypeVar("T")
 
-HEAVY_BYTES: Final = 32 << 10
-"""From this size on a message is taken apart in a thread: it would hold the loop for a millisecond or more."""
-SMALL_BYTES: Final = 256 << 10
-"""Largest message of a method that carries no records."""
 PREFIX: Final = "/vecdb.v1."
 RELAYED_PEER: Final = "x-vecdb-peer"
 RELAYED_CERTIFICATE: Final = "x-vecdb-certificate-bin"
 """In bytes, for a name in a certificate may be of any script."""
 _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
-
-
-@dataclass(slots=True, eq=False)
-class Context:
-    """One call, for its servicer; ``credentials``: its metadata and the name in its certificate."""
-
-    call: Call
-    principal: Principal
-    peer: str
-    workers: Executor
-    credentials: tuple[Any, str] = ((), "")
-
-    async def apart(self, size: int, work: Callable[..., T], *args: Any) -> T:
-        """``work(*args)``: here if ``size`` bytes are few, else in a thread."""
-        if size < HEAVY_BYTES:
-            return work(*args)
-        return await asyncio.get_running_loop().run_in_executor(self.workers, work, *args)
-
-    @contextmanager
-    def counted(self, observer: Observer, name: str, collection: str, size: int) -> Iterator[None]:
-        """Observe what the ``with`` holds as one call of the method ``name``."""
-        began = observer.call_began(name)
-        code = "OK"
-        try:
-            yield
-        except (asyncio.CancelledError, GeneratorExit):
-            code = "CANCELLED"
-            raise
-        except Exception as error:
-            code = error.code if isinstance(error, VecdbError) else "INTERNAL"
-            raise
-        finally:
-            observer.call_ended(name, began, collection, code, size, 0)
-
-
-Handle = Callable[[Any, Context], Awaitable[Message]]
-Stream = Callable[[Any, Context], AsyncIterator[Message]]
-
-
-@dataclass(frozen=True, slots=True)
-class Method:
-    """``name`` is ``Service/Method``.  ``collection`` reads the name out of a message (None: it concerns no one).
-
-    Exactly one of ``unary``, ``server_stream`` (one message in) and ``bidi`` (messages in, as parsed) is given.
-    ``most_bytes`` of a message: a message is taken apart on the event loop, and many small parts take their time.
-    """
-
-    name: str
-    request: type[Message]
-    role: Role
-    collection: Callable[[Any], str] | None = None
-    audited: bool = False
-    most_bytes: int = SMALL_BYTES
-    unary: Handle | None = None
-    server_stream: Stream | None = None
-    bidi: Stream | None = None
-
-    def may(self, principal: Principal) -> None:
-        """Before the message is read: raise PermissionDenied for a caller who has the role on nothing at all."""
-        if not any(grant.role >= self.role for grant in principal.grants):
-            raise PermissionDenied(f"{principal.label} lacks the role {self.role.word}", needs=self.role.word,
-                                   collection=None, key=principal.id)
-
-    def allow(self, message: Any, principal: Principal) -> str:
-        """Raise PermissionDenied, or return the collection's name ("": none)."""
-        name = self.collection(message) if self.collection is not None else ""
-        if self.role is not Role.READ or self.collection is not None:
-            principal.require(self.role, name if self.collection is not None else None)
-        return name
 
 
 class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the stubs alone
@@ -150,12 +77,22 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
         """Calls that have begun and not ended."""
         return self._running
 
+    def _enter(self) -> None:
+        self._running += 1
+        self._guards.inside.calls += 1
+
+    def _leave(self) -> None:
+        self._running -= 1
+        self._guards.inside.calls -= 1
+
     def service(self, handler_call_details: Any) -> Any:
         return self._handlers.get(handler_call_details.method)
 
     def _handler(self, method: Method) -> Any:
         if method.unary is not None:
-            return grpc.stream_unary_rpc_method_handler(self._unary(method, method.unary))
+            run = self._unary(method, method.unary) if method.templates is None \
+                else self._express(method, method.unary, method.templates)
+            return grpc.stream_unary_rpc_method_handler(run)
         if method.server_stream is not None:
             return grpc.stream_stream_rpc_method_handler(self._server_stream(method, method.server_stream))
         assert method.bidi is not None
@@ -178,12 +115,14 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
 
     def _context(self, rpc: Any) -> Context:
         """Step 2; it cannot fail, so that every refusal has a request id."""
+        return Context(self._call(rpc.invocation_metadata()), door.NOBODY, rpc.peer(), self._workers)
+
+    def _call(self, metadata: Any) -> Call:
         request_id = ""
-        for key, value in rpc.invocation_metadata() or ():
+        for key, value in metadata or ():
             if key == "x-request-id" and isinstance(value, str) and door.good_request_id(value):
                 request_id = value
-        call = Call(request_id=request_id or f"{self._id_prefix}-{next(self._ids):x}")
-        return Context(call, door.NOBODY, rpc.peer(), self._workers)
+        return Call(request_id=request_id or f"{self._id_prefix}-{next(self._ids):x}")
 
     def _admit(self, held: Context, rpc: Any, default_s: float) -> None:
         """Steps 1 and 3."""
@@ -236,52 +175,126 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
     # --- unary ------------------------------------------------------------------------------------
 
     def _unary(self, method: Method, handle: Handle) -> Callable[[bytes, Any], Awaitable[bytes]]:
-        guards = self._guards
-        observer, budget = guards.observer, guards.budget
+        observer = self._guards.observer
 
         async def run(_: Any, rpc: Any) -> bytes:
             began = observer.call_began(method.name)
-            self._running += 1
-            size, collection, code = 0, "", "OK"
-            out = b""
-            held = self._context(rpc)
-            message: Any = None
-            reply: Message | None = None
+            self._enter()
+            held, raw = self._context(rpc), b""
+            failure: BaseException | None = None
             try:
-                self._admit(held, rpc, guards.deadline_s)
-                method.may(held.principal)
-                raw = await self._readers.read(rpc)
-                size = len(raw)
-                door.hold(self._guards, size)
                 try:
-                    message = self._parse(method, raw)
-                    del raw
-                    collection = self._allow(method, message, held)
-                    if tracing.get().enabled:
-                        reply = await _traced(method, handle, message, held, rpc.invocation_metadata(), collection)
-                    else:
-                        reply = await handle(message, held)
-                    out = reply.SerializeToString()
-                finally:
-                    budget.release(size)
-                return out
-            except asyncio.CancelledError:
-                code = "CANCELLED"
-                held.call.end(Stopped.CANCELLED)
-                raise
-            except Exception as error:
-                refusal = self._refusal(method, held, error)
-                code = refusal[0].name
-                return await rpc.abort(*refusal)  # type: ignore[no-any-return]
+                    self._admit(held, rpc, self._guards.deadline_s)
+                    method.may(held.principal)
+                    raw = await self._readers.read(rpc)
+                except BaseException as error:
+                    failure = error
+                return await self._answer(method, handle, held, raw, rpc, began, failure)
             finally:
-                self._running -= 1
-                observer.call_ended(method.name, began, collection, code, size, len(out))
-                if method.audited:
-                    door.note(guards, principal=held.principal, peer=held.peer, method=method.name,
-                              collection=collection, outcome=code, request_id=held.call.request_id,
-                              arguments=_arguments(message, reply))
+                self._leave()
 
         return run
+
+    async def _answer(self, method: Method, handle: Handle, held: Context, raw: bytes, rpc: Any, began: float,
+                      failure: BaseException | None) -> bytes:
+        """Steps 4 to 7 of a unary call that has begun; ``failure``: what there is to say instead of reading ``raw``."""
+        guards, size, collection, code, out = self._guards, len(raw), "", "OK", b""
+        message: Any = None
+        reply: Message | None = None
+        try:
+            if failure is not None:
+                raise failure
+            door.hold(guards, size)
+            try:
+                message = self._parse(method, raw)
+                if method.templates is not None and size <= MOST_BYTES:
+                    held.raw = raw
+                del raw
+                collection = self._allow(method, message, held)
+                if tracing.get().enabled:
+                    reply = await _traced(method, handle, message, held, rpc.invocation_metadata(), collection)
+                else:
+                    reply = await handle(message, held)
+                out = reply.SerializeToString()
+            finally:
+                guards.budget.release(size)
+            return out
+        except asyncio.CancelledError:
+            code = "CANCELLED"
+            held.call.end(Stopped.CANCELLED)
+            raise
+        except Exception as error:
+            refusal = self._refusal(method, held, error)
+            code = refusal[0].name
+            return await rpc.abort(*refusal)  # type: ignore[no-any-return]
+        finally:
+            guards.observer.call_ended(method.name, began, collection, code, size, len(out))
+            if method.audited:
+                door.note(guards, principal=held.principal, peer=held.peer, method=method.name,
+                          collection=collection, outcome=code, request_id=held.call.request_id,
+                          arguments=_arguments(message, reply))
+
+    def _express(self, method: Method, handle: Handle, templates: Templates
+                 ) -> Callable[[bytes, Any], Awaitable[bytes]]:
+        """As :meth:`_unary`, where templates may answer: those calls get no more than they need.
+
+        Steps 1 and 3 come before the message is read, as ever.  What a template answers is answered before anything
+        else runs, so its bytes are not held and its deadline cannot pass meanwhile; it is observed as a whole, and
+        while its message is awaited it is not in flight.
+        """
+        guards = self._guards
+        check, most, inside = guards.authenticator.check, guards.concurrent_calls, guards.inside
+        name, find = method.name, templates.find
+        plain = not guards.relayed and not guards.certificates
+        allowed: Principal | None = None
+
+        async def run(_: Any, rpc: Any) -> bytes:
+            nonlocal allowed
+            began = time.monotonic()
+            self._running += 1
+            inside.calls += 1
+            held, raw = None, b""
+            failure: BaseException | None = None
+            try:
+                try:
+                    if plain and not tracing.get().enabled:
+                        if self._draining or self._running > most:
+                            self._count()
+                        metadata = rpc.invocation_metadata() or ()
+                        principal = check(metadata, rpc.peer())
+                        door.take(guards, principal)
+                        if principal is not allowed:
+                            method.may(principal)
+                            allowed = principal
+                        raw = await self._readers.read(rpc)
+                        template = find(raw)
+                        if template is not None:
+                            out = template.answer(raw, principal, name, began, lambda: self._call(metadata))
+                            if out is not None:
+                                return out
+                        held = self._held(rpc, metadata, principal)
+                    else:
+                        held = self._context(rpc)
+                        self._admit(held, rpc, guards.deadline_s)
+                        method.may(held.principal)
+                        raw = await self._readers.read(rpc)
+                except BaseException as error:
+                    failure = error
+                guards.observer.call_began(name)
+                return await self._answer(method, handle, held or self._context(rpc), raw, rpc, began, failure)
+            finally:
+                self._running -= 1
+                inside.calls -= 1
+
+        return run
+
+    def _held(self, rpc: Any, metadata: Any, principal: Principal) -> Context:
+        """Steps 1 to 3 again, of a call that has passed them."""
+        call = self._call(metadata)
+        held = Context(call, principal, rpc.peer(), self._workers, (metadata or (), ""))
+        call.principal = principal.label
+        self._until(held, rpc.time_remaining(), self._guards.deadline_s)
+        return held
 
     async def serve(self, name: str, message: Any, held: Context, left: float | None, metadata: Any, certificate: str
                     ) -> Message:
@@ -292,7 +305,7 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
         method, guards = self._methods[name], self._guards
         assert method.unary is not None
         began = guards.observer.call_began(name)
-        self._running += 1
+        self._enter()
         size, sent, collection, code = message.ByteSize(), 0, "", "OK"
         try:
             self._count()
@@ -318,7 +331,7 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
             door.tell(self._guards, error, held.call.request_id, method.name)
             raise
         finally:
-            self._running -= 1
+            self._leave()
             guards.observer.call_ended(name, began, collection, code, size, sent)
 
     # --- streams ----------------------------------------------------------------------------------
@@ -347,7 +360,7 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
                 ) -> Callable[[Any, Any], AsyncIterator[bytes]]:
         """Each message is observed as a call, by those who take it apart; here the stream itself is kept."""
         async def run(incoming: Any, rpc: Any) -> AsyncIterator[bytes]:
-            self._running += 1
+            self._enter()
             self._streams += 1
             held = self._context(rpc)
             replies: Any = None
@@ -363,7 +376,7 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
             except Exception as error:
                 await rpc.abort(*self._refusal(method, held, error))
             finally:
-                self._running -= 1
+                self._leave()
                 self._streams -= 1
                 if replies is not None:
                     await replies.aclose()

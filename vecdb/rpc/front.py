@@ -22,8 +22,9 @@ from google.protobuf.message import DecodeError
 from vecdb.core.errors import InvalidArgument, Overloaded, Unavailable, VecdbError
 from vecdb.internal.v1 import peer_pb2 as pb
 from vecdb.ports.observer import NullObserver, Observer, Refusal
-from vecdb.rpc.edge import HEAVY_BYTES, PREFIX, RELAYED_CERTIFICATE, RELAYED_PEER, certificate_of
+from vecdb.rpc.edge import PREFIX, RELAYED_CERTIFICATE, RELAYED_PEER, certificate_of
 from vecdb.rpc.exchange import Exchange
+from vecdb.rpc.methods import HEAVY_BYTES
 from vecdb.rpc.rates import InflightBytes
 from vecdb.rpc.reading import Readers
 from vecdb.v1 import admin_pb2, collections_pb2, queries_pb2, records_pb2, shards_pb2

@@ -19,7 +19,8 @@ from vecdb.core.calls import Call
 from vecdb.core.errors import FormatMismatch, InvalidArgument
 from vecdb.internal.v1 import peer_pb2 as pb
 from vecdb.rpc.door import Guards
-from vecdb.rpc.edge import Context, Edge, Method
+from vecdb.rpc.edge import Edge
+from vecdb.rpc.methods import Context, Method
 from vecdb.v1 import queries_pb2
 from vecdb.wire import status
 

@@ -30,7 +30,7 @@ from vecdb.ports.observer import NullObserver
 from vecdb.ports.peers import Replicas
 from vecdb.ports.replicator import Committed, ReplicaStatus
 from vecdb.rpc.door import Guards
-from vecdb.rpc.edge import Context, Method
+from vecdb.rpc.methods import Context, Method
 from vecdb.rpc.peer import PEER_PREFIX, peer_guards
 from vecdb.shard.marks import MarkResult
 from vecdb.wire import convert, status

@@ -112,11 +112,11 @@ class GrpcServer:
         """Bind and serve; returns the port.  Health says NOT_SERVING until :meth:`ready`."""
         self._server = server = grpc.aio.server(options=_channel_options(self._options),
                                                 maximum_concurrent_rpcs=self._options.hard_calls)
+        handlers: tuple[Any, ...] = (*self._edges, *self._inner)
+        server.add_generic_rpc_handlers(handlers)  # the first, for they are asked in turn, at each call
         add_HealthServicer_to_server(self._health, server)
         if self._options.reflect:
             add_ServerReflectionServicer_to_server(self._reflection, server)
-        handlers: tuple[Any, ...] = (*self._edges, *self._inner)
-        server.add_generic_rpc_handlers(handlers)
         await self._tell(False)
         self.port = self._bind(server)
         await server.start()
@@ -172,7 +172,10 @@ class GrpcServer:
 
     @property
     def running(self) -> int:
-        return sum(edge.running for edge in self._edges)
+        count = 0
+        for edge in self._edges:  # asked at each query: a generator costs twice as much
+            count += edge.running
+        return count
 
     @property
     def streams(self) -> int:

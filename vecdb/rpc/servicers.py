@@ -16,7 +16,8 @@ from vecdb.core.limits import MAX_BATCH_BYTES, MAX_FILTER_JSON_BYTES
 from vecdb.core.query import Description
 from vecdb.ports.node import Node
 from vecdb.ports.observer import Observer
-from vecdb.rpc.edge import SMALL_BYTES, Context, Method
+from vecdb.rpc.methods import SMALL_BYTES, Context, Method
+from vecdb.rpc.templates import Templates
 from vecdb.v1 import collections_pb2 as c
 from vecdb.v1 import queries_pb2 as q
 from vecdb.v1 import records_pb2 as r
@@ -196,11 +197,13 @@ class QueriesServicer:
         self._observer = observer
         self._on_fault = on_fault
         self._deadline_s = deadline_s
+        # A node that has no short way is asked no more.
+        self._templates = Templates(getattr(node, "express", lambda name, request, normalized: None))
 
     def methods(self) -> list[Method]:
         return [
             Method("Queries/Query", q.QueryRequest, Role.READ, _collection, most_bytes=LARGE_BYTES,
-                   unary=self.query),
+                   unary=self.query, templates=self._templates),
             Method("Queries/QueryStream", q.QueryRequest, Role.READ, _collection, most_bytes=LARGE_BYTES,
                    bidi=self.query_stream),
         ]
@@ -211,6 +214,8 @@ class QueriesServicer:
         schema = await self._node.schema(message.collection, context.call)
         request = await context.apart(message.ByteSize(), convert.query_from_wire, message, schema)
         result = await self._node.query(message.collection, request, context.call)
+        if context.raw:
+            self._templates.answered(context.raw, message, request)
         size = 8 * request.k * len(request.vectors) * (64 if request.include_metadata or request.include_vectors else 1)
         return await context.apart(size, convert.result_to_wire, result, message.tag)
 

@@ -2,7 +2,7 @@
 
 from vecdb.core.access import Role
 from vecdb.ports.shards import Shards
-from vecdb.rpc.edge import Context, Method
+from vecdb.rpc.methods import Context, Method
 from vecdb.v1 import shards_pb2 as pb
 from vecdb.wire.schema import name_from_wire
 from vecdb.wire.shards import shard_to_wire, verification_to_wire

@@ -15,7 +15,7 @@ from prometheus_client.core import Metric
 
 from vecdb.core.calls import Call
 from vecdb.core.query import Cost, QueryRequest, QueryResult
-from vecdb.ports.observer import Refusal, Watched
+from vecdb.ports.observer import LoneQuery, Refusal, Watched
 from vecdb.runtime.instruments import (
     JOB_SECONDS,
     OTHER,
@@ -56,6 +56,12 @@ class QueryListener(Protocol):
     def __call__(self, collection: str, request: QueryRequest, result: QueryResult, cost: Cost, call: Call) -> None: ...
 
 
+class BriefListener(Protocol):
+    """The same of a query that was alone and quick."""
+
+    def __call__(self, told: LoneQuery) -> None: ...
+
+
 class _Calls:
     """Numbers of one method and collection."""
 
@@ -71,7 +77,8 @@ class _Calls:
 class _Queries:
     """Numbers of one collection's batches and queries."""
 
-    __slots__ = ("calls", "comparisons", "compute", "hops", "inline", "partial", "rows", "slow", "threaded", "waits")
+    __slots__ = ("calls", "comparisons", "compute", "hops", "inline", "lone", "partial", "rows", "slow", "threaded",
+                 "waits")
 
     def __init__(self) -> None:
         self.rows = Tally(ROWS)
@@ -79,7 +86,16 @@ class _Queries:
         self.waits = Tally(SECONDS)
         self.compute = Tally(SECONDS)
         self.inline = self.threaded = self.partial = self.slow = 0
+        self.lone = 0
+        """Queries told of by ``lone_query`` and not yet added to what they are one each of."""
         self.hops = self.comparisons = 0.0
+
+    def settle(self) -> None:
+        """Add the lone ones: one row, one call, no wait, inline."""
+        lone, self.lone = self.lone, 0
+        for tally, value in ((self.rows, 1.0), (self.calls, 1.0), (self.waits, 0.0)):
+            tally.add(value, lone)
+        self.inline += lone
 
 
 class Metrics:
@@ -100,6 +116,7 @@ class Metrics:
         self._log_events: dict[Labels, float] = defaultdict(float)
         self._watched: dict[Watched, dict[str, Callable[[], float]]] = {what: {} for what in Watched}
         self._listeners: tuple[QueryListener, ...] = ()
+        self._brief: tuple[BriefListener, ...] = ()
 
     # --- the observer -----------------------------------------------------------------------------
 
@@ -154,6 +171,25 @@ class Metrics:
         for listener in self._listeners:
             listener(collection, request, result, cost, call)
 
+    def lone_query(self, told: LoneQuery) -> None:
+        seconds = time.monotonic() - told.began
+        method, collection, compute_s = told.method, told.collection, told.compute_s
+        with self._lock:
+            calls = self._calls.get((method, collection))
+            if calls is None:
+                calls = self._cell(self._methods.believe(method), collection, "OK")
+            calls.seconds.add(seconds)
+            calls.codes["OK"] = calls.codes.get("OK", 0) + 1
+            calls.bytes_in += told.bytes_in
+            calls.bytes_out += told.bytes_out
+            cell = self._queries.get(collection) or self._query_cell(collection)
+            cell.lone += 1
+            cell.compute.add(compute_s)
+            cell.hops += told.hops
+            cell.comparisons += told.comparisons
+        for listener in self._brief:
+            listener(told)
+
     def refused(self, reason: Refusal) -> None:
         with self._lock:
             self._refusals[reason] += 1
@@ -164,9 +200,11 @@ class Metrics:
 
     # --- others who tell --------------------------------------------------------------------------
 
-    def listen(self, listener: QueryListener) -> None:
-        """Also tell ``listener`` of every query answered here."""
+    def listen(self, listener: QueryListener, brief: BriefListener | None = None) -> None:
+        """Also tell ``listener`` of every query answered here, ``brief`` of those that were alone and quick."""
         self._listeners = (*self._listeners, listener)
+        if brief is not None:
+            self._brief = (*self._brief, brief)
 
     def recall_measured(self, collection: str, selectivity: str, ratio: float) -> None:
         """:class:`vecdb.services.recall.Report`."""
@@ -227,6 +265,8 @@ class Metrics:
         The lock is held to copy what cells there are, not to read them: a sum may be a call ahead of its count.
         """
         with self._lock:
+            for cell in self._queries.values():
+                cell.settle()
             calls, queries, in_flight = dict(self._calls), dict(self._queries), dict(self._in_flight)
             recall, jobs, watched = dict(self._recall), dict(self._jobs), dict(self._watched)
         yield from self._call_families(calls, in_flight)

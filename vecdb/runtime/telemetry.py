@@ -82,7 +82,7 @@ class Telemetry:
             self._sampler = RecallSampler(lambda name, request, call: engine.query(name, request, call=call), metrics,
                                           clock, Random(), per_minute=options.recall_samples_per_minute,  # noqa: S311
                                           cpu_share=options.recall_cpu_share)
-            metrics.listen(self._sampler.offer)
+            metrics.listen(self._sampler.offer, self._sampler.offer_brief)
 
     def start(self) -> None:
         """Begin to beat, to sample, and in a front to publish; on the process's event loop."""

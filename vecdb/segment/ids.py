@@ -35,5 +35,10 @@ class IdColumn:
         return [id_from_key(text[start:stop].tobytes()) for start, stop in zip(starts, stops, strict=True)]
 
     @property
+    def integers(self) -> npt.NDArray[np.int64] | None:
+        """All ids by ordinal, if they are integers."""
+        return self._ints
+
+    @property
     def nbytes(self) -> int:
         return sum(array.nbytes for array in self._arrays.values())

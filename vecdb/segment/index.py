@@ -73,14 +73,19 @@ class SealedAnn:
             found = self.ivf.search(queries, wanted, nprobe or self.nprobe, allowed, stop)
             return found if self.kind is IndexKind.IVF_FLAT else rerank_on(rows, rows.prepare(queries), found, k)
         assert self.graph is not None
-        try:
-            searcher = self.idle.pop()
-        except IndexError:
-            searcher = Searcher(self.graph, rows if self.codes is None else self.codes, rows)
+        searcher = self.searcher(rows)
         found = searcher.search(queries, k=k, ef=ef, keep=ceil(k * self.oversample), allowed=allowed, mode=mode,
                                 count=count, stop=stop)
         self.idle.append(searcher)
         return found
+
+    def searcher(self, rows: RowCodes) -> Searcher:
+        """One that is idle, or new; whoever takes it puts it back among the idle."""
+        assert self.graph is not None
+        try:
+            return self.idle.pop()
+        except IndexError:
+            return Searcher(self.graph, rows if self.codes is None else self.codes, rows)
 
     def memory_bytes(self) -> dict[str, int]:
         out = {"graph": 0 if self.graph is None else self.graph.nbytes,

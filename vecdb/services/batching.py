@@ -120,7 +120,7 @@ class QueryBatcher:
         self._observer = observer
         self._workers = workers
         self._most_queued = queued_rows
-        self._wants_plan = wants_plan
+        self.wants_plan = wants_plan
         self._may_run_here = may_run_here
         self._heavy = 0
         self._lanes: dict[Hashable, _Lane] = {}
@@ -143,9 +143,23 @@ class QueryBatcher:
         """Batches in worker threads."""
         return self._running
 
+    # --- queries that others run (vecdb.services.express) -----------------------------------------
+
+    def runs_here(self, lane: "_Lane") -> bool:
+        """Whether a query of the lane that comes now is alone and short: who asks may run it on the loop at once."""
+        return not self._running and not self._queued and 0.0 < lane.row_s <= INLINE_S \
+            and self.alone()
+
+    def ran_here(self, lane: "_Lane", seconds: float) -> None:
+        """It did, and took so long."""
+        lane.row_s += FORGET * (seconds - lane.row_s)
+        self._row_s += FORGET * (seconds - self._row_s)
+
+    # --- queries ----------------------------------------------------------------------------------
+
     async def query(self, name: str, request: QueryRequest, call: Call) -> QueryResult:
         """Answer in turn; raises what ``run`` raises, Overloaded, DeadlineExceeded."""
-        lane = self._lane(name, request)
+        lane = self.lane(name, request)
         rows = len(request.vectors)
         now = self._clock.monotonic()
         if not self._running and not self._queued and rows <= INLINE_ROWS and 0.0 < lane.row_s * rows <= INLINE_S \
@@ -184,7 +198,7 @@ class QueryBatcher:
         self._dispatching = False
         self._dispatch(self._clock.monotonic())
 
-    def _lane(self, name: str, request: QueryRequest) -> _Lane:
+    def lane(self, name: str, request: QueryRequest) -> _Lane:
         # The filter by identity: hashing a tree of 65,536 values here could cost more than the query, and the wire
         # gives equal filters as one object.
         where = request.filter
@@ -329,7 +343,7 @@ class QueryBatcher:
         if not waiters:
             return
         self._queued -= rows
-        wanted = self._wants_plan(rows * (lane.row_s or self._row_s))
+        wanted = self.wants_plan(rows * (lane.row_s or self._row_s))
         batch = _Batch(lane, waiters, _together(waiters, wanted), Call(request_id=waiters[0].call.request_id), now,
                        len(waiters), rows * (lane.row_s or self._row_s) > HEAVY_S)
         self._heavy += batch.heavy

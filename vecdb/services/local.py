@@ -32,6 +32,7 @@ from vecdb.core.records import Command, DeleteIds, DeleteWhere, Record, UpdateMe
 from vecdb.core.schema import CollectionSchema
 from vecdb.services.catalog import Entry
 from vecdb.services.describe import describe
+from vecdb.services.express import Pin
 from vecdb.services.homes import Home
 from vecdb.services.jobs import Job
 from vecdb.services.opening import COLLECTIONS, OpenCollections
@@ -278,6 +279,12 @@ class LocalDatabase(OpenCollections):
         slot = self._slots.get(name)
         opened = None if slot is None else slot.opened
         return opened is not None and opened.shard.steady
+
+    def pin(self, name: str) -> Pin | None:
+        """The collection as it is open now; None: it is not."""
+        slot = self._slots.get(name)
+        opened = None if slot is None else slot.opened
+        return None if slot is None or opened is None else Pin(slot, opened, self._ticks)
 
     def query(self, name: str, request: QueryRequest, call: Call | None = None) -> QueryResult:
         slot = self._enter(name)  # by hand: a generator's context costs more than what it guards

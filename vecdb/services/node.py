@@ -28,6 +28,7 @@ from vecdb.ports.node import Progress
 from vecdb.ports.observer import Observer, Refusal, Watched
 from vecdb.services.admission import Gate, MemoryGuard
 from vecdb.services.batching import QueryBatcher
+from vecdb.services.express import Express, Pinned
 
 T = TypeVar("T")
 
@@ -70,6 +71,8 @@ class Database(Protocol):
     def count(self, name: str, where: FilterNode | None = None, *, call: Call | None = None) -> int: ...
 
     def at_hand(self, name: str) -> bool: ...
+
+    def pin(self, name: str) -> Pinned | None: ...
 
     def jobs(self, name: str | None = None) -> list[dict[str, Any]]: ...
 
@@ -171,6 +174,7 @@ class LocalNode:
                  used_memory: Callable[[], int], wants_plan: Callable[[float], bool] = lambda seconds: False) -> None:
         self._database = database
         self._clock = clock
+        self._observer = observer
         self.guard = MemoryGuard(used_memory, limits.memory_bytes, clock, observer)
         self._queries = ThreadPoolExecutor(limits.threads, thread_name_prefix="vecdb-query")
         self._reads = _Pool("read", max(2, limits.threads), observer)
@@ -253,6 +257,14 @@ class LocalNode:
         if not len(request.vectors):
             raise InvalidArgument("vectors", "are empty", got=0, limit="1 or more queries")
         return await self.batcher.query(name, request, call)
+
+    def express(self, name: str, request: QueryRequest, normalized: bool) -> Express | None:
+        """The short way of queries like this one, with ``normalized`` vectors or not; None: there is none now."""
+        pinned = self._database.pin(name)
+        if pinned is None:
+            return None
+        return Express.of(name, request, normalized, self._database.schema(name), pinned, self.batcher, self._clock,
+                          self._observer)
 
     async def fetch(self, name: str, ids: Sequence[RecordId], call: Call, *, include_metadata: bool = True,
                     include_vectors: bool = True) -> list[Record]:

@@ -34,6 +34,7 @@ from vecdb.core.calls import Call, Stopped
 from vecdb.core.errors import CollectionNotFound, DatabaseClosed, VecdbError
 from vecdb.core.query import Cost, Matches, QueryRequest, QueryResult
 from vecdb.ports.clock import Clock
+from vecdb.ports.observer import LoneQuery
 
 NICE: Final = 5
 TIE: Final = 1e-5
@@ -121,6 +122,17 @@ class Reservoir:
             if self._random.random() * place.seen < 1.0:
                 place.request = self._row(request)
 
+    def offer_brief(self, told: LoneQuery) -> None:
+        """The same of one that need not be made unless it is taken."""
+        with self._lock:
+            place = self._places.get(told.collection)
+            if place is not None:
+                place.seen += 1
+                if self._random.random() * place.seen < 1.0:
+                    place.request = self._row(told.request())
+                return
+        self.offer(told.collection, told.request())
+
     def take(self) -> tuple[str, QueryRequest] | None:
         """The held query of the collection that waits longest, if there is one."""
         with self._lock:
@@ -179,6 +191,7 @@ class RecallSampler:
         self._interval_s = 60.0 / per_minute
         self._share = cpu_share
         self._reservoir = Reservoir(random)
+        self.offer_brief = self._reservoir.offer_brief
         self._call = Call(request_id="recall-sampler")
         self._ending = threading.Event()
         self._thread: threading.Thread | None = None

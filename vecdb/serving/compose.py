@@ -22,10 +22,11 @@ from vecdb.ports.observer import Watched
 from vecdb.rpc.admin import AdminServicer
 from vecdb.rpc.audit import AuditLog
 from vecdb.rpc.auth import Authenticator, loud_binding
-from vecdb.rpc.door import Guards
-from vecdb.rpc.edge import Edge, Method
+from vecdb.rpc.door import Guards, Inside
+from vecdb.rpc.edge import Edge
 from vecdb.rpc.http.app import HttpApp
 from vecdb.rpc.http.face import HttpFace, HttpOptions
+from vecdb.rpc.methods import Method
 from vecdb.rpc.peer import PEER_PREFIX, PeerServicer, peer_guards
 from vecdb.rpc.rates import InflightBytes, RateLimiter
 from vecdb.rpc.server import GrpcServer, ServerOptions
@@ -230,8 +231,7 @@ async def _compose(settings: Settings, stack: AsyncExitStack, on_step: OnStep) -
             known_host=_known_host(settings, authenticator)), HttpOptions(
                 settings.server.host, settings.server.http_port, connections(settings),
                 None if certificates is None else certificates.ssl_context()), metrics)
-    engine.batcher.alone = lambda: (face.running + (0 if http is None else http.app.running)
-                                    + (0 if member is None else member.running)) <= 1
+    engine.batcher.alone = lambda: guards.inside.calls <= 1
     addresses = await _bind(settings, face, http, stack)
     if settings.server.warm_up:
         await loop.run_in_executor(None, _warm_up, on_step)
@@ -332,7 +332,8 @@ def _grpc_face(settings: Settings, methods: list[Method], guards: Guards, worker
             credentials, False, server.reflection, connections=connections(settings))))
     relayed = replace(guards, relayed=True)
     public = Edge(methods, relayed, workers)
-    peer = Edge(PeerServicer(public, about["node_id"], about["version"]).methods(), peer_guards(relayed), workers,
+    inner = replace(peer_guards(relayed), inside=Inside())  # what comes in its streams is counted as calls of public
+    peer = Edge(PeerServicer(public, about["node_id"], about["version"]).methods(), inner, workers,
                 prefix=PEER_PREFIX)
     held = reserve(server.host, server.grpc_port)
     stack.callback(held.close)

@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -415,3 +416,24 @@ def test_a_front_publishes_until_it_ends(tmp_path):
 
     asyncio.run(run())
     assert read_pages(tmp_path) == {}
+
+
+def test_a_lone_query_is_told_at_once_and_counts_like_any_other():
+    metrics, heard = Metrics(), []
+    metrics.listen(lambda *told: None, heard.append)
+    told = SimpleNamespace(method=QUERY, collection="docs", began=time.monotonic(), compute_s=0.0002, hops=30,
+                           comparisons=400, bytes_in=70, bytes_out=50)
+    for _ in range(3):
+        metrics.lone_query(told)  # type: ignore[arg-type]
+    assert heard == [told] * 3
+    assert value(metrics, name="vecdb_requests_total", method=QUERY, collection="docs", code="OK") == 3
+    assert value(metrics, name="vecdb_request_duration_seconds_count") == 3
+    assert value(metrics, name="vecdb_request_bytes_total") == 210
+    assert value(metrics, name="vecdb_response_bytes_total") == 150
+    assert value(metrics, name="vecdb_batches_total", mode="inline") == 3
+    for name, total in (("batch_rows", 3), ("batch_calls", 3), ("query_queue_seconds", 0)):
+        assert value(metrics, name=f"vecdb_{name}_count") == 3
+        assert value(metrics, name=f"vecdb_{name}_sum") == total
+    assert value(metrics, name="vecdb_batch_compute_seconds_count") == 3
+    assert value(metrics, name="vecdb_query_hops_total") == 90
+    assert value(metrics, name="vecdb_query_comparisons_total") == 1_200

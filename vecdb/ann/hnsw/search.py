@@ -17,6 +17,7 @@ from vecdb.kernels.beam import FILTERED, PLAIN, POST, T_COMPARISONS, T_HOPS, T_S
 from vecdb.kernels.bitmaps import count_bits, sample_bits
 
 Mode = Literal["post", "filtered"]
+Numbers = tuple[int, int, int, int, int, int]
 Bits = npt.NDArray[np.uint64]
 Stop = npt.NDArray[np.int32] | None
 SEEDS = 48
@@ -47,7 +48,7 @@ class Searcher:
     grow meanwhile; its capacity and the arrays of codes and rows are fixed.
     """
 
-    __slots__ = ("_call", "_entry", "_exact", "_quick", "_scratch", "_sources", "codes", "graph")
+    __slots__ = ("_call", "_entry", "_exact", "_scratch", "_sources", "codes", "graph", "quick")
 
     def __init__(self, graph: Graph, codes: Codes, exact: RowCodes | None = None,
                  scratch: Scratch | None = None) -> None:
@@ -65,7 +66,7 @@ class Searcher:
         _describe(plan, kernels.P_ROWS, codes if self._exact is None else self._exact)
         self._call = Call(plan)
         self._sources: list[Codes] = [codes] if self._exact is None else [codes, self._exact]
-        self._quick: Quick | None = None
+        self.quick: Quick | None = None
 
     def search(self, queries: npt.NDArray[Any] | Prepared, *, k: int, ef: int, keep: int = 0,
                allowed: Bits | None = None, count: int | None = None, mode: Mode = "post",
@@ -156,14 +157,40 @@ class Searcher:
         """The call of one query, with this one prepared in it, if that can be."""
         if len(queries) != 1 or k > _QUICK_K or isinstance(queries, Prepared):
             return None
-        quick = self._quick
+        quick = self.quick or self.lone()
         if quick is None:
-            if not all(isinstance(source, QuickCodes) for source in self._sources):
-                return None
-            quick = self._quick = Quick(self._call.plan, self._sources)
+            return None
         for preparer in quick.preparers:
             preparer(queries)
         return quick
+
+    def lone(self) -> "Quick | None":
+        """The call of one query, which :mod:`vecdb.ann.hnsw.lone` may use; None if not all codes are quick."""
+        if self.quick is None and all(isinstance(source, QuickCodes) for source in self._sources):
+            self.quick = Quick(self._call.plan, self._sources)
+        return self.quick
+
+    def run_lone(self, quick: "Quick", numbers: "Numbers") -> None:
+        """Search without a filter for what is prepared in ``quick``, which then holds the results and counts.
+
+        ``numbers``: of :meth:`numbers_of`.
+        """
+        items = quick.items
+        if numbers is not quick.numbers:
+            self._scratch.reserve(self.graph.capacity, numbers[2], self.graph.m0)
+            quick.plan[kernels.P_K:kernels.P_QUERIES] = quick.numbers = numbers
+        if quick.filtered:
+            quick.filtered = False
+            items[kernels.P_ALLOWED] = items[kernels.P_SEEDS] = items[kernels.P_SEED_COUNT] = 0
+        items[kernels.P_STOP] = _NO_STOP_AT
+        self._entry(quick.plan)
+
+    @staticmethod
+    def numbers_of(k: int, ef: int, keep: int, count: int) -> "Numbers":
+        """What the plan of a call without a filter says besides addresses; arguments as of :meth:`search`."""
+        ef = max(ef, k)
+        kind, cap, _ = _admission(None, 0, count, ef, "post")
+        return k, ef, cap, max(k, min(keep, ef)) if keep else ef, kind, count
 
     def _prepare(self, queries: npt.NDArray[Any] | Prepared) -> object:
         """Describe the queries in the plan; return what must be kept alive meanwhile."""
@@ -196,22 +223,25 @@ class Call:
 class Quick(Call):
     """The call of a single query, with the memory for its prepared forms and its results kept from call to call."""
 
-    __slots__ = ("distances", "ordinals", "preparers", "shown")
+    __slots__ = ("distances", "forms", "ordinals", "preparers", "shown", "spare")
 
     def __init__(self, plan: npt.NDArray[np.int64], sources: Sequence[Any]) -> None:
         super().__init__(plan.copy())
         self.preparers: list[Callable[[npt.NDArray[Any]], None]] = []
+        self.forms: list[tuple[Any, npt.NDArray[Any], npt.NDArray[np.float32]]] = []
         for at, source in zip(_QUERIES_AT, sources, strict=False):
             prepared = source.prepare(np.zeros((1, source.space.row_items), source.space.row_dtype))
             codes, aux = prepared.codes.copy(), prepared.aux.copy()
             self.preparers.append(source.preparer(codes, aux))
             self.plan[at:at + 4] = _query_items(codes, aux)
+            self.forms.append((source, codes, aux))
+        self.spare: Any = None
+        """Of who uses the call in a way of his own (:mod:`vecdb.ann.hnsw.lone`)."""
         self.ordinals = np.empty((1, _QUICK_K), np.int32)
         self.distances = np.empty((1, _QUICK_K), np.float32)
         self.shown = (_QUICK_K, self.ordinals, self.distances)
         self.plan[kernels.P_QUERIES] = 1
         self.plan[kernels.P_ORDINALS:kernels.P_CODES] = address(self.ordinals), address(self.distances)
-
 
     def taken(self, k: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
         """Copies of the first ``k`` results."""

@@ -125,15 +125,32 @@ class Codes8:
         return self.quantizer.prepare(queries)
 
     def preparer(self, codes: npt.NDArray[np.int8], aux: Floats) -> Callable[[Rows], None]:
-        quantizer, space, has_aux = self.quantizer, self.space, self.space.has_aux
+        space, has_aux = self.space, self.space.has_aux
         query = np.zeros((1, space.dim), np.float32)
-        weights = np.empty(space.dim, np.float32)
-        arrays: tuple[npt.NDArray[Any], ...] = (query, quantizer.mid, quantizer.step, weights, codes, aux)
-        plan = np.array([space.dim, space.metric is Metric.L2, space.metric is Metric.COSINE,
-                         *(address(array) for array in arrays)], np.int64)
+        arrays, plan = self._one(query, codes, aux)
 
         def prepare(vector: Rows, _held: object = arrays) -> None:
             query[:] = as_floats(space, vector) if has_aux else vector
             kernels.prepare_one(plan)
 
         return prepare
+
+    def former(self, form: npt.NDArray[np.int64], query: Floats, codes: npt.NDArray[np.int8], aux: Floats
+               ) -> Callable[[], bool]:
+        """:class:`vecdb.ann.codes.InPlaceCodes`."""
+        arrays, plan = self._one(query, codes, aux)
+        entry = kernels.form_and_prepare
+
+        def prepare(_held: object = arrays) -> bool:
+            return entry(form, plan)  # type: ignore[no-any-return]
+
+        return prepare
+
+    def _one(self, query: Floats, codes: npt.NDArray[np.int8], aux: Floats
+             ) -> tuple[tuple[npt.NDArray[Any], ...], npt.NDArray[np.int64]]:
+        """The plan of one query's preparation, and what it points to."""
+        quantizer, space = self.quantizer, self.space
+        arrays: tuple[npt.NDArray[Any], ...] = (query, quantizer.mid, quantizer.step,
+                                                np.empty(space.dim, np.float32), codes, aux)
+        return arrays, np.array([space.dim, space.metric is Metric.L2, space.metric is Metric.COSINE,
+                                 *(address(array) for array in arrays)], np.int64)

@@ -107,6 +107,7 @@ class RestEdge:
         observer = self._guards.observer
         began = observer.call_began(operation.name)
         self.running += 1
+        self._guards.inside.calls += 1
         code, sent = "OK", 0
         try:
             try:
@@ -123,6 +124,7 @@ class RestEdge:
             await self._send(exchange, reply, send)
         finally:
             self.running -= 1
+            self._guards.inside.calls -= 1
             exchange.incoming.release()
             observer.call_ended(operation.name, began, self._collection(exchange), code, exchange.incoming.size, sent)
             if operation.audited:
