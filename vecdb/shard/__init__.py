@@ -9,5 +9,6 @@ what the rows, the segments' files and the tombstones speak of, so sealing and m
 move records between segments and reorder them, rewrite no id row and no metadata row.
 
 **The log carries records, never graph edges.**  Segments, graphs and codes are projections: two replicas
-may cut their segments at different places and still agree, record for record, by ``digest``.
+may cut their segments at different places and still agree, record for record, by ``digest``; ``marks`` are places in
+the log at which they are compared.
 """
