@@ -14,7 +14,10 @@ T = TypeVar("T")
 ASK_S: Final = 2.0
 PAUSE_S: Final = (0.1, 1.0)
 """Between rounds that brought nothing new: the first, and the longest."""
+PATIENCE_S: Final = 5.0
+"""Nodes that are started together come up within this, so before it nobody is told who is missing."""
 TELL_S: Final = 60.0
+"""Until the same is told again."""
 NUMBERS: Final = (1 << 16, (1 << 32) - 1)
 """Numbers of disks: of 32 bits, and none that a person would write."""
 
@@ -39,7 +42,7 @@ class Founder:
         self._tell = tell
         self._draw = draw
         self._thread = thread
-        self._told_at = float("-inf")
+        self._told: dict[str, tuple[object, float]] = {}
 
     async def found(self, has_state: bool) -> Founding:
         """Return once there is nothing more to learn.
@@ -49,14 +52,19 @@ class Founder:
         mine = self._ledger.founding
         if mine is None:
             mine = await self._write(Founding(self._draw(), joined=has_state))
-        pause = PAUSE_S[0]
+        pause, began = PAUSE_S[0], asyncio.get_running_loop().time()
         while not mine.over:
             answers = await self._ask_all()
             after = decide(self._me, self._nodes, mine, answers)
             if after != mine:
                 mine, pause = await self._write(after), PAUSE_S[0]
                 continue
-            self._tell_waiting(answers)
+            differing = strangers(self._nodes, answers)
+            missing = [node for node in self._nodes if node != self._me and node not in answers]
+            self._tell_seldom("cluster_nodes_differ", differing, nodes=self._nodes,
+                              others={node: list(theirs) for node, theirs in differing.items()})
+            if asyncio.get_running_loop().time() - began > PATIENCE_S:
+                self._tell_seldom("cluster_waits_for_nodes", missing, missing=missing)
             await asyncio.sleep(pause)
             pause = min(2 * pause, PAUSE_S[1])
         return mine
@@ -80,15 +88,10 @@ class Founder:
         except (TimeoutError, VecdbError):
             return None
 
-    def _tell_waiting(self, answers: dict[str, Founding]) -> None:
+    def _tell_seldom(self, event: str, what: object, **fields: object) -> None:
+        """When it is news, and now and then while it lasts."""
         now = asyncio.get_running_loop().time()
-        if now - self._told_at < TELL_S:
-            return
-        self._told_at = now
-        differing = strangers(self._nodes, answers)
-        if differing:
-            self._tell("error", "cluster_nodes_differ", node=self._me, nodes=self._nodes,
-                       others={node: list(theirs) for node, theirs in differing.items()})
-        missing = [node for node in self._nodes if node != self._me and node not in answers]
-        if missing:
-            self._tell("warning", "cluster_waits_for_nodes", node=self._me, missing=missing)
+        known, at = self._told.get(event, (None, 0.0))
+        if what and (what != known or now - at > TELL_S):
+            self._told[event] = (what, now)
+            self._tell("error", event, node=self._me, **fields)

@@ -1,0 +1,656 @@
+"""The reconciler against a judge: what is held follows the control state, whatever fails and whenever it is killed."""
+
+from itertools import pairwise
+
+import pytest
+
+from tests.unit.services.hosted import NODES, Disk, Judge, Node
+from vecdb.core.errors import (
+    CollectionNotFound,
+    DataCorrupted,
+    DeadlineExceeded,
+    NotLeader,
+    StorageError,
+    Unavailable,
+    VecdbError,
+)
+from vecdb.core.schema import CollectionSchema
+from vecdb.services.hosting import folder_of, group_of
+from vecdb.testing.disk import MemoryStore
+from vecdb.testing.world import World
+
+SOON = 30.0
+
+
+def schema(name="a"):
+    return CollectionSchema(name, 4)
+
+
+class Cluster:
+    def __init__(self, seed=1, nodes=NODES, faults=0.0):
+        self.world = World(seed)
+        self.judge = Judge(self.world)
+        self.nodes = {name: Node(self.judge, name, nodes, faults) for name in nodes}
+
+    def start(self, *names):
+        for name in names or self.nodes:
+            self.nodes[name].start()
+
+    def kill(self, *names):
+        for name in names or self.nodes:
+            if self.nodes[name].loop is not None:
+                self.nodes[name].kill()
+
+    def end(self):
+        self.kill()
+        assert not self.judge.violations
+
+    @property
+    def settled(self):
+        epoch = self.judge.control.epoch
+        return all(node.settled and node.control.state.epoch == epoch for node in self.nodes.values())
+
+    def settle(self, at_most=SOON):
+        assert self.world.run_until(lambda: self.settled, at_most), "\n".join(self.world.trace)
+
+    def leader(self):
+        assert self.world.run_until(lambda: self.judge.leader(0) is not None, SOON)
+        return self.nodes[self.judge.leader(0).split("/")[0]]
+
+    def ask(self, ask):
+        """Of the control leader, until it is done."""
+        for _ in range(200):
+            node = self.leader()
+            try:
+                return node.loop.run(ask(node.control), SOON)
+            except (NotLeader, Unavailable):
+                self.world.run(0.1)
+        raise AssertionError("nobody leads")
+
+    def create(self, name="a"):
+        return self.ask(lambda control: control.create(schema(name)))
+
+    def drop(self, name="a"):
+        return self.ask(lambda control: control.drop(name))
+
+    def check(self):
+        """Everything is as the control state says, on every node and on its disk."""
+        assert not self.judge.violations
+        entries = self.judge.control.collections
+        for node in self.nodes.values():
+            wanted = {name: entry.group for name, entry in entries.items() if node.name in entry.nodes}
+            assert {name: group_of(row.entry.folder) for name, row in node.disk.rows.items()} == wanted
+            assert set(node.driver.replicas) == {0, *wanted.values()}
+            for group, replica in node.driver.replicas.items():
+                assert replica.state == "ok"
+                assert replica.log.replica in self.judge.groups[group].voters
+            statuses = node.hosting.statuses()
+            assert {name: one.group for name, one in statuses.items()} == {"": 0, **wanted}
+            assert not any(one.error for one in statuses.values())
+        for group, truth in self.judge.groups.items():
+            if group and not self.judge.dropped(group):
+                assert len(truth.voters) == min(3, len(self.nodes))
+                assert self.judge.leader(group)
+
+
+@pytest.fixture
+def cluster():
+    made = Cluster()
+    made.start()
+    made.settle()
+    yield made
+    made.end()
+
+
+# --- what should be -------------------------------------------------------------------------------
+
+
+def test_collections_are_held_where_they_should_be_and_go_when_dropped(cluster):
+    entries = [cluster.create(f"c{at}") for at in range(5)]
+    cluster.settle()
+    cluster.check()
+    assert [entry.group for entry in entries] == [1, 2, 3, 4, 5]
+    hosting = cluster.nodes["n2"].hosting
+    assert hosting.replicator("c0").status().me == entries[0].replicas[1]
+    assert hosting.group("c3") == 4
+    assert hosting.marks("c3") == {7: "a mark"}
+    for at in (0, 3):
+        cluster.drop(f"c{at}")
+    cluster.settle()
+    cluster.world.run(2)
+    cluster.check()
+    for node in cluster.nodes.values():
+        assert set(node.disk.logs) == {0, 2, 3, 5}
+    with pytest.raises(CollectionNotFound):
+        hosting.replicator("c0")
+    with pytest.raises(CollectionNotFound):
+        hosting.group("c0")
+
+
+def test_with_more_nodes_than_replicas_each_holds_its_own():
+    names = tuple(f"n{at}" for at in range(1, 6))
+    cluster = Cluster(nodes=names)
+    cluster.start()
+    cluster.settle()
+    entries = [cluster.create(f"c{at}") for at in range(10)]
+    cluster.settle()
+    for node in cluster.nodes.values():
+        assert set(node.disk.rows) == {entry.name for entry in entries if node.name in entry.nodes}
+    assert {node: sum(node in entry.nodes for entry in entries) for node in names} == dict.fromkeys(names, 6)
+    elsewhere = next(entry for entry in entries if "n1" not in entry.nodes)
+    node = cluster.nodes["n1"]
+    with pytest.raises(Unavailable):
+        node.hosting.replicator(elsewhere.name)
+    assert node.loop.run(node.hosting.ready(elsewhere.name, None), 1) == elsewhere
+    cluster.end()
+
+
+def test_ready_waits_for_a_leader(cluster):
+    node = cluster.nodes["n3"]
+    loop = node.loop
+    with pytest.raises(CollectionNotFound):
+        loop.run(node.hosting.ready("a", None), 1)
+    entry = cluster.create()
+    assert cluster.world.run_until(lambda: "a" in node.control.state.collections, SOON)
+    with pytest.raises(DeadlineExceeded):
+        loop.run(node.hosting.ready("a", loop.time()), 1)
+    assert loop.run(node.hosting.ready("a", loop.time() + SOON), SOON) == entry
+    assert node.hosting.replicator("a").status().leader is not None
+
+
+def test_a_stopped_host_leaves_everything_as_it_is(cluster):
+    cluster.create()
+    cluster.settle()
+    node = cluster.nodes["n1"]
+    node.loop.run(node.hosting.stop(), SOON)
+    cluster.drop()
+    cluster.world.run(20)
+    assert "a" in node.disk.rows
+    node.kill()
+    node.start()
+    cluster.settle()
+    cluster.check()
+
+
+# --- away -----------------------------------------------------------------------------------------
+
+
+def test_what_was_dropped_or_made_anew_while_a_node_was_away(cluster):
+    for name in "abc":
+        cluster.create(name)
+    cluster.settle()
+    cluster.kill("n1")
+    cluster.drop("a")
+    cluster.drop("b")
+    again = cluster.create("b")
+    cluster.create("d")
+    cluster.start("n1")
+    cluster.settle()
+    cluster.world.run(2)
+    cluster.check()
+    disk = cluster.nodes["n1"].disk
+    assert {name: row.entry.folder for name, row in disk.rows.items()} == {
+        "b": folder_of(again.group), "c": folder_of(3), "d": folder_of(5)}
+    assert set(disk.logs) == {0, 3, 4, 5}
+
+
+def test_power_cut_of_all_while_collections_are_made_leaves_no_group_without_voters():
+    for seed in range(25):
+        cluster = Cluster(seed)
+        cluster.start()
+        cluster.settle()
+        for at in range(4):
+            cluster.create(f"c{at}")
+        cluster.world.run(cluster.world.random.uniform(0.0, 0.4))
+        cluster.kill()
+        cluster.start()
+        cluster.settle()
+        cluster.check()
+        cluster.end()
+
+
+def test_a_log_of_a_dropped_group_that_was_left_is_deleted(cluster):
+    cluster.create()
+    cluster.settle()
+    disk = cluster.nodes["n2"].disk
+    left = disk.logs[1]
+    cluster.drop()
+    cluster.settle()
+    cluster.kill("n2")
+    disk.logs[1] = left
+    cluster.start("n2")
+    cluster.settle()
+    cluster.world.run(1)
+    assert set(disk.logs) == {0}
+
+
+# --- lost and damaged -----------------------------------------------------------------------------
+
+
+def test_a_new_disk_joins_every_group_that_there_was_and_founds_nothing(cluster):
+    before = cluster.create("old")
+    cluster.settle()
+    node = cluster.nodes["n1"]
+    cluster.kill("n1")
+    made = cluster.create("meanwhile")
+    node.disk = Disk()
+    cluster.start("n1")
+    cluster.settle()
+    cluster.world.run(1)
+    cluster.check()
+    assert node.hosting.founding.joined
+    for group, entry in ((1, before), (2, made)):
+        lost = next(one for one in entry.replicas if one.startswith("n1/"))
+        assert lost not in cluster.judge.groups[group].voters
+    later = cluster.create("later")
+    cluster.settle()
+    cluster.check()
+    assert set(later.replicas) == cluster.judge.groups[3].voters == cluster.judge.groups[0].voters
+
+
+def test_lost_logs_with_states_that_are_there(cluster):
+    cluster.create()
+    cluster.settle()
+    cluster.world.run(1)
+    node = cluster.nodes["n1"]
+    cluster.kill("n1")
+    node.disk.logs, node.disk.ledger = {}, MemoryStore()
+    states = dict(node.disk.rows)
+    cluster.start("n1")
+    cluster.settle()
+    cluster.world.run(1)
+    cluster.check()
+    assert node.disk.rows == states  # kept: only what it lacks comes
+    assert node.hosting.founding.joined
+
+
+@pytest.mark.parametrize("group", [0, 1])
+def test_a_state_without_a_log_has_lost_it(cluster, group):
+    cluster.create()
+    cluster.settle()
+    cluster.world.run(1)
+    node = cluster.nodes["n1"]
+    before = node.disk.logs[group].replica
+    cluster.kill("n1")
+    del node.disk.logs[group]
+    cluster.start("n1")
+    cluster.settle()
+    cluster.world.run(1)
+    cluster.check()
+    assert node.disk.logs[group].replica != before
+
+
+def test_a_node_that_is_alone_after_a_power_cut_opens_what_it_holds(cluster):
+    cluster.create()
+    cluster.settle()
+    cluster.kill()
+    cluster.start("n2")
+    cluster.world.run(5)
+    status = cluster.nodes["n2"].hosting.replicator("a").status()
+    assert (status.state, status.leader) == ("ok", None)
+
+
+def test_a_damaged_log_rejoins(cluster):
+    cluster.create()
+    cluster.settle()
+    node = cluster.nodes["n1"]
+    for group in (0, 1):
+        before = node.disk.logs[group].replica
+        cluster.kill("n1")
+        node.disk.logs[group].damaged = True
+        cluster.start("n1")
+        cluster.settle()
+        cluster.world.run(1)
+        cluster.check()
+        assert node.disk.logs[group].replica != before
+
+
+@pytest.mark.parametrize("base", [1, 4])
+def test_a_damaged_state_is_set_aside_and_comes_again(cluster, base):
+    cluster.create()
+    cluster.settle()
+    cluster.world.run(1)
+    node = cluster.nodes["n2"]
+    cluster.kill("n2")
+    node.disk.logs[1].base = base
+    before = node.disk.logs[1].replica
+    damaged = node.disk.rows["a"]
+    damaged.damaged = True
+    cluster.start("n2")
+    cluster.settle()
+    cluster.world.run(1)
+    cluster.check()
+    assert node.disk.aside == [damaged]
+    assert (node.disk.logs[1].replica == before) == (base == 1)  # the log that has everything goes on
+    assert [event for _, event, _ in node.told].count("replica_state_damaged") == 1
+
+
+def test_a_damaged_control_state_deletes_nothing_and_brings_nothing_back():
+    for seed in range(12):
+        cluster = Cluster(seed)
+        cluster.start()
+        cluster.settle()
+        for name in ("a", "b", "gone"):
+            cluster.create(name)
+        cluster.settle()
+        cluster.drop("gone")
+        cluster.create("gone")
+        cluster.drop("gone")
+        cluster.drop("a")
+        cluster.create("a")
+        cluster.settle()
+        node = cluster.nodes["n1"]
+        cluster.kill("n1")
+        if seed % 3:
+            node.disk.logs[0].base = seed % 3
+        assert node.disk.control.flip(cluster.world.random, b"", b"\xff")
+        cluster.start("n1")
+        cluster.settle()
+        cluster.world.run(1)
+        cluster.check()
+        assert [event for _, event, _ in node.told].count("control_state_damaged") == 1
+        assert len(node.disk.aside) == 1
+        cluster.end()
+
+
+@pytest.mark.parametrize("failure", [StorageError("refused"), DataCorrupted("a flipped bit", path="x")])
+def test_a_halted_replica_is_opened_anew(cluster, failure):
+    cluster.create()
+    cluster.settle()
+    node = cluster.nodes["n1"]
+    for _ in range(3):
+        replica = node.driver.replicas[1]
+        replica.machine.failure, replica.state, replica.error = failure, "halted", str(failure)
+        with_failure = replica.machine
+        assert cluster.world.run_until(lambda: not node.settled, SOON)
+        cluster.settle()
+        cluster.check()
+        assert node.driver.replicas[1].machine is not with_failure
+    assert len(node.disk.aside) == (3 if isinstance(failure, DataCorrupted) else 0)
+
+
+def test_a_halted_control_replica_is_opened_anew_and_the_state_stays_known(cluster):
+    cluster.create()
+    cluster.settle()
+    node = cluster.nodes["n1"]
+    replica = node.driver.replicas[0]
+    replica.state, replica.error = "halted", "StorageError: refused"
+    seen = []
+    while node.driver.replicas.get(0) is replica:
+        cluster.world.run(0.05)
+        seen.append(list(node.control.state.collections))
+    cluster.settle()
+    cluster.check()
+    assert seen
+    assert all(one == ["a"] for one in seen)
+
+
+def test_who_was_removed_begins_afresh(cluster):
+    """A disk comes back that another had replaced."""
+    cluster.create()
+    cluster.settle()
+    node = cluster.nodes["n1"]
+    cluster.kill("n1")
+    old, node.disk = node.disk, Disk()
+    cluster.start("n1")
+    cluster.settle()
+    cluster.kill("n1")
+    node.disk = old
+    cluster.start("n1")
+    cluster.world.run(3)
+    cluster.settle()
+    cluster.world.run(1)
+    cluster.check()
+
+
+def test_the_only_replica_is_opened_with_what_is_left_and_never_set_aside():
+    cluster = Cluster(nodes=("n1",))
+    cluster.start()
+    cluster.settle()
+    cluster.create()
+    cluster.settle()
+    node = cluster.nodes["n1"]
+    cluster.kill()
+    node.disk.rows["a"].damaged = True
+    cluster.start()
+    cluster.settle()
+    cluster.check()
+    assert not node.disk.aside
+    cluster.end()
+
+
+def test_a_folder_that_no_control_state_explains_is_left_alone(cluster):
+    cluster.create("b")
+    cluster.settle()
+    node = cluster.nodes["n1"]
+    cluster.kill("n1")
+    row = node.disk.rows["b"]
+    for name, folder in (("late", "g00000099"), ("odd", "000001")):
+        node.disk.rows[name] = type(row)(type(row.entry)(schema(name), folder))
+    cluster.start("n1")
+    cluster.world.run(20)
+    assert {"late", "odd", "b"} == set(node.disk.rows)
+    assert not node.settled
+    assert node.hosting.replicator("b")
+    told = [fields["collection"] for _, event, fields in node.told if event == "hosting_failed"]
+    assert sorted(told) == ["late", "odd"]
+
+
+# --- trouble --------------------------------------------------------------------------------------
+
+
+def test_failures_are_told_once_and_tried_again_after_growing_pauses(cluster):
+    node = cluster.nodes["n1"]
+    tries = []
+
+    def refuse(schema, folder):
+        tries.append(cluster.world.now)
+        raise StorageError("no room")
+
+    local = node.hosting._database
+    local.host, host = refuse, local.host
+    cluster.create("a")
+    other = cluster.create("b")
+    cluster.world.run(60)
+    told = [fields for _, event, fields in node.told if event == "hosting_failed"]
+    assert sorted(one["collection"] for one in told) == ["a", "b"]
+    mine = tries[::2]
+    gaps = [late - early for early, late in pairwise(mine)]
+    assert len(gaps) < 45
+    assert max(gaps) > 1.5
+    with pytest.raises(Unavailable) as refused:
+        node.hosting.replicator("a")
+    assert "no room" in refused.value.fields["why"]
+    assert "no room" in node.hosting.statuses()["b"].error
+    local.host = host
+    cluster.settle()
+    cluster.check()
+    assert [event for _, event, _ in node.told].count("hosting_well_again") == 2
+    assert other.group == 2
+
+
+def test_one_that_fails_holds_up_no_other(cluster):
+    node = cluster.nodes["n1"]
+    local = node.hosting._database
+    replica = local.replica
+
+    def refuse(name, *, allow_damage=False):
+        if name == "bad":
+            raise ValueError("a mistake of ours")
+        return replica(name)
+
+    local.replica = refuse
+    cluster.create("bad")
+    cluster.create("good")
+    cluster.world.run(5)
+    assert node.hosting.replicator("good")
+    with pytest.raises(Unavailable):
+        node.hosting.replicator("bad")
+
+
+def test_a_disk_of_logs_that_fails_is_told_once_and_nothing_is_done(cluster):
+    node = cluster.nodes["n1"]
+    node.driver.failure = OSError("gone")
+    cluster.create()
+    cluster.world.run(10)
+    assert not node.disk.rows
+    assert [event for _, event, _ in node.told].count("hosting_stuck") == 1
+
+
+def test_a_damaged_ledger_is_a_new_disk(cluster):
+    cluster.create()
+    cluster.settle()
+    node = cluster.nodes["n1"]
+    cluster.kill("n1")
+    assert node.disk.ledger.flip(cluster.world.random, b"hf", b"hg")
+    cluster.start("n1")
+    cluster.settle()
+    cluster.check()
+    assert "ledger_damaged" in [event for _, event, _ in node.told]
+    assert node.hosting.founding.joined
+
+
+# --- founding -------------------------------------------------------------------------------------
+
+
+def test_a_cluster_is_founded_when_all_have_met_and_not_before(cluster):
+    members = {node.hosting.founding.members for node in cluster.nodes.values()}
+    assert len(members) == 1
+    assert set(members.pop()) == cluster.judge.groups[0].voters
+    late = Cluster(3)
+    late.start("n1", "n2")
+    late.world.run(30)
+    assert not late.judge.groups
+    assert [fields["missing"] for _, event, fields in late.nodes["n1"].told if event == "cluster_waits_for_nodes"] \
+        == [["n3"]]
+    late.start("n3")
+    late.settle()
+    late.end()
+
+
+def test_nodes_with_other_settings_are_told_and_found_nothing():
+    cluster = Cluster(4)
+    cluster.nodes["n3"].names = ("n1", "n3")
+    cluster.start()
+    cluster.world.run(20)
+    assert not cluster.judge.groups
+    assert "cluster_nodes_differ" in [event for _, event, _ in cluster.nodes["n3"].told]
+    cluster.end()
+
+
+# --- chance ---------------------------------------------------------------------------------------
+
+
+class Nemesis:
+    """Hurts one node at a time, as replication promises to survive."""
+
+    def __init__(self, seed):
+        self.cluster = Cluster(seed, faults=0.08)
+        self.random = self.cluster.world.random
+        self.names = [f"c{at}" for at in range(5)]
+
+    def hurt_disk(self, node):
+        disk, kind = node.disk, self.random.choice(["all", "logs", "log", "state", "control", "nothing", "nothing"])
+        if kind == "all":
+            node.disk = Disk()
+        elif kind == "logs":
+            disk.logs, disk.ledger = {}, MemoryStore()
+        elif kind == "log" and disk.logs:
+            disk.logs[self.random.choice(sorted(disk.logs))].damaged = True
+        elif kind == "state" and disk.rows:
+            disk.rows[self.random.choice(sorted(disk.rows))].damaged = True
+        elif kind == "control":
+            disk.control.flip(self.random, b"", b"\xff")
+        return kind
+
+    def change(self):
+        name = self.random.choice(self.names)
+        try:
+            if name in self.cluster.judge.control.collections:
+                self.cluster.drop(name)
+            else:
+                self.cluster.create(name)
+        except VecdbError as error:
+            self.cluster.world.say("nemesis", "refused", error=type(error).__name__)
+
+    def halt(self):
+        node = self.random.choice([one for one in self.cluster.nodes.values() if one.driver is not None])
+        if node.driver.replicas:
+            group = self.random.choice(sorted(node.driver.replicas))
+            replica = node.driver.replicas[group]
+            if group:
+                replica.machine.failure = StorageError("by chance")
+            replica.state, replica.error = "halted", "StorageError: by chance"
+
+    def round(self):
+        cluster, random = self.cluster, self.random
+        away = random.choice(NODES) if random.random() < 0.7 else None
+        if away is not None:
+            cluster.world.run(random.uniform(0, 0.3))
+            cluster.kill(away)
+            kind = self.hurt_disk(cluster.nodes[away])
+            cluster.world.say("nemesis", "killed", node=away, disk=kind)
+        for _ in range(random.randrange(4)):
+            self.change()
+            cluster.world.run(random.uniform(0, 0.2))
+        if away is not None:
+            cluster.start(away)
+            while random.random() < 0.5:  # again and again while it recovers
+                cluster.world.run(random.uniform(0, 0.4))
+                cluster.kill(away)
+                cluster.start(away)
+        elif random.random() < 0.5:
+            self.halt()
+        elif random.random() < 0.4:
+            cluster.world.run(random.uniform(0, 0.2))
+            cluster.kill()
+            cluster.start()
+        if random.random() < 0.5:
+            self.change()
+
+    def run(self, rounds):
+        cluster = self.cluster
+        cluster.start()
+        cluster.settle(60)
+        for _ in range(rounds):
+            self.round()
+            cluster.settle(120)
+            cluster.world.run(1)
+            cluster.settle(120)
+            cluster.check()
+        cluster.kill()
+        cluster.start()  # what was left is gone after a start
+        cluster.settle(120)
+        cluster.world.run(2)
+        cluster.check()
+        held = {0, *(entry.group for entry in cluster.judge.control.collections.values())}
+        for node in cluster.nodes.values():
+            assert set(node.disk.logs) == held
+            assert not node.loop.errors
+        cluster.end()
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_happens_to_a_minority_nothing_is_lost_or_forgotten(seed):
+    Nemesis(seed).run(4)
+
+
+@pytest.mark.parametrize("step", range(0, 240, 6))
+def test_killed_at_every_step(step):
+    """One node is killed after so many events of making, dropping and making again, with its disk's doubts."""
+    cluster = Cluster(step)
+    cluster.start()
+    cluster.settle()
+    cluster.create("a")
+    cluster.create("b")
+    cluster.drop("a")
+    cluster.create("a")
+    target = cluster.world.happened["events"] + step
+    assert cluster.world.run_until(lambda: cluster.world.happened["events"] >= target, SOON)
+    cluster.kill("n1")
+    cluster.drop("b")
+    cluster.start("n1")
+    cluster.settle()
+    cluster.world.run(1)
+    cluster.check()
+    cluster.end()
