@@ -188,24 +188,31 @@ class Processes:
                     for one in shard.replicas) for shard in self.shards().values()), "all replicas well", 90.0)
 
 
+def settings_of(path: Path, **engine: Any) -> list[Settings]:
+    """Of three nodes below a folder, each with ports of its own."""
+    ports = free_ports(len(NAMES))
+    nodes = {name: f"127.0.0.1:{port}" for name, port in zip(NAMES, ports, strict=True)}
+    return [Settings(
+        data_dir=path / name, engine=EngineSettings(**{"threads": 1, **engine}),
+        server=ServerSettings(grpc_port=0, http_port=-1, warm_up=False, drain_s=5.0, node_id=name),
+        telemetry=TelemetrySettings(recall_samples_per_minute=0.0),
+        cluster=ClusterSettings(name="tests", nodes=nodes, heartbeat_s=0.05, election_s_min=0.3,
+                                election_s_max=0.6)) for name in NAMES]
+
+
 class Together:
     """The same as nodes of one event loop in a thread: nothing to kill, and quick to start."""
 
-    def __init__(self, path: Path, *, http_port: int = -1, **engine: Any) -> None:
-        ports = free_ports(len(NAMES))
-        nodes = {name: f"127.0.0.1:{port}" for name, port in zip(NAMES, ports, strict=True)}
-        settings = [Settings(
-            data_dir=Path(path) / name, engine=EngineSettings(**{"threads": 1, **engine}),
-            server=ServerSettings(grpc_port=0, http_port=http_port, warm_up=False, drain_s=5.0, node_id=name),
-            telemetry=TelemetrySettings(recall_samples_per_minute=0.0),
-            cluster=ClusterSettings(name="tests", nodes=nodes, heartbeat_s=0.05, election_s_min=0.3,
-                                    election_s_max=0.6)) for name in NAMES]
+    def __init__(self, path: Path, *, settings: Callable[[Settings], Settings] = lambda made: made, **engine: Any
+                 ) -> None:
+        """``settings``: of each node, from what they would be."""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="together", daemon=True)
         self._thread.start()
         self._running: list[Any] = []
         try:
-            self._running = [self._run(start(one)) for one in settings]
+            for one in settings_of(Path(path), **engine):
+                self._running.append(self._run(start(settings(one))))
         except BaseException:
             self.stop()
             raise

@@ -29,10 +29,11 @@ from vecdb.app import CLUSTER_ID, open_store
 from vecdb.client.remote.node import RemoteNode
 from vecdb.client.remote.options import Options
 from vecdb.config import Settings
-from vecdb.core.errors import FormatMismatch, Unavailable, VecdbError
+from vecdb.core.errors import DataCorrupted, FormatMismatch, Unavailable, VecdbError
 from vecdb.core.nodes import split_address
 from vecdb.ports.observer import NullObserver, Observer
 from vecdb.ports.replicator import Replicator
+from vecdb.ports.store import Store
 from vecdb.ports.tell import Tell
 from vecdb.raft.driver import Driver
 from vecdb.raft.settings import RaftSettings
@@ -56,9 +57,10 @@ from vecdb.rpc.servicers import CollectionsServicer, QueriesServicer, RecordsSer
 from vecdb.rpc.tls import Certificates
 from vecdb.runtime.clock import SystemClock
 from vecdb.runtime.replication import CONTROL, Figures
+from vecdb.services.aside import set_aside
 from vecdb.services.control import Control
 from vecdb.services.founding import NUMBERS
-from vecdb.services.hosting import Hosting, group_of
+from vecdb.services.hosting import Hosting
 from vecdb.services.ledger import Ledger
 from vecdb.services.local import LocalDatabase
 from vecdb.services.node import LocalNode
@@ -66,7 +68,6 @@ from vecdb.services.replicas import OwnReplicas
 from vecdb.services.replicated import Cluster, ReplicatedNode
 from vecdb.services.shards import ClusterShards
 from vecdb.storage.paths import replace_file
-from vecdb.storage.rocksdict import RocksStore
 
 LOGS: Final = "raft"
 CONTROL_STATE: Final = "control"
@@ -82,8 +83,8 @@ NAMED: Final = 3
 """Collections that a reason names."""
 
 
-def check_directory(settings: Settings, database: LocalDatabase) -> None:
-    """Refuse a data directory that is of another node or cluster, or of a node that was alone; mark a new one.
+def check_directory(settings: Settings) -> None:
+    """Refuse a data directory that is of another node or cluster; mark a new one.
 
     The caller holds the directory's lock.
     """
@@ -97,12 +98,6 @@ def check_directory(settings: Settings, database: LocalDatabase) -> None:
         raise FormatMismatch(f"{settings.data_dir} is of node {node!r} of cluster {cluster!r}, and the settings are of "
                              f"node {settings.server.node_id!r} of cluster {settings.cluster.name!r}",
                              path=str(settings.data_dir), got=found.strip()[:140], limit=text.strip())
-    alone = [name for name, entry in database.hosted().items() if group_of(entry.folder) is None]
-    if alone:
-        raise FormatMismatch(f"{settings.data_dir} holds collections of a node that was alone ({', '.join(alone[:3])})"
-                             ": give this node of the cluster an empty data_dir, and bring them over with vecdb export "
-                             "and vecdb import", path=str(settings.data_dir), got=len(alone),
-                             limit="an empty directory")
     replace_file(path, text)
 
 
@@ -121,7 +116,7 @@ class _Events:
 class Member:
     """This node's part in its cluster; made by :func:`join`."""
 
-    def __init__(self, settings: Settings, database: LocalDatabase, engine: LocalNode, observer: Observer, store: Any,
+    def __init__(self, settings: Settings, database: LocalDatabase, engine: LocalNode, observer: Observer, store: Store,
                  certificates: Certificates | None, tell: Tell) -> None:
         """Starts nothing that other nodes see.  In the event loop."""
         me, options = settings.server.node_id, settings.cluster
@@ -294,13 +289,25 @@ def _open_node(channel: PeerChannel, label: str) -> RemoteNode:
     return RemoteNode(channel, replace(Options(), timeout=None, retries=0, auto_batch=False, schema_ttl=0.0))
 
 
+def _open_logs(folder: Path, tell: Tell) -> Store:
+    """The store of all logs; one that is damaged as a whole is set aside: the node has lost its logs then, and joins
+    its groups anew, without a vote until it has caught up.
+    """
+    try:
+        return open_store(folder)
+    except DataCorrupted as error:
+        aside = set_aside(folder)
+        tell("error", "logs_damaged", error=error.message, kept=str(aside))
+        return open_store(folder)
+
+
 async def join(settings: Settings, database: LocalDatabase, engine: LocalNode, observer: Observer, tell: Tell,
                stack: AsyncExitStack) -> Member:
     """Open what a member of a cluster needs; nothing is seen by others until :meth:`Member.start`."""
     loop = asyncio.get_running_loop()
     certificates = open_peer_certificates(settings.cluster, settings.server.node_id, SystemClock(), tell)
-    await loop.run_in_executor(None, check_directory, settings, database)
-    store: RocksStore = await loop.run_in_executor(None, open_store, settings.data_dir / LOGS)
+    await loop.run_in_executor(None, check_directory, settings)
+    store = await loop.run_in_executor(None, _open_logs, settings.data_dir / LOGS, tell)
     stack.callback(store.close)
     member = Member(settings, database, engine, observer, store, certificates, tell)
     stack.push_async_callback(member.close)
