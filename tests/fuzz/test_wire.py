@@ -15,10 +15,11 @@ from google.protobuf.message import DecodeError, Message
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from vecdb.core.calls import Call, Consistency
 from vecdb.core.errors import VecdbError
 from vecdb.core.filters import parse, to_text
 from vecdb.core.ids import check_ids
-from vecdb.core.limits import MAX_BATCH_RECORDS, MAX_K, MAX_METADATA_BYTES
+from vecdb.core.limits import MAX_BATCH_RECORDS, MAX_K, MAX_METADATA_BYTES, MAX_POSITIONS
 from vecdb.core.metadata import check_metadata, parse_metadata
 from vecdb.core.query import QueryRequest, ScanRequest
 from vecdb.core.records import DeleteIds, DeleteWhere, UpdateMetadata, UpsertBatch
@@ -57,11 +58,19 @@ def read_upsert(msg: records_pb2.UpsertRequest, schema: CollectionSchema) -> Non
 
 
 def read_query(msg: queries_pb2.QueryRequest, schema: CollectionSchema) -> None:
+    read_options(msg)
     request = wire.query_from_wire(msg, schema)
     _checked_vectors(schema, request.vectors)
     assert 1 <= request.k <= MAX_K
     assert request.within is None or abs(request.within) < float("inf")
     assert request.filter is None or to_text(request.filter)
+
+
+def read_options(msg: Any) -> None:
+    call = Call()
+    wire.read_from_wire(msg, call)
+    assert call.consistency in Consistency
+    assert len(dict(call.session)) == len(call.session) <= MAX_POSITIONS
 
 
 def read_delete(msg: records_pb2.DeleteRequest, schema: CollectionSchema) -> None:
@@ -75,15 +84,18 @@ def read_update(msg: records_pb2.UpdateMetadataRequest, schema: CollectionSchema
 
 
 def read_scan(msg: records_pb2.ScanRequest, schema: CollectionSchema) -> None:
+    read_options(msg)
     assert 1 <= wire.scan_from_wire(msg, schema).limit <= MAX_BATCH_RECORDS
 
 
 def read_fetch(msg: records_pb2.FetchRequest, schema: CollectionSchema) -> None:
+    read_options(msg)
     ids = list(wire.fetch_from_wire(msg, schema).ids)
     assert check_ids(ids) == ids
 
 
 def read_count(msg: records_pb2.CountRequest, schema: CollectionSchema) -> None:
+    read_options(msg)
     where = wire.count_from_wire(msg)
     assert where is None or to_text(where)
 
@@ -188,6 +200,8 @@ id_columns = st.builds(types_pb2.Ids, integers=st.binary(max_size=24), strings=s
         lambda values: types_pb2.Ids(integers=struct.pack(f"<{len(values)}q", *values)))
 filters = (st.builds(types_pb2.Filter, expression=texts) | st.builds(types_pb2.Filter, json=jsons)
            | st.just(types_pb2.Filter()))
+positions = st.builds(types_pb2.Position, shard=st.integers(0, 3), log_index=st.integers(0, 2**64 - 1))
+reads = st.none() | st.builds(types_pb2.ReadOptions, consistency=enums, session=st.lists(positions, max_size=5))
 
 
 @QUIET
@@ -202,7 +216,7 @@ def test_upserts_of_odd_fields(msg, schema):
 @QUIET
 @given(st.builds(queries_pb2.QueryRequest, collection=texts, vectors=matrices, k=integers, filter=filters,
                  within=st.none() | st.floats(), ef_search=integers, nprobe=integers, with_vectors=st.booleans(),
-                 normalized=st.booleans()), st.sampled_from(SCHEMAS))
+                 normalized=st.booleans(), read=reads), st.sampled_from(SCHEMAS))
 def test_queries_of_odd_fields(msg, schema):
     attempt(type(msg), msg.SerializeToString(), read_query, schema)
 
@@ -211,8 +225,9 @@ def test_queries_of_odd_fields(msg, schema):
 @given(st.builds(records_pb2.DeleteRequest, ids=id_columns) | st.builds(records_pb2.DeleteRequest, filter=filters)
        | st.builds(records_pb2.UpdateMetadataRequest, ids=id_columns, patches=st.lists(jsons, max_size=3))
        | st.builds(records_pb2.ScanRequest, filter=filters, limit=integers, after=st.integers(0, 2**64 - 1),
-                   with_vectors=st.booleans())
-       | st.builds(records_pb2.FetchRequest, ids=id_columns), st.sampled_from(SCHEMAS))
+                   with_vectors=st.booleans(), read=reads)
+       | st.builds(records_pb2.CountRequest, filter=filters, read=reads)
+       | st.builds(records_pb2.FetchRequest, ids=id_columns, read=reads), st.sampled_from(SCHEMAS))
 def test_other_requests_of_odd_fields(msg, schema):
     read = next(read for case, read in CASES if type(case) is type(msg))
     attempt(type(msg), msg.SerializeToString(), read, schema)

@@ -393,9 +393,11 @@ from vecdb.core.errors import DatabaseClosed
 db = vecdb.connect({url!r})
 docs = db.get_or_create_collection("forked", dim=2, metric="l2")
 docs.count()
+token = db.session_token()
 pid = os.fork()
 if not pid:
-    for call in (docs.count, lambda: docs.query([1, 2]), db.list_collections):
+    for call in (docs.count, lambda: docs.query([1, 2]), db.list_collections, db.session_token,
+                 lambda: db.use_session_token(token)):
         try:
             call()
         except DatabaseClosed as error:
