@@ -22,6 +22,8 @@ from bench.replication import cluster, disk, processes, report
 
 LOADS = ((100, 1), (100, 64), (51_200, 1), (51_200, 16), (1_048_576, 8), (3_145_728, 4))
 """Bytes of a command, and how many are under way."""
+GROUPS = (1, 64, 500)
+"""Groups of a process that do nothing but stay together."""
 STOCK_MOST = 1 << 20
 """Above it the stock library makes no progress: its queue fills and nothing is committed."""
 
@@ -56,7 +58,7 @@ def main() -> None:
 def log(place: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Each load on the stock library and on ours, one after the other, in every round."""
     rows: dict[tuple[int, int], dict[str, list[dict[str, Any]]]] = {}
-    fsyncs = []
+    fsyncs, idle = [], []
     for turn in range(options.rounds):
         fsyncs.append(disk.fsyncs(place, min(2.0, options.seconds)))
         for name, make in (("stock", processes.stock), ("ours", processes.ours)):
@@ -69,12 +71,14 @@ def log(place: Path, options: argparse.Namespace) -> dict[str, Any]:
                         continue
                     result = trio.load(size, window, options.seconds)
                     rows.setdefault((size, window), {}).setdefault(name, []).append(result)
+                if name == "ours" and turn == 0:
+                    idle = [trio.idle(groups, options.seconds) for groups in GROUPS]
             finally:
                 trio.end()
                 shutil.rmtree(at, ignore_errors=True)
     table = [{"bytes": size, "window": window, **{name: _middle(runs) for name, runs in sides.items()}}
              for (size, window), sides in rows.items()]  # fmt: skip
-    return {"fsync": _middle(fsyncs), "rows": table}
+    return {"fsync": _middle(fsyncs), "rows": table, "idle": idle}
 
 
 def _middle(runs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -82,14 +82,35 @@ class Node:
                             [frames.servicer()])  # fmt: skip
         await server.start()
         self.server = server
-        driver = Driver(self.name, RocksStore(self.folder / "raft"), frames, seed=time.time_ns())
-        return driver.add(GROUP, Counting(), number=1, voters=tuple(f"{one}/1" for one in sorted(self.addresses)))
+        self.driver = Driver(self.name, RocksStore(self.folder / "raft"), frames, seed=time.time_ns())
+        self.groups = [self.add(GROUP)]
+        return self.groups[0]
+
+    def add(self, group: int) -> GroupReplicator:
+        return self.driver.add(group, Counting(), number=1, voters=tuple(f"{one}/1" for one in sorted(self.addresses)))
+
+    async def grow(self, count: int) -> None:
+        """Have so many groups, as many led here as elsewhere."""
+        while len(self.groups) < count:
+            self.groups.append(self.add(GROUP + len(self.groups)))
+            await asyncio.sleep(0)
 
     def answer(self, command: dict[str, Any]) -> dict[str, Any]:
         if command["do"] == "status":
             status = self.replicator.status()
             return {"leads": status.role == "leader", "ready": all(
                 0 <= heard < 1.0 for heard in status.heard_s.values()), "status": str(status)}  # fmt: skip
+        if command["do"] == "groups":
+            self.run(self.grow(command["count"]))
+            return {}
+        if command["do"] == "idle":
+            began, cpu = time.perf_counter(), time.process_time()
+            time.sleep(command["seconds"])
+            led = [one.status() for one in self.groups]
+            return {"core_share": (time.process_time() - cpu) / (time.perf_counter() - began),
+                    "led": sum(status.role == "leader" for status in led),
+                    "leaderless": sum(status.leader is None for status in led),
+                    "term_most": max(status.term for status in led)}  # fmt: skip
         over = threading.Event()
         load = Load(command["size"], command["window"], command["seconds"], over.set,
                     lambda again: self.loop.call_soon_threadsafe(self.loop.call_later, 0.01, again))

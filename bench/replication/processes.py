@@ -60,6 +60,20 @@ class Trio:
         result["cpu_all_s"] = round(sum(node.child.cpu_s() for node in self.nodes) - before, 2)
         return result
 
+    def idle(self, groups: int, seconds: float) -> dict[str, Any]:
+        """What a node takes of a core for so many groups that do nothing, once all have leaders."""
+        for node in self.nodes:
+            self.ask(node, do="groups", count=groups)
+        while any(self.ask(node, do="idle", seconds=0.5)["leaderless"] for node in self.nodes):
+            continue
+        for node in self.nodes:
+            node.tell({"do": "idle", "seconds": seconds})
+        found = [node.answer(ANSWER_S) for node in self.nodes]
+        shares = [one["core_share"] for one in found]
+        return {"groups": groups, "core_percent": round(100 * sum(shares) / len(shares), 1),
+                "core_percent_most": round(100 * max(shares), 1), "led_most": max(one["led"] for one in found),
+                "term_most": max(one["term_most"] for one in found)}  # fmt: skip
+
     def end(self) -> None:
         for node in self.nodes:
             node.end()

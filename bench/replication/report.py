@@ -33,6 +33,9 @@ def log(console: Console, part: dict[str, Any]) -> None:
                       _of(stock, "p50_ms"), _of(ours, "p50_ms", 2), _of(ours, "p99_ms"),
                       f"{ours['p50_ms'] / fsync['p50_ms']:.1f}" if ours["p50_ms"] else "")  # fmt: skip
     console.print(table)
+    for row in part["idle"]:
+        console.print(f"{row['groups']} groups that do nothing: {row['core_percent']} % of a core in a node (most "
+                      f"{row['core_percent_most']} %), terms up to {row['term_most']}")  # fmt: skip
 
 
 def cluster(console: Console, part: dict[str, Any]) -> None:
