@@ -29,15 +29,15 @@ class Ledger:
     def __init__(self, store: Store) -> None:
         """``store``: opened and closed by the caller.
 
-        A row that is not what was written counts as none (``damaged``): the disk then is as good as new, and gets
+        A row that cannot be read, or is not what was written, counts as none (``damaged``): the disk then is as good as new, and gets
         another number, which is safe whatever the row said.
         """
         self._store = store
         self.damaged = False
-        founding, acted = store.multi_get([_FOUNDING, _ACTED])
         self._founding: Founding | None = None
         self._acted = 0
         try:
+            founding, acted = store.multi_get([_FOUNDING, _ACTED])
             self._founding = None if founding is None else _founding(_body(founding))
             self._acted = 0 if acted is None else int(_body(acted))
         except DataCorrupted:
