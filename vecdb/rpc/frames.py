@@ -22,7 +22,7 @@ import grpc
 
 from vecdb.ports.tell import Tell, tell_nobody
 from vecdb.rpc.frames_codec import MAX_FRAME_BYTES, PIECE_BYTES, join
-from vecdb.rpc.frames_server import BULK, MESSAGES, STREAM_KEY, FrameService, Received
+from vecdb.rpc.frames_server import ACCEPTED_KEY, BULK, MESSAGES, STREAM_KEY, FrameService, Received
 from vecdb.rpc.peer_channels import PeerChannels
 from vecdb.rpc.seldom import Seldom
 
@@ -180,9 +180,10 @@ class _Stream:
             metadata=((STREAM_KEY, str(_Stream.numbers)),), wait_for_ready=patient)
         try:
             async with asyncio.timeout(PATIENCE_S) as limit:
-                await call.initial_metadata()
-            if call.done():
-                return await _reason(call)
+                accepted = await call.initial_metadata()
+                if ACCEPTED_KEY not in accepted:
+                    await call.code()
+                    return await _reason(call)
             self._lived = self.up = True
             self._frames.counts["connected"] += 1
             if told:

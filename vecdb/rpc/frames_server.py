@@ -16,6 +16,8 @@ from vecdb.rpc.seldom import Seldom
 MESSAGES: Final = "Messages"
 BULK: Final = "Bulk"
 STREAM_KEY: Final = "vecdb-stream"
+ACCEPTED_KEY: Final = "vecdb-accepted"
+"""In the answer's initial metadata, which of a call that was refused is empty."""
 
 Received: TypeAlias = Callable[[str, bytes], None]
 
@@ -59,7 +61,7 @@ class FrameService(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic
                 await self._refuse_older(key, age, before[0], context)
             before[1].cancel()
             self._counts["replaced"] += 1
-        await context.send_initial_metadata(())
+        await context.send_initial_metadata(((ACCEPTED_KEY, "1"),))
         reading = asyncio.get_running_loop().create_task(self._read(greeting.node, context))
         self._streams[key] = (age, reading)
         self._came(greeting.node)

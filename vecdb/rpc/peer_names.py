@@ -18,7 +18,7 @@ PROTOCOL: Final = 1
 """Of everything on the peer port; a newer node speaks the older one until all are new."""
 DOMAIN: Final = "vecdb.internal"
 _LABEL: Final = "[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
-_AGENT: Final = re.compile(rf"vecdb-peer/([0-9]{{1,5}}) \(({_LABEL}); ({_LABEL}); ({_LABEL}); ([0-9a-f]{{1,16}})\)"
+_AGENT: Final = re.compile(rf"vecdb-peer/([1-9][0-9]{{0,4}}) \(({_LABEL}); ({_LABEL}); ({_LABEL}); ([0-9a-f]{{1,16}})\)"
                            "(?: .*)?")
 MAX_AGENT_BYTES: Final = 512
 

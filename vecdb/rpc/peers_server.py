@@ -86,6 +86,7 @@ def _channel_options(options: PeerServerOptions) -> list[tuple[str, Any]]:
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
         ("grpc.keepalive_time_ms", KEEPALIVE_MS),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+        ("grpc.http2.ping_timeout_ms", KEEPALIVE_TIMEOUT_MS),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", 100),
         ("grpc.http2.max_ping_strikes", 0),
@@ -117,7 +118,7 @@ class PeerServer:
     async def start(self) -> int:
         """Bind and serve; returns the port.  Raises :class:`Unavailable` where the address cannot be had."""
         options = self._options
-        self._server = server = grpc.aio.server(options=_channel_options(options), maximum_concurrent_rpcs=CALLS)
+        server = grpc.aio.server(options=_channel_options(options), maximum_concurrent_rpcs=CALLS)
         server.add_generic_rpc_handlers((_Guarded(self.guard, self._services),))
         try:
             port = server.add_insecure_port(options.address) if options.credentials is None \
@@ -125,9 +126,10 @@ class PeerServer:
         except RuntimeError:
             port = 0
         if not port:
+            del server  # it ends in the loop that runs now, not whenever this error is forgotten
             raise Unavailable(f"cannot listen for other nodes on {options.address}: it is in use, not of this machine, "
                               "or not allowed", address=options.address)
-        self.port = int(port)
+        self._server, self.port = server, int(port)
         await server.start()
         return self.port
 
