@@ -6,6 +6,7 @@ Times of elections are short, and long enough for a machine with other work.
 import asyncio
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -31,12 +32,18 @@ _connect = vecdb.connect
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago, each another one."""
+    """Ports that were free a moment ago, each another one.
+
+    Below those that the system gives to outgoing connections: while a node is down, one of these might take its port.
+    """
+    found: list[int] = []
     with ExitStack() as stack:
-        held = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in held:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in held]
+        while len(found) < count:
+            port = random.randrange(15_000, 32_000)
+            with suppress(OSError):
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+                found.append(port)
+    return found
 
 
 def wait_for(found: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
