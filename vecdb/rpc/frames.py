@@ -96,11 +96,11 @@ class GrpcFrames:
 
     def _came(self, node: str) -> None:
         """A node has opened a stream to us, so it can be reached."""
-        for lane in (MESSAGES, BULK):
-            stream = self._streams.get((node, lane))
-            if stream is not None and not stream.up:
-                self.channels.hurry(node)
-                stream.hurry.set()
+        waiting = [stream for (name, _), stream in self._streams.items() if name == node and not stream.up]
+        if waiting:
+            renewed = self.channels.hurry(node)
+            for stream in waiting:
+                stream.hurry(renewed)
 
 
 class _Stream:
@@ -115,7 +115,8 @@ class _Stream:
         self.waiting = 0
         """Bytes queued and under way."""
         self.up = False
-        self.hurry = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._attempt: Any = None
         self._loop = asyncio.get_running_loop()
         self._news: asyncio.Future[None] | None = None
         self._lived = False
@@ -138,6 +139,12 @@ class _Stream:
             self._trim(AWAY_BYTES)
         elif self._news is not None:
             self._wake()
+
+    def hurry(self, anew: bool) -> None:
+        """Try again at once; ``anew``: what is being tried has no prospects."""
+        self._hurry.set()
+        if anew and self._attempt is not None and not self.up:
+            self._attempt.cancel()
 
     def _wake(self, _: Any = None) -> None:
         if self._news is not None and not self._news.done():
@@ -165,21 +172,22 @@ class _Stream:
             patient = not patient if not self._lived else False
             if why:
                 told = self._frames.seldom("warning", "peer_away", self._lane.lower(), self._node, why=why) or told
-            self.hurry.clear()
             try:
-                await asyncio.wait_for(self.hurry.wait(), pause * random.uniform(0.5, 1.0))
+                await asyncio.wait_for(self._hurry.wait(), pause * random.uniform(0.5, 1.0))
             except TimeoutError:
                 pause = min(2 * pause, PAUSE_S[1])
+            self._hurry.clear()
 
     async def _once(self, patient: bool, told: bool) -> str:
         """One stream from its beginning to its end; returns why it ended, nothing if only patience did."""
         self._lived = False
         _Stream.numbers += 1
         path = f"/vecdb.internal.v1.Raft/{self._lane}"
-        call = self._frames.channels.channel(self._node).stream_unary(path)(
-            metadata=((STREAM_KEY, str(_Stream.numbers)),), wait_for_ready=patient)
+        call: Any = None
         try:
-            async with asyncio.timeout(PATIENCE_S) as limit:
+            call = self._attempt = self._frames.channels.channel(self._node).stream_unary(path)(
+                metadata=((STREAM_KEY, str(_Stream.numbers)),), wait_for_ready=patient)
+            async with asyncio.timeout(PATIENCE_S):
                 accepted = await call.initial_metadata()
                 if ACCEPTED_KEY not in accepted:
                     await call.code()
@@ -194,10 +202,18 @@ class _Stream:
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             return await _reason(call)
         except TimeoutError:
-            return "" if patient and limit.expired() else "no answer"
+            return "" if patient else "no answer"
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            return ""  # it is the call that was cancelled, to be made anew
+        except Exception as error:  # a stream must not end for good while the node lives
+            return f"{type(error).__name__}: {error}"[:300]
         finally:
-            self.up = False
-            call.cancel()
+            self.up, self._attempt = False, None
+            if call is not None:
+                call.cancel()
             self.waiting = sum(map(len, self._queue))
             self._trim(AWAY_BYTES)
 

@@ -19,6 +19,9 @@ STREAM_KEY: Final = "vecdb-stream"
 ACCEPTED_KEY: Final = "vecdb-accepted"
 """In the answer's initial metadata, which of a call that was refused is empty."""
 
+AT_ONCE: Final = 256
+"""Frames taken in a row; then others of the loop have their turn."""
+
 Received: TypeAlias = Callable[[str, bytes], None]
 
 
@@ -103,7 +106,9 @@ class FrameService(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic
             if received is None:
                 counts["dropped_early"] += len(frames)
                 continue
-            for frame in frames:
+            for at, frame in enumerate(frames, 1):
+                if not at % AT_ONCE:
+                    await asyncio.sleep(0)
                 try:
                     received(node, frame)
                 except Exception as error:  # ours, not the sender's; the stream must not die of it

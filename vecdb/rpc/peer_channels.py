@@ -2,7 +2,8 @@
 
 A channel greets with every call (:mod:`vecdb.rpc.peer_names`), shows this node's certificate and accepts only that of
 the node it leads to.  A dead connection is found within two seconds by pings, a node that comes back within half a
-second, at once when it calls here first (:meth:`PeerChannels.hurry`).
+second, at once when it calls here first (:meth:`PeerChannels.hurry`).  What is found is the connection: a node whose
+loop is stuck answers pings, and replication finds it.
 """
 
 import asyncio
@@ -17,11 +18,17 @@ from vecdb.rpc.peer_names import Greeting, certificate_name
 from vecdb.rpc.tls import Certificates
 
 KEEPALIVE_MS: Final = 1_000
-KEEPALIVE_TIMEOUT_MS: Final = 1_000
-CONNECT_MS: Final = 3_000
+KEEPALIVE_TIMEOUT_MS: Final = 1_250
+CONNECT_MS: Final = 1_500
+"""A first packet that is lost is repeated after one second, and a second after three: rather begin again."""
 BACKOFF_MS: Final = (50, 500)
+STUCK_S: Final = 0.5
+"""An attempt to connect that has taken so long may be given up when the node shows that it is there."""
+RESOLVE_MS: Final = 1_000
+"""How often a name is resolved anew at most, while it leads nowhere."""
 LINGER_S: Final = 5.0
 """What calls on a channel that was replaced have to end."""
+_AWAY: Final = (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.CONNECTING)
 
 
 class PeerChannels:
@@ -37,7 +44,8 @@ class PeerChannels:
         self.addresses = dict(addresses)
         self.incarnation = time.time_ns() if incarnation is None else incarnation
         self._tls = tls
-        self._channels: dict[str, tuple[int, Any]] = {}
+        self._channels: dict[str, tuple[int, float, Any]] = {}
+        """By node: of which certificates, since when, and the channel."""
         self._ending: set[asyncio.Task[None]] = set()
         self._closed = False
 
@@ -46,14 +54,19 @@ class PeerChannels:
         generation = 0 if self._tls is None else self._tls.generation
         made = self._channels.get(node)
         if made is not None and made[0] == generation:
-            return made[1]
+            return made[2]
         return self._renew(node, generation)
 
-    def hurry(self, node: str) -> None:
-        """The node has shown that it is there: do not wait until the next attempt to reach it."""
+    def hurry(self, node: str) -> bool:
+        """The node has shown that it is there: do not wait until the next attempt to reach it.
+
+        Returns whether there is a new channel now: calls that wait on the old one are better made again.
+        """
         made = self._channels.get(node)
-        if made is not None and made[1].get_state() is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
-            self._renew(node, made[0])
+        if made is None or time.monotonic() - made[1] < STUCK_S or made[2].get_state() not in _AWAY:
+            return False
+        self._renew(node, made[0])
+        return True
 
     def _renew(self, node: str, generation: int) -> Any:
         if node not in self.addresses or node == self.node or self._closed:
@@ -61,11 +74,11 @@ class PeerChannels:
                                   limit=sorted(self.addresses))
         old = self._channels.get(node)
         if old is not None:
-            task = asyncio.get_running_loop().create_task(old[1].close(LINGER_S))
+            task = asyncio.get_running_loop().create_task(old[2].close(LINGER_S))
             self._ending.add(task)
             task.add_done_callback(self._ending.discard)
         channel = self._make(node)
-        self._channels[node] = (generation, channel)
+        self._channels[node] = (generation, time.monotonic(), channel)
         return channel
 
     def _make(self, node: str) -> Any:
@@ -84,6 +97,7 @@ class PeerChannels:
             ("grpc.max_reconnect_backoff_ms", BACKOFF_MS[1]),
             # Shared among channels, a new channel would wait where the old one did.
             ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.dns_min_time_between_resolutions_ms", RESOLVE_MS),
             ("grpc.enable_retries", 0),
             ("grpc.enable_http_proxy", 0),
         ]
@@ -96,7 +110,7 @@ class PeerChannels:
         """End all channels and the calls on them."""
         self._closed = True
         channels, self._channels = self._channels, {}
-        for _, channel in channels.values():
+        for _, _, channel in channels.values():
             await channel.close()
         for task in list(self._ending):
             task.cancel()

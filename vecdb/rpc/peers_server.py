@@ -91,6 +91,9 @@ def _channel_options(options: PeerServerOptions) -> list[tuple[str, Any]]:
         ("grpc.http2.min_ping_interval_without_data_ms", 100),
         ("grpc.http2.max_ping_strikes", 0),
         ("grpc.http2.max_pings_without_data", 0),
+        # Beyond 1,000 calls that the loop has not taken yet gRPC would cancel some, without a word of why.
+        ("grpc.server.max_pending_requests", CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", 2 * CALLS),
         ("grpc.so_reuseport", 0),
     ]
 

@@ -16,7 +16,7 @@ from tests.peer_transports import CLUSTER, Transport, certificates, issued, unti
 from vecdb.rpc.frames import AWAY_BYTES
 from vecdb.rpc.frames_codec import MAX_FRAME_BYTES, join
 from vecdb.rpc.frames_server import STREAM_KEY
-from vecdb.rpc.peer_channels import PeerChannels
+from vecdb.rpc.peer_channels import STUCK_S, PeerChannels
 from vecdb.rpc.peer_names import Greeting
 
 PATH = "/vecdb.internal.v1.Raft/Messages"
@@ -238,7 +238,7 @@ def test_a_node_that_calls_first_is_called_back_at_once():
         one.frames.send("n2", b"?")
         await until(lambda: ("peer_away", "messages") in one.events())
         hurried = []
-        one.channels.hurry = hurried.append
+        one.channels.hurry = lambda node: hurried.append(node) or False
         two = Transport("n2", addresses)
         await two.start(addresses["n2"])
         two.frames.send("n1", b"here I am")
@@ -247,6 +247,48 @@ def test_a_node_that_calls_first_is_called_back_at_once():
         assert hurried in ([], ["n2"])  # none if the next attempt was due just then
         await one.stop()
         await two.stop()
+
+    run(story())
+
+
+def test_an_attempt_that_hangs_is_given_up_when_the_other_node_calls():
+    """Nobody answers at its address, as in a network that was cut: the kernel drops what a full queue cannot hold."""
+
+    async def story():
+        with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+            address = f"127.0.0.1:{full.getsockname()[1]}"
+            fillers = [socket.socket() for _ in range(3)]
+            for filler in fillers:
+                filler.setblocking(False)
+                filler.connect_ex(full.getsockname())
+            one = await Transport("n1", {"n2": address}).start()
+            one.frames.send("n2", b"?")
+            hanging = one.channels.channel("n2")
+            await asyncio.sleep(1.5 * STUCK_S)
+            assert hanging.get_state() in (grpc.ChannelConnectivity.CONNECTING,
+                                           grpc.ChannelConnectivity.TRANSIENT_FAILURE)
+            assert not one.frames.connected("n2")
+            for filler in fillers:
+                filler.close()
+        two = await Transport("n2", one.addresses).start()  # on another port: where it is reached has changed
+        two.frames.send("n1", b"here I am")
+        await until(lambda: one.frames.connected("n2"))
+        assert one.channels.channel("n2") is not hanging
+        await heard(one, two, b"there you are")
+        await one.stop()
+        await two.stop()
+
+    run(story())
+
+
+def test_streams_outlive_channels_that_cannot_be_had():
+    async def story():
+        async with nodes("n1", "n2") as (one, two):
+            make, one.channels._make = one.channels._make, None
+            one.frames.send("n2", b"x")
+            await until(lambda: ("peer_away", "messages") in one.events())
+            one.channels._make = make
+            await heard(one, two, b"y")
 
     run(story())
 
