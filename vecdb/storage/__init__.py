@@ -23,11 +23,12 @@ data); the log's chain of sequence numbers is checked before RocksDB replays it
 (:mod:`vecdb.storage.wal`); what the MANIFEST is known to hold is kept beside it (:mod:`vecdb.storage.expect`).
 
 **A torn end is not damage.** Power loss tears what was not synced, and nobody was promised that.  Which bytes of the
-log were synced is not recorded (that would be a second fsync for every first), so the end of the newest log
-is judged by its looks (:mod:`vecdb.storage.torn`): bytes behind which no record begins, and which neither one flipped
-bit nor a wrong length explains, are moved to a file of their own, named by ``RocksStore.recovered_tail``.  The price:
-where a medium garbles whole sectors at the end of the newest log *after* their sync, the records in them are dropped
-with that notice instead of an error.  Closing flushes the memtable, so a store closed in order has no log to lose.
+log were synced is noted (:mod:`vecdb.storage.synced`), but the note may be older than the log (that it never is would
+cost a second fsync for every first), so beyond it the end of the newest log is judged by its looks
+(:mod:`vecdb.storage.torn`): bytes behind which no record begins, and which neither one flipped bit nor a wrong length
+explains, are moved to a file of their own, named by ``RocksStore.recovered_tail``.  The price: where a power cut takes
+the note, and a medium garbles whole sectors at the end of the newest log *after* their sync, the records in them are
+dropped with that notice instead of an error.  Closing flushes the memtable, so a store closed in order has no log to lose.
 The opposite price: of several unsynced writes the disk may have kept a later and lost an earlier; that stays
 ``DataCorrupted``, as it cannot be told from damage to what was promised.
 

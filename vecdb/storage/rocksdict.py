@@ -25,10 +25,12 @@ from vecdb.storage.group_commit import GroupCommit
 from vecdb.storage.options import StoreResources, shared_resources, store_options
 from vecdb.storage.paths import make_directory
 from vecdb.storage.scan import RowScan
-from vecdb.storage.synced import SyncNote, check_synced
+from vecdb.storage.synced import SyncNote, check_synced, check_torn
 
 SCAN_READAHEAD_BYTES = 1 << 20
 STALL_LIMIT_S = 60.0
+NOTE_WAIT_S = 0.01
+"""For a moment between two writes; a sync that finds none goes without a note, and the older one stays true."""
 STALL_PAUSE_S = 0.005
 _STALL = "Write stall"
 
@@ -262,6 +264,8 @@ class RocksStore:
 
     def _found_torn(self) -> bool:
         self._tail = torn.find(self._path, self._oldest_log_needed() or 0)
+        if self._tail is not None:
+            check_torn(self._path, self._tail.log, self._tail.offset)
         return self._tail is not None
 
     def _open_checked(self) -> Rdict:
@@ -390,12 +394,19 @@ class RocksStore:
         self._manifest.renew()
 
     def _flush_log(self) -> None:
-        written = self._synced.newest()
+        # In the middle of a write the log would end inside a record.  Whoever writes may be waiting for compaction.
+        between = self._write_lock.acquire(timeout=NOTE_WAIT_S)
+        try:
+            written = self._synced.newest() if between else None
+        finally:
+            if between:
+                self._write_lock.release()
         try:
             self._db.flush_wal(True)
         except Exception as error:
             raise self._fail(error, "syncing") from error
-        self._synced.tell(written)
+        if between:
+            self._synced.tell(written)
         self._manifest.renew()  # a look at its size, unless a flush or compaction has ended meanwhile
 
     def _check_writable(self) -> None:

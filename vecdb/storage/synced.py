@@ -2,9 +2,11 @@
 
 RocksDB takes a log that is cut, emptied or gone for one that stopped there, and the acknowledged records behind
 are missing without a word.  After each sync the file ``SYNCED`` is told the log's name and the size it had when the
-sync began: at least so much is on the disk.  The note itself is not synced, which would double the cost of a write: a
-killed process leaves it in the kernel's hands, and after a power cut it is at worst older, so it never claims too
-much.  A log the MANIFEST no longer needs may be shorter or gone; a note that is missing or broken demands nothing.
+sync began: at least so much is on the disk, and it ends with a record, for nobody writes while the size is read.  The
+note itself is not synced, which would double the cost of a write: a killed process leaves it in the kernel's hands, and
+after a power cut it is at worst older, so it never claims too much.  A log the MANIFEST no longer needs may be shorter
+or gone; a note that is missing or broken demands nothing.  What looks like a torn end (:mod:`vecdb.storage.torn`) and
+was synced is none.
 """
 
 import contextlib
@@ -41,6 +43,14 @@ def check_synced(directory: Path, oldest_needed: Callable[[], int | None]) -> No
     what = "is missing" if there < 0 else f"ends at byte {there}"
     raise DataCorrupted(f"{log} {what}, and {size} bytes of it or more had been synced", path=str(log), region="log",
                         offset=max(there, 0))
+
+
+def check_torn(directory: Path, log: Path, offset: int) -> None:
+    """Raise :class:`DataCorrupted` if what looks like a torn end of ``log``, from ``offset`` on, had been synced."""
+    note = _read(directory)
+    if note is not None and note[0] == int(log.stem) and offset < note[1]:
+        raise DataCorrupted(f"{log} cannot be read from byte {offset} on, and {note[1]} bytes of it or more had been "
+                            "synced", path=str(log), region="log", offset=offset)
 
 
 class SyncNote:

@@ -8,10 +8,12 @@ a record, that rest is a torn end: it is copied to ``<log>.<offset>.torn``, and 
 It stays damage, which nobody repairs in silence,
 
 - where a valid record follows, in this log or a newer one: later writes were begun, so this one may have been promised;
-- where one flipped bit, or a wrong length, explains the bad record: a torn write loses sectors, not bits.
+- where one flipped bit, or a wrong length, explains the bad record: a torn write loses sectors, not bits;
+- where it is noted that those bytes had been synced (:mod:`vecdb.storage.synced`, asked by the store).
 
-What remains: bytes of the newest log's last records lost *after* they were synced, by zeros or garbage, look the same
-as a torn write.  Only a log that was not yet flushed runs that risk; closing flushes, and leaves none.
+What remains: where that note is gone, too, bytes of the newest log's last records lost *after* they were synced, by
+zeros or garbage, look the same as a torn write.  Only a log that was not yet flushed runs that risk; closing flushes,
+and leaves none.
 """
 
 import os

@@ -1,5 +1,6 @@
 """A log that lost its end is damage where that end was synced, and a torn write where it was not."""
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,6 +48,32 @@ def test_a_synced_end_that_is_gone_is_named(tmp_path: Path, harm: Callable[[Path
     with pytest.raises(DataCorrupted, match="had been synced") as caught:
         RocksStore(path, read_only=read_only)
     assert caught.value.fields["path"] == str(log)
+
+
+@pytest.mark.parametrize("count", [3, 100, 1000])
+@pytest.mark.parametrize("noise", [False, True])
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_synced_end_of_zeros_or_noise_is_no_torn_write(tmp_path: Path, count: int, noise: bool,
+                                                        read_only: bool) -> None:
+    """What a power cut does to a write nobody was promised looks just so."""
+    path = tmp_path / "s"
+    run_python(WRITER, path)
+    log = _log(path)
+    harmed = log.read_bytes()[:-count] + (random.Random(count).randbytes(count) if noise else bytes(count))
+    log.write_bytes(harmed)
+    for _ in range(2):
+        with pytest.raises(DataCorrupted) as caught:
+            RocksStore(path, read_only=read_only)
+        assert caught.value.fields["path"] == str(log)
+    assert log.read_bytes() == harmed
+
+
+def test_the_unsynced_end_alone_may_be_torn(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    run_python(WRITER, path, "more")
+    log = _log(path)
+    log.write_bytes(log.read_bytes()[:-400] + bytes(400))
+    assert len(_keys(path)) == 200
 
 
 def test_an_unsynced_end_that_is_gone_is_none_of_ours(tmp_path: Path) -> None:

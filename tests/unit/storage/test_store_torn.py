@@ -17,12 +17,11 @@ SEED = 7
 
 
 def live(tmp_path: Path, sizes: list[int]) -> tuple[Path, Path]:
-    """A store as a killed process leaves it, one log record of one row per size; and its log."""
+    """A store as a killed process leaves it that never synced, one log record of one row per size; and its log."""
     noise = random.Random(SEED)
     with RocksStore(tmp_path / "live") as store:
         for number, size in enumerate(sizes):
             store.write(Mutations(puts=[(b"k%05d" % number, noise.randbytes(size))]))
-        store.sync()
         shutil.copytree(tmp_path / "live", tmp_path / "s")
     (tmp_path / "s" / "LOCK").unlink()
     return tmp_path / "s", next((tmp_path / "s").glob("*.log"))
