@@ -29,8 +29,8 @@ class Ledger:
     def __init__(self, store: Store) -> None:
         """``store``: opened and closed by the caller.
 
-        A row that cannot be read, or is not what was written, counts as none (``damaged``): the disk then is as good as new, and gets
-        another number, which is safe whatever the row said.
+        A row that cannot be read, or is not what was written, counts as none (``damaged``): the disk then is as good
+        as new, and gets another number, which is safe whatever the row said.
         """
         self._store = store
         self.damaged = False
