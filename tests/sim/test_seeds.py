@@ -88,6 +88,6 @@ def test_a_failure_prints_its_seed_its_commit_and_a_trace(monkeypatch, capsys):
     mutants.promises_before_the_disk(monkeypatch)
     assert sim.main(["--seeds", "1", "--first", "1"]) == 1
     said = capsys.readouterr().out
-    assert "sim: seed 1 at commit " in said
+    assert "sim: seed 1 (registers) at commit " in said
     assert "raft_leader" in said
     assert "sim: failed: [1]" in said

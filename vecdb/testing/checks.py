@@ -43,7 +43,9 @@ class Judge:
         """By group and term: the last index that was known to be committed first in that term."""
         self._looked: dict[int, tuple[Replica, int]] = {}
         self._digests: dict[tuple[int, int], tuple[int, str]] = {}
-        cluster.seen, cluster.told, cluster.rejoined = self._seen, self._told, self._rejoined
+        judging = cluster.world.judging
+        cluster.seen, cluster.told = judging(self._seen), judging(self._told)
+        cluster.rejoined = judging(self._rejoined)
         cluster.world.after_each = self.look
 
     def look(self) -> None:

@@ -11,7 +11,7 @@ from functools import partial
 from random import Random
 from typing import Any, TypeVar
 
-from vecdb.core.errors import Unavailable
+from vecdb.core.errors import StorageError, Unavailable
 from vecdb.ports.replicator import Position
 from vecdb.raft.host import Host
 from vecdb.raft.log import Batch, LogStore, entry_key, meta_key
@@ -176,7 +176,7 @@ class Node:
                          settings=self.cluster.settings, tell=self.cluster.tell)
         self.act(self.home.begin)
         for group in sorted(self.members):
-            self.act(partial(self.take_up, group))
+            self._open(group)
         world.say(self.name, "starts", groups=sorted(self.members))
         self._tick_later(self.shell, world.random.uniform(0, TICK_S))
         self.act(self.host.turn)
@@ -210,19 +210,27 @@ class Node:
             if self.shell is not shell or shell is None or host.failure is not None or group in host.replicas:
                 return
             if shell.busy(group):
-                self.cluster.world.at(0.01, later)
+                self.cluster.world.at(0.01, again)
                 return
-            try:
-                self.home.let_go(group, forget=forget)
-                self.take_up(group)
-                host.turn()
-            except Unavailable:
-                self.cluster.world.at(0.01, later)
+            self.act(partial(self.home.let_go, group, forget=forget))
+            self._open(group)
 
-        def later() -> None:
-            self.act(again)
+        again()
 
-        later()
+    def _open(self, group: int) -> None:
+        """Take up a group, now or when its disk takes it and its last batch is written."""
+        shell, host = self.shell, self.host
+        assert host is not None
+
+        def again() -> None:
+            if self.shell is shell and host.failure is None and group not in host.replicas:
+                try:
+                    self.act(partial(self.take_up, group))
+                    self.act(host.turn)
+                except (Unavailable, StorageError):
+                    self.cluster.world.at(0.01, again)
+
+        again()
 
     def _tick_later(self, shell: SimShell, delay: float) -> None:
         def tick() -> None:

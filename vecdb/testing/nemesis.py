@@ -19,6 +19,8 @@ class Nemesis:
         self.judge = judge
         self.groups = groups
         self.stopped = False
+        self.pause_s = 0.1, 1.5
+        """Between one thing and the next."""
         self._plagues: list[tuple[int, Callable[[], None]]] = [
             (6, self._crash), (3, self._pause), (4, self._partition), (4, self._isolate_leader), (2, self._one_way),
             (3, self._storm), (2, self._slow_disk), (2, self._members), (2, self._transfer), (2, self._damage),
@@ -35,7 +37,7 @@ class Nemesis:
             return
         weights = [weight for weight, _ in self._plagues]
         self.world.random.choices([plague for _, plague in self._plagues], weights)[0]()
-        self.world.at(self.world.random.uniform(0.1, 1.5), self._next)
+        self.world.at(self.world.random.uniform(*self.pause_s), self._next)
 
     def heal(self) -> None:
         """Everything works again."""

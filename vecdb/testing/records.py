@@ -21,6 +21,7 @@ from vecdb.testing.linear import NEVER
 
 IDS: Final[tuple[RecordId, ...]] = (0, 1, 2**40, "a", "b/ü", "c")
 """Numbers and strings."""
+MANY: Final[tuple[RecordId, ...]] = (*IDS, *range(100, 118))
 EVEN, ODD = "p == 0", "p == 1"
 
 
@@ -98,12 +99,13 @@ class Read:
     request: QueryRequest | None = None
 
 
-def draw_write(random: Random, values: Sequence[int], known: Sequence[tuple[RecordId, int]], dim: int) -> Write:
+def draw_write(random: Random, ids: Sequence[RecordId], values: Sequence[int], known: Sequence[tuple[RecordId, int]],
+               dim: int) -> Write:
     """``values``: that many fresh ones at least; ``known``: records and values that were written lately."""
     kind = random.choices(("upsert", "batch", "delete", "delete_if", "delete_even", "update"), (8, 2, 3, 2, 1, 4))[0]
-    one = random.choice(IDS)
+    one = random.choice(ids)
     if kind == "batch":
-        chosen = random.sample(IDS, random.randint(2, 3))
+        chosen = random.sample(ids, random.randint(2, 3))
         return _upsert(kind, chosen, values, dim)
     if kind == "delete":
         return Write(kind, DeleteIds((one,)), {one: ("delete", 0, 0)})
@@ -111,7 +113,7 @@ def draw_write(random: Random, values: Sequence[int], known: Sequence[tuple[Reco
         one, value = random.choice(known)
         return Write(kind, DeleteWhere(parse(f"v == {value}")), {one: ("delete_if", 0, value)})
     if kind == "delete_even":
-        return Write(kind, DeleteWhere(parse(EVEN)), dict.fromkeys(IDS, ("delete_even", 0, 0)))
+        return Write(kind, DeleteWhere(parse(EVEN)), dict.fromkeys(ids, ("delete_even", 0, 0)))
     if kind == "update":
         return Write(kind, UpdateMetadata((one,), (metadata_of(values[0]),)), {one: ("update", values[0], 0)})
     return _upsert("upsert", [one], values, dim)
@@ -124,11 +126,11 @@ def _upsert(kind: str, ids: Sequence[RecordId], values: Sequence[int], dim: int)
     return Write(kind, batch, {one: ("upsert", value, 0) for one, value in given.items()})
 
 
-def draw_read(random: Random, dim: int) -> Read:
+def draw_read(random: Random, ids: Sequence[RecordId], dim: int) -> Read:
     kind = random.choices(("fetch", "count", "query"), (5, 1, 3))[0]
     where = random.choice((None, None, ODD, EVEN))
     if kind == "fetch":
-        return Read(kind, ids=tuple(random.sample(IDS, random.choice((1, 1, 2, len(IDS))))))
+        return Read(kind, ids=tuple(random.sample(ids, random.choice((1, 1, 2, len(ids))))))
     if kind == "count":
         return Read(kind, where=None if where is None else parse(where))
     vectors = np.stack([vector_of(random.randrange(1 << 30), dim) for _ in range(random.choice((1, 1, 3)))])

@@ -1,6 +1,6 @@
 """Those who write and read records in a simulated cluster, at every consistency; all they are told is written down."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from vecdb.core.calls import Consistency, WriteToken
@@ -36,6 +36,8 @@ class _Call:
     consistency: Consistency = Consistency.EVENTUAL
     attempts: int = 0
     over: bool = False
+    again: WriteResult | None = None
+    """Of a command that was answered before: what it did."""
     least: int = 0
     """The log index that a read must have seen."""
 
@@ -49,6 +51,7 @@ class ShardClient:
     history: RecordHistory
     number: int
     groups: list[int]
+    ids: Sequence[RecordId]
     think_s: float = 0.05
     stopped: bool = False
     busy: bool = False
@@ -56,6 +59,8 @@ class ShardClient:
     _values: int = 0
     _guess: dict[int, str] = field(default_factory=dict)
     _session: dict[int, int] = field(default_factory=dict)
+    _sent: dict[int, list[tuple[bytes, bytes, WriteResult]]] = field(default_factory=dict)
+    """Commands that were answered, with their tokens and answers."""
     _known: dict[int, list[tuple[RecordId, int]]] = field(default_factory=dict)
 
     def start(self) -> None:
@@ -70,10 +75,12 @@ class ShardClient:
         random = self.cluster.world.random
         group = random.choice(self.groups)
         chance = random.random()
-        if chance < 0.5:
+        if chance < 0.47:
             self.write(group)
+        elif chance < 0.5:
+            self._once_more(group)
         elif chance < 0.95:
-            self.read(group, draw_read(random, DIM), random.choice(list(Consistency)))
+            self.read(group, draw_read(random, self.ids, DIM), random.choice(list(Consistency)))
         else:
             command = codec.encode(Mark()) if chance < 0.99 else NONSENSE
             self._ask(_Call(group, self.cluster.world.now, command), self._later)
@@ -83,7 +90,7 @@ class ShardClient:
         values = [self.number * 1_000_000 + self._values + at for at in range(1, 4)]
         self._values += 3
         self._sequence += 1
-        write = draw_write(world.random, values, self._known.get(group, ()), DIM)
+        write = draw_write(world.random, self.ids, values, self._known.get(group, ()), DIM)
         for one, (_, value, _) in write.touched.items():
             if value:
                 self._known[group] = [*self._known.get(group, [])[-5:], (one, value)]
@@ -91,6 +98,16 @@ class ShardClient:
         token = WriteToken(key, self._sequence)
         world.happened[f"calls_{write.kind}"] += 1
         self._ask(_Call(group, world.now, codec.encode(write.command, token), key, write), then or self._later)
+
+    def _once_more(self, group: int) -> None:
+        """Send a command that was answered once more: somebody on its way may have kept it."""
+        sent = self._sent.get(group)
+        if not sent:
+            self.write(group)
+            return
+        command, key, told = self.cluster.world.random.choice(sent)
+        self.cluster.world.happened["calls_once_more"] += 1
+        self._ask(_Call(group, self.cluster.world.now, command, key, again=told), self._later)
 
     def read(self, group: int, read: Read, consistency: Consistency, then: Callable[[], None] | None = None) -> None:
         call = _Call(group, self.cluster.world.now, read=read, consistency=consistency)
@@ -206,8 +223,10 @@ class ShardClient:
     def _done(self, call: _Call, result: object) -> None:
         """Write down what became of a command."""
         write = call.write
+        if call.again is not None and result is not None and result != call.again:
+            raise Violation(f"{call.token.decode()} did {call.again}, and once more {result}")
         if write is None:
-            assert result is None or call.read is not None or isinstance(result, MarkResult)
+            assert call.again is not None or result is None or call.read is not None or isinstance(result, MarkResult)
             return
         told = result if isinstance(result, WriteResult) else None
         end = NEVER if told is None else self.cluster.world.now
@@ -215,6 +234,7 @@ class ShardClient:
             found = None if told is None else write.found(one, told)
             self.history.step(call.group, one, RecordStep(kind, call.start, end, value, expected, found))
         if told is not None:
+            self._sent[call.group] = [*self._sent.get(call.group, [])[-9:], (call.command, call.token, told)]
             self.history.acknowledge(call.group, call.token, told)
             self._session[call.group] = max(self._session.get(call.group, 0), told.log_index)
 

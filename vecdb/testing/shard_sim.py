@@ -21,7 +21,7 @@ from vecdb.services.settings import EngineSettings
 from vecdb.testing.checks import converged
 from vecdb.testing.cluster import SETTINGS, Cluster, Node
 from vecdb.testing.nemesis import Nemesis
-from vecdb.testing.records import IDS, Read
+from vecdb.testing.records import IDS, MANY, Read
 from vecdb.testing.shard_checks import RecordHistory, ShardJudge, linear, survived, whole
 from vecdb.testing.shard_clients import ShardClient
 from vecdb.testing.shards import ShardHome, ShardWorld, Watched, quietly
@@ -35,7 +35,7 @@ CLIENTS: Final = 4
 FAULTS_S: Final = 10.0
 HEALING_S: Final = 30.0
 RAFT: Final = replace(SETTINGS, window_bytes=1 << 14, batch_bytes=1 << 12, uncommitted_bytes=1 << 15,
-                      apply_bytes=1 << 12, log_bytes=1 << 13, checkpoint_bytes=1 << 12, chunk_bytes=1 << 12, fetches=4)
+                      apply_bytes=1 << 12, log_bytes=1 << 13, checkpoint_bytes=1 << 12, chunk_bytes=1 << 13, fetches=4)
 """Small bounds for commands of a hundred bytes and snapshots of some ten thousand."""
 
 
@@ -65,13 +65,14 @@ class ShardRun:
         self.world = world
         random = world.random
         self.groups = [1, 2] if random.random() < 0.3 else [1]
+        self.ids = random.choice((IDS, MANY))
         settings = EngineSettings(seal_records=random.choice((4, 8, 16, 1 << 20)), merge_factor=random.choice((2, 3)),
                                   dead_fraction=random.choice((0.25, 0.5)), background=False, replicated=True)
         index = IndexSpec(kind=random.choice(("auto", "hnsw")), m=4, ef_construction=16)  # type: ignore[arg-type]
         self.shards = ShardWorld(world, root, synced, settings, index,
-                                 lambda *told: self.judge.applied(*told))
+                                 world.judging(lambda *told: self.judge.applied(*told)))
         self.cluster = Cluster(world, NODES, RAFT, lambda node: self.shards.home(node.name))
-        self.judge = ShardJudge(self.cluster)
+        self.judge: ShardJudge = ShardJudge(self.cluster)
         self.history = RecordHistory()
         world.say("world", "shards", groups=self.groups, seal_records=settings.seal_records, index=index.kind.value)
 
@@ -79,7 +80,7 @@ class ShardRun:
         world = self.world
         for group in self.groups:
             self.cluster.form(group, MEMBERS[group])
-        clients = [ShardClient(self.cluster, self.judge, self.history, number, self.groups)
+        clients = [ShardClient(self.cluster, self.judge, self.history, number, self.groups, self.ids)
                    for number in range(1, CLIENTS + 1)]
         nemesis = ShardNemesis(self.cluster, self.judge, self.groups)
         self.cluster.start()
@@ -112,7 +113,7 @@ class ShardRun:
                         node.renew(group)
                 else:
                     node.shell.run(f"upkeep/{group}", partial(self._tend, node, group), lambda done, error: None)
-            self.world.at(random.uniform(0.05, 0.4), look)
+            self.world.at(random.uniform(0.2, 1.0), look)
 
         self.world.at(random.uniform(0.0, 0.4), look)
 
@@ -122,21 +123,25 @@ class ShardRun:
         return home.disk.failing
 
     def _tend(self, node: Node, group: int) -> None:
-        home = node.home
+        """What is due, one thing after another."""
+        home, happened = node.home, self.world.happened
         assert isinstance(home, ShardHome)
-        done: list[str | None] = []
-        failed = quietly(lambda: done.append(home.tend(group)))
+
+        def all_due() -> None:
+            while (done := home.tend(group)) is not None:
+                happened[f"upkeep_{done}"] += 1
+
+        failed = quietly(all_due)
         if failed:
-            self.world.happened["upkeep_failed"] += 1
+            happened["upkeep_failed"] += 1
             self.world.say(node.name, "upkeep failed", group=group, why=failed)
-        elif done[0] is not None:
-            self.world.happened[f"upkeep_{done[0]}"] += 1
 
     def _recover(self) -> None:
         """Every group takes a write, answers reads of all its records, and its members become equal and whole."""
-        last = ShardClient(self.cluster, self.judge, self.history, CLIENTS + 1, self.groups)
+        last = ShardClient(self.cluster, self.judge, self.history, CLIENTS + 1, self.groups, self.ids)
+        everything = Read("fetch", self.ids)
         for group in self.groups:
-            for ask in (last.write, partial(last.read, read=Read("fetch", IDS), consistency=Consistency.LINEARIZABLE)):
+            for ask in (last.write, partial(last.read, read=everything, consistency=Consistency.LINEARIZABLE)):
                 given_up = self.world.happened["calls_given_up"]
                 ask(group, then=lambda: None)
                 if not self.world.run_until(lambda: not last.busy, HEALING_S) or \
@@ -163,7 +168,23 @@ class ShardNemesis(Nemesis):
 
     def __init__(self, cluster: Cluster, judge: ShardJudge, groups: list[int]) -> None:
         super().__init__(cluster, judge, groups)
-        self._plagues += [(3, self._hurt), (8, self._crash), (2, self._members)]
+        self.pause_s = 0.05, 0.8
+        self._plagues += [(3, self._hurt), (4, self._crash), (2, self._members), (8, self._cut)]
+
+    def _cut(self) -> None:
+        """Let the power go in the middle of something that takes long, the next time there is something of the kind."""
+        wanted = self.world.random.choice(("install", "snapshot", "checkpoint", "upkeep"))
+
+        def look(tries: int) -> None:
+            for node in self.cluster.nodes.values():
+                if node.shell is not None and any(lane.startswith(wanted) for lane in node.shell.lanes):
+                    self._did("cuts", node=node.name, within=wanted)
+                    self._stop(node, self.world.random.choice((0.05, 0.5, 2.0)))
+                    return
+            if tries and not self.stopped:
+                self.world.at(0.003, lambda: look(tries - 1))
+
+        look(500)
 
     def _hurt(self) -> None:
         """Crash a replica's node and damage its state, where all others of its groups are whole."""

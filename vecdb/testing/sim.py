@@ -1,8 +1,13 @@
 """Runs seeds: ``python -m vecdb.testing.sim --seeds N --first S``.
 
-Each seed is a cluster of five nodes with two groups of three replicas, five clients, and twenty seconds of faults; then
-everything is healed and must go on.  A run that fails prints its seed, the commit and the end of its trace; the last
-line says what was injected and what was checked.
+A seed decides what kind of world it makes (:func:`kind_of`):
+
+- most are clusters of five nodes with two groups of three replicas of registers, five clients, and twenty seconds of
+  faults: what they are about is replication;
+- every tenth is a cluster of the product's own shards (:mod:`vecdb.testing.shard_sim`).
+
+Then everything is healed and must go on.  A run that fails prints its seed, the commit and the end of its trace; the
+last line says, for each kind, what was injected and what was checked.
 """
 
 import argparse
@@ -10,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +23,7 @@ from vecdb.testing.checks import Judge, Violation, acknowledged, converged, equa
 from vecdb.testing.clients import Client, History
 from vecdb.testing.cluster import Cluster
 from vecdb.testing.nemesis import Nemesis
+from vecdb.testing.shard_sim import simulate_shards
 from vecdb.testing.world import World
 
 NODES = ["n1", "n2", "n3", "n4", "n5"]
@@ -76,39 +83,59 @@ def commit() -> str:
     return found.stdout.strip() or "unknown"
 
 
-def summary(seeds: int, happened: Counter[str], seconds: float) -> str:
+KINDS: dict[str, Callable[[int, World], World]] = {"registers": simulate, "shards": simulate_shards}
+
+
+def kind_of(seed: int) -> str:
+    """What world a seed makes."""
+    return "shards" if seed % 10 == 0 else "registers"
+
+
+def summary(kind: str, seeds: int, happened: Counter[str]) -> str:
     checked = {name: count for name, count in sorted(happened.items()) if name.endswith("_checked")}
     injected = {name: count for name, count in sorted(happened.items()) if name not in checked and count}
-    return (f"sim: {seeds} seeds in {seconds:.0f} s; "
+    return (f"{kind} ({seeds} seeds): "
             f"injected and done: {', '.join(f'{name} {count:,}' for name, count in injected.items())}; "
             f"checked: {', '.join(f'{name[:-8]} {count:,}' for name, count in checked.items())}")
+
+
+def run(seed: int, kind: str, happened: Counter[str], trace: bool) -> bool:
+    """One seed; whether all went well.  What did not is printed."""
+    world = World(seed)
+    try:
+        KINDS[kind](seed, world)
+    except Exception as error:
+        print("\n".join(world.trace))
+        print(f"sim: seed {seed} ({kind}) at commit {commit()} failed: {type(error).__name__}: {error}", flush=True)
+        if not isinstance(error, Violation):
+            import traceback
+            traceback.print_exc()
+        return False
+    finally:
+        happened += world.happened
+    if trace:
+        print("\n".join(world.trace))
+    return True
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="vecdb.testing.sim", description="Simulate clusters under faults.")
     parser.add_argument("--seeds", type=int, default=20, help="how many seeds to run")
     parser.add_argument("--first", type=int, default=1, help="the first of them")
+    parser.add_argument("--only", choices=list(KINDS), help="make this kind of world of every seed")
     parser.add_argument("--trace", action="store_true", help="print the trace of runs that succeed as well")
     options = parser.parse_args(argv)
     began = time.monotonic()
-    happened: Counter[str] = Counter()
+    happened: dict[str, Counter[str]] = {kind: Counter() for kind in KINDS}
+    ran: Counter[str] = Counter()
     failed: list[int] = []
     for seed in range(options.first, options.first + options.seeds):
-        world = World(seed)
-        try:
-            simulate(seed, world)
-        except Exception as error:
+        kind = options.only or kind_of(seed)
+        ran[kind] += 1
+        if not run(seed, kind, happened[kind], options.trace):
             failed.append(seed)
-            print("\n".join(world.trace))
-            print(f"sim: seed {seed} at commit {commit()} failed: {type(error).__name__}: {error}", flush=True)
-            if not isinstance(error, Violation):
-                import traceback
-                traceback.print_exc()
-        else:
-            if options.trace:
-                print("\n".join(world.trace))
-        happened += world.happened
-    print(summary(options.seeds, happened, time.monotonic() - began))
+    each = "; ".join(summary(kind, ran[kind], happened[kind]) for kind in KINDS if ran[kind])
+    print(f"sim: {options.seeds} seeds in {time.monotonic() - began:.0f} s; {each}")
     if failed:
         print(f"sim: failed: {failed}")
     return 1 if failed else 0

@@ -4,7 +4,9 @@ import heapq
 from collections import Counter, deque
 from collections.abc import Callable
 from random import Random
-from typing import Any
+from typing import Any, ParamSpec
+
+P = ParamSpec("P")
 
 TRACE_LINES = 600
 
@@ -21,6 +23,8 @@ class World:
         self.trace: deque[str] = deque(maxlen=TRACE_LINES)
         self.after_each: Callable[[], None] = lambda: None
         """Runs after every event: invariants."""
+        self.failure: Exception | None = None
+        """What a judge found where the product would have caught it: raised at the end of the event."""
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._scheduled = 0
 
@@ -35,8 +39,12 @@ class World:
         while self._events and self._events[0][0] <= until:
             self.now, _, act = heapq.heappop(self._events)
             self.happened["events"] += 1
-            act()
-            self.after_each()
+            try:
+                act()
+                self.after_each()
+            finally:
+                if self.failure is not None:
+                    raise self.failure
         self.now = until
 
     def run_until(self, true: Callable[[], bool], at_most: float) -> bool:
@@ -47,6 +55,17 @@ class World:
                 return False
             self.run(min(0.05, until - self.now))
         return True
+
+    def judging(self, judge: Callable[P, None]) -> Callable[P, None]:
+        """``judge`` for use within the product, which takes errors for its own."""
+        def judged(*args: P.args, **kwargs: P.kwargs) -> None:
+            try:
+                judge(*args, **kwargs)
+            except Exception as error:
+                self.failure = self.failure or error
+                raise
+
+        return judged
 
     def say(self, who: str, what: str, **fields: Any) -> None:
         told = " ".join(f"{name}={value}" for name, value in fields.items())
