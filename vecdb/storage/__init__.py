@@ -28,8 +28,8 @@ cost a second fsync for every first), so beyond it the end of the newest log is 
 (:mod:`vecdb.storage.torn`): bytes behind which no record begins, and which neither one flipped bit nor a wrong length
 explains, are moved to a file of their own, named by ``RocksStore.recovered_tail``.  The price: where a power cut takes
 the note, and a medium garbles whole sectors at the end of the newest log *after* their sync, the records in them are
-dropped with that notice instead of an error.  Closing flushes the memtable, so a store closed in order has no log to lose.
-The opposite price: of several unsynced writes the disk may have kept a later and lost an earlier; that stays
+dropped with that notice instead of an error.  Closing flushes the memtable, so a store closed in order has no log to
+lose.  The opposite price: of several unsynced writes the disk may have kept a later and lost an earlier; that stays
 ``DataCorrupted``, as it cannot be told from damage to what was promised.
 
 **A handle belongs to one process.** RocksDB does not live through ``fork`` (:mod:`vecdb.storage.forks`).
