@@ -19,11 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.chaos import history
-from tests.chaos.attacks import ATTACKS, NEED_POWER, Round
-from tests.chaos.cluster import Cluster, Failed
+from tests.chaos.attacks import ATTACKS, NEED_POWER
+from tests.chaos.cluster import Cluster
 from tests.chaos.disks import PLAIN, kinds
 from tests.chaos.history import Event, Violated
 from tests.chaos.networks import Proxies, Wires, network
+from tests.chaos.rounds import Round
 from tests.faults import ROOT
 
 KEPT = ROOT / "build" / "chaos"
@@ -253,6 +254,3 @@ def run(seed: int, first: int, rounds: int, place: Path, attacks: Iterable[str] 
     for line in campaign.tally.lines():
         print(line)
     return campaign.tally
-
-
-__all__ = ["Campaign", "Failed", "Means", "Tally", "means", "run"]
