@@ -173,6 +173,18 @@ def test_the_last_replica_may_be_opened_with_what_it_has(tmp_path: Path, whole: 
     with pytest.raises(DataCorrupted):
         database.fetch("c", list(lost[:1]))
     assert set(replica.verify()["ids"]) >= set(lost)
+    snapshot = replica.snapshot()  # its group goes on, though nobody can join it
+    with replica_at(tmp_path / "other") as other:
+        incoming = other.receive(snapshot.position, snapshot.files)
+        carry(snapshot, incoming)
+        with pytest.raises(DataCorrupted):
+            incoming.install()
+        assert other.position() == Position(0, 0)
+    assert replica.apply(len(LOG) + 1, 9, LOG[0]) is not None
+    replica.end(DataCorrupted("found by a command", path="rows"))
+    with pytest.raises(DataCorrupted):
+        database.replica("c")
+    assert database.replica("c", allow_damage=True).position().log_index == len(LOG) + 1
     database.close()
 
 

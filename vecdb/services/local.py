@@ -172,7 +172,7 @@ class LocalDatabase(OpenCollections):
             slot.allow_damage = allow_damage
             replica = (slot.opened or self._open_slot(slot)).replica
             if replica is not None and replica.failure is not None:
-                if isinstance(replica.failure, DataCorrupted):
+                if isinstance(replica.failure, DataCorrupted) and not allow_damage:
                     raise replica.failure
                 self._jobs.forget(name)
                 with slot.lock:

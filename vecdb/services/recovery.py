@@ -56,8 +56,13 @@ def link_segments(view: ShardView, target: Path) -> None:
     sync_directory(target)
 
 
+def is_damaged(view: ShardView) -> bool:
+    """Whether a file that is not made from others was found damaged when it was opened."""
+    return any(isinstance(one, SealedView) and one.segment.damage.unsound for one in view.segments)
+
+
 def check_whole(view: ShardView, directory: Path) -> None:
-    """Raise ``DataCorrupted`` if a file that is not made from others was found damaged when it was opened."""
+    """Raise ``DataCorrupted`` if it is."""
     for one in view.segments:
         if isinstance(one, SealedView) and one.segment.damage.unsound:
             raise DataCorrupted(one.segment.damage.messages[0], path=str(one.segment.directory),

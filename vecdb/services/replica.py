@@ -24,6 +24,7 @@ from vecdb.core.records import WriteResult
 from vecdb.ports.replicator import Position, SnapshotFile
 from vecdb.segment.growing import GrowingView
 from vecdb.services.homes import Home
+from vecdb.services.recovery import is_damaged
 from vecdb.services.shard import ShardService
 from vecdb.services.snapshots import ShardIncoming, ShardSnapshot, check_position, forget_passed, list_files
 from vecdb.shard.marks import Mark, MarkResult
@@ -103,8 +104,10 @@ class ShardReplica:
 
         def copied(service: ShardService) -> ShardSnapshot:
             try:
-                state = service.copy(folder).state
-                return ShardSnapshot(folder, Position(state.applied, state.term), list_files(folder))
+                view = service.copy(folder)
+                # one opened in spite of damage goes on; who is given it will find that out
+                files = list_files(folder, check=not is_damaged(view))
+                return ShardSnapshot(folder, Position(view.state.applied, view.state.term), files)
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
@@ -207,4 +210,7 @@ class ShardReplica:
                 raise StorageError("this replica was closed", path=str(self.home.folder)) from error
             except (StorageError, DataCorrupted) as error:
                 self.end(error)
+                raise
+            except (OSError, MemoryError) as error:
+                self.end(StorageError(f"{type(error).__name__}: {error}", path=str(self.home.folder)))
                 raise

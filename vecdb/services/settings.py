@@ -13,7 +13,6 @@ class EngineSettings:
     segment that would not fit leaves its vectors on disk and walks on smaller codes.
     ``merge_factor`` neighbours of similar size become one, up to ``max_segment_records`` records;
     ``dead_fraction`` of dead records makes a sealed segment worth rewriting.  ``background`` runs jobs by
-by
     themselves (off: only ``optimize`` does).  ``verify`` checks every byte of sealed files at open.
     ``max_open_collections``: beyond it the one idle longest is closed, and opened again by its next call.
     ``replicated``: shards are written by the log of their group alone, which brings back what their stores lose.

@@ -63,14 +63,17 @@ class ShardSnapshot:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def list_files(folder: Path) -> list[SnapshotFile]:
-    """Every file of a copied state with its checksum; ``DataCorrupted`` if one that cannot be made anew is damaged."""
+def list_files(folder: Path, *, check: bool = True) -> list[SnapshotFile]:
+    """Every file of a copied state with its checksum.
+
+    ``check``: leave damaged indexes out, and raise ``DataCorrupted`` if a file that cannot be made anew is damaged.
+    """
     files: list[SnapshotFile] = []
     for where, folders, names in os.walk(folder):
         folders.sort()
         for name in sorted(names):
             path = Path(where, name)
-            if path.suffix == ".vdb" and not _sound(path):
+            if check and path.suffix == ".vdb" and not _sound(path):
                 continue
             size, checksum = hash_file(path)
             files.append(SnapshotFile(path.relative_to(folder).as_posix(), size, checksum))
