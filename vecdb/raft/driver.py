@@ -8,7 +8,7 @@ small pool applies, a thread a group at a time, and another does what takes long
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from random import Random
 from typing import Any, TypeVar
@@ -36,13 +36,14 @@ class _Job:
 class _Shell:
     """The :class:`~vecdb.raft.host.Shell` of an event loop."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, frames: Frames, workers: int) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, frames: Frames, workers: int,
+                 threads: Callable[[int, str], Executor]) -> None:
         self._loop = loop
         self._frames = frames
-        self._log = ThreadPoolExecutor(1, "raft-log")
-        self._apply = ThreadPoolExecutor(workers, "raft-apply")
+        self._log = threads(1, "raft-log")
+        self._apply = threads(workers, "raft-apply")
         # Checkpoints and snapshots take seconds: nobody's commands wait behind them.
-        self._slow = ThreadPoolExecutor(workers, "raft-slow")
+        self._slow = threads(workers, "raft-slow")
         self._lanes: dict[str, deque[_Job]] = {}
         self._ended = asyncio.Event()
         """Set whenever something that threads did has ended."""
@@ -71,7 +72,7 @@ class _Shell:
 
         self._submit(self._apply if lane.startswith("apply/") else self._slow, jobs[0].work, ended)
 
-    def _submit(self, pool: ThreadPoolExecutor, work: Callable[[], Any],
+    def _submit(self, pool: Executor, work: Callable[[], Any],
                 done: Callable[[Any, BaseException | None], None]) -> None:
         def told(future: "Future[Any]") -> None:  # in the worker's thread
             error = future.exception()
@@ -103,10 +104,13 @@ class Driver:
     """All groups of this node.  Make it, use it and close it in one event loop."""
 
     def __init__(self, node: str, store: Store, frames: Frames, *, seed: int, settings: RaftSettings | None = None,
-                 tell: Tell = tell_nobody, workers: int = 2) -> None:
-        """``store`` is the log's own, opened and closed by the caller; ``seed`` from the process's entropy."""
+                 tell: Tell = tell_nobody, workers: int = 2,
+                 threads: Callable[[int, str], Executor] = ThreadPoolExecutor) -> None:
+        """``store`` is the log's own, opened and closed by the caller; ``seed`` from the process's entropy; ``threads``
+        makes a pool of so many of that name.
+        """
         self._loop = asyncio.get_running_loop()
-        self._shell = _Shell(self._loop, frames, workers)
+        self._shell = _Shell(self._loop, frames, workers, threads)
         self.host = Host(node, LogStore(store), self._shell, clock=self._loop.time, random=Random(seed),  # noqa: S311
                          settings=settings, tell=tell)
         self._period = self.host.settings.heartbeat_s / 2
@@ -176,7 +180,7 @@ class Driver:
         if not self._closed:
             self.host.turn()
 
-    def _received(self, node: str, frame: bytes) -> None:
+    def _received(self, node: str, frame: bytes | memoryview) -> None:
         if not self._closed:
             self.host.receive(node, frame)
 

@@ -318,7 +318,7 @@ class Hosting:
         if self._acting is None:
             return
         hosted = self._database.hosted()
-        for name in {*self._wanted, *hosted, *self._places}:
+        for name in sorted({*self._wanted, *hosted, *self._places}):
             place = self._places.setdefault(name, _Place(name))
             entry = self._wanted.get(name)
             well = place.group < 0 and name not in hosted if entry is None else self._is_well(place, entry)

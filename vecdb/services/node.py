@@ -11,7 +11,7 @@ soon after, on its own.
 
 import asyncio
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Protocol, TypeVar
@@ -137,11 +137,16 @@ class _Job(Generic[T]):
             done.set_exception(failure)
 
 
+MakeThreads = Callable[[int, str], Executor]
+"""A pool of so many threads of that name."""
+
+
 class _Pool:
     """Threads, and a bound on what waits for them."""
 
-    def __init__(self, name: str, threads: int, observer: Observer, waiting: int = WAITING_PER_THREAD) -> None:
-        self.executor = ThreadPoolExecutor(threads, thread_name_prefix=f"vecdb-{name}")
+    def __init__(self, name: str, threads: int, observer: Observer, make: MakeThreads,
+                 waiting: int = WAITING_PER_THREAD) -> None:
+        self.executor = make(threads, f"vecdb-{name}")
         self.gate = Gate(f"{name} calls", threads * (1 + waiting), Refusal.QUEUE, observer)
         self._threads = threads
         observer.watch(Watched.QUEUED_CALLS, self.waiting, name)
@@ -171,16 +176,17 @@ class LocalNode:
     """Belongs to one event loop; ``used_memory`` measures bytes the process cannot give back."""
 
     def __init__(self, database: Database, clock: Clock, observer: Observer, limits: NodeLimits,
-                 used_memory: Callable[[], int], wants_plan: Callable[[float], bool] = lambda seconds: False) -> None:
+                 used_memory: Callable[[], int], wants_plan: Callable[[float], bool] = lambda seconds: False,
+                 threads: MakeThreads = ThreadPoolExecutor) -> None:
         self._database = database
         self._clock = clock
         self._observer = observer
         self.guard = MemoryGuard(used_memory, limits.memory_bytes, clock, observer)
-        self._queries = ThreadPoolExecutor(limits.threads, thread_name_prefix="vecdb-query")
-        self._reads = _Pool("read", max(2, limits.threads), observer)
-        self._writes = _Pool("write", limits.write_threads, observer)
-        self._long = _Pool("long", 4, observer)
-        self._care = _Pool("care", CARE_THREADS, observer, CARE_WAITING)
+        self._queries = threads(limits.threads, "vecdb-query")
+        self._reads = _Pool("read", max(2, limits.threads), observer, threads)
+        self._writes = _Pool("write", limits.write_threads, observer, threads)
+        self._long = _Pool("long", 4, observer, threads)
+        self._care = _Pool("care", CARE_THREADS, observer, threads, CARE_WAITING)
         self._closed = False
         self.batcher = QueryBatcher(self._run_queries, self._queries, clock, observer, workers=limits.threads,
                                     queued_rows=limits.queued_queries, wants_plan=wants_plan,
