@@ -23,11 +23,13 @@ def arguments(options: Options, several: bool = False) -> list[tuple[str, Any]]:
 
     Retries are off, for they are ours, and so is the look-up of service configs in DNS.
     """
+    answer_ms = KEEPALIVE_SEVERAL_MS if several else 10_000
     out: list[tuple[str, Any]] = [
         ("grpc.max_send_message_length", -1),
         ("grpc.max_receive_message_length", options.max_message_bytes),
         ("grpc.keepalive_time_ms", KEEPALIVE_SEVERAL_MS if several else KEEPALIVE_MS),
-        ("grpc.keepalive_timeout_ms", KEEPALIVE_SEVERAL_MS if several else 10_000),
+        ("grpc.keepalive_timeout_ms", answer_ms),
+        ("grpc.http2.ping_timeout_ms", answer_ms),  # a minute, unless told otherwise, whatever the line above says
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.enable_retries", 0),
         ("grpc.service_config_disable_resolution", 1),
