@@ -7,6 +7,10 @@ that need its rows go to the new one by themselves (:class:`~vecdb.services.loca
 **An end is an end.**  After an error of the disk nobody knows what the store holds.  This object then applies nothing
 more; opened anew (``LocalDatabase.replica``) the state may be an older one, which the log makes up for, and it is
 another object that does, so that no command meets a state that lacks the one before it.
+
+**Measured** (CPU of two shared cores): 1,000 new 128-d records, as one command or ten, are applied in 5 ms, 340 of 768
+dimensions (1 MB) in 3.4 ms, one record in 80 us.  A state of 1.9 GB: given in 1.2 s, meanwhile no command waited
+longer than 0.2 s; taken, installed and opened in 33 s with the machine busy, half of it the first touch of memory.
 """
 
 import itertools
