@@ -44,6 +44,11 @@ class Following(Stock):
         self.clock = clock
         self.settings = settings
         self._random = random
+        voters = log.base_configuration.voters
+        # A new group's first leader is the same voter everywhere: it asks until a majority has the group, as long as
+        # an election may take, so that nobody has to wait for a timeout.  Who it is varies, so that leaders do.
+        begins = bool(voters) and voters[log.group % len(voters)] == me
+        self._begins_until = clock() + settings.election_s_max if begins else float("-inf")
         self.leader_seen = float("-inf")
         self.handed_over = False
         self.configurations: list[tuple[int, Configuration]] = [(log.base, log.base_configuration)]
@@ -53,6 +58,8 @@ class Following(Stock):
         self.election_deadline = clock() + self._timeout()
 
     def _timeout(self) -> float:
+        if self.log.getCurrentTerm() == 0 and self.clock() < self._begins_until:
+            return self.settings.heartbeat_s
         low, high = self.settings.election_s_min, self.settings.election_s_max
         voters = self.configuration.voters
         if not self.term and voters and self.me == voters[self.log.group % len(voters)]:

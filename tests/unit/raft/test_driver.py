@@ -7,6 +7,7 @@ import pytest
 from tests.unit.raft.wires import LoopFrames
 from vecdb.core.errors import DeadlineExceeded, InvalidArgument, NotLeader, OutcomeUnknown, Unavailable
 from vecdb.raft.driver import Driver
+from vecdb.raft.settings import RaftSettings
 from vecdb.storage.rocksdict import RocksStore
 from vecdb.testing.register import COMPARE_AND_SET, WRITE, RegisterDisk, RegisterMachine, command
 
@@ -207,5 +208,40 @@ def test_a_closed_driver_refuses(tmp_path, quick):
         with pytest.raises(Unavailable):
             driver.add(8, RegisterMachine(RegisterDisk()), number=1, voters=VOTERS)
         driver.close()
+
+    run(tmp_path, quick, story)
+
+
+def test_a_new_group_waits_for_no_timeout_and_its_first_leader_is_known(tmp_path):
+    patient = RaftSettings(heartbeat_s=0.02, election_s_min=300.0, election_s_max=600.0)
+
+    async def story(machines):
+        assert await machines.leader() == "n2"  # 7 modulo 3 of the voters
+        await machines.groups["n2"].propose(command(WRITE, 1, 1, 5, 42), None)
+
+    run(tmp_path, patient, story)
+
+
+def test_who_was_removed_and_begins_afresh_is_put_in_its_old_place(tmp_path, quick):
+    async def story(machines):
+        leader = await machines.leader()
+        group, other = machines.groups[leader], next(node for node in NODES if node != leader)
+        await group.propose(command(WRITE, 1, 1, 5, 42), None)
+        await machines.drivers[other].remove(7)
+        machines.groups[other] = machines.drivers[other].add(7, machines.machines[other], number=1, existing=True,
+                                                             afresh=True)
+        me = machines.groups[other].status().me
+        assert me != f"{other}/1"
+        while me not in group.status().voters:
+            await asyncio.sleep(0.01)
+        assert f"{other}/1" not in group.status().voters
+        assert machines.drivers[other].logs() == [7]
+        with pytest.raises(InvalidArgument):
+            machines.drivers[other].forget(7)
+        await machines.drivers[other].remove(7)
+        machines.drivers[other].forget(7)
+        while machines.drivers[other].logs():
+            await asyncio.sleep(0.01)
+        assert machines.drivers[other].failure is None
 
     run(tmp_path, quick, story)
