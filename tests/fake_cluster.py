@@ -45,6 +45,7 @@ class Group:
         self.log: list[bytes] = []
         self.applied = dict.fromkeys(nodes, 0)
         self.behind: set[str] = set()
+        self.learning: set[str] = set()
         self.states = dict.fromkeys(nodes, "ok")
         self.moved = asyncio.Event()
         self.term = 1
@@ -109,7 +110,9 @@ class FakeReplicator:
         return ReplicaStatus(
             group.replica(self.node), group.states[self.node], "leader" if group.leader == self.node else "follower",
             group.term, group.replica(group.leader) if group.leader else None, len(group.log),
-            group.applied[self.node], 1, len(group.log), 0, tuple(map(group.replica, nodes)))
+            group.applied[self.node], 1, len(group.log), 0,
+            tuple(group.replica(node) for node in nodes if node not in group.learning),
+            (), tuple(map(group.replica, sorted(group.learning))))
 
 
 class FakeEngine:
@@ -180,7 +183,11 @@ class FakeControl:
 
     def __init__(self, cluster: "FakeCluster", node: str) -> None:
         self.cluster, self.node = cluster, node
-        self.replicator = FakeReplicator(cluster, cluster.control, node)
+        self._replicator = FakeReplicator(cluster, cluster.control, node)
+
+    @property
+    def replicator(self) -> FakeReplicator | None:
+        return None if self.node in self.cluster.unopened else self._replicator
 
     @property
     def state(self) -> control.ControlState:
@@ -196,12 +203,12 @@ class FakeControl:
         return await self._change(control.drop(name, call.token.key), call)
 
     async def _change(self, command: bytes, call: Call) -> object:
-        self.replicator._lead()
+        self._replicator._lead()
         done = control.apply(self.cluster.states[-1], len(self.cluster.states), 1, command)
         self.cluster.states.append(done.state)
         for entry in done.state.collections.values():
             self.cluster.groups.setdefault(entry.group, Group(entry.group, entry.nodes, self.cluster.elects))
-        await self.replicator.propose(command, call.deadline)
+        await self._replicator.propose(command, call.deadline)
         if isinstance(done.outcome, VecdbError):
             raise done.outcome
         return done.outcome
@@ -253,6 +260,8 @@ class FakeCluster:
         self.frozen: set[str] = set()
         self.mute: set[str] = set()
         self.digests: dict[str, str] = {}
+        self.unopened: set[str] = set()
+        """Nodes that have not opened the control group yet."""
         self.full: dict[str, int] = {}
         """How often a node says that it has no room."""
         self.asked: list[str] = []

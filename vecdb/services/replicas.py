@@ -3,7 +3,8 @@
 A :class:`~vecdb.ports.node.Node` whose reads wait for what the call's consistency asks (before they take a place in the
 batcher, which is for work and not for waiting), and a :class:`~vecdb.ports.peers.Replicas`.
 
-A replica serves reads when it is a member of its group: one that was made anew is empty until a snapshot has come.
+A replica serves reads when it is a voter of its group: one that was made anew is empty until a snapshot has come, and
+has no vote until it has caught up.
 """
 
 import asyncio
@@ -130,10 +131,10 @@ class OwnReplicas:
         return None if status is None or status.leader is None else status.leader.rpartition("/")[0]
 
     def serves(self, group: int) -> bool:
-        """Whether reads of the group may be answered here."""
+        """Whether reads of the group may be answered here: by a member, not by one that still has to catch up."""
         seen = self._seen.get(group)
         status = seen.status if seen is not None and self._clock.monotonic() - seen.at < LOOK_S else self.look(group)
-        return status is not None and status.state == "ok"
+        return status is not None and status.state == "ok" and status.me in status.voters
 
     def until(self, call: Call, most_s: float | None = None) -> float | None:
         """The call's deadline on the loop's clock, which is that of replicators; at most ``most_s`` from now."""

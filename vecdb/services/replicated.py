@@ -153,7 +153,19 @@ class ReplicatedNode:
         """Return once this node knows of every collection that was made or dropped before the call."""
         async with asyncio.timeout_at(self._own.until(call)):
             log_index = await self.barriers.index(CONTROL)
-            await self._own.replicator(CONTROL).wait_applied(log_index, self._own.until(call))
+        await self._know(log_index, call)
+
+    async def _know(self, log_index: int, call: Call) -> None:
+        """Return once this node has applied so much of the control group's log, be it that it has just started."""
+        while True:
+            try:
+                await self._own.replicator(CONTROL).wait_applied(log_index, self._own.until(call))
+                return
+            except Unavailable:
+                call.check()
+                if self._clock.monotonic() + PAUSE_S[1] >= self.leaders.deadline(call):
+                    raise
+            await asyncio.sleep(PAUSE_S[1])
 
     def still(self, entry: ShardEntry) -> None:
         """Raise ``CollectionNotFound`` if this shard is known to be no more."""
@@ -230,7 +242,10 @@ class ReplicatedNode:
             return await self._peers.replicas(node).change(what, mine)
 
         log_index = await self.leaders.ask(Task(CONTROL, self._cluster.nodes, call), ask)
-        await self._own.replicator(CONTROL).wait_applied(log_index, self._own.until(call))
+        try:
+            await self._know(log_index, call)
+        except Unavailable as error:  # it is done: what is missing is only that this node knows
+            raise DeadlineExceeded("it was done, and this node has not heard of it in time") from error
 
     async def list_collections(self, call: Call) -> list[str]:
         """As of now; as this node knows them where the control group does not say in time."""

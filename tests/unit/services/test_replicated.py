@@ -297,11 +297,16 @@ def test_what_one_replica_cannot_answer_another_does(failure: Any) -> None:
     run(test)
 
 
-def test_a_replica_that_is_new_serves_nothing_and_a_node_that_is_down_costs_no_answer() -> None:
+@pytest.mark.parametrize("how", ["joining", "learning"])
+def test_a_replica_that_is_new_serves_nothing_and_a_node_that_is_down_costs_no_answer(how: str) -> None:
     async def test(cluster: FakeCluster) -> None:
         await cluster.nodes["n1"].upsert("docs", batch(), soon())
         group = cluster.shard("docs")
-        group.states["n2"], group.applied["n2"] = "joining", 0
+        group.applied["n2"] = 0
+        if how == "joining":
+            group.states["n2"] = "joining"
+        else:
+            group.learning = {"n2"}
         await asyncio.sleep(0.11)  # what is known of a replica may be so old
         cluster.down = {"n3"}
         for _ in range(8):
@@ -425,6 +430,27 @@ def test_a_node_that_has_not_heard_of_a_collection_looks_before_it_says_no() -> 
         with pytest.raises(Unavailable, match="knows of no collection 'none', and the control group"):
             await cluster.nodes["n2"].count("none", None, soon(0.3))
         assert await cluster.nodes["n2"].list_collections(soon(0.3)) == ["docs", "other"]
+
+    run(test)
+
+
+def test_a_node_that_has_just_started_waits_until_it_knows() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        cluster.unopened = {"n2"}
+        other = CollectionSchema("other", 2, "l2")  # type: ignore[arg-type]
+        waiting = [asyncio.create_task(one) for one in (
+            cluster.nodes["n2"].create_collection(other, soon()), cluster.nodes["n2"].list_collections(soon()),
+            cluster.nodes["n2"].schema("none", soon()))]
+        await asyncio.sleep(0.25)
+        assert not any(one.done() for one in waiting)
+        cluster.unopened.clear()
+        await waiting[0]
+        assert "docs" in await waiting[1]
+        with pytest.raises(CollectionNotFound):
+            await waiting[2]
+        cluster.unopened = {"n2"}
+        with pytest.raises(DeadlineExceeded, match="it was done"):
+            await cluster.nodes["n2"].drop_collection("other", soon(0.3))
 
     run(test)
 
