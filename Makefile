@@ -5,7 +5,8 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 KERNELS := $(shell find vecdb/kernels vecdb/ann -name '*.py' 2>/dev/null)
-PYTEST_ARGS ?= -q -n auto --maxprocesses 8 --dist loadfile
+# Three nodes under chaos want the machine for themselves: .ci/run has a step for them.
+PYTEST_ARGS ?= -q -n auto --maxprocesses 8 --dist loadfile --ignore tests/chaos/test_cluster.py
 DATA ?= glove-100 fashion-mnist
 SOAK ?= 300
 

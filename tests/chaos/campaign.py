@@ -192,6 +192,7 @@ class Campaign:
             gap = history.gap_after(events, moment)
             if gap is not None:
                 tally.gaps.setdefault(kind, []).append(gap)
+                round.say(f"written again after {gap:.2f} s")
         verified = cluster.workers[0].ask("verify", address=round.rng.choice(cluster.members).address, deep=True)
         if not verified["agree"] or not verified["complete"]:
             raise Violated(f"replicas differ, or do not answer: {json.dumps(verified)}")
@@ -216,8 +217,8 @@ class Campaign:
         text = [f"seed {self.seed}, round {number}, {attack}, commit {commit()}", *did, "", traceback.format_exc()]
         (where / "what").write_text("\n".join(text), encoding="utf-8")
         if self._cluster is not None:
-            shutil.copytree(self._cluster.place, where / "cluster", symlinks=True, ignore_dangling_symlinks=True,
-                            dirs_exist_ok=True, copy_function=_copy)
+            shutil.copytree(self._cluster.place, where / "cluster", symlinks=True, copy_function=_copy,
+                            ignore=shutil.ignore_patterns("*.image", "graves", "ballast"))
         return where
 
     def close(self) -> None:
