@@ -50,7 +50,7 @@ class Tally:
     def applied(self, rows: int, result: WriteResult) -> None:
         self.result = add(self.result, result)
         self.done += rows
-        if self._report is not None:
+        if self._report is not None and rows:
             self._report(self._stage, self.done, self._total)
 
     def note(self, error: Exception) -> None:

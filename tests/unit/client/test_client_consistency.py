@@ -17,7 +17,7 @@ from tests.unit.client.conftest import WAYS, in_process, in_threads
 from vecdb.client.async_database import AsyncDatabase
 from vecdb.client.database import Database
 from vecdb.core.calls import Consistency
-from vecdb.core.errors import DatabaseClosed, InvalidArgument
+from vecdb.core.errors import DatabaseClosed, InvalidArgument, StorageFull
 
 EVENTUAL, SESSION, LINEARIZABLE = Consistency.EVENTUAL, Consistency.SESSION, Consistency.LINEARIZABLE
 
@@ -101,6 +101,24 @@ def test_long_upserts_are_remembered_too(db: Any, seen: Callable[[str], Any]) ->
         docs.upsert(failing(), batch_size=10)
     docs.count()
     assert seen("count") == (SESSION, ((1, 13),)), "what was applied of a call that failed must be found, too"
+
+
+def test_what_was_applied_beyond_the_batch_that_failed_must_be_found_too(db: Any, backend: ShardedBackend,
+                                                                         seen: Callable[[str], Any]) -> None:
+    docs = db.create_collection("docs", dim=2, metric="l2")
+    real = backend.upsert
+
+    def refusing(name: str, batch: Any, call: Any = None) -> Any:
+        if 25 in batch.ids:
+            raise StorageFull("no room", path="/x")
+        return real(name, batch, call)
+
+    backend.upsert = refusing  # type: ignore[method-assign]
+    with pytest.raises(StorageFull) as info:
+        docs.upsert(((n, [n, n]) for n in range(80)), batch_size=10)
+    applied = sum(info.value.fields.get(name, 0) for name in ("rows_applied", "rows_applied_beyond"))
+    assert docs.count() == applied
+    assert seen("count") == (SESSION, ((1, applied // 10),))
 
 
 def test_an_update_by_filter_finds_what_anybody_wrote(db: Any, seen: Callable[[str], Any]) -> None:

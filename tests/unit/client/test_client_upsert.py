@@ -78,7 +78,7 @@ def test_the_last_of_equal_ids_wins_in_a_batch_and_across(empty: Collection) -> 
 
 def test_batches_by_rows_and_by_bytes(empty: Collection, backend: MemoryBackend,
                                       monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes: list[int] = []
+    sizes: list[int] = []  # as they are applied: over the network several streams are, beside each other
     upsert = backend.upsert
 
     def spy(name: str, batch: UpsertBatch, call: object = None):
@@ -88,16 +88,16 @@ def test_batches_by_rows_and_by_bytes(empty: Collection, backend: MemoryBackend,
     monkeypatch.setattr(backend, "upsert", spy)
     seen: list = []
     empty.upsert(ids=range(10), vectors=np.ones((10, 4)), batch_size=4, progress=lambda *step: seen.append(step))
-    assert sizes == [4, 4, 2]
+    assert sorted(sizes) == [2, 4, 4]
     assert seen == [("upsert", 4, 10), ("upsert", 8, 10), ("upsert", 10, 10)]
     monkeypatch.setattr(parts, "DEFAULT_BATCH_BYTES", 1_000)
     sizes.clear()
     empty.upsert(ids=range(10), vectors=np.ones((10, 4)),
                  metadata=[{"t": "x" * (2_000 if n == 3 else 400)} for n in range(10)])
-    assert sizes == [2, 1, 1, 2, 2, 2]
+    assert sorted(sizes) == [1, 1, 2, 2, 2, 2]
     sizes.clear()
     empty.upsert(ids=range(100), vectors=np.ones((100, 4)))
-    assert sizes == [31, 31, 31, 7]
+    assert sorted(sizes) == [7, 31, 31, 31]
 
 
 @pytest.mark.parametrize(("arguments", "kind", "argument"), [

@@ -233,7 +233,9 @@ class BulkUpsert:
                     yield from self._read(flight.lane)
             except VecdbError:
                 break
-            beyond += flight.rows if flight.result is not None else 0
+            if flight.result is not None:
+                beyond += flight.rows
+                self._on_applied(0, flight.result)  # none of the rows that count, and yet it must be found
         if beyond:
             because.fields["rows_applied_beyond"] = beyond
 
