@@ -2,6 +2,7 @@
 
 import argparse
 import random
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -22,6 +23,7 @@ def main() -> int:
     if unknown := set(names) - set(ATTACKS):
         parser.error(f"no such attack: {', '.join(sorted(unknown))}")
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an interrupt does: nodes end, disks are unmounted
     print(f"seed {given.seed}")
     with tempfile.TemporaryDirectory(prefix="chaos-") as place:
         tally = run(given.seed, given.first, given.rounds, given.place or Path(place), names)

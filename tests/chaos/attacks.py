@@ -167,6 +167,15 @@ def everybody_alone(round: Round) -> None:
     _wait_cut(round, "every node alone", leads=False)
 
 
+def leader_out_of_reach(round: Round) -> None:
+    """Of clients alone: their packets vanish, and the other nodes hand their calls on."""
+    member = round.leader()
+    for worker in round.cluster.workers:
+        round.cluster.network.rule(worker.name, member.name, CUT)
+        round.cluster.network.rule(member.name, worker.name, CUT)
+    _wait_cut(round, f"clients cannot reach {member.name}, the leader", leads=False)
+
+
 def bad_network(round: Round) -> None:
     """Loss, delay, doubles and disorder between all nodes."""
     rng = round.rng
@@ -236,10 +245,11 @@ ATTACKS: Final[dict[str, tuple[Callable[[Round], None], int]]] = {
         (kill_leader, 5), (kill_follower, 2), (kill_all, 3), (kill_one_after_the_other, 1), (power_of_leader, 4),
         (power_of_follower, 2), (power_of_all, 5), (power_twice, 2), (pause_leader, 3), (pause_follower, 1),
         (pause_leaders_in_turn, 2), (partition_leader, 3), (partition_follower, 2), (leader_is_deaf, 2),
-        (leader_is_mute, 2), (cut_one_link, 2), (everybody_alone, 1), (bad_network, 3),
+        (leader_is_mute, 2), (cut_one_link, 2), (everybody_alone, 1), (leader_out_of_reach, 2), (bad_network, 3),
         (kill_leader_on_bad_network, 2), (slow_follower, 1), (transfer, 2), (full_disk, 3), (flip_while_down, 6),
         (flip_while_running, 2), (torn_log, 2), (lost_disk, 1), (kill_while_starting, 2),
         (trouble_while_joining, 2), (lead_changes_while_joining, 1))}
 """By name, with how often each is chosen."""
 
+NEED_PACKETS: Final = frozenset({"leader_out_of_reach"})
 NEED_POWER: Final = frozenset({"power_of_leader", "power_of_follower", "power_of_all", "power_twice"})

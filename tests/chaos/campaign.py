@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.chaos import history
-from tests.chaos.attacks import ATTACKS, NEED_POWER
+from tests.chaos.attacks import ATTACKS, NEED_PACKETS, NEED_POWER
 from tests.chaos.cluster import Cluster
 from tests.chaos.disks import PLAIN, kinds
 from tests.chaos.history import Event, Violated
@@ -79,7 +79,11 @@ class Tally:
 
 
 def possible(attack: str, cluster: Cluster) -> bool:
-    """On the disks of this cluster: a plain one has no power, and the layer's journal fills no disk but its own."""
+    """On the network and disks of this cluster: clients reach nodes without proxies, a plain disk has no power, and the
+    layer's journal fills no disk but its own.
+    """
+    if attack in NEED_PACKETS and cluster.network.kind != Wires.kind:
+        return False
     if attack in NEED_POWER:
         return cluster.disk != PLAIN
     return attack != "full_disk" or cluster.disk == PLAIN or all(member.disk.fills for member in cluster.members)
