@@ -64,11 +64,11 @@ async def serve(node: str, addresses: dict[str, str], folder: str) -> None:
     peer = Peer(node, addresses, folder)
     got = [0, 0]
 
-    def received(sender: str, frame: bytes) -> None:
+    def received(sender: str, frame: bytes | memoryview) -> None:
         got[0] += 1
         got[1] += len(frame)
         if len(frame) == 8:
-            peer.frames.send(sender, frame)
+            peer.frames.send(sender, bytes(frame))
         elif len(frame) == 9:
             peer.frames.send(sender, json.dumps([*got, time.process_time()]).encode())
 
@@ -85,7 +85,7 @@ class Near:
     def __init__(self, peer: Peer) -> None:
         self.peer = peer
         self.told: asyncio.Queue[bytes] = asyncio.Queue()
-        peer.frames.listen(lambda _, frame: self.told.put_nowait(frame))
+        peer.frames.listen(lambda _, frame: self.told.put_nowait(bytes(frame)))
 
     async def ask(self, frame: bytes) -> bytes:
         self.peer.frames.send("n2", frame)

@@ -50,7 +50,7 @@ class Transport:
                                      incarnation=self.incarnation)
         self.channels.addresses = self.addresses
         self.frames = GrpcFrames(self.channels, self.node, self.cluster, self.tell, **self.more)
-        self.frames.listen(lambda node, frame: self.got.append((node, frame)))
+        self.frames.listen(lambda node, frame: self.got.append((node, bytes(frame))))
         credentials = None if self.tls is None else self.tls.grpc_credentials()
         self.server = PeerServer(PeerServerOptions(self.node, self.cluster, address, ("n1", "n2", "n3"), credentials,
                                                    insecure=self.tls is None, tell=self.tell),

@@ -16,6 +16,9 @@ class Frames(Protocol):
         """Queue a frame; never waits.  Above the byte window of that stream it is dropped: replication sends again."""
         ...
 
-    def listen(self, received: Callable[[str, bytes], None]) -> None:
-        """Have ``received`` called in the event loop with the sender's name and each frame."""
+    def listen(self, received: Callable[[str, bytes | memoryview], None]) -> None:
+        """Have ``received`` called in the event loop with the sender's name and each frame.
+
+        A frame is borrowed: whoever keeps a part of it copies that.
+        """
         ...

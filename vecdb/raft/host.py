@@ -143,8 +143,8 @@ class Host:
 
     # --- what happens -----------------------------------------------------------------------------
 
-    def receive(self, node: str, frame: bytes) -> None:
-        """A frame of another node, whose name the stream has proved."""
+    def receive(self, node: str, frame: bytes | memoryview) -> None:
+        """A frame of another node, whose name the stream has proved; nothing of it is kept."""
         if self.failure is not None:
             return
         try:

@@ -34,6 +34,8 @@ MAX_FILES: Final = 100_000
 """Most files of one snapshot."""
 MAX_NAME_BYTES: Final = 512
 MAX_CHUNK_BYTES: Final = 4 << 20
+_LARGE_BYTES: Final = 1 << 16
+"""From this on a frame is summed part by part, which spares a copy and costs more for each part."""
 
 
 class Malformed(ValueError):
@@ -248,11 +250,17 @@ def encode_frame(messages: Sequence[bytes]) -> bytes:
     parts = [b""]
     for message in messages:
         parts += (_LENGTH.pack(len(message)), message)
-    body = b"".join(parts)
-    return _SUM.pack(xxhash.xxh3_64_intdigest(body)) + body
+    if sum(map(len, messages)) < _LARGE_BYTES:
+        body = b"".join(parts)
+        return _SUM.pack(xxhash.xxh3_64_intdigest(body)) + body
+    digest = xxhash.xxh3_64()
+    for part in parts:
+        digest.update(part)
+    parts[0] = _SUM.pack(digest.intdigest())
+    return b"".join(parts)
 
 
-def split_frame(frame: bytes) -> Iterator[memoryview]:
+def split_frame(frame: bytes | memoryview) -> Iterator[memoryview]:
     """The messages of a frame, borrowed."""
     if len(frame) < _SUM.size:
         raise Malformed("a frame too short for its checksum")

@@ -1,4 +1,6 @@
-"""The bytes of ``vecdb.internal.v1.Frames``, written and read by hand: protobuf would copy frames twice on either side.
+"""The bytes of ``vecdb.internal.v1.Frames``, written and read by hand.
+
+Frames are copied once on the way out and not at all on the way in, which protobuf would do twice on either side.
 
 A frame above :data:`PIECE_BYTES` is sent in pieces: memory beside the frame itself stays small on both sides, and other
 streams of the connection get their turns.
@@ -46,9 +48,10 @@ def _head(length: int) -> bytes:
     return bytes(head)
 
 
-def split(message: bytes) -> tuple[list[bytes], bool]:
-    """The frames of a message, and whether the last goes on; raises :class:`BadFrames`."""
-    frames: list[bytes] = []
+def split(message: bytes) -> tuple[list[memoryview | bytes], bool]:
+    """The frames of a message, borrowed, and whether the last goes on; raises :class:`BadFrames`."""
+    frames: list[memoryview | bytes] = []
+    view = memoryview(message)
     at, end = 0, len(message)
     while at < end:
         if message[at] != _FRAME:
@@ -68,18 +71,18 @@ def split(message: bytes) -> tuple[list[bytes], bool]:
             raise BadFrames(f"a frame of {length} bytes in a message that ends before it")
         if len(frames) == MAX_FRAMES:
             raise BadFrames(f"more than {MAX_FRAMES} frames in one message")
-        frames.append(message[at:at + length])
+        frames.append(view[at:at + length])
         at += length
     return frames, False
 
 
-def _parsed(message: bytes) -> tuple[list[bytes], bool]:
+def _parsed(message: bytes) -> tuple[list[memoryview | bytes], bool]:
     """By protobuf: a newer node may have fields that we do not know."""
     try:
         read = raft_pb2.Frames.FromString(message)
     except DecodeError:
         raise BadFrames(f"these {len(message)} bytes are no frames") from None
-    frames = list(read.frames)
+    frames: list[memoryview | bytes] = list(read.frames)
     if len(frames) > MAX_FRAMES or (read.more and not frames):
         raise BadFrames(f"{len(frames)} frames in one message, of which the last goes on" if read.more else
                         f"more than {MAX_FRAMES} frames in one message")
@@ -90,11 +93,11 @@ class Gathering:
     """The messages of one stream, made frames again."""
 
     def __init__(self) -> None:
-        self._pieces: list[bytes] = []
+        self._pieces: list[memoryview | bytes] = []
         self._bytes = 0
 
-    def take(self, message: bytes) -> list[bytes]:
-        """The frames that this message completes.
+    def take(self, message: bytes) -> list[memoryview | bytes]:
+        """The frames that this message completes, borrowed.
 
         Raises :class:`BadFrames`; what had come of a frame is forgotten then.  What still comes of it becomes a frame
         that its own checksum gives away.
@@ -117,7 +120,7 @@ class Gathering:
             raise
         return frames
 
-    def _keep(self, piece: bytes) -> None:
+    def _keep(self, piece: memoryview | bytes) -> None:
         self._pieces.append(piece)
         self._bytes += len(piece)
         if self._bytes > MAX_FRAME_BYTES or len(self._pieces) > MAX_FRAMES:

@@ -22,7 +22,7 @@ ACCEPTED_KEY: Final = "vecdb-accepted"
 AT_ONCE: Final = 256
 """Frames taken in a row; then others of the loop have their turn."""
 
-Received: TypeAlias = Callable[[str, bytes], None]
+Received: TypeAlias = Callable[[str, bytes | memoryview], None]
 
 
 class FrameService(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the stubs alone

@@ -330,7 +330,7 @@ def test_streams_are_held_up_by_no_listener_that_raises():
     async def story():
         async with nodes("n1", "n2") as (one, two):
             def received(node, frame):
-                two.got.append((node, frame))
+                two.got.append((node, bytes(frame)))
                 if frame == b"bad":
                     raise ValueError("a bug")
 
