@@ -63,7 +63,7 @@ def test_callbacks_keep_their_order():
 def test_threads_take_time_and_tell_their_errors():
     world = World(1)
     loop = VirtualLoop(world)
-    pool = Threads(loop, 1, (1.0, 1.0))
+    pool = Threads(loop, 1, lambda random: 1.0)
 
     def fails():
         raise ValueError("no")
@@ -95,7 +95,7 @@ def test_who_is_killed_runs_no_line_more_and_who_is_paused_catches_up():
     loops["killed"].kill()
     loops["paused"].pause()
     world.run(5)
-    assert told == ["paused thread"]
+    assert told == []
     loops["paused"].resume()
     world.run(5)
     assert told == ["paused thread", "paused", "paused over"]

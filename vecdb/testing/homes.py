@@ -46,8 +46,8 @@ class Home(Protocol):
         """Let the disk under a group's state refuse writes, or take them again; whether there is one."""
         ...
 
-    def spoil(self, random: Random) -> bool:
-        """Flip a bit in what has arrived of a snapshot; whether there was something."""
+    def spoil(self, random: Random, group: int | None = None) -> bool:
+        """Flip a bit in what has arrived of a snapshot, of a group or any; whether there was something."""
         ...
 
     def hurt(self, random: Random, group: int) -> str:
@@ -95,8 +95,8 @@ class RegisterHome:
             disk.failing = refusing
         return disk is not None
 
-    def spoil(self, random: Random) -> bool:
-        found = [disk for disk in self.disks.values() if any(disk.pieces.values())]
+    def spoil(self, random: Random, group: int | None = None) -> bool:
+        found = [disk for at, disk in self.disks.items() if group in (None, at) and any(disk.pieces.values())]
         if not found:
             return False
         pieces = random.choice(found).pieces

@@ -12,6 +12,7 @@ from concurrent.futures import Executor, Future
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
+from random import Random
 from typing import Any, TypeVar
 
 from vecdb.testing.world import World
@@ -20,17 +21,24 @@ T = TypeVar("T")
 
 
 class VirtualLoop(asyncio.AbstractEventLoop):
-    """The event loop of one life of a process.  ``rate``: how fast its clock goes."""
+    """The event loop of one life of a process.
 
-    def __init__(self, world: World, who: str = "", rate: float = 1.0) -> None:
+    ``rate``: how fast its clock goes.  ``do`` does everything that happens in it: on its disk, say.
+    """
+
+    def __init__(self, world: World, who: str = "", rate: float = 1.0,
+                 do: Callable[[Callable[[], None]], None] = lambda act: act()) -> None:
         self.world = world
         self.who = who
         self.alive = True
         self.paused = False
         self.errors: list[str] = []
         """What callbacks and tasks raised and nobody heard."""
+        self.do = do
+        self.pools: list[Threads] = []
         self._rate = rate
-        self._behind: deque[asyncio.Handle] = deque()
+        self._default: Threads | None = None
+        self._behind: deque[Callable[[], None]] = deque()
         self._tasks: list[asyncio.Task[Any]] = []
 
     # --- life -------------------------------------------------------------------------------------
@@ -47,8 +55,11 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         """Everything that should have run meanwhile runs, in order, now."""
         self.paused = False
         behind, self._behind = self._behind, deque()
-        for handle in behind:
-            self.world.at(0.0, partial(self._run, handle))
+        for act in behind:
+            self.world.at(0.0, act)
+
+    def when_resumed(self, act: Callable[[], None]) -> None:
+        self._behind.append(act)
 
     def end(self) -> None:
         """The simulation is over: let go of what the tasks hold."""
@@ -74,12 +85,12 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         if not self.alive or handle.cancelled():
             return
         if self.paused:
-            self._behind.append(handle)
+            self.when_resumed(partial(self._run, handle))
             return
         before = asyncio._get_running_loop()
         asyncio._set_running_loop(self)
         try:
-            handle._run()
+            self.do(handle._run)
         finally:
             asyncio._set_running_loop(before)
 
@@ -119,7 +130,9 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 
     def run_in_executor(self, executor: Executor | None, func: Callable[..., T],  # type: ignore[override]
                         *args: Any) -> "asyncio.Future[T]":
-        chosen = executor or Threads(self)
+        if executor is None:
+            executor = self._default = self._default or Threads(self, 1 << 30)
+        chosen = executor
         return asyncio.wrap_future(chosen.submit(func, *args), loop=self)
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
@@ -148,18 +161,24 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         """It has no threads."""
 
 
+def virtual_loop(world: World, who: str, rate: float = 1.0,
+                 do: Callable[[Callable[[], None]], None] = lambda act: act()) -> VirtualLoop:
+    """The loop of a process: see :class:`VirtualLoop`."""
+    return VirtualLoop(world, who, rate, do)  # type: ignore[abstract]  # what it lacks is of sockets and subprocesses
+
+
 class Threads(Executor):
     """As many as are asked for, in virtual time: work is done whole at its end, and dies with its process.
 
-    ``do`` does it: on a process's disk, say.
+    ``seconds`` draws how long a piece of work takes.
     """
 
-    def __init__(self, loop: VirtualLoop, threads: int = 1, seconds: tuple[float, float] = (0.0001, 0.002),
-                 do: Callable[[Callable[[], None]], None] = lambda work: work()) -> None:
+    def __init__(self, loop: VirtualLoop, threads: int = 1,
+                 seconds: Callable[[Random], float] = lambda random: random.uniform(0.0001, 0.002)) -> None:
         self._loop = loop
         self._free = threads
         self._seconds = seconds
-        self._do = do
+        loop.pools.append(self)
         self._queue: deque[Callable[[], None]] = deque()
         self._running: deque[Callable[[], None]] = deque()
         self._closed = False
@@ -189,13 +208,16 @@ class Threads(Executor):
             work = self._queue.popleft()
             self._running.append(work)
             world = self._loop.world
-            world.at(world.random.uniform(*self._seconds), partial(self._end, work))
+            world.at(self._seconds(world.random), partial(self._end, work))
 
     def _end(self, work: Callable[[], None]) -> None:
         if not self._loop.alive:
             return
+        if self._loop.paused:
+            self._loop.when_resumed(partial(self._end, work))
+            return
         self._running.remove(work)
-        self._do(work)
+        self._loop.do(work)
         self._free += 1
         self._start()
 
@@ -205,5 +227,5 @@ class Threads(Executor):
 
     @property
     def under_way(self) -> list[Callable[[], None]]:
-        """What threads were at when the process was killed: some of it may have been done."""
+        """What threads are at: of a process that is killed some of it may have been done."""
         return list(self._running)

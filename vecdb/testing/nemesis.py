@@ -187,12 +187,15 @@ class Nemesis:
         nodes = list(self.cluster.nodes.values())
 
         def look(tries: int) -> None:
-            if any(node.home.spoil(self.world.random) for node in nodes):
+            if any(self._spoil(node) for node in nodes):
                 self._did("snapshots_spoiled")
             elif tries and not self.stopped:
                 self.world.at(0.01, lambda: look(tries - 1))
 
         look(300)
+
+    def _spoil(self, node: Node) -> bool:
+        return node.home.spoil(self.world.random)
 
     def _transfer(self) -> None:
         leader = self.cluster.leader(self.world.random.choice(self.groups))
@@ -244,10 +247,17 @@ class Nemesis:
         if node.host is None or node.paused or leader is None:
             return None
         configuration = leader.core.configuration
-        whole = not configuration.joining and len(configuration.voters) >= 3 \
-            and not any(one in self.judge.lost for one in configuration.everybody)
         found = [one for one in configuration.voters if node_of(one) == node.name]
-        return (node, group, found[0]) if whole and found else None
+        return (node, group, found[0]) if self._whole(group) and found else None
+
+    def _whole(self, group: int) -> bool:
+        """Whether one replica of a group may be lost: there are three voters, and nothing was done to any member."""
+        leader = self.cluster.leader(group)
+        if leader is None:
+            return False
+        configuration = leader.core.configuration
+        return not configuration.joining and len(configuration.voters) >= 3 \
+            and not any(one in self.judge.lost for one in configuration.everybody)
 
     def _damage(self) -> None:
         """Crash a replica's node and flip a bit of its log, where all others of its groups are whole."""

@@ -45,6 +45,10 @@ class Network:
                 self.cut(here, there)
                 self.cut(there, here)
 
+    def reaches(self, sender: str, receiver: str) -> bool:
+        """Whether anything gets this way now."""
+        return (sender, receiver) not in self._cut
+
     def heal(self) -> None:
         self._cut.clear()
         self.weather = Weather()

@@ -186,6 +186,15 @@ class ShardNemesis(Nemesis):
 
         look(500)
 
+    def _spoil(self, node: Node) -> bool:
+        """What is flipped after it has come is found when it is read: that replica may be lost."""
+        for group in self.groups:
+            replica = self.cluster.replica(node.name, group)
+            if replica is not None and self._whole(group) and node.home.spoil(self.world.random, group):
+                self.judge.lost[replica.core.me] = True
+                return True
+        return False
+
     def _hurt(self) -> None:
         """Crash a replica's node and damage its state, where all others of its groups are whole."""
         found = self._may_damage()

@@ -157,12 +157,14 @@ class ShardHome:
         self.disk.failing = refusing
         return True
 
-    def spoil(self, random: Random) -> bool:
-        pieces = [path for path in sorted(self.disk.root.glob("collections/*/incoming/*")) if path.stat().st_size]
-        if not pieces:
-            return False
-        _flip(random.choice(pieces), random)
-        return True
+    def spoil(self, random: Random, group: int | None = None) -> bool:
+        assert group is not None
+        folder = self.disk.root / "collections" / folder_of(group) / "incoming"
+        pieces = [path for path in sorted(folder.glob("*")) if path.stat().st_size]
+        if pieces:
+            _flip(random.choice(pieces), random)
+            self.damaged[group] = True
+        return bool(pieces)
 
     def hurt(self, random: Random, group: int) -> str:
         folder = self.disk.root / "collections" / folder_of(group)
