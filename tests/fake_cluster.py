@@ -5,10 +5,12 @@ that their replica has applied, so that a stale answer shows.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import contextmanager
 from random import Random
 from typing import Any
+
+import numpy as np
 
 from vecdb.cluster import control
 from vecdb.core.calls import Call
@@ -22,7 +24,7 @@ from vecdb.core.errors import (
     VecdbError,
 )
 from vecdb.core.query import Description
-from vecdb.core.records import WriteResult
+from vecdb.core.records import UpsertBatch, WriteResult
 from vecdb.core.schema import CollectionSchema
 from vecdb.ports.observer import NullObserver
 from vecdb.ports.replicator import Committed, ReplicaStatus
@@ -295,3 +297,18 @@ class FakeCluster:
 
 def soon(seconds: float = 5.0, **more: Any) -> Call:
     return Call(deadline=SystemClock().monotonic() + seconds, **more)
+
+
+def run(test: Callable[[FakeCluster], Coroutine[Any, Any, None]], **given: Any) -> None:
+    async def whole() -> None:
+        cluster = FakeCluster(**given)
+        await cluster.nodes["n1"].create_collection(SCHEMA, soon())
+        cluster.asked.clear()
+        async with asyncio.timeout(30):
+            await test(cluster)
+
+    asyncio.run(whole())
+
+
+def batch(shape: int = 0) -> UpsertBatch:
+    return UpsertBatch((1,), np.ones((1, 2), np.float32), (b"{}",), shape)

@@ -1,0 +1,147 @@
+"""Collections of a cluster: made, dropped and found by way of any node; what is no read of records."""
+
+import asyncio
+
+import pytest
+
+from tests.fake_cluster import SCHEMA, FakeCluster, batch, run, soon
+from vecdb.core.calls import Call, Consistency
+from vecdb.core.errors import CollectionExists, CollectionNotFound, DeadlineExceeded, Unavailable
+from vecdb.core.schema import CollectionSchema
+
+
+def test_collections_are_made_and_dropped_by_way_of_any_node() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        node, other = cluster.nodes["n2"], CollectionSchema("other", 2, "l2")  # type: ignore[arg-type]
+        await node.create_collection(other, soon())
+        assert await cluster.nodes["n3"].list_collections(soon()) == ["docs", "other"]
+        with pytest.raises(CollectionExists):
+            await node.create_collection(other, soon())
+        await cluster.nodes["n3"].drop_collection("other", soon())
+        with pytest.raises(CollectionNotFound):
+            await node.drop_collection("other", soon())
+        with pytest.raises(CollectionNotFound):
+            await node.schema("other", soon())
+
+    run(test)
+
+
+def test_a_change_whose_answer_was_lost_is_asked_for_again_and_happens_once() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        cluster.mute = {"n1"}
+        asyncio.get_running_loop().call_later(0.15, cluster.mute.clear)
+        await cluster.nodes["n2"].create_collection(CollectionSchema("other", 2, "l2"), soon())  # type: ignore[arg-type]
+        assert cluster.asked.count("change n1") >= 2
+        assert cluster.states[-1].next_group == 3
+
+    run(test)
+
+
+def test_creating_returns_once_somebody_leads() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        cluster.elects = None
+        other = CollectionSchema("other", 2, "l2")  # type: ignore[arg-type]
+        making = asyncio.create_task(cluster.nodes["n2"].create_collection(other, soon()))
+        await asyncio.sleep(0.2)
+        assert not making.done()
+        cluster.shard("other").leader = "n3"
+        await making
+        with pytest.raises(DeadlineExceeded, match="was made, and its replicas have elected no leader"):
+            await cluster.nodes["n2"].create_collection(CollectionSchema("third", 2, "l2"), soon(0.3))  # type: ignore[arg-type]
+
+    run(test)
+
+
+def test_a_node_that_has_not_heard_of_a_collection_looks_before_it_says_no() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        other = CollectionSchema("other", 2, "l2")  # type: ignore[arg-type]
+        with cluster.behind("n2", name=None):
+            await cluster.nodes["n1"].create_collection(other, soon())
+            looking = asyncio.create_task(cluster.nodes["n2"].schema("other", soon()))
+            listing = asyncio.create_task(cluster.nodes["n2"].list_collections(soon()))
+            await asyncio.sleep(0.05)
+        assert await looking == other
+        assert await listing == ["docs", "other"]
+        with pytest.raises(CollectionNotFound):
+            await cluster.nodes["n2"].count("none", None, soon())
+        cluster.control.leader = None
+        with pytest.raises(Unavailable, match="knows of no collection 'none', and the control group"):
+            await cluster.nodes["n2"].count("none", None, soon(0.3))
+        assert await cluster.nodes["n2"].list_collections(soon(0.3)) == ["docs", "other"]
+
+    run(test)
+
+
+def test_a_node_that_has_just_started_waits_until_it_knows() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        cluster.unopened = {"n2"}
+        other = CollectionSchema("other", 2, "l2")  # type: ignore[arg-type]
+        waiting = [asyncio.create_task(one) for one in (
+            cluster.nodes["n2"].create_collection(other, soon()), cluster.nodes["n2"].list_collections(soon()),
+            cluster.nodes["n2"].schema("none", soon()))]
+        await asyncio.sleep(0.25)
+        assert not any(one.done() for one in waiting)
+        cluster.unopened.clear()
+        await waiting[0]
+        assert "docs" in await waiting[1]
+        with pytest.raises(CollectionNotFound):
+            await waiting[2]
+        cluster.unopened = {"n2"}
+        with pytest.raises(DeadlineExceeded, match="it was done"):
+            await cluster.nodes["n2"].drop_collection("other", soon(0.3))
+
+    run(test)
+
+
+def test_a_session_that_wrote_to_a_collection_made_anew_reads_from_that_one() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        with cluster.behind("n2", name=None):
+            await cluster.nodes["n1"].drop_collection("docs", soon())
+            await cluster.nodes["n1"].create_collection(SCHEMA, soon())
+            result = await cluster.nodes["n1"].upsert("docs", batch(), soon())
+            assert result.shard == 2
+            reading = asyncio.create_task(cluster.nodes["n2"].count("docs", None, soon(session=((2, 1),))))
+            await asyncio.sleep(0.05)
+            assert not reading.done()
+        assert await reading == 1
+
+    run(test)
+
+
+def test_a_write_to_a_collection_that_is_dropped_under_it_says_so() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        cluster.shard("docs").leader = None
+        write = asyncio.create_task(cluster.nodes["n2"].upsert("docs", batch(), soon()))
+        await asyncio.sleep(0.05)
+        await cluster.nodes["n1"].drop_collection("docs", soon())
+        with pytest.raises(CollectionNotFound):
+            await write
+
+    run(test)
+
+
+def test_maintenance_says_whose_answer_it_is() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        told = await cluster.nodes["n2"].describe("docs", soon())
+        assert (told.details["by"], told.details["replica"], told.details["leader"]) == ("n2", "n2/7", "n1/7")
+        seen: list[str] = []
+        cluster.down = {"n3"}
+        done = await cluster.nodes["n2"].optimize("docs", soon(), lambda *step: seen.append(step[0]))
+        assert (done.details["by"], seen) == ("n2", ["seal"])
+        assert [call[0] for call in cluster.engines["n1"].calls] == ["optimize"], "every replica's graphs are its own"
+        assert {job["node"] for job in await cluster.nodes["n2"].jobs(None, soon())} == {"n1", "n2"}
+        assert (await cluster.nodes["n2"].verify("docs", soon()))["equal"]
+
+    run(test)
+
+
+def test_calls_that_are_handed_on_carry_what_they_came_with() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        call = Call(soon().deadline, None, "request-1", "key ops", Consistency.SESSION, ((1, 0),))
+        await cluster.nodes["n1"].count("docs", None, call)
+        ((_, seen),) = [*cluster.engines["n2"].calls, *cluster.engines["n3"].calls]
+        assert (seen.deadline, seen.request_id, seen.principal, seen.consistency, seen.session) == (
+            call.deadline, "request-1", "key ops", Consistency.SESSION, ((1, 0),))
+        assert seen is not call
+
+    run(test, placed=("n2", "n3"), leader="n2")
