@@ -180,8 +180,8 @@ class ClusterSettings(_Section):
     ``cert_file``, ``key_file``, ``ca_file``: mutual TLS between nodes; a certificate's name is
     ``NODE.NAME.vecdb.internal`` (``vecdb cluster certs`` makes them).  ``insecure``: none, and whoever reaches the
     listeners is believed.  ``replication_factor``: replicas of a collection, at most one a node.  ``heartbeat_s`` of a
-    leader; without any for ``election_s_min`` to ``election_s_max`` others elect another.  ``log_bytes``: a log above it
-    is cut, whoever still lacks what is cut off: he gets a snapshot.  ``snapshot_bytes_s``: what he takes of one in a
+    leader; without any for ``election_s_min`` to ``election_s_max`` others elect another.  ``log_bytes``: a log above
+    it is cut, whoever still lacks what is cut off: he gets a snapshot.  ``snapshot_bytes_s``: what he takes of one in a
     second.
     """
 
@@ -210,7 +210,8 @@ class ClientSettings(_Section):
     ``url``: as ``grpc://host:7700``; empty: none, commands open ``data_dir``.  ``api_key``: better in
     ``api_key_file`` or the environment than in a file that others read.  ``ca_file``: the authority of the server's
     certificate; ``cert_file``/``key_file``: our own, for mutual TLS.  ``insecure``: an API key may travel without TLS.
-    ``timeout_s``: of a call; 0 is the client's own.
+    ``timeout_s``: of a call; 0 is the client's own.  ``consistency``: of a command's reads, linearizable, for it knows
+    nothing of what was written by the one before it; or ``session``, ``eventual``.
     """
 
     url: str = Field(default="", max_length=2048)
@@ -221,6 +222,7 @@ class ClientSettings(_Section):
     key_file: File = None
     timeout_s: Seconds = Field(default=0.0, ge=0)
     insecure: bool = False
+    consistency: Literal["eventual", "session", "linearizable"] = "linearizable"
 
 
 class Settings(BaseSettings):

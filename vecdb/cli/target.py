@@ -39,6 +39,7 @@ class Target:
     key_file: Path | None = None
     insecure: bool | None = None
     timeout: str | None = None
+    consistency: str | None = None
 
 
 HERE: Final = Target()
@@ -63,6 +64,9 @@ _ANNOTATIONS: Final[dict[str, Any]] = {
     "insecure": Annotated[bool | None, typer.Option("--insecure", help="Let the API key travel without TLS.",
                                                     show_default=False, rich_help_panel=_PANEL)],
     "timeout": Annotated[str | None, typer.Option("--timeout", help="Of one call: 30s, 5m.", rich_help_panel=_PANEL)],
+    "consistency": Annotated[str | None, typer.Option(
+        "--consistency", metavar="LEVEL", help="What reads see of other commands' writes: linearizable, all of them; "
+        "eventual, what the replica asked has.  [default: linearizable]", show_default=False, rich_help_panel=_PANEL)],
 }
 _SETTINGS: Final = {"data": "data_dir", "timeout": "client.timeout_s"}
 """By option where it is not ``client.`` and the option's name."""
@@ -124,6 +128,7 @@ class Place:
         client = self.settings.client
         options: dict[str, Any] = {name: str(getattr(client, name)) for name in ("ca_file", "cert_file", "key_file")
                                    if getattr(client, name) is not None}
+        options["consistency"] = client.consistency
         if client.insecure:
             options["insecure"] = True
         if client.timeout_s:

@@ -63,9 +63,14 @@ def test_how_a_connection_is_made(cli, docs, opened, monkeypatch, tmp_path: Path
     assert half.code == 2
     assert "needs client.key_file" in half.err
     assert [one["api_key"] for one in opened] == ["from-env", "from-file", "shown"]
+    assert cli("collection", "list", "--url", URL, "--consistency", "strong").code == 2
+    assert cli("collection", "list", "--url", URL, "--consistency", "eventual").code == 0
+    monkeypatch.setenv("VECDB_CLIENT__CONSISTENCY", "session")
+    assert cli("collection", "list", "--url", URL).code == 0
+    assert [one["consistency"] for one in opened[2:]] == ["linearizable", "eventual", "session"]
     assert opened[1] == {"path": URL, "api_key": "from-file", "ca_file": "ca.pem", "cert_file": "c.pem",
                          "key_file": "k.pem", "insecure": True, "timeout": 90.0,
-                         "connect_timeout": 10.0}
+                         "connect_timeout": 10.0, "consistency": "linearizable"}
 
 
 def test_an_import_sends_several_batches_and_the_later_row_of_an_id_wins(cli, backend, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from vecdb.client.remote.options import Options
 from vecdb.client.remote.retry import Attempts, Budget, Failed
 from vecdb.core.calls import Consistency
 from vecdb.core.errors import DeadlineExceeded, InvalidArgument, NotLeader, OutcomeUnknown, Overloaded, Unavailable
+from vecdb.wire import status
 
 
 class Nodes:
@@ -286,6 +287,7 @@ class Broken(Exception):
     def __init__(self, code: int, details: str = "Socket closed") -> None:
         super().__init__(details)
         self._code, self._details = code, details
+        self.typed: tuple = ()
 
     def code(self) -> Any:
         return type("Code", (), {"value": (self._code, "")})
@@ -294,7 +296,7 @@ class Broken(Exception):
         return self._details
 
     def trailing_metadata(self) -> tuple:
-        return ()
+        return self.typed
 
 
 def test_an_address_that_stays_down_is_asked_less_and_less(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,6 +315,13 @@ def test_an_address_that_stays_down_is_asked_less_and_less(monkeypatch: pytest.M
         assert {wire.link() for _ in range(4)} == {a, b}
     assert waits == [2, 4, 8, 16, 30, 30, 30]
     a.answered()
+    says = Broken(14)
+    says.typed = (("grpc-status-details-bin", status.to_status(NotLeader("n1 does not lead"))[2]),)
+    for _ in range(5):
+        failed = a.failed(says)
+        assert isinstance(failed.error, NotLeader)
+        assert a.down_until - clock.now == 2, "it is there, and another shard of it may be well"
+        clock.now = a.down_until
     assert a.failed(Broken(14)).elsewhere
     assert a.down_until - clock.now == 2
     assert not b.failed(Broken(14)).elsewhere, "there is none that is up"

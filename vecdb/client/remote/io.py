@@ -73,10 +73,10 @@ class Link:
         known = failure(error, self.label, self._hint)
         now = time.monotonic()
         if known.transport:
-            # Calls that were under way together fail together: that is one failure.
-            if self.down_until <= now:
+            # Calls that were under way together fail together: that is one failure.  What answers is not gone for long.
+            if self.down_until <= now and not known.answered:
                 self.failures += 1
-            self.down_until = now + min(DOWN_MOST_S, DOWN_S * 2.0 ** min(self.failures - 1, 8))
+            self.down_until = now + min(DOWN_MOST_S, DOWN_S * 2.0 ** min(max(self.failures - 1, 0), 8))
             known.elsewhere = any(other.down_until <= now for other in self.others)
         elif self.others and isinstance(known.error, DeadlineExceeded):
             self.down_until = now + DOWN_S  # it may be frozen, or cut off; if the call was only long, no harm is done

@@ -27,14 +27,17 @@ class Failed(Exception):
 
     ``decided``: the work was certainly not done, or the server said what became of it; otherwise nobody here knows.
     ``transport``: the connection failed, or the server serves nobody, so another address may do better.
+    ``answered``: it is the server that says so.
     ``elsewhere``: there is another address, and it is not known to be down.
     """
 
-    def __init__(self, error: VecdbError, *, decided: bool, transport: bool = False, elsewhere: bool = False) -> None:
+    def __init__(self, error: VecdbError, *, decided: bool, transport: bool = False, answered: bool = False,
+                 elsewhere: bool = False) -> None:
         super().__init__(str(error))
         self.error = error
         self.decided = decided
         self.transport = transport
+        self.answered = answered
         self.elsewhere = elsewhere
 
 
