@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from vecdb.ports.replicator import ReplicaStatus
 from vecdb.runtime.exposition import Exposition, interpreter
 from vecdb.runtime.metrics import Metrics
 from vecdb.runtime.process import Collections, EventLoopLag, Host
+from vecdb.runtime.replication import Figures, Replication
 
 DEPLOY = Path(__file__).resolve().parents[3] / "deploy"
 SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum"), "gauge": ("",), "info": ("_info",)}
@@ -21,7 +23,7 @@ FROM_PROMETHEUS = {"instance", "job", "process"}
 def known() -> set[str]:
     metrics = Metrics()
     page = Exposition([metrics, Collections(list, metrics.names, wait_s=30.0), EventLoopLag(),
-                       Host("1", Path("/"), 0, {}), *interpreter()])
+                       Host("1", Path("/"), 0, {}), Replication(Figures, metrics.names), *interpreter()])
     return {family.name + suffix for family in page.families() for suffix in SUFFIXES[family.type]}
 
 
@@ -81,7 +83,11 @@ def test_selectors_name_labels_that_the_metric_has():
     metrics.recall_measured("docs", "none", 1.0)
     metrics.recall_ended("measured", 0.1)
     metrics.job_ended("seal", "done", 1.0)
-    families = Exposition([metrics, Host("1", Path("/"), 0, {})]).families()
+    status = ReplicaStatus("n1/1", "ok", "leader", 1, "n1/1", 1, 1, 1, 1, 1)
+    figures = Figures({"docs": status}, {"docs": (1, 2)}, {"raft_leader": 1}, {"malformed": 1}, {"sent_frames": 1}, 1,
+                      {"cluster": 1}, {"read": 1})
+    families = Exposition([metrics, Host("1", Path("/"), 0, {}),
+                           Replication(lambda: figures, metrics.names)]).families()
     labels = {sample.name: set(sample.labels) for family in families for sample in family.samples}
     checked = 0
     for where, expression in expressions().items():
@@ -99,7 +105,7 @@ def test_the_dashboard_is_laid_out():
     assert len(set(ids)) == len(ids)
     titles = [panel["title"] for panel in board["panels"] if panel["type"] == "row"]
     assert titles == ["Now", "Traffic", "Latency", "Queues and refusals", "Recall", "Segments and jobs",
-                      "Memory and disk", "Process"]
+                      "Memory and disk", "Process", "Replicas"]
     taken = set()
     for panel in board["panels"]:
         place = panel["gridPos"]
