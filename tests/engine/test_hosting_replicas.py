@@ -185,7 +185,7 @@ def test_restarts_new_disks_and_lost_logs(tmp_path):
         cluster.start()
         await cluster.settle()
         await cluster.agree("docs", total)
-        for lost in ("", "raft", "control"):
+        for lost in ("", "raft", "control", "catalog"):
             node = cluster.nodes["n1"]
             await node.stop()
             await cluster.write("docs", total)
@@ -195,7 +195,9 @@ def test_restarts_new_disks_and_lost_logs(tmp_path):
             cluster.start("n1")
             await cluster.settle()
             await cluster.agree("docs", total)
-            assert ("cluster_joined" in node.told) == (lost != "control")
+            assert ("cluster_joined" in node.told) == (lost in ("", "raft"))
+            assert ("catalog_damaged" in node.told) == (lost == "catalog")
+            assert ("raft_snapshot_installed" in node.told) <= (lost == "")  # what was there is used
         for node in cluster.nodes.values():
             for replicator in (node.control.replicator, node.hosting.replicator("docs")):
                 await cluster.until(lambda one=replicator: len(one.status().voters) == 3, "three voters")

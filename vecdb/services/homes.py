@@ -21,7 +21,7 @@ from typing import Final
 
 import xxhash
 
-from vecdb.core.errors import DataCorrupted
+from vecdb.core.errors import DataCorrupted, StorageError
 from vecdb.segment.files import from_os_error, sync_directory
 from vecdb.services.aside import set_aside
 
@@ -71,6 +71,13 @@ class Home:
         if not state.is_dir():
             raise DataCorrupted(f"{state} is missing", path=str(state), region="state")
         return state
+
+    def is_founded(self) -> bool:
+        """Whether the folder names a state, whatever that is worth."""
+        try:
+            return self.state().is_dir()
+        except (DataCorrupted, StorageError):
+            return False
 
     def clean(self) -> None:
         """Remove states that are not in use, and snapshots; what has come of one for us stays."""

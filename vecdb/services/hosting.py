@@ -93,7 +93,10 @@ class Groups(Protocol):
 
 
 class LocalReplicas(Protocol):
-    """The states on this node: :class:`vecdb.services.local.LocalDatabase`.  All of it blocks."""
+    """The states on this node: :class:`vecdb.services.local.LocalDatabase`.  All of it blocks but ``hosted``."""
+
+    @property
+    def catalog_lost(self) -> bool: ...
 
     def host(self, schema: CollectionSchema, folder: str) -> None: ...
 
@@ -194,6 +197,8 @@ class Hosting:
         """Begin; returns at once."""
         if self._ledger.damaged:
             self._tell("error", "ledger_damaged", node=self._me)
+        if self._database.catalog_lost:
+            self._tell("error", "catalog_damaged", node=self._me)
         self._control.on_change(lambda state: self._changed())
         self._task = self._loop.create_task(self._run())
 

@@ -77,11 +77,12 @@ class LocalDatabase(OpenCollections):
                 slot.used = next(self._ticks)
                 self._slots[schema.name] = slot
 
-    def _undo(self, entry: Entry) -> None:
+    def _undo(self, entry: Entry, *, keep: bool = False) -> None:
         self._catalog.settle()
         if entry.schema.name in self._catalog.entries:
             self._catalog.remove(entry.schema.name)
-        shutil.rmtree(self._folder(entry), ignore_errors=True)
+        if not keep:
+            shutil.rmtree(self._folder(entry), ignore_errors=True)
 
     def drop_collection(self, name: str, call: Call | None = None) -> None:
         self._check_alone()
@@ -114,7 +115,8 @@ class LocalDatabase(OpenCollections):
         with self._lock:
             slot = self._slots.pop(name, None)
         if slot is None:
-            self._remove_unnamed()
+            if not self.catalog_lost:  # else what has no row yet is no rubbish, and this goes at the next opening
+                self._remove_unnamed()
         else:
             self._let_go(slot)
             Home(self._folder(slot.entry)).remove()
@@ -122,7 +124,10 @@ class LocalDatabase(OpenCollections):
     # --- replicas ---------------------------------------------------------------------------------
 
     def host(self, schema: CollectionSchema, folder: str) -> None:
-        """Make an empty replica of a collection, durably; nothing to do if it is here, with this schema and folder."""
+        """Make an empty replica of a collection, durably; nothing to do if it is here, with this schema and folder.
+
+        A folder that is there is taken as it is: the catalog that knew of it was lost.
+        """
         with self._changes:
             self._check_may_change()
             self._settle()
@@ -134,12 +139,16 @@ class LocalDatabase(OpenCollections):
                 raise CollectionExists(schema.name)
             if not folder.isalnum() or any(folder == other.folder for other in self._catalog.entries.values()):
                 raise InvalidArgument("folder", "is in use, or no name for one", got=folder, limit="letters and digits")
+            home = Home(self._folder(entry))
+            kept = home.is_founded()
             try:
-                Home(self._folder(entry)).found(self._found)
+                if not kept:
+                    home.set_aside()
+                    home.found(self._found)
                 self._catalog.add(entry)
             except BaseException:
                 with suppress(VecdbError):
-                    self._undo(entry)
+                    self._undo(entry, keep=kept)
                 raise
 
     def _found(self, state: Path) -> None:

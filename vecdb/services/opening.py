@@ -6,11 +6,14 @@ waits for another collection.  Beyond ``max_open_collections`` the collection id
 """
 
 import itertools
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from typing import Final
 
 from vecdb.core.errors import (
     CollectionNotFound,
@@ -26,6 +29,7 @@ from vecdb.ports.clock import Clock
 from vecdb.ports.compute import Compute
 from vecdb.ports.store import Store
 from vecdb.ports.stores import OpenStore
+from vecdb.services.aside import set_aside
 from vecdb.services.catalog import Catalog, Entry
 from vecdb.services.homes import Home, set_aside_of
 from vecdb.services.jobs import Job, JobRunner
@@ -37,6 +41,7 @@ from vecdb.services.shard import ShardService
 from vecdb.services.slots import Opened, Slot
 
 COLLECTIONS = "collections"
+_GROUP: Final = re.compile(r"g\d{8,}")
 
 
 class OpenCollections:
@@ -56,16 +61,34 @@ class OpenCollections:
         self._slots: dict[str, Slot] = {}
         self._ticks = itertools.count(1)
         self._closed = False
-        holds_collections = any(self._folders())
-        if holds_collections:
-            _check_not_empty(directory / "catalog")
-        self._catalog = Catalog(lambda: open_store(directory / "catalog", read_only=settings.read_only))
+        self.catalog_lost = False
+        """The catalog of replicas was damaged, and is a new one now: what is missing in it is hosted again."""
         try:
-            self._begin(holds_collections)
+            holds_collections = any(self._folders())
+            if holds_collections:
+                _check_not_empty(directory / "catalog")
+            self._catalog = self._open_catalog(partial(self._begin, holds_collections))
+        except DataCorrupted:
+            if not settings.replicated or settings.read_only or not self._all_of_groups():
+                raise
+            self.catalog_lost = True
+            set_aside(directory / "catalog")
+            self._catalog = self._open_catalog(lambda: self._catalog.found(replicated=True))
+        self._jobs = JobRunner(clock, on_job_error)
+
+    def _open_catalog(self, begin: Callable[[], None]) -> Catalog:
+        folder = self._directory / "catalog"
+        self._catalog = Catalog(lambda: self._open_store(folder, read_only=self._settings.read_only))
+        try:
+            begin()
         except BaseException:
             self._catalog.close()
             raise
-        self._jobs = JobRunner(clock, on_job_error)
+        return self._catalog
+
+    def _all_of_groups(self) -> bool:
+        """Whether every folder is named after a group of a cluster, which knows what it is of."""
+        return all(_GROUP.fullmatch(set_aside_of(path.name) or path.name) for path in self._folders())
 
     def _begin(self, holds_collections: bool) -> None:
         """Remove folders of no collection, unless the catalog is new: that knows of none."""

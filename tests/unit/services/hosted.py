@@ -264,6 +264,7 @@ class Local:
 
     def __init__(self, node):
         self.node, self.opened = node, {}
+        self.catalog_lost = False
 
     @property
     def rows(self):
