@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from vecdb.cluster.control import ControlState, apply
 from vecdb.core.errors import DataCorrupted, NotLeader, StorageError, Unavailable
+from vecdb.core.schema import CollectionSchema
 from vecdb.ports.replicator import Committed, Position, ReplicaStatus
 from vecdb.services.catalog import Entry
 from vecdb.services.control import CONTROL_GROUP, Control
@@ -16,8 +17,10 @@ from vecdb.services.hosting import Hosting, HostingSettings, group_of
 from vecdb.services.ledger import Ledger
 from vecdb.testing.disk import MemoryStore
 from vecdb.testing.loop import Threads, VirtualLoop
+from vecdb.testing.world import World
 
 NODES = ("n1", "n2", "n3")
+SOON = 30.0
 
 
 @dataclass
@@ -384,3 +387,74 @@ class Node:
     @property
     def settled(self):
         return self.hosting is not None and self.hosting.settled
+
+
+def schema(name="a"):
+    return CollectionSchema(name, 4)
+
+
+class Cluster:
+    def __init__(self, seed=1, nodes=NODES, faults=0.0):
+        self.world = World(seed)
+        self.judge = Judge(self.world)
+        self.nodes = {name: Node(self.judge, name, nodes, faults) for name in nodes}
+
+    def start(self, *names):
+        for name in names or self.nodes:
+            self.nodes[name].start()
+
+    def kill(self, *names):
+        for name in names or self.nodes:
+            if self.nodes[name].loop is not None:
+                self.nodes[name].kill()
+
+    def end(self):
+        self.kill()
+        assert not self.judge.violations
+
+    @property
+    def settled(self):
+        epoch = self.judge.control.epoch
+        return all(node.settled and node.control.state.epoch == epoch for node in self.nodes.values())
+
+    def settle(self, at_most=SOON):
+        assert self.world.run_until(lambda: self.settled, at_most), "\n".join(self.world.trace)
+
+    def leader(self):
+        assert self.world.run_until(lambda: self.judge.leader(0) is not None, SOON)
+        return self.nodes[self.judge.leader(0).split("/")[0]]
+
+    def ask(self, ask):
+        """Of the control leader, until it is done."""
+        for _ in range(200):
+            node = self.leader()
+            try:
+                return node.loop.run(ask(node.control), SOON)
+            except (NotLeader, Unavailable):
+                self.world.run(0.1)
+        raise AssertionError("nobody leads")
+
+    def create(self, name="a"):
+        return self.ask(lambda control: control.create(schema(name)))
+
+    def drop(self, name="a"):
+        return self.ask(lambda control: control.drop(name))
+
+    def check(self):
+        """Everything is as the control state says, on every node and on its disk."""
+        assert not self.judge.violations
+        entries = self.judge.control.collections
+        for node in self.nodes.values():
+            wanted = {name: entry.group for name, entry in entries.items() if node.name in entry.nodes}
+            assert {name: group_of(row.entry.folder) for name, row in node.disk.rows.items()} == wanted
+            assert set(node.driver.replicas) == {0, *wanted.values()}
+            for group, replica in node.driver.replicas.items():
+                assert replica.state == "ok"
+                assert replica.log.replica in self.judge.groups[group].voters
+            statuses = node.hosting.statuses()
+            assert {name: one.group for name, one in statuses.items()} == {"": 0, **wanted}
+            assert not any(one.error for one in statuses.values())
+        for group, truth in self.judge.groups.items():
+            if group and not self.judge.dropped(group):
+                assert len(truth.voters) == min(3, len(self.nodes))
+                assert self.judge.leader(group)
