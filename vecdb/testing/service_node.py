@@ -35,12 +35,16 @@ from vecdb.testing.network import Network
 from vecdb.testing.service_calls import Calls, SimPeers
 from vecdb.testing.shards import CUTS, Serial, Watched
 from vecdb.testing.synced import Synced
+from vecdb.testing.violation import Violation
 from vecdb.testing.world import World
 
 LOGS: Final = "raft"
 CONTROL: Final = "control"
 TEND_S: Final = (0.2, 1.0)
 LOOK_S: Final = 0.3
+DAMAGE: Final = frozenset({"raft_log_damaged", "replica_state_damaged", "control_state_damaged", "ledger_damaged",
+                           "logs_damaged", "start_found_damage"})
+"""What nobody may tell whose disk was not damaged."""
 
 
 class Ears(Protocol):
@@ -49,7 +53,7 @@ class Ears(Protocol):
     def shard_applied(self, node: str, group: int, replica: ShardReplica, log_index: int, command: bytes | None,
                       outcome: object) -> None: ...
 
-    def control_applied(self, node: str, machine: ControlReplica, outcome: object) -> None: ...
+    def control_applied(self, node: str, machine: ControlReplica) -> None: ...
 
 
 class LoopClock:
@@ -124,7 +128,7 @@ class HeardControl:
 
     def apply(self, log_index: int, term: int, command: bytes) -> object:
         outcome = self._machine.apply(log_index, term, command)
-        self._ears.control_applied(self._name, self._machine, outcome)
+        self._ears.control_applied(self._name, self._machine)
         return outcome
 
     def __getattr__(self, name: str) -> Any:
@@ -163,6 +167,8 @@ class Process:
     def tell(self, level: str, event: str, **fields: Any) -> None:
         root = str(self.machine.disk.root)
         fields.pop("node", None)
+        if event in DAMAGE and not self.machine.damaged:
+            self.machine.world.failure = Violation(f"{self.name}: {event} {fields}, and nobody damaged anything")
         self.machine.world.say(self.name, event, **{
             name: value.replace(root, "") if isinstance(value, str) else value for name, value in fields.items()})
 
@@ -182,8 +188,8 @@ class Process:
                 await self._start()
                 break
             except VecdbError as error:
-                self.tell("error", "start_failed", error=f"{type(error).__name__}: {error.message}")
-                self.machine.heard_start(error)
+                event = "start_found_damage" if isinstance(error, DataCorrupted) else "start_failed"
+                self.tell("error", event, error=f"{type(error).__name__}: {error.message}")
                 await asyncio.sleep(LOOK_S)
         pool = self.threads(1, "upkeep")
         while True:
@@ -219,7 +225,8 @@ class Process:
         folder = self.machine.disk.root / LOGS
         try:
             return self.machine.disk.open_store(folder)
-        except DataCorrupted:
+        except DataCorrupted as error:
+            self.tell("error", "logs_damaged", error=error.message)
             set_aside(folder)
             return self.machine.disk.open_store(folder)
 
@@ -250,8 +257,8 @@ class Machine:
         self.disk = Disk(root / name, synced)
         self.process: Process | None = None
         self.graves: list[VirtualLoop] = []
-        self.heard_start: Callable[[VecdbError], None] = lambda error: None
-        """Told of a start that failed."""
+        self.damaged = False
+        """Somebody has damaged its disk, once."""
 
     @property
     def up(self) -> bool:

@@ -10,6 +10,7 @@ While it runs:
 Afterwards :func:`survived`, :func:`linear`, :func:`whole`.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -46,12 +47,12 @@ class RecordHistory:
         self.furthest[group] = max(self.furthest.get(group, 0), result.log_index)
 
 
-class ShardJudge(Judge):
-    """Watches a cluster of shards.  ``models``: by group."""
+class ShardModels:
+    """What every shard must be, and judgements by it.  ``models``: by group; ``checked``: what was looked at."""
 
-    def __init__(self, cluster: Cluster) -> None:
-        super().__init__(cluster)
+    def __init__(self, checked: Counter[str]) -> None:
         self.models: dict[int, Model] = {}
+        self.checked = checked
 
     def model(self, group: int) -> Model:
         return self.models.setdefault(group, Model())
@@ -136,7 +137,15 @@ class ShardJudge(Judge):
             self.checked["marks_checked"] += 1
 
 
-def survived(judge: ShardJudge, history: RecordHistory) -> None:
+class ShardJudge(Judge, ShardModels):
+    """Watches a cluster of shards."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        ShardModels.__init__(self, cluster.world.happened)
+        Judge.__init__(self, cluster)
+
+
+def survived(judge: ShardModels, history: RecordHistory) -> None:
     """Every acknowledged write is in the log, once, and did what its client was told."""
     for group, told in history.told.items():
         model = judge.model(group)
@@ -159,7 +168,7 @@ def linear(world: World, history: RecordHistory) -> None:
         world.happened["operations_checked"] += len(steps)
 
 
-def whole(judge: ShardJudge, who: str, group: int, replica: ShardReplica) -> None:
+def whole(judge: ShardModels, who: str, group: int, replica: ShardReplica) -> None:
     """Everything there is at a replica is the model's, record by record, and it verifies itself."""
     moment = judge.model(group).at(replica.position().log_index)
     service = replica.service

@@ -162,7 +162,7 @@ class ShardHome:
         folder = self.disk.root / "collections" / folder_of(group) / "incoming"
         pieces = [path for path in sorted(folder.glob("*")) if path.stat().st_size]
         if pieces:
-            _flip(random.choice(pieces), random)
+            flip(random.choice(pieces), random)
             self.damaged[group] = True
         return bool(pieces)
 
@@ -173,7 +173,7 @@ class ShardHome:
         done = ""
         if files and random.random() < 0.7:
             path = random.choice(files)
-            done = f"{path.relative_to(folder)} byte {_flip(path, random)}"
+            done = f"{path.relative_to(folder)} byte {flip(path, random)}"
         elif stores:
             row = random.choice(stores).spoil(random)
             done = "" if row is None else f"row {row.hex()}"
@@ -234,7 +234,7 @@ class WatchedIncoming:
         self._incoming.close()
 
 
-def _flip(path: Path, random: Random) -> int:
+def flip(path: Path, random: Random) -> int:
     """Flip a bit of a file; in which byte."""
     at = random.randrange(path.stat().st_size)
     with open(path, "r+b") as file:

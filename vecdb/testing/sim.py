@@ -4,7 +4,8 @@ A seed decides what kind of world it makes (:func:`kind_of`):
 
 - most are clusters of five nodes with two groups of three replicas of registers, five clients, and twenty seconds of
   faults: what they are about is replication;
-- every tenth is a cluster of the product's own shards (:mod:`vecdb.testing.shard_sim`).
+- every tenth is a cluster of the product's own shards (:mod:`vecdb.testing.shard_sim`);
+- every tenth one of whole nodes, with collections that come and go (:mod:`vecdb.testing.service_sim`).
 
 Then everything is healed and must go on.  A run that fails prints its seed, the commit and the end of its trace; the
 last line says, for each kind, what was injected and what was checked.
@@ -23,6 +24,7 @@ from vecdb.testing.checks import Judge, Violation, acknowledged, converged, equa
 from vecdb.testing.clients import Client, History
 from vecdb.testing.cluster import Cluster
 from vecdb.testing.nemesis import Nemesis
+from vecdb.testing.service_sim import simulate_services
 from vecdb.testing.shard_sim import simulate_shards
 from vecdb.testing.world import World
 
@@ -83,12 +85,13 @@ def commit() -> str:
     return found.stdout.strip() or "unknown"
 
 
-KINDS: dict[str, Callable[[int, World], World]] = {"registers": simulate, "shards": simulate_shards}
+KINDS: dict[str, Callable[[int, World], World]] = {"registers": simulate, "shards": simulate_shards,
+                                                   "services": simulate_services}
 
 
 def kind_of(seed: int) -> str:
     """What world a seed makes."""
-    return "shards" if seed % 10 == 0 else "registers"
+    return {0: "shards", 5: "services"}.get(seed % 10, "registers")
 
 
 def summary(kind: str, seeds: int, happened: Counter[str]) -> str:
