@@ -1,7 +1,8 @@
 """Queries and answers as they travel inside: checked, columnar."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -61,6 +62,35 @@ class Matches:
     vectors: npt.NDArray[Any] | None = None
 
 
+class Columns(Sequence[Matches]):
+    """Answers of ``ids`` int64 (nq, k) and ``distances`` float32 (nq, k): as a list of Matches, made when looked at.
+
+    Batches pass several rooms on their way out, most of which ask for whole columns.  A slice is another of these.
+    """
+
+    __slots__ = ("distances", "ids")
+
+    def __init__(self, ids: npt.NDArray[np.int64], distances: npt.NDArray[np.float32]) -> None:
+        self.ids, self.distances = ids, distances
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @overload
+    def __getitem__(self, place: int) -> Matches: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> "Columns": ...
+
+    def __getitem__(self, place: int | slice) -> "Matches | Columns":
+        if isinstance(place, slice):
+            return Columns(self.ids[place], self.distances[place])
+        return Matches(self.ids[place].tolist(), self.distances[place])
+
+    def __iter__(self) -> Iterator[Matches]:
+        return (Matches(ids, distances) for ids, distances in zip(self.ids.tolist(), self.distances, strict=True))
+
+
 @dataclass(frozen=True, slots=True)
 class QueryResult:
     """Answers in the order of the queries; ``plan`` is there when ``explain`` was asked, ``cost`` with ``profile``.
@@ -68,7 +98,7 @@ class QueryResult:
     ``missing`` names segments that could not be searched (damaged), so a partial answer says so.
     """
 
-    matches: list[Matches]
+    matches: Sequence[Matches]
     plan: dict[str, Any] | None = None
     missing: tuple[str, ...] = ()
     cost: Cost | None = None

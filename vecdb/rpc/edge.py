@@ -207,6 +207,7 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
             door.hold(guards, size)
             try:
                 message = self._parse(method, raw)
+                held.size = size
                 if method.templates is not None and size <= MOST_BYTES:
                     held.raw = raw
                 del raw
@@ -306,7 +307,8 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
         assert method.unary is not None
         began = guards.observer.call_began(name)
         self._enter()
-        size, sent, collection, code = message.ByteSize(), 0, "", "OK"
+        held.size = size = message.ByteSize()
+        sent, collection, code = 0, "", "OK"
         try:
             self._count()
             self._until(held, left, guards.deadline_s)

@@ -32,6 +32,8 @@ class Context:
     peer: str
     workers: Executor
     credentials: tuple[Any, str] = ((), "")
+    size: int = 0
+    """Bytes of the message.  (Asking the message for it writes it out whole.)"""
     raw: bytes = b""
     """The message, where its like may be answered by a template."""
 

@@ -165,6 +165,10 @@ class GrowingView:
         found = rids - self.segment.first_rid
         return np.where((found >= 0) & (found < self.count), found, -1)
 
+    def integer_ids(self) -> npt.NDArray[np.int64] | None:
+        """None: they are in a list."""
+        return None
+
     def ids(self, ordinals: npt.NDArray[np.int32]) -> list[RecordId]:
         ids = self.segment.ids
         return [ids[ordinal] for ordinal in ordinals.tolist()]

@@ -157,6 +157,10 @@ class SealedView:
     def ids(self, ordinals: npt.NDArray[np.int32]) -> list[RecordId]:
         return self.segment.ids.take(ordinals)
 
+    def integer_ids(self) -> npt.NDArray[np.int64] | None:
+        """All ids by ordinal, if they are integers in an array."""
+        return self.segment.ids.integers
+
     def vectors(self, ordinals: npt.NDArray[np.integer[Any]]) -> npt.NDArray[Any]:
         stored: npt.NDArray[Any] = self.segment.rows[ordinals][:, : self.segment.space.row_items]
         return stored

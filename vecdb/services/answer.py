@@ -16,7 +16,7 @@ from vecdb.ann.found import Found
 from vecdb.ann.space import Space
 from vecdb.core.calls import Call
 from vecdb.core.ids import RecordId
-from vecdb.core.query import Cost, Matches, QueryRequest, QueryResult
+from vecdb.core.query import Columns, Cost, Matches, QueryRequest, QueryResult
 from vecdb.core.schema import Metric
 from vecdb.ports import tracing
 from vecdb.ports.compute import Compute
@@ -70,12 +70,13 @@ def _answer(view: ShardView, request: QueryRequest, machine: ShardMachine, compu
         answers = [[search(planned, queries, call) for planned in plans]]
     else:
         answers = _on_threads(plans, queries, chunks, compute, call, search)
+    matches: Sequence[Matches]
     if not segments:
         matches = [_nothing(request, machine) for _ in range(len(queries))]
     elif len(queries) == 1 and len(plans) == 1 and request.within is None:
         matches = [_one_match(segments[0], answers[0][0].found, request, machine)]
     else:
-        matches = [one for parts in answers for one in _matches(segments, parts, request, machine)]
+        matches = _joined([_matches(segments, parts, request, machine) for parts in answers])
     missing = tuple([planned.missing for planned in plans if planned.missing is not None])
     plan = _plan(view, request, answers) if request.explain else None
     return QueryResult(matches, plan, missing, _cost(answers, len(queries)))
@@ -104,7 +105,7 @@ def _chunks(count: int, threads: int) -> list[tuple[int, int]]:
 
 
 def _matches(segments: Sequence[SegmentView], parts: Sequence[SegmentAnswer], request: QueryRequest,
-             machine: ShardMachine) -> list[Matches]:
+             machine: ShardMachine) -> Sequence[Matches]:
     """Join the segments' answers for one chunk of queries and attach what was asked for."""
     if len(parts) == 1 and request.within is None:
         found = parts[0].found
@@ -132,17 +133,28 @@ def _matches(segments: Sequence[SegmentView], parts: Sequence[SegmentAnswer], re
     return out
 
 
-def _full_matches(segment: SegmentView, found: Found, request: QueryRequest, machine: ShardMachine) -> list[Matches]:
+def _joined(chunks: Sequence[Sequence[Matches]]) -> Sequence[Matches]:
+    """The answers of all chunks, as columns where all of them are of the same width."""
+    if len(chunks) == 1:
+        return chunks[0]
+    columns = [chunk for chunk in chunks if isinstance(chunk, Columns)]
+    if len(columns) == len(chunks) and len({chunk.ids.shape[1] for chunk in columns}) == 1:
+        return Columns(np.concatenate([chunk.ids for chunk in columns]),
+                       np.concatenate([chunk.distances for chunk in columns]))
+    return [one for chunk in chunks for one in chunk]
+
+
+def _full_matches(segment: SegmentView, found: Found, request: QueryRequest, machine: ShardMachine
+                  ) -> Sequence[Matches]:
     """Many queries answered by one segment, each with as many results as the others: rows of whole columns."""
     queries, k = found.ordinals.shape
-    ordinals = found.ordinals.reshape(-1)
     distances = _distances(machine.growing.space, found.distances)
+    if not request.include_metadata and not request.include_vectors and (numbers := segment.integer_ids()) is not None:
+        return Columns(numbers[found.ordinals], distances)
+    ordinals = found.ordinals.reshape(-1)
     ids = segment.ids(ordinals)
     metadata = _metadata(segment.rids(ordinals), machine) if request.include_metadata else None
     vectors = segment.vectors(ordinals) if request.include_vectors else None
-    if metadata is None and vectors is None:
-        return [Matches(ids[start : start + k], row) for start, row in zip(range(0, queries * k, k), distances,
-                                                                            strict=True)]
     return [Matches(ids[start : start + k], row, None if metadata is None else metadata[start : start + k],
                     None if vectors is None else vectors[start : start + k])
             for start, row in zip(range(0, queries * k, k), distances, strict=True)]

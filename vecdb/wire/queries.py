@@ -9,7 +9,7 @@ import numpy as np
 from vecdb.core.errors import InvalidArgument, LimitExceeded
 from vecdb.core.limits import MAX_EF, MAX_K, MAX_NPROBE, MAX_QUERY_ROWS, MAX_RESULT_BYTES, MAX_RESULTS
 from vecdb.core.metadata import parse_metadata
-from vecdb.core.query import Cost, Matches, QueryRequest, QueryResult
+from vecdb.core.query import Columns, Cost, Matches, QueryRequest, QueryResult
 from vecdb.core.schema import CollectionSchema
 from vecdb.core.vectors import row_bytes
 from vecdb.v1 import queries_pb2 as pb
@@ -90,7 +90,12 @@ def _check_vectors_size(rows: int, k: int, schema: CollectionSchema) -> None:
 def result_to_wire(result: QueryResult, tag: int = 0) -> pb.QueryReply:
     """Write the answers of all queries, one after the other."""
     matches = result.matches
-    if len(matches) == 1:
+    if isinstance(matches, Columns):
+        msg = pb.QueryReply(counts=[matches.ids.shape[1]] * len(matches), tag=tag,
+                            distances=matches.distances.astype("<f4", copy=False).tobytes())
+        msg.ids.integers = matches.ids.astype("<i8", copy=False).tobytes()
+        matches = ()  # there is nothing beside them
+    elif len(matches) == 1:
         one = matches[0]
         msg = pb.QueryReply(counts=(len(one.ids),), tag=tag,
                             distances=one.distances.astype("<f4", copy=False).tobytes())

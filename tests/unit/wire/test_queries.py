@@ -14,7 +14,7 @@ from vecdb.core.errors import (
     VecdbError,
 )
 from vecdb.core.filters import parse
-from vecdb.core.query import Cost, Matches, QueryRequest, QueryResult
+from vecdb.core.query import Columns, Cost, Matches, QueryRequest, QueryResult
 from vecdb.core.schema import CollectionSchema
 from vecdb.core.vectors import check_queries
 from vecdb.v1 import queries_pb2 as pb
@@ -178,3 +178,20 @@ def test_a_reply_that_cannot_be_is_no_fault_of_the_caller(msg):
     with pytest.raises(VecdbError, match="the server's reply") as caught:
         wire.result_from_wire(msg)
     assert not isinstance(caught.value, InvalidArgument)
+
+
+@pytest.mark.parametrize(("queries", "k"), [(1, 1), (1, 10), (7, 3), (64, 10)])
+def test_columns_are_a_list_of_matches_and_travel_like_one(queries: int, k: int) -> None:
+    random = np.random.default_rng(4)
+    columns = Columns(random.integers(0, 2**62, (queries, k)), random.random((queries, k), np.float32))
+    listed = list(columns)
+    assert len(columns) == len(listed) == queries
+    for place, one in enumerate(listed):
+        assert one.ids == columns[place].ids == columns.ids[place].tolist()
+        assert one.distances.tobytes() == columns[place].distances.tobytes() == columns.distances[place].tobytes()
+    part = columns[1:3]
+    assert isinstance(part, Columns)
+    assert [one.ids for one in part] == [one.ids for one in listed[1:3]]
+    for tag in (0, 300):
+        raw = wire.result_to_wire(QueryResult(columns), tag).SerializeToString()
+        assert raw == wire.result_to_wire(QueryResult(listed), tag).SerializeToString()
