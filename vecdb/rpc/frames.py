@@ -11,6 +11,26 @@ While a node cannot be reached the newest :data:`AWAY_BYTES` are kept for it, un
 **Streams end** with their connection, and are made again: at once when the other node calls here, otherwise after 50 ms
 to a second.  The receiver keeps one stream of a kind from each node: a newer one (of a later process, or of the same
 with a higher number) takes the older one's place.
+
+**Measured** (``python -m bench.frames``: grpcio 1.82 on uvloop, two processes over loopback, two cores of a shared
+x86-64 server; CPU of both processes together).  On the machine to itself 51 KB frames went at 960 MB/s in plaintext and
+900 with mutual TLS, 1 MB frames at 860 and 930, 66 MB frames at 180 to 280.  CPU, which hardly depends on who else
+computes:
+
+============  ===============  ===============  ==========================================
+frame         plaintext        mutual TLS       what it is spent on
+============  ===============  ===============  ==========================================
+100 bytes     3 us             3 us             asyncio and Python, in messages of hundreds
+51 KB         90 us            110 us           a gRPC message for twenty of them
+1 MB          1.7 ms           2.2 ms           the kernel's sockets, TLS, gRPC's copies
+66 MB         240 ms           250 ms           memory touched for the first time
+============  ===============  ===============  ==========================================
+
+Of a megabyte's two milliseconds our own framing takes 60 us (one copy; protobuf's own writing and reading take at least
+twice that).  Larger HTTP/2 frames, write buffers, look-ahead and TLS records changed nothing that could be told from
+noise.  Question and answer of 8 bytes take 0.3 ms, with 8 MB of bulk always waiting on the same connection 5 ms (8
+with TLS), so bulk has a stream of its own and no connection.  64 idle groups, three nodes with everything but disks:
+5 % of a core a node, 2 of them Raft's.  A silent connection is found after 1.3 to 2.3 s.
 """
 
 import asyncio
