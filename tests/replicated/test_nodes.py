@@ -308,16 +308,15 @@ def test_a_follower_that_was_away_for_long_catches_up_by_snapshot(cluster: Proce
     vectors = rng.standard_normal((20_000, DIM)).astype(np.float32)
     with away(cluster, follower), vecdb.connect(cluster.urls) as db:
         docs = db.collection(name)
-        for low in range(0, 20_000 * 5, 20_000):
+        for low in (0, 20_000):
             docs.upsert(ids=range(low, low + 20_000), vectors=vectors, batch_size=5_000)
         shard = db.admin.shards(name)[0]
-        wait_for(lambda: db.admin.shards(name)[0].replicas[0].first > 2, "the log cut")
-    before = cluster.nodes[follower].events().count("raft_snapshot_installed")
+        wait_for(lambda: any(one.role == "leader" and one.first > 2 for one in db.admin.shards(name)[0].replicas),
+                 "the log cut")
     cluster.settled()
-    wait_for(lambda: cluster.nodes[follower].events().count("raft_snapshot_installed") > before - 1, "a snapshot")
     assert "raft_snapshot_installed" in cluster.nodes[follower].events()
     with vecdb.connect(cluster.nodes[follower].url) as db:
-        assert db.collection(name).count() == 100_000
+        assert db.collection(name).count() == 40_000
         found = db.admin.verify_shard(name)
         assert found.agree
         assert found.complete
@@ -356,9 +355,9 @@ def test_one_node_of_three_reads_what_it_has_and_promises_nothing(cluster: Proce
             docs = db.collection(name)
             assert docs.count(consistency="eventual") == 1
             with pytest.raises(VecdbError):
-                docs.count(consistency="linearizable", timeout=3)
+                docs.count(consistency="linearizable", timeout=1)
             with pytest.raises(VecdbError):
-                docs.upsert(ids=[2], vectors=row(2), timeout=3)
+                docs.upsert(ids=[2], vectors=row(2), timeout=1)
         wait_for(lambda: not cluster.nodes[alone].readiness()["ready"], "unreadiness")
     finally:
         cluster.start(others)
