@@ -160,8 +160,7 @@ class Following(Stock):
     def on_append(self, sender: str, message: Append) -> None:
         """R fig. 2, AppendEntries: delete only on conflict, never shorten what matches."""
         if not self._hear(sender, message.term):
-            if message.term < self.term:
-                self.around.send(sender, Appended(self.term, message.seq, False, message.prev, self.log.base))
+            self._tell_of_the_past(sender, message.term)
             return
         log = self.log
         prev, entries = message.prev, message.entries
@@ -184,6 +183,13 @@ class Following(Stock):
         self._committed(min(message.commit, match))
         self.around.send(sender, Appended(self.term, message.seq, True, message.prev, match))
 
+    def _tell_of_the_past(self, sender: str, term: int) -> None:
+        """A leader of an earlier term hears of this one, and nothing else: it may lead this one by now, and would take
+        an answer to what it sent then for an answer to what it sends now.
+        """
+        if term < self.term:
+            self.around.send(sender, Appended(self.term, 0, False, 0, 0))
+
     def _hint(self, prev: int) -> int:
         """The last place that may match, passing over a whole term at once (D 3.3)."""
         if prev > self.log.last:
@@ -198,8 +204,7 @@ class Following(Stock):
 
     def on_offer(self, sender: str, message: Offer) -> None:
         if not self._hear(sender, message.term):
-            if message.term < self.term:
-                self.around.send(sender, Appended(self.term, message.seq, False, message.index, self.log.base))
+            self._tell_of_the_past(sender, message.term)
             return
         if message.index <= self.commit:
             self.around.send(sender, Appended(self.term, message.seq, True, message.index, self.commit))

@@ -25,6 +25,8 @@ class Progress:
     next: int
     heard: float
     match: int = 0
+    match_seq: int = 0
+    """Of messages that were sent after the match had been heard of, the number is above this."""
     seq: int = 0
     probing: bool = True
     """Until the first match: one message at a time, without entries ahead."""
@@ -221,14 +223,14 @@ class Leading(Following):
             self.follow(message.term, None)
             return
         progress = self.progress.get(sender)
-        if message.term < self.term or self.role != LEADER or progress is None:
-            return
+        if message.term < self.term or self.role != LEADER or progress is None or not message.seq:
+            return  # without a number: an answer to somebody's earlier term
         progress.heard = self.clock()
         progress.seq = max(progress.seq, min(message.seq, self._seq))
         if message.success:
             self._on_match(sender, progress, message)
         else:
-            self._on_mismatch(progress, message)
+            self._on_mismatch(sender, progress, message)
         self._confirm()
         self.around.touched()
 
@@ -240,12 +242,17 @@ class Leading(Following):
             progress.rewind(message.at + 1)
         progress.probing = progress.lacking = progress.asked = False
         progress.offer = None
+        if message.at > progress.match:
+            progress.match_seq = self._seq
         progress.matched(message.at)
         self._advance()
         if self._transfer is not None and self._transfer.to == sender:
             self._hand_over()
 
-    def _on_mismatch(self, progress: Progress, message: Appended) -> None:
+    def _on_mismatch(self, sender: str, progress: Progress, message: Appended) -> None:
+        if message.prev <= progress.match and message.seq > progress.match_seq:
+            self._on_broken_promise(sender, progress, message)
+            return
         if progress.lacking:
             if message.at >= self.log.base:  # it has caught up by other means
                 progress.lacking, progress.probing = False, True
@@ -257,6 +264,20 @@ class Leading(Following):
             return  # the answer to an earlier probe
         progress.probing, progress.asked = True, False
         progress.rewind(min(message.at, message.prev - 1) + 1)
+
+    def _on_broken_promise(self, sender: str, progress: Progress, message: Appended) -> None:
+        """It was sent a place it had acknowledged, after it had, and does not hold it: its disk has lost the end of its
+        log without a word.  It would never catch up, and may not vote: out it goes, is told so, and joins afresh.
+        """
+        if not self._free_to_change():
+            return
+        try:
+            after = Change(remove=sender).applied_to(self.configuration)
+        except InvalidArgument:
+            return
+        self.around.tell("error", "raft_promise_broken", group=self.log.group, replica=sender,
+                         promised=progress.match, holds=message.at)
+        self.reconfigure(after)
 
     def on_gone(self, sender: str, message: Gone) -> None:
         """A replica has lost its log: a learner takes its place in one step, and is promoted when it has caught up."""

@@ -114,6 +114,8 @@ class Judge:
             self.checked["leaders_checked"] += 1
         elif event == "raft_conflict_below_commit":
             raise Violation(f"a leader contradicts what was committed: {fields}")
+        elif event == "raft_promise_broken":
+            raise Violation(f"a replica does not hold what it acknowledged, or is accused of it: {fields}")
 
     def _rejoined(self, replica: str, successor: str, group: int) -> None:
         if replica not in self.lost and not self._unborn(replica, group):

@@ -148,7 +148,7 @@ def test_a_gap_is_refused_with_the_last_place_that_may_match():
 def test_a_leader_of_the_past_is_told():
     bench = Bench().follow(1, term=3)
     bench.core.receive(C, append(2, 1, 0, []))
-    assert bench.said() == [(C, Appended(3, 1, False, 1, 1))]
+    assert bench.said() == [(C, Appended(3, 0, False, 0, 0))]
     assert bench.core.leader == B
 
 
