@@ -338,7 +338,14 @@ class Hosting:
         if state is None or state.log_index < self._ledger.acted \
                 or (before is not None and state.epoch == before.epoch):
             return
-        await self._thread(self._control.checkpoint)
+        try:
+            await self._thread(self._control.checkpoint)
+        except (StorageError, DataCorrupted) as error:
+            # A store that has refused once takes nothing more until it is opened anew, and if nobody changes the
+            # control state Raft never finds out.
+            self._control_place.ill = self._control_place.ill or "halted"
+            self._failed(self._control_place, f"{type(error).__name__}: {error.message}")
+            raise
         if state.log_index > self._ledger.acted:
             await self._thread(self._ledger.write_acted, state.log_index)
         self._wanted = {name: entry for name, entry in state.collections.items() if self._me in entry.nodes}
