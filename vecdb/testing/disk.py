@@ -22,14 +22,14 @@ class MemoryStore:
         self._unsynced: list[Mutations] = []
         self._synced: dict[bytes, bytes] = dict(self._rows)
         self.damaged: list[bytes] = list(damaged)
+        """Rows that cannot be read, until they are written anew or deleted."""
         self.syncs = 0
         self.failing = False
         """Refuse writes and syncs."""
 
     def multi_get(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        if self.damaged:
-            for key in keys:
-                self._check_readable(key, key + b"\0")
+        for key in keys if self.damaged else ():
+            self._check_readable(key, key + b"\0")
         return [self._rows.get(key) for key in keys]
 
     def scan(self, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -41,6 +41,8 @@ class MemoryStore:
     def write(self, batch: Mutations) -> None:
         self._check()
         self._apply(batch)
+        if self.damaged:
+            self.damaged = [key for key in self.damaged if not _touches(batch, key)]
         # What is in the columns is immutable, the columns are the caller's.
         self._unsynced.append(Mutations(list(batch.ranges), list(batch.deletes), list(batch.puts)))
 
@@ -133,6 +135,11 @@ class MemoryStore:
             if key not in self._rows:
                 insort(self._keys, key)
             self._rows[key] = value
+
+
+def _touches(batch: Mutations, key: bytes) -> bool:
+    return key in batch.deletes or any(key == put for put, _ in batch.puts) \
+        or any(start <= key < stop for start, stop in batch.ranges)
 
 
 def _apply(rows: dict[bytes, bytes], batch: Mutations) -> None:

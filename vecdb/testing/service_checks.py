@@ -69,7 +69,7 @@ class ReadCall:
     start: float
     least: dict[int, int]
     gone: frozenset[int]
-    """Shards that were known to be dropped when it began."""
+    """Shards that it must not see, as they were known to be dropped when it began: to its session, or to anybody."""
 
 
 @dataclass(slots=True)
@@ -145,11 +145,11 @@ class ServiceJudge(ShardModels):
     def _dropped_at(self, group: int) -> int:
         return self._epochs.get(group, 1 << 62)
 
-    def told_dropped(self, name: str) -> None:
-        """A client was told that there is no collection of this name, or that it has dropped it."""
-        for group in self.dropped:
-            if self.names[group] == name:
-                self.dropped[group] = True
+    def told_dropped(self, name: str) -> list[int]:
+        """A client was told that it has dropped a collection, or made it anew: what shards of it are no more."""
+        groups = [group for group in self.dropped if self.names[group] == name]
+        self.dropped.update(dict.fromkeys(groups, True))
+        return groups
 
     def gone(self) -> frozenset[int]:
         return frozenset(group for group, told in self.dropped.items() if told)
@@ -158,9 +158,7 @@ class ServiceJudge(ShardModels):
 
     def answered(self, call: ReadCall, answer: object) -> int | None:
         """The group whose shard explains an answer; None if several do."""
-        fresh = call.consistency is not Consistency.EVENTUAL
-        groups = [group for group, name in self.names.items()
-                  if name == call.name and not (fresh and group in call.gone)]
+        groups = [group for group, name in self.names.items() if name == call.name and group not in call.gone]
         explains = [group for group in groups if self._explained(group, call, answer)]
         if not explains:
             gone = [group for group, name in self.names.items() if name == call.name and group not in groups

@@ -52,6 +52,8 @@ class ServiceClient:
     _sequence: int = 0
     _values: int = 0
     _session: dict[int, int] = field(default_factory=dict)
+    _gone: dict[int, bool] = field(default_factory=dict)
+    """Shards it was told are no more."""
     _known: dict[str, list[tuple[RecordId, int]]] = field(default_factory=dict)
 
     @property
@@ -133,7 +135,7 @@ class ServiceClient:
         else:
             end, result = self.world.now, 1
         if result is not None and (kind == "drop" or result):
-            self.judge.told_dropped(name)
+            self._gone.update(dict.fromkeys(self.judge.told_dropped(name), True))
         self.history.collection(name, CollectionStep(kind, start, end, result))
 
     async def list(self) -> None:
@@ -186,12 +188,13 @@ class ServiceClient:
         """Whether it was answered."""
         self.world.happened[f"calls_{consistency.value}_{read.kind}"] += 1
         least: dict[int, int] = {}
+        gone: frozenset[int] = frozenset()
         session: tuple[tuple[int, int], ...] = ()
         if consistency is Consistency.SESSION:
-            least, session = dict(self._session), tuple(self._session.items())
+            least, session, gone = dict(self._session), tuple(self._session.items()), frozenset(self._gone)
         elif consistency is Consistency.LINEARIZABLE:
-            least = dict(self.history.furthest)
-        mine = ReadCall(name, read, consistency, self.world.now, least, self.judge.gone())
+            least, gone = dict(self.history.furthest), self.judge.gone()
+        mine = ReadCall(name, read, consistency, self.world.now, least, gone)
 
         async def ask(process: Process, call: Call) -> Any:
             node = _node(process)
