@@ -151,6 +151,10 @@ class Driver:
         """What ended all replicas: the logs' disk refused.  Only a new driver, over a store opened anew, goes on."""
         return self.host.failure
 
+    def fail(self, error: BaseException) -> None:
+        """End all replicas: somebody else has found out that the store of the logs takes no more writes."""
+        self.host.fail(error)
+
     def close(self) -> None:
         """End all groups, and the threads once what they do is done."""
         if self._closed:

@@ -230,7 +230,7 @@ class Host:
     def _synced(self, batch: Batch, error: BaseException | None) -> None:
         self._syncing = False
         if error is not None:
-            self._fail(error)
+            self.fail(error)
             return
         for _, node, data in self._held_by_sync:
             self._out.setdefault(node, []).append(data)
@@ -241,8 +241,10 @@ class Host:
                 replica.core.synced()
         self.turn()
 
-    def _fail(self, error: BaseException) -> None:
-        """The log's disk refused, and nobody knows what of the batch is there: this process promises nothing more."""
+    def fail(self, error: BaseException) -> None:
+        """The logs' disk refused, and nobody knows what of the batch is there: this process promises nothing more."""
+        if self.failure is not None:
+            return
         self.failure = error
         self.tell("error", "raft_log_failed", node=self.node, error=f"{type(error).__name__}: {error}")
         self._held, self._held_by_sync, self._out, self._bulky = [], [], {}, []

@@ -44,12 +44,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from vecdb.cluster.control import ControlState, ShardEntry
 from vecdb.cluster.founding import Founding
-from vecdb.core.errors import (
-    DataCorrupted,
-    DeadlineExceeded,
-    StorageError,
-    Unavailable,
-)
+from vecdb.core.errors import DataCorrupted, DeadlineExceeded, StorageError, Unavailable
 from vecdb.core.schema import CollectionSchema
 from vecdb.ports.replicator import ReplicaStatus, Replicator, StateMachine
 from vecdb.ports.tell import Tell, tell_nobody
@@ -81,6 +76,8 @@ class Groups(Protocol):
 
     @property
     def failure(self) -> BaseException | None: ...
+
+    def fail(self, error: BaseException) -> None: ...
 
     def add(self, group: int, machine: StateMachine, *, number: int, voters: tuple[str, ...] = (),
             existing: bool = False, afresh: bool = False) -> Replicator: ...
@@ -179,7 +176,7 @@ class Hosting:
         self._tell = tell
         self._loop = asyncio.get_running_loop()
         self._executor = executor or ThreadPoolExecutor(WORKERS, "hosting")
-        self._founder = Founder(me, nodes, ledger, witnesses, tell, draw=draw, thread=self._thread)
+        self._founder = Founder(me, nodes, ledger, witnesses, tell, draw=draw, thread=self._note)
         self._places: dict[str, _Place] = {}
         self._control_place = _Place("")
         self._replica = ""
@@ -318,7 +315,7 @@ class Hosting:
         if self._groups.failure is not None:
             raise StorageError(f"the logs cannot be written: {self._groups.failure}", path="raft")
         self._consider(self._control_place, self._control_is_well(), self._host_control)
-        if self._replica:
+        if self._replica and not self._control_place.ill:
             await self._learn()
         if self._acting is None:
             return
@@ -341,13 +338,12 @@ class Hosting:
         try:
             await self._thread(self._control.checkpoint)
         except (StorageError, DataCorrupted) as error:
-            # A store that has refused once takes nothing more until it is opened anew, and if nobody changes the
-            # control state Raft never finds out.
-            self._control_place.ill = self._control_place.ill or "halted"
+            # Its store takes nothing more until it is opened anew; Raft finds out only if somebody makes a collection.
+            self._control_place.ill = "halted"
             self._failed(self._control_place, f"{type(error).__name__}: {error.message}")
             raise
         if state.log_index > self._ledger.acted:
-            await self._thread(self._ledger.write_acted, state.log_index)
+            await self._note(self._ledger.write_acted, state.log_index)
         self._wanted = {name: entry for name, entry in state.collections.items() if self._me in entry.nodes}
         self._acting = state
         if before is None:
@@ -411,6 +407,16 @@ class Hosting:
 
     async def _thread(self, work: Callable[..., T], *args: Any) -> T:
         return await self._loop.run_in_executor(self._executor, partial(work, *args))
+
+    async def _note(self, write: Callable[..., T], *args: Any) -> T:
+        """Write to the ledger.  Where its store has refused no log can be written either; this is not left for a log to
+        find out, as none is written while nothing happens.
+        """
+        try:
+            return await self._thread(write, *args)
+        except StorageError as error:
+            self._groups.fail(error)
+            raise
 
     # --- steps ------------------------------------------------------------------------------------
 

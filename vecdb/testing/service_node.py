@@ -101,6 +101,9 @@ class WatchedGroups:
     def failure(self) -> BaseException | None:
         return self._driver.failure
 
+    def fail(self, error: BaseException) -> None:
+        self._driver.fail(error)
+
     def add(self, group: int, machine: StateMachine, *, number: int, voters: tuple[str, ...] = (),
             existing: bool = False, afresh: bool = False) -> Replicator:
         heard = machine

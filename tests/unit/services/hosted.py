@@ -165,7 +165,11 @@ class Replica:
     def durable(self):
         """How far the state is on the disk."""
         if self.group == CONTROL_GROUP:
-            return self.machine.checkpoint().log_index
+            try:
+                return self.machine.checkpoint().log_index
+            except StorageError as error:
+                self.state, self.error = "halted", str(error)
+                return 0
         return self.machine.row.position
 
     async def propose(self, command, deadline):
@@ -195,6 +199,9 @@ class Driver:
         self.replicas = {}
         self.failure = None
         self.unsynced = []
+
+    def fail(self, error):
+        self.failure = error
 
     def _later(self, do):
         self.unsynced.append(do)

@@ -302,6 +302,43 @@ def test_a_halted_control_replica_is_opened_anew_and_the_state_stays_known(clust
     assert all(one == ["a"] for one in seen)
 
 
+class RefusesForGood:
+    """A store as it is once it has refused: until it is opened anew."""
+
+    def __init__(self, store):
+        self._store = store
+
+    def __getattr__(self, name):
+        return getattr(self._store, name)
+
+    def sync(self):
+        raise StorageError("refused before")
+
+
+def test_a_control_store_that_refuses_the_reconciler_is_opened_anew(cluster):
+    node = cluster.nodes["n2"]
+    node.control._replica._store = RefusesForGood(node.disk.control)
+    cluster.create()
+    cluster.settle()
+    cluster.check()
+    assert {"collection": "", "error": "StorageError: refused before"}.items() <= next(
+        fields for _, event, fields in node.told if event == "hosting_failed").items()
+
+
+def test_a_ledger_that_refuses_ends_the_logs_beside_it(cluster):
+    node = cluster.nodes["n2"]
+    node.disk.ledger.failing = True
+    cluster.create()
+    cluster.world.run(2)
+    assert isinstance(node.driver.failure, StorageError)
+    assert not node.disk.rows
+    node.disk.ledger.failing = False
+    cluster.kill("n2")
+    cluster.start("n2")
+    cluster.settle()
+    cluster.check()
+
+
 def test_who_was_removed_begins_afresh(cluster):
     """A disk comes back that another had replaced."""
     cluster.create()
