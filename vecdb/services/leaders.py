@@ -135,6 +135,8 @@ class Leaders:
         if node == self._me:
             return await ask(node)  # Raft itself ends what waits when the leadership does
         attempt = asyncio.ensure_future(ask(node))
+        # One that is given up may fail all the same, and nobody would ask it why.
+        attempt.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         try:
             while True:
                 done, _ = await asyncio.wait((attempt,), timeout=PATIENCE_S)
