@@ -106,7 +106,7 @@ class Member:
         found: Counter[str] = Counter()
         for line in text.splitlines():
             if line.startswith(b'{"') and b'"level":"error"' in line:
-                found[str(json.loads(line).get("event"))] += 1
+                found[str(json.loads(line).get("event")).split("\n")[0].split(" ")[0]] += 1
             elif line.startswith(b"Traceback"):
                 found["Traceback"] += 1
         return found
