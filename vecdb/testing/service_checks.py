@@ -69,7 +69,9 @@ class ReadCall:
     start: float
     least: dict[int, int]
     gone: frozenset[int]
-    """Shards that it must not see, as they were known to be dropped when it began: to its session, or to anybody."""
+    """Shards that it must not see, as somebody was told that they are dropped before it began.  Sessions name what
+    they have written, and a drop is no write: only linearizable reads are held to it.
+    """
 
 
 @dataclass(slots=True)
@@ -145,11 +147,9 @@ class ServiceJudge(ShardModels):
     def _dropped_at(self, group: int) -> int:
         return self._epochs.get(group, 1 << 62)
 
-    def told_dropped(self, name: str) -> list[int]:
-        """A client was told that it has dropped a collection, or made it anew: what shards of it are no more."""
-        groups = [group for group in self.dropped if self.names[group] == name]
-        self.dropped.update(dict.fromkeys(groups, True))
-        return groups
+    def told_dropped(self, name: str) -> None:
+        """A client was told that it has dropped a collection, or made it anew."""
+        self.dropped.update({group: True for group in self.dropped if self.names[group] == name})
 
     def gone(self) -> frozenset[int]:
         return frozenset(group for group, told in self.dropped.items() if told)

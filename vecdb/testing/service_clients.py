@@ -52,8 +52,6 @@ class ServiceClient:
     _sequence: int = 0
     _values: int = 0
     _session: dict[int, int] = field(default_factory=dict)
-    _gone: dict[int, bool] = field(default_factory=dict)
-    """Shards it was told are no more."""
     _known: dict[str, list[tuple[RecordId, int]]] = field(default_factory=dict)
 
     @property
@@ -64,8 +62,8 @@ class ServiceClient:
         while not self.stopped:
             await asyncio.sleep(self.random.random() * 2 * THINK_S)
             name, chance = self.random.choice(self.names), self.random.random()
-            if self.makes and chance < 0.06:
-                await (self.create(name) if self.random.random() < 0.7 else self.drop(name))
+            if self.makes and chance < 0.2:
+                await (self.create(name) if self.random.random() < 0.6 else self.drop(name))
             elif chance < 0.5:
                 await self.write(name)
             elif chance < 0.97:
@@ -135,7 +133,7 @@ class ServiceClient:
         else:
             end, result = self.world.now, 1
         if result is not None and (kind == "drop" or result):
-            self._gone.update(dict.fromkeys(self.judge.told_dropped(name), True))
+            self.judge.told_dropped(name)
         self.history.collection(name, CollectionStep(kind, start, end, result))
 
     async def list(self) -> None:
@@ -191,7 +189,7 @@ class ServiceClient:
         gone: frozenset[int] = frozenset()
         session: tuple[tuple[int, int], ...] = ()
         if consistency is Consistency.SESSION:
-            least, session, gone = dict(self._session), tuple(self._session.items()), frozenset(self._gone)
+            least, session = dict(self._session), tuple(self._session.items())
         elif consistency is Consistency.LINEARIZABLE:
             least, gone = dict(self.history.furthest), self.judge.gone()
         mine = ReadCall(name, read, consistency, self.world.now, least, gone)

@@ -39,7 +39,7 @@ from vecdb.testing.synced import Synced
 from vecdb.testing.violation import Violation
 from vecdb.testing.world import World
 
-COLLECTIONS: Final = ("birds", "fish")
+COLLECTIONS: Final = ("birds", "fish", "mice")
 CLIENTS: Final = 4
 FOUNDING_S: Final = 30.0
 FAULTS_S: Final = 10.0
@@ -79,7 +79,7 @@ class ServiceRun:
         self.machines = {name: Machine(world, name, self.nodes, self.network, self.calls, self.judge, root, synced,
                                        raft, engine) for name in self.nodes}
         self.loop = virtual_loop(world, "clients")
-        self.clients = [self._client(number, makes=number == 1) for number in range(1, CLIENTS + 1)]
+        self.clients = [self._client(number, makes=number <= 2) for number in range(1, CLIENTS + 1)]
         world.say("world", "services", nodes=self.nodes, seal_records=engine.seal_records)
 
     def _client(self, number: int, *, makes: bool) -> ServiceClient:

@@ -6,9 +6,13 @@ from collections.abc import Callable
 from random import Random
 from typing import Any, ParamSpec
 
+from vecdb.testing.violation import Violation
+
 P = ParamSpec("P")
 
 TRACE_LINES = 600
+AT_ONCE = 20_000
+"""Events that may follow from each other without time passing: more is somebody who spins."""
 
 
 class World:
@@ -27,6 +31,7 @@ class World:
         """What a judge found where the product would have caught it: raised at the end of the event."""
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._scheduled = 0
+        self._at_once = 0
 
     def at(self, delay: float, act: Callable[[], None]) -> None:
         """Let ``act`` happen ``delay`` seconds from now."""
@@ -37,7 +42,11 @@ class World:
         """Let time pass."""
         until = self.now + seconds
         while self._events and self._events[0][0] <= until:
+            before = self.now
             self.now, _, act = heapq.heappop(self._events)
+            self._at_once = self._at_once + 1 if self.now == before else 0
+            if self._at_once > AT_ONCE:
+                raise Violation(f"time stands still at {self.now}: {AT_ONCE} events follow from each other at once")
             self.happened["events"] += 1
             try:
                 act()
