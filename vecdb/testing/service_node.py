@@ -31,9 +31,11 @@ from vecdb.services.replicated import Cluster, ReplicatedNode
 from vecdb.services.settings import EngineSettings
 from vecdb.testing.files import Disk
 from vecdb.testing.loop import Threads, VirtualLoop, virtual_loop
+from vecdb.testing.moods import Moody
 from vecdb.testing.network import Network
+from vecdb.testing.replicator import Chances
 from vecdb.testing.service_calls import Calls, SimPeers
-from vecdb.testing.shards import CUTS, Serial, Watched
+from vecdb.testing.shards import Serial, Watched, cut_after
 from vecdb.testing.synced import Synced
 from vecdb.testing.violation import Violation
 from vecdb.testing.world import World
@@ -94,8 +96,8 @@ class SimFrames:
 class WatchedGroups:
     """A driver whose machines a judge hears."""
 
-    def __init__(self, driver: Driver, name: str, ears: Ears) -> None:
-        self._driver, self._name, self._ears = driver, name, ears
+    def __init__(self, driver: Driver, machine: "Machine") -> None:
+        self._driver, self._machine = driver, machine
 
     @property
     def failure(self) -> BaseException | None:
@@ -106,12 +108,13 @@ class WatchedGroups:
 
     def add(self, group: int, machine: StateMachine, *, number: int, voters: tuple[str, ...] = (),
             existing: bool = False, afresh: bool = False) -> Replicator:
-        heard = machine
+        heard, node = machine, self._machine
         if isinstance(machine, ShardReplica):
-            heard = Watched(machine, self._name, group, self._ears.shard_applied)
+            heard = Watched(machine, node.name, group, node.ears.shard_applied)
         elif isinstance(machine, ControlReplica):
-            heard = HeardControl(machine, self._name, self._ears)
-        return self._driver.add(group, heard, number=number, voters=voters, existing=existing, afresh=afresh)
+            heard = HeardControl(machine, node.name, node.ears)
+        replicator = self._driver.add(group, heard, number=number, voters=voters, existing=existing, afresh=afresh)
+        return replicator if node.chances is None else Moody(replicator, node.chances, node.world.random)
 
     async def remove(self, group: int) -> None:
         await self._driver.remove(group)
@@ -208,7 +211,7 @@ class Process:
                         settings=machine.raft, tell=self.tell, threads=self.threads)
         peers = SimPeers(machine.calls, self)
         control = Control(root / CONTROL, disk.open_store, replication_factor=3)
-        self.hosting = Hosting(self.name, machine.nodes, WatchedGroups(driver, self.name, machine.ears), database,
+        self.hosting = Hosting(self.name, machine.nodes, WatchedGroups(driver, machine), database,
                                control, Ledger(store), peers, draw=lambda: random.randrange(*NUMBERS),
                                executor=self.threads(4, "hosting"), settings=HostingSettings(0.5, (0.1, 2.0), 10.0),
                                tell=self.tell)
@@ -260,6 +263,8 @@ class Machine:
         self.disk = Disk(root / name, synced)
         self.process: Process | None = None
         self.graves: list[VirtualLoop] = []
+        self.chances: Chances | None = None
+        """Of what replicators refuse by themselves."""
         self.damaged = False
         """Somebody has damaged its disk, once."""
 
@@ -281,7 +286,7 @@ class Machine:
         process.loop.kill()
         self.graves.append(process.loop)
         for work in under_way:
-            if random.random() < 0.5 and self.disk.cut_within(work, random.randint(1, CUTS)):
+            if random.random() < 0.5 and self.disk.cut_within(work, cut_after(random)):
                 self.world.happened["cuts_within"] += 1
                 break
         batches, lost = self.disk.crash(random)

@@ -22,6 +22,7 @@ from vecdb.testing.cluster import SETTINGS
 from vecdb.testing.loop import virtual_loop
 from vecdb.testing.network import Network
 from vecdb.testing.records import IDS, Read
+from vecdb.testing.replicator import Chances
 from vecdb.testing.service_calls import Calls
 from vecdb.testing.service_checks import (
     ServiceHistory,
@@ -78,9 +79,12 @@ class ServiceRun:
         raft: RaftSettings = RAFT
         self.machines = {name: Machine(world, name, self.nodes, self.network, self.calls, self.judge, root, synced,
                                        raft, engine) for name in self.nodes}
+        chances = random.choice((None, None, Chances(deposed=0.03, overloaded=0.03, lost=0.03, unheard=0.05)))
+        for machine in self.machines.values():
+            machine.chances = chances
         self.loop = virtual_loop(world, "clients")
         self.clients = [self._client(number, makes=number <= 2) for number in range(1, CLIENTS + 1)]
-        world.say("world", "services", nodes=self.nodes, seal_records=engine.seal_records)
+        world.say("world", "services", nodes=self.nodes, seal_records=engine.seal_records, chances=chances)
 
     def _client(self, number: int, *, makes: bool) -> ServiceClient:
         return ServiceClient(self.world, self.calls, self.judge, self.history, self.reads, number, self.nodes,

@@ -23,8 +23,11 @@ from vecdb.testing.violation import Violation
 from vecdb.testing.world import World
 
 DIM: Final = 4
-CUTS: Final = 25
-"""Steps within which the power may go in the middle of something."""
+
+
+def cut_after(random: Random) -> int:
+    """The step of some work before which the power goes: a write has one or two, a merge or a snapshot a dozen."""
+    return random.randint(1, random.choice((2, 6, 25)))
 
 
 class VirtualClock:
@@ -141,7 +144,7 @@ class ShardHome:
         return random.uniform(0.01, 0.4) if random.random() < slow else random.uniform(0.0001, 0.002)
 
     def half(self, work: Callable[[], Any]) -> bool:
-        cut = self.disk.cut_within(work, self._shards.world.random.randint(1, CUTS))
+        cut = self.disk.cut_within(work, cut_after(self._shards.world.random))
         self._shards.world.happened["cuts_within"] += cut
         return cut
 
