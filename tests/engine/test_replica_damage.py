@@ -142,6 +142,42 @@ def test_what_is_lost_is_refused_and_a_snapshot_makes_it_good(tmp_path: Path, wh
         assert again.position().log_index == len(LOG)
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_damaged_rows_are_not_passed_on(tmp_path: Path, whole: Path, seed: int) -> None:
+    """RocksDB opens with a damaged block and finds it when it is read: by then three replicas could have it."""
+    giving = tmp_path / "giving"
+    shutil.copytree(whole, giving)
+    tables = [path for path in _files(giving)[".sst"] if path.parent.name == "rows"]
+    table = tables[seed % len(tables)]
+    flip_byte(table, Random(seed).randrange(table.stat().st_size - 1_000))  # its end has what is read at opening
+    source, target = open_replicas(giving), open_replicas(tmp_path / "taking")
+    target.host(SCHEMA, FOLDER)
+    try:
+        with pytest.raises(DataCorrupted):
+            source.replica("c").snapshot()
+        with pytest.raises(DataCorrupted):
+            source.replica("c")
+        if source.hosted() and _opens(source):
+            snapshot = source.replica("c", allow_damage=True).snapshot()
+            incoming = target.replica("c").receive(snapshot.position, snapshot.files)
+            carry(snapshot, incoming)
+            with pytest.raises(DataCorrupted):
+                incoming.install()
+            assert target.replica("c").position() == Position(0, 0)
+    finally:
+        source.close()
+        target.close()
+
+
+def _opens(database: LocalDatabase) -> bool:
+    """Whether the last replica could go on with this damage."""
+    try:
+        database.replica("c", allow_damage=True)
+    except DataCorrupted:
+        return False
+    return True
+
+
 def test_the_newest_two_damaged_states_are_kept_until_the_replica_goes(tmp_path: Path) -> None:
     database = open_replicas(tmp_path / "db")
     database.host(SCHEMA, FOLDER)

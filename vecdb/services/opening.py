@@ -317,6 +317,9 @@ class _Keeper:
     def start(self, state: Path) -> ShardService:
         return self._collections.serve_whole(self._slot.entry.schema, state, False)
 
+    def forgives(self) -> bool:
+        return self._slot.allow_damage
+
     def make_room(self, replica: ShardReplica, state: Path) -> bool:
         files = (state / SEGMENTS).rglob("*.vdb")
         if self._collections.fits(sum(file.stat().st_size for file in files)):

@@ -66,6 +66,10 @@ class Keeper(Protocol):
         """Open a state whole, or raise ``DataCorrupted``."""
         ...
 
+    def forgives(self) -> bool:
+        """Whether damage is no reason to end: there is no other replica."""
+        ...
+
     def make_room(self, replica: "ShardReplica", state: Path) -> bool:
         """Take the service in use from readers if memory does not suffice for another beside it; whether it did."""
         ...
@@ -110,6 +114,8 @@ class ShardReplica:
             try:
                 view = service.copy(folder)
                 # one opened in spite of damage goes on; who is given it will find that out
+                if not self._keeper.forgives():
+                    service.read_rows()
                 files = list_files(folder, check=not is_damaged(view))
                 return ShardSnapshot(folder, Position(view.state.applied, view.state.term), files)
             except BaseException:
@@ -135,6 +141,7 @@ class ShardReplica:
                 if alone := self._keeper.make_room(self, state):
                     self._service.let_go()
                 service = self._keeper.start(state)
+                service.read_rows()
                 found = service.machine.state
                 check_position(Position(found.applied, found.term), position, state)
             except BaseException as error:

@@ -1,15 +1,16 @@
 """Snapshots of a replica: given away by reference, taken piece by piece, installed in one step.
 
 **Given.**  A RocksDB checkpoint and hard links to the sealed segments' files, made at one moment; then, with nobody
-waiting, every file is read, sealed ones against their own checksums, and hashed: what is damaged here is not passed on.
-An index that is damaged is left out, since it is made from the rest.
+waiting, every row is read, and every file, sealed ones against their own checksums, and hashed: what is damaged here is
+not passed on, or one flipped bit could become a majority's.  An index that is damaged is left out, since it is made
+from the rest.
 
 **Taken.**  A piece is a file named by the checksum and size of what it is to become, so what has come serves a later
 attempt, also one from another leader, if the content is the same.  Nothing is believed of a piece but its size, until
 it is hashed whole; so a power cut may leave anything in it.
 
-**Installed**: pieces are linked to where a state has them, the state is opened as any opening opens it, its position is
-compared, and only then the pointer is renamed.
+**Installed**: pieces are linked to where a state has them, the state is opened as any opening opens it, its rows are
+read (the giver may have read some from memory), its position is compared, and only then the pointer is renamed.
 """
 
 import os
