@@ -167,7 +167,7 @@ class ServiceClient:
         self.world.happened[f"calls_{write.kind}"] += 1
         done = WriteCall(name, write, token.key, self.world.now)
         self.history.writes.append(done)
-        method, start = _method(write), self.world.now
+        method, start, gone = _method(write), self.world.now, self.judge.gone()
         try:
             told = await self._ask(method, lambda process, call: getattr(_node(process), method)(
                 name, write.command, call), lambda: Call(token=token))
@@ -179,7 +179,12 @@ class ServiceClient:
         assert isinstance(told, WriteResult)
         self.history.acknowledge(done, told, self.world.now)
         self._session[told.shard] = max(self._session.get(told.shard, 0), told.log_index)
-        self._saw(name, True, start)
+        if told.shard in gone:
+            # Who writes by way of nodes that have not heard of a drop yet writes to the shard as it was: a drop is no
+            # barrier for the writes of others, and this one is as good as one before it.
+            self.world.happened["writes_to_what_was_dropped"] += 1
+        else:
+            self._saw(name, True, start)
         return True
 
     async def read(self, name: str, read: Read, consistency: Consistency) -> bool:
