@@ -5,11 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import pytest
 
 from tests.faults import flip_byte, truncate
-from tests.replicas import FOLDER, SCHEMA, carry, open_replicas, play, random_log, records_of, replica_at
+from tests.replicas import DIM, FOLDER, SCHEMA, carry, open_replicas, play, random_log, records_of, replica_at
 from vecdb.core.errors import DataCorrupted, StorageError, VecdbError
+from vecdb.core.query import QueryRequest, ScanRequest
 from vecdb.ports.replicator import Position
 from vecdb.services.local import LocalDatabase
 from vecdb.storage.rocksdict import RocksStore
@@ -140,6 +142,34 @@ def test_what_is_lost_is_refused_and_a_snapshot_makes_it_good(tmp_path: Path, wh
         database.close()
     with replica_at(tmp_path / "db") as again:
         assert again.position().log_index == len(LOG)
+
+
+def test_damage_met_by_a_read_ends_the_replica_until_it_is_set_aside(tmp_path: Path, whole: Path) -> None:
+    path = tmp_path / "db"
+    shutil.copytree(whole, path)
+    database = open_replicas(path)
+    replica = database.replica("c")
+    database.fetch("c", [1])
+    database.scan("c", ScanRequest())
+    assert replica.failure is None
+    replica.service.read_rows = replica.service.fetch = replica.service.query = _damaged  # type: ignore[method-assign]
+    with pytest.raises(DataCorrupted):
+        database.fetch("c", [1])
+    assert isinstance(replica.failure, DataCorrupted)
+    with pytest.raises(DataCorrupted):
+        database.replica("c")
+    last = database.replica("c", allow_damage=True)
+    last.service.fetch = last.service.query = _damaged  # type: ignore[method-assign]
+    for read in (lambda: database.fetch("c", [1]),
+                 lambda: database.query("c", QueryRequest(np.zeros((1, DIM), np.float32), 1))):
+        with pytest.raises(DataCorrupted):
+            read()
+    assert last.failure is None, "there is no other"
+    database.close()
+
+
+def _damaged(*given: object, **more: object) -> None:
+    raise DataCorrupted("a block does not match its checksum", path="rows")
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -30,6 +30,18 @@ INCOMING: Final = "incoming"
 SNAPSHOTS: Final = "snapshots"
 _POINTER = re.compile(r"(\d{8}) ([0-9a-f]{16})\n")
 _DAMAGED = re.compile(r"(.+)\.damaged-\d+")
+_GROUP = re.compile(r"g(\d{8,})")
+
+
+def folder_of(group: int) -> str:
+    """The name of the folder of a group's replica."""
+    return f"g{group:08d}"
+
+
+def group_of(folder: str) -> int | None:
+    """The group that a folder is of; None if it is none of ours."""
+    found = _GROUP.fullmatch(folder)
+    return None if found is None else int(found[1])
 
 
 class Home:

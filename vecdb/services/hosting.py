@@ -21,8 +21,8 @@ way round, for if all nodes lose power while a collection is made there would be
 **A damaged state** is set aside and an empty one put in its place; the log stays, and if it no longer reaches back to
 the beginning, the replica rejoins as a learner (the driver's doing) and is sent a snapshot.  A collection's only
 replica is never set aside: it opens with what is left.  A replica that was **halted** by its disk is opened anew, from
-its last checkpoint, and the log replays.  One that the group has **removed**, because another disk of this node took
-its place, begins its log afresh and rejoins.
+its last checkpoint, and the log replays.  One that the group has **removed**, as another disk of this node took its
+place, begins its log afresh and rejoins.
 
 **What was dropped stays dropped.**  Group numbers are never used twice and rise, so a folder whose number is below
 ``next_group`` and which no entry has is deleted, its log first; one at or above it belongs to a later state than this
@@ -34,7 +34,6 @@ only read.  A collection that was dropped and made again has another number, and
 """
 
 import asyncio
-import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
@@ -44,13 +43,14 @@ from typing import Any, Final, Protocol, TypeVar
 
 from vecdb.cluster.control import ControlState, ShardEntry
 from vecdb.cluster.founding import Founding
-from vecdb.core.errors import DataCorrupted, DeadlineExceeded, StorageError, Unavailable
+from vecdb.core.errors import DataCorrupted, DeadlineExceeded, StorageError, Unavailable, VecdbError
 from vecdb.core.schema import CollectionSchema
 from vecdb.ports.replicator import ReplicaStatus, Replicator, StateMachine
 from vecdb.ports.tell import Tell, tell_nobody
 from vecdb.services.catalog import Entry
 from vecdb.services.control import CONTROL_GROUP, Control
 from vecdb.services.founding import Founder, Witnesses
+from vecdb.services.homes import folder_of, group_of
 from vecdb.services.ledger import Ledger
 from vecdb.shard.marks import MarkResult
 
@@ -59,12 +59,14 @@ T = TypeVar("T")
 WORKERS: Final = 4
 """Collections that are opened, made or deleted at once."""
 READY_LOOK_S: Final = 0.02
-_FOLDER: Final = re.compile(r"g(\d{8,})")
 _ILL: Final = ("halted", "removed")
 
 
 class ShardMachine(StateMachine, Protocol):
     """A state machine that remembers marks and knows its room: :class:`vecdb.services.replica.ShardReplica`."""
+
+    failure: VecdbError | None
+    """What ended it, maybe a read that met damage."""
 
     def marks(self) -> Mapping[int, MarkResult]: ...
 
@@ -148,16 +150,6 @@ class _Place:
     since: float = 0.0
     """When the last failure was."""
     error: str = ""
-
-
-def folder_of(group: int) -> str:
-    return f"g{group:08d}"
-
-
-def group_of(folder: str) -> int | None:
-    """The group that a folder is of; None if it is none of ours."""
-    found = _FOLDER.fullmatch(folder)
-    return None if found is None else int(found[1])
 
 
 class Hosting:
@@ -367,10 +359,12 @@ class Hosting:
     def _look(self, place: _Place) -> str:
         """What ails a replica that the driver has; noted when it is seen first."""
         if not place.ill and place.replicator is not None:
-            status = place.replicator.status()
-            if status.state in _ILL:
-                place.ill = status.state
-                self._failed(place, f"{status.state}: {status.error}" if status.error else status.state)
+            status, machine = place.replicator.status(), place.machine
+            failure = None if machine is None else machine.failure
+            if status.state in _ILL or failure is not None:
+                place.ill = status.state if status.state in _ILL else "halted"
+                why = status.error or ("" if failure is None else failure.message)
+                self._failed(place, f"{place.ill}: {why}" if why else place.ill)
         return place.ill
 
     def _consider(self, place: _Place, well: bool, work: Callable[[_Place], Any]) -> None:

@@ -304,6 +304,9 @@ class LocalDatabase(OpenCollections):
         except DatabaseClosed:
             if not self._replaced(slot, opened):
                 raise
+        except DataCorrupted as error:
+            self._met_damage(slot, opened, error)
+            raise
         finally:
             self._leave(slot)
         return self._read(name, lambda shard: shard.query(request, call))
@@ -333,5 +336,13 @@ class LocalDatabase(OpenCollections):
             except DatabaseClosed:
                 if not self._replaced(slot, opened):
                     raise
+            except DataCorrupted as error:
+                self._met_damage(slot, opened, error)
+                raise
             finally:
                 self._leave(slot)
+
+    def _met_damage(self, slot: Slot, opened: Opened | None, error: DataCorrupted) -> None:
+        """A replica that a read finds damaged ends, so that it is made good by the others; the last one goes on."""
+        if opened is not None and opened.replica is not None and not slot.allow_damage:
+            opened.replica.end(error)

@@ -170,11 +170,15 @@ class Node:
     def start(self) -> None:
         assert self.host is None
         world = self.cluster.world
+        try:
+            self.act(self.home.begin)
+        except StorageError:
+            world.at(0.05, lambda: self.start() if self.host is None else None)
+            return
         self.shell = SimShell(self)
         self.host = Host(self.name, LogStore(self.store, cache_bytes=1 << 10), self.shell, clock=self.clock,
                          random=Random(world.random.getrandbits(64)),  # noqa: S311
                          settings=self.cluster.settings, tell=self.cluster.tell)
-        self.act(self.home.begin)
         for group in sorted(self.members):
             self._open(group)
         world.say(self.name, "starts", groups=sorted(self.members))

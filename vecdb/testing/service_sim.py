@@ -15,7 +15,7 @@ from vecdb.core.errors import DataCorrupted
 from vecdb.core.schema import IndexSpec
 from vecdb.raft.replica import Replica
 from vecdb.raft.settings import RaftSettings
-from vecdb.services.hosting import folder_of
+from vecdb.services.homes import folder_of
 from vecdb.services.replica import ShardReplica
 from vecdb.services.settings import EngineSettings
 from vecdb.testing.cluster import SETTINGS

@@ -108,7 +108,9 @@ class ShardRun:
                 replica = self.cluster.replica(node.name, group)
                 if replica is None or not node.up or node.shell is None:
                     continue
-                if replica.halted:
+                machine = replica.machine
+                assert isinstance(machine, Watched)
+                if replica.halted or machine.replica.failure is not None:
                     if node.host is not None and node.host.failure is None and not self._refusing(node):
                         node.renew(group)
                 else:

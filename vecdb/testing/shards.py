@@ -13,6 +13,7 @@ from typing import Any, Final, NoReturn
 from vecdb.core.errors import DataCorrupted, VecdbError
 from vecdb.core.schema import CollectionSchema, IndexSpec, Metric
 from vecdb.ports.replicator import Incoming, Position, Snapshot, SnapshotFile
+from vecdb.services.homes import folder_of
 from vecdb.services.jobs import Job
 from vecdb.services.local import LocalDatabase
 from vecdb.services.replica import ShardReplica
@@ -59,10 +60,6 @@ class Serial:
 def name_of(group: int) -> str:
     """The collection whose shard a group replicates."""
     return f"collection{group}"
-
-
-def folder_of(group: int) -> str:
-    return f"g{group:08d}"
 
 
 @dataclass(frozen=True, slots=True)

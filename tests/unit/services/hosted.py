@@ -13,7 +13,8 @@ from vecdb.core.schema import CollectionSchema
 from vecdb.ports.replicator import Committed, Position, ReplicaStatus
 from vecdb.services.catalog import Entry
 from vecdb.services.control import CONTROL_GROUP, Control
-from vecdb.services.hosting import Hosting, HostingSettings, group_of
+from vecdb.services.homes import group_of
+from vecdb.services.hosting import Hosting, HostingSettings
 from vecdb.services.ledger import Ledger
 from vecdb.testing.disk import MemoryStore
 from vecdb.testing.loop import Threads, VirtualLoop

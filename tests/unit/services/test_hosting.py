@@ -6,7 +6,7 @@ import pytest
 
 from tests.unit.services.hosted import SOON, Cluster, Disk, schema
 from vecdb.core.errors import CollectionNotFound, DataCorrupted, DeadlineExceeded, StorageError, Unavailable
-from vecdb.services.hosting import folder_of
+from vecdb.services.homes import folder_of
 from vecdb.testing.disk import MemoryStore
 
 
@@ -300,6 +300,20 @@ def test_a_halted_control_replica_is_opened_anew_and_the_state_stays_known(clust
     cluster.check()
     assert seen
     assert all(one == ["a"] for one in seen)
+
+
+def test_a_replica_that_a_read_found_damaged_is_made_good_although_nobody_writes(cluster):
+    cluster.create()
+    cluster.settle()
+    node = cluster.nodes["n2"]
+    before = node.driver.replicas[1]
+    before.machine.failure = DataCorrupted("met by a read", path="rows")
+    cluster.settle()
+    cluster.world.run(3)
+    cluster.settle()
+    cluster.check()
+    assert node.driver.replicas[1] is not before
+    assert len(node.disk.aside) == 1
 
 
 class RefusesForGood:
