@@ -8,7 +8,8 @@ from vecdb.testing.sim import kind_of
 from vecdb.testing.world import World
 
 FAILED_ONCE = {
-    4: "the folder of all replicas of a node was made and not synced: a power cut took the first one"}
+    4: "the folder of all replicas of a node was made and not synced: a power cut took the first one",
+    10407: "a read that met damage left the replica as it was, and it went on leading and failing"}
 """Seeds that have found something in the product, with what it was."""
 
 SEEDS_OF_A_MUTANT = 12

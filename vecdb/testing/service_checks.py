@@ -101,6 +101,7 @@ class ServiceJudge(ShardModels):
         """Of every group there ever was, the collection."""
         self.dropped: dict[int, bool] = {}
         """Groups that some node has seen dropped; True once a client was told of it."""
+        self._leaders: dict[tuple[int, int], str] = {}
         self._control: dict[int, tuple[str, str]] = {}
         self._epochs: dict[int, int] = {}
 
@@ -120,6 +121,13 @@ class ServiceJudge(ShardModels):
         except Exception as error:
             self.world.failure = self.world.failure or error
             raise
+
+    def leads(self, group: int, term: int, replica: str) -> None:
+        """A replica leads its group in a term; nobody else does or did."""
+        first = self._leaders.setdefault((group, term), replica)
+        if first != replica:
+            self.world.failure = Violation(f"two leaders of group {group} in term {term}: {first} and {replica}")
+        self.checked["leaders_checked"] += 1
 
     def _control_state(self, node: str, machine: ControlReplica) -> None:
         log_index, _, _, digest = machine.digest()

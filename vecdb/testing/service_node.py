@@ -57,6 +57,8 @@ class Ears(Protocol):
 
     def control_applied(self, node: str, machine: ControlReplica) -> None: ...
 
+    def leads(self, group: int, term: int, replica: str) -> None: ...
+
 
 class LoopClock:
     """A loop's time as the :class:`~vecdb.ports.clock.Clock` of services."""
@@ -175,6 +177,8 @@ class Process:
         fields.pop("node", None)
         if event in DAMAGE and not self.machine.damaged:
             self.machine.world.failure = Violation(f"{self.name}: {event} {fields}, and nobody damaged anything")
+        if event == "raft_leader":
+            self.machine.ears.leads(fields["group"], fields["term"], fields["replica"])
         self.machine.world.say(self.name, event, **{
             name: value.replace(root, "") if isinstance(value, str) else value for name, value in fields.items()})
 
