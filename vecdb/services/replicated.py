@@ -339,8 +339,16 @@ class ReplicatedNode:
                 except _FAR as error:
                     failures.append(error)
             self._check_time(call)
-            self.still(entry)
+            entry = await self._followed(entry, call)
             await self._pause(entry, call, failures)
+
+    async def _followed(self, entry: ShardEntry, call: Call) -> ShardEntry:
+        """The same, or what was made anew under its name if it is no more; ``CollectionNotFound`` if nothing was."""
+        if not self._control.state.was_dropped(entry.group):
+            return entry
+        found = await self.entry(entry.name, call)
+        self.still(found)
+        return found
 
     async def _pause(self, entry: ShardEntry, call: Call, failures: list[VecdbError]) -> None:
         """Before every replica is asked once more; raises what they failed with where that is no use."""

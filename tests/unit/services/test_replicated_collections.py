@@ -120,6 +120,31 @@ def test_a_write_to_a_collection_that_is_dropped_under_it_says_so() -> None:
     run(test)
 
 
+@pytest.mark.parametrize("again", [True, False])
+def test_a_read_of_a_collection_that_is_dropped_under_it_follows_the_one_made_anew(again: bool) -> None:
+    """There was a collection of this name all the time, for all that this caller can know."""
+    async def test(cluster: FakeCluster) -> None:
+        for engine in cluster.engines.values():
+            engine.failing = Unavailable("no replica serves")
+        read = asyncio.create_task(cluster.nodes["n2"].count("docs", None, soon()))
+        await asyncio.sleep(0.05)
+        await cluster.nodes["n1"].drop_collection("docs", soon())
+        if again:
+            with cluster.behind("n2", name=None):
+                await cluster.nodes["n1"].create_collection(SCHEMA, soon())
+                await asyncio.sleep(0.2)
+                assert not read.done(), "it asks for what was made since"
+            await cluster.nodes["n1"].upsert("docs", batch(), soon())
+            for engine in cluster.engines.values():
+                engine.failing = None
+            assert await read in (0, 1)
+        else:
+            with pytest.raises(CollectionNotFound):
+                await read
+
+    run(test)
+
+
 def test_maintenance_says_whose_answer_it_is() -> None:
     async def test(cluster: FakeCluster) -> None:
         told = await cluster.nodes["n2"].describe("docs", soon())
