@@ -151,6 +151,8 @@ class ServiceClient:
             self._saw(name, name in found, start)
 
     def _saw(self, name: str, present: bool, start: float) -> None:
+        if not present:
+            self.judge.told_dropped(name)
         self.history.collection(name, CollectionStep("present" if present else "absent", start, self.world.now))
 
     # --- records ----------------------------------------------------------------------------------
@@ -180,8 +182,9 @@ class ServiceClient:
         self.history.acknowledge(done, told, self.world.now)
         self._session[told.shard] = max(self._session.get(told.shard, 0), told.log_index)
         if told.shard in gone:
-            # Who writes by way of nodes that have not heard of a drop yet writes to the shard as it was: a drop is no
-            # barrier for the writes of others, and this one is as good as one before it.
+            # As good as one before the drop, for all that anybody can see of it later.
+            if self.judge.healed:
+                raise Violation(f"{told} was acknowledged by a shard of {name!r} that was dropped before")
             self.world.happened["writes_to_what_was_dropped"] += 1
         else:
             self._saw(name, True, start)
@@ -191,13 +194,12 @@ class ServiceClient:
         """Whether it was answered."""
         self.world.happened[f"calls_{consistency.value}_{read.kind}"] += 1
         least: dict[int, int] = {}
-        gone: frozenset[int] = frozenset()
         session: tuple[tuple[int, int], ...] = ()
         if consistency is Consistency.SESSION:
             least, session = dict(self._session), tuple(self._session.items())
         elif consistency is Consistency.LINEARIZABLE:
-            least, gone = dict(self.history.furthest), self.judge.gone()
-        mine = ReadCall(name, read, consistency, self.world.now, least, gone)
+            least = dict(self.history.furthest)
+        mine = ReadCall(name, read, consistency, self.world.now, least, self.judge.gone())
 
         async def ask(process: Process, call: Call) -> Any:
             node = _node(process)
@@ -215,9 +217,9 @@ class ServiceClient:
         except TimeoutError:
             return False
         group = self.judge.answered(mine, answer)
-        if consistency is Consistency.LINEARIZABLE:
+        if consistency is Consistency.LINEARIZABLE and group is not None:
             self._saw(name, True, mine.start)
-            if read.kind == "fetch" and group is not None:
+            if read.kind == "fetch":
                 self.reads.append((group, mine, self.world.now, values_of(answer)))
         return True
 

@@ -151,6 +151,7 @@ class ServiceRun:
     def _recover(self) -> None:
         """Nodes come to hold what they should; then every collection takes a write and answers, and replicas agree."""
         self._until(self._settled, HEALING_S, "hosting does not converge")
+        self.judge.healed = True
         last = self._client(CLIENTS + 1, makes=True)
         self._asked(self._use_all(last))
         self._until(self._settled, HEALING_S, "hosting does not converge once more")
