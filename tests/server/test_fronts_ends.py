@@ -66,7 +66,8 @@ def test_a_front_that_dies_is_started_anew_and_its_clients_go_to_another(tmp_pat
             hurt, well = old
             slow = query("docs", vectors(200, 3), k=10, exact=True).SerializeToString()
             call = channels[hurt].unary_unary("/vecdb.v1.Queries/Query")
-            held = [call.future(slow, timeout=60) for _ in range(15)]
+            # so long that a first query that had to compile its kernel lets nobody be refused for the queue's length
+            held = [call.future(slow, timeout=600) for _ in range(15)]
             assert until(lambda: standing.about()["running_batches"] > 0)
             os.kill(hurt, signal.SIGKILL)
             assert gone([hurt])
