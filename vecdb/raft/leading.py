@@ -9,7 +9,7 @@ from typing import TypeAlias
 from vecdb.core.errors import InvalidArgument, NotLeader, Unavailable, VecdbError
 from vecdb.raft.following import Following, Surroundings
 from vecdb.raft.log import GroupLog
-from vecdb.raft.membership import Change, Configuration, node_of, promoted, replica_id
+from vecdb.raft.membership import MAX_NUMBER, Change, Configuration, node_of, promoted, replica_id
 from vecdb.raft.messages import MEMBERS, Append, Appended, Entry, Gone, Offer, TimeoutNow
 from vecdb.raft.settings import RaftSettings
 from vecdb.raft.stock import LEADER
@@ -223,8 +223,8 @@ class Leading(Following):
             self.follow(message.term, None)
             return
         progress = self.progress.get(sender)
-        if message.term < self.term or self.role != LEADER or progress is None or not message.seq:
-            return  # without a number: an answer to somebody's earlier term
+        if message.term < self.term or self.role != LEADER or progress is None or not (message.seq or message.success):
+            return  # a refusal without a number: an answer to somebody's earlier term
         progress.heard = self.clock()
         progress.seq = max(progress.seq, min(message.seq, self._seq))
         if message.success:
@@ -267,12 +267,17 @@ class Leading(Following):
 
     def _on_broken_promise(self, sender: str, progress: Progress, message: Appended) -> None:
         """It was sent a place it had acknowledged, after it had, and does not hold it: its disk has lost the end of its
-        log without a word.  It would never catch up, and may not vote: out it goes, is told so, and joins afresh.
+        log without a word.  It would never catch up, and may not vote: out it goes, and is told so when it asks.
+
+        Who begins afresh on its node answers for a number that is not his (:class:`Gone`), and only members are sent
+        anything.  So the place is kept, without a vote, by a number that nobody has.
         """
         if not self._free_to_change():
             return
+        nobody = replica_id(node_of(sender), self._random.randrange(1 << 16, MAX_NUMBER))
         try:
-            after = Change(remove=sender).applied_to(self.configuration)
+            after = Change(add=nobody, remove=sender, join=sender not in self.configuration.learners).applied_to(
+                self.configuration)
         except InvalidArgument:
             return
         self.around.tell("error", "raft_promise_broken", group=self.log.group, replica=sender,

@@ -1,7 +1,7 @@
 """A follower whose disk lost the end of its log without a word: found by its leader, and put out of the group."""
 
 from tests.unit.raft.test_rules import OF_THREE, A, B, Bench, C, append
-from vecdb.raft.messages import MEMBERS, Append, Appended, PreVote
+from vecdb.raft.messages import MEMBERS, Append, Appended, Gone, PreVote
 
 
 def led() -> Bench:
@@ -34,7 +34,7 @@ def test_who_does_not_hold_what_it_acknowledged_is_put_out() -> None:
     bench = led()
     match = bench.log.last
     refuses(bench, beat(bench), match, match - 2)
-    assert bench.core.configuration.everybody == (A, B)
+    assert bench.core.configuration.voters == (A, B)
     (entry,) = bench.log.read(match + 1, match + 1, 1 << 20, 10)
     assert entry.command[:1] == MEMBERS
     bench.flush()
@@ -45,6 +45,12 @@ def test_who_does_not_hold_what_it_acknowledged_is_put_out() -> None:
     bench.core.receive(C, PreVote(bench.core.term + 1, match - 2, bench.core.term))
     told = [message.removed_at for to, message in bench.said() if to == C and hasattr(message, "removed_at")]
     assert told == [match + 1], "it is told, and begins afresh"
+    bench.core.receive(B, Appended(bench.core.term, 9, True, match, match + 1))
+    bench.core.tick()
+    (nobody,) = {to for to, _ in bench.flush() if to not in (A, B)}
+    assert nobody == bench.core.configuration.joining[0] != C, "its node is sent what it can answer"
+    bench.core.receive(nobody, Gone(bench.core.term, 7))
+    assert bench.core.configuration.joining == ("c/7",), "and has its place back"
 
 
 def test_an_answer_from_before_the_acknowledgement_proves_nothing() -> None:
@@ -89,3 +95,13 @@ def test_an_answer_to_what_was_sent_in_an_earlier_term_confirms_nothing() -> Non
     assert len(bench.answers) == answers
     bench.core.receive(B, Appended(bench.core.term, 99, True, 1, bench.log.last))
     assert len(bench.answers) == answers + 1
+
+
+def test_a_snapshot_that_was_taken_is_told_without_a_number() -> None:
+    """A refusal without one is of an earlier term; this is of no message, and confirms nothing but itself."""
+    bench = Bench(OF_THREE).lead()
+    bench.core.read_index(bench.answer)
+    bench.flush()
+    bench.core.receive(B, Appended(bench.core.term, 0, True, bench.log.last, bench.log.last))
+    assert bench.core.progress[B].match == bench.log.last == bench.core.commit
+    assert not bench.answers
