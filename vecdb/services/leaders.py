@@ -48,7 +48,7 @@ class Known(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What a leader is asked for: ``once``: it must not be done twice.
+    """What a leader is asked for: ``once``: it must not be done twice.  ``reads``: whether it was done is no question.
 
     ``still``: raises where the group is no more.
     """
@@ -57,6 +57,7 @@ class Task:
     nodes: Sequence[str]
     call: Call
     once: bool = False
+    reads: bool = False
     still: Callable[[], None] = lambda: None
 
 
@@ -102,18 +103,20 @@ class Leaders:
                     if task.once:
                         raise
                     unsure = last = error
+                    hint = _node(error.fields.get("leader"))
                 except NotLeader as error:
                     last, hint = error, _node(error.leader)
                 except Unavailable as error:
                     last = error
                 except (Overloaded, DeadlineExceeded, Cancelled) as error:
-                    if unsure is None:
-                        raise
-                    raise OutcomeUnknown(f"nobody knows whether it was done: {error.message}", **error.fields) from None
+                    raise _open(error, unsure) from None
                 else:
                     self._found[task.group] = node
                     return result
-                task.call.check()
+                try:
+                    task.call.check()
+                except VecdbError as error:
+                    raise _open(error, unsure) from None
                 task.still()
             pause = self._random.uniform(*PAUSE_S)
             if self._clock.monotonic() + pause >= until:
@@ -151,9 +154,11 @@ class Leaders:
                 await asyncio.wait((attempt,))
 
     def _abandoned(self, task: Task, node: str, other: str) -> VecdbError:
-        if task.once:
-            return OutcomeUnknown(f"{node} did not answer, and {other} leads by now: nobody knows whether it was done")
-        return NotLeader(f"{node} did not answer, and {other} leads by now", leader=f"{other}/0")
+        """What has arrived there may be done yet, or be done already."""
+        why, leader = f"{node} did not answer, and {other} leads by now", f"{other}/0"
+        if task.reads:
+            return NotLeader(why, leader=leader)
+        return OutcomeUnknown(f"{why}: nobody knows whether it was done", leader=leader)
 
     async def _moved(self, task: Task, node: str) -> str | None:
         """Another node that leads, as far as can be known."""
@@ -173,6 +178,13 @@ class Leaders:
 
 def _node(replica: str | None) -> str | None:
     return replica.rpartition("/")[0] if replica else None
+
+
+def _open(error: VecdbError, unsure: VecdbError | None) -> VecdbError:
+    """The end of a call of which an attempt may have been done."""
+    if unsure is None:
+        return error
+    return OutcomeUnknown(f"nobody knows whether it was done: {error.message}", **error.fields)
 
 
 def _late(task: Task, unsure: VecdbError | None, last: VecdbError | None) -> VecdbError:

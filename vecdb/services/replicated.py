@@ -194,8 +194,9 @@ class ReplicatedNode:
             return await self._peers.replicas(node).read_index(group, _copy(call))
 
         if entry is None:
-            return await self.leaders.ask(Task(group, self._cluster.nodes, call), ask)
-        return await self.leaders.ask(Task(group, self.members(entry), call, still=lambda: self.still(entry)), ask)
+            return await self.leaders.ask(Task(group, self._cluster.nodes, call, reads=True), ask)
+        return await self.leaders.ask(Task(group, self.members(entry), call, reads=True,
+                                           still=lambda: self.still(entry)), ask)
 
     def _entry_of(self, group: int) -> ShardEntry | None:
         if group == CONTROL:

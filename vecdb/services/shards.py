@@ -82,8 +82,8 @@ class ClusterShards:
         async def propose(node: str) -> Committed:
             return await self._replicas(node).propose(entry.group, command, self._brief(call, MARK_S))
 
-        done = await self._node.leaders.ask(Task(entry.group, members, call, still=lambda: self._node.still(entry)),
-                                            propose)
+        done = await self._node.leaders.ask(Task(entry.group, members, call, reads=True,
+                                                 still=lambda: self._node.still(entry)), propose)
         told = await asyncio.gather(*(self._digest(node, entry, done.log_index, call, deep) for node in members))
         found = [one for one in told if one is not None]
         held = {(one.digest, one.records) for one in found if one.digest}
@@ -141,7 +141,7 @@ class ClusterShards:
         async def ask(node: str) -> None:
             await self._replicas(node).transfer(group, target, mine)
 
-        await self._node.leaders.ask(Task(group, nodes, mine), ask)
+        await self._node.leaders.ask(Task(group, nodes, mine, reads=True), ask)
 
 
 def _target(to: str, names: Iterable[str]) -> str:

@@ -144,6 +144,24 @@ def test_a_frozen_leader_is_left_once_somebody_else_leads() -> None:
     run(test)
 
 
+def test_what_a_frozen_leader_may_have_done_stays_open_though_nobody_else_can_do_it() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        group = cluster.shard("docs")
+        for error in (Overloaded("full", retry_after_s=0.1), None):
+            group.leader, cluster.frozen = "n1", {"n1"}
+            write = asyncio.create_task(cluster.nodes["n2"].upsert("docs", batch(), soon(1.5, token=TOKEN)))
+            await asyncio.sleep(0.1)
+            group.leader = "n3"
+            if error is None:
+                cluster.down = {"n3"}
+            else:
+                group.loses = [error]
+            with pytest.raises(OutcomeUnknown):
+                await write
+
+    run(test)
+
+
 def test_a_frozen_leader_is_left_by_a_node_that_has_to_ask_who_leads() -> None:
     async def test(cluster: FakeCluster) -> None:
         group = cluster.shard("docs")
