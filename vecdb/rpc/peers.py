@@ -233,6 +233,10 @@ class RemoteReplicas:
         except grpc.aio.AioRpcError as error:
             raise failure(error, self._node, write) from None
         except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and not task.cancelling():  # the channel was closed under it: gRPC says it like this
+                kind_of = OutcomeUnknown if write else Unavailable
+                raise kind_of(f"the channel to node {self._node} was closed", node=self._node) from None
             call.end(Stopped.CANCELLED)
             raise
         except (grpc.aio.UsageError, InvalidArgument) as error:  # channels were closed: this node stops

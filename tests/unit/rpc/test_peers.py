@@ -269,6 +269,23 @@ def test_a_cancelled_call_ends_there_too() -> None:
     run(test)
 
 
+def test_a_channel_that_is_closed_under_a_call_is_no_cancellation() -> None:
+    """As one is that was replaced, be it for a new certificate: nobody gave the call up."""
+    async def test(bench: Bench) -> None:
+        bench.own.hangs = True
+        command = asyncio.create_task(bench.there.propose(4, b"", soon()))
+        question = asyncio.create_task(bench.there.read_index(4, soon()))
+        while len(bench.own.seen) < 2:
+            await asyncio.sleep(0.01)
+        await bench.channels.channel("n2").close()
+        with pytest.raises(OutcomeUnknown):
+            await command
+        with pytest.raises(Unavailable):
+            await question
+
+    run(test)
+
+
 def test_nodes_are_refused_whose_listener_does_not_know_them() -> None:
     async def test(bench: Bench) -> None:
         stranger = PeerChannels("n9", "tests", bench.channels.addresses, None)
