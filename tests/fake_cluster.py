@@ -161,12 +161,14 @@ class FakeEngine:
 class FakeHosted:
     def __init__(self, cluster: "FakeCluster", node: str) -> None:
         self.cluster, self.node = cluster, node
+        self.lives: dict[int, FakeReplicator] = {}
+        """By group; one that is taken out is opened anew."""
 
     def replicator(self, name: str) -> FakeReplicator:
         group = self.cluster.shard(name)
         if self.node not in group.applied:
             raise CollectionNotFound(name)
-        return FakeReplicator(self.cluster, group, self.node)
+        return self.lives.setdefault(id(group), FakeReplicator(self.cluster, group, self.node))
 
     def marks(self, name: str) -> Mapping[int, MarkResult]:
         group = self.cluster.shard(name)

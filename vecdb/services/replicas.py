@@ -207,14 +207,27 @@ class OwnReplicas:
                 if shard == group:
                     await self.replicator(group).wait_applied(log_index, self.until(call, most_s))
 
+    async def settled(self, group: int, settle: Callable[[], Awaitable[None]], read: Callable[[], Awaitable[T]]) -> T:
+        """``read`` of the replica that ``settle`` has waited for; ``Unavailable`` if another took its place meanwhile.
+
+        One that is opened anew, or begins empty, is behind what was waited for, and a read may have stood in a queue.
+        """
+        before = self.replicator(group)
+        await settle()
+        found = await read()
+        if self.replicator(group) is not before:
+            raise Unavailable("this node's replica was replaced while it was read", group=group)
+        return found
+
     async def _read(self, name: str, call: Call, read: Callable[[], Awaitable[T]]) -> T:
         entry = self._control.state.collections.get(name)
         if entry is None:
             raise Unavailable(f"this node knows of no collection {name!r} yet", collection=name)
         if not self.serves(entry.group):
             raise Unavailable(f"this node has no replica of {name!r} that serves", collection=name)
-        await self.settle(entry.group, call)
-        return await read()
+        if not call.session and call.consistency is not Consistency.LINEARIZABLE:
+            return await read()
+        return await self.settled(entry.group, lambda: self.settle(entry.group, call), read)
 
     async def list_collections(self, call: Call) -> list[str]:
         return sorted(self._control.state.collections)

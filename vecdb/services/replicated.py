@@ -30,6 +30,7 @@ import os
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from random import Random
 from typing import Any, Final, TypeVar
 
@@ -327,9 +328,9 @@ class ReplicatedNode:
             failures: list[VecdbError] = []
             if self._own.serves(entry.group):
                 try:
-                    if call.session or call.consistency is Consistency.LINEARIZABLE:
-                        await self._settle(entry, call)
-                    return await here()
+                    if not call.session and call.consistency is not Consistency.LINEARIZABLE:
+                        return await here()
+                    return await self._own.settled(entry.group, partial(self._settle, entry, call), here)
                 except _ELSEWHERE as error:
                     failures.append(error)
             for node in self._others(entry, call):

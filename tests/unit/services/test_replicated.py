@@ -214,6 +214,28 @@ def test_an_eventual_read_is_the_replica_s_own_as_it_is() -> None:
     run(test)
 
 
+@pytest.mark.parametrize("entry", ["n1", "n2"])
+def test_a_replica_that_was_opened_anew_while_a_read_waited_its_turn_is_not_believed(entry: str) -> None:
+    """It may have gone back to its last checkpoint, after the read had waited for it."""
+    async def test(cluster: FakeCluster) -> None:
+        node, group = cluster.nodes[entry], cluster.shard("docs")
+        done = await cluster.nodes["n1"].upsert("docs", batch(), soon())
+        for call in (soon(**LINEAR), soon(session=((done.shard, done.log_index),))):
+            cluster.engines[entry].pause.clear()
+            read = asyncio.create_task(node.count("docs", None, call))
+            while not cluster.engines[entry].calls:
+                await asyncio.sleep(0.01)
+            cluster.engines[entry].calls.clear()
+            cluster.own[entry]._hosted.lives.clear()  # type: ignore[attr-defined]
+            group.applied[entry] = 0
+            cluster.engines[entry].pause.set()
+            asyncio.get_running_loop().call_later(0.01, group.applied.__setitem__, entry, 1)  # the log replays
+            assert await read == 1
+            await asyncio.sleep(0.02)
+
+    run(test)
+
+
 def test_a_session_read_waits_for_what_the_session_wrote_and_not_for_other_shards() -> None:
     async def test(cluster: FakeCluster) -> None:
         node = cluster.nodes["n2"]
