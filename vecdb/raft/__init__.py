@@ -6,7 +6,10 @@ acknowledged before they were asked.  Any minority of crashes and power cuts is 
 whose log was damaged says so and comes back as a learner.  A retry is applied once if the state machine knows its key.
 
 **What is not.**  Order between groups; how long a failover takes on a starved machine; disks that lie about fsync; a
-majority of damaged logs.
+majority of damaged logs; a whole data directory put back from an old copy.  What is promised is promised shard by
+shard: where there are more nodes than replicas, and a collection is dropped and made anew under its name while nodes
+that hold a majority of the old shard are cut off from the control group's, these go on acknowledging writes to the
+old shard until they hear of it, and those writes are dropped with it.
 
 **The pieces**, from the inside: :mod:`~vecdb.raft.stock` (the original and what of it is overridden),
 :mod:`~vecdb.raft.following`, :mod:`~vecdb.raft.leading` and :mod:`~vecdb.raft.core` (a replica of one group),
