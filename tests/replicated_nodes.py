@@ -216,22 +216,23 @@ class Together:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="together", daemon=True)
         self._thread.start()
-        self._running: list[Any] = []
+        self.running: list[Any] = []
         try:
             for one in settings_of(Path(path), **engine):
-                self._running.append(self._run(start(settings(one))))
+                self.running.append(self.in_loop(start(settings(one))))
         except BaseException:
             self.stop()
             raise
-        self.addresses: list[dict[str, Any]] = [one.addresses for one in self._running]
+        self.addresses: list[dict[str, Any]] = [one.addresses for one in self.running]
         self.url = "grpc://" + ",".join(f"127.0.0.1:{one['grpc_port']}" for one in self.addresses)
 
-    def _run(self, work: Any) -> Any:
+    def in_loop(self, work: Any) -> Any:
+        """The result of a coroutine."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
 
     def stop(self) -> None:
-        for one in self._running:
-            self._run(one.close(5.0))
+        for one in self.running:
+            self.in_loop(one.close(5.0))
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(30)
         self._loop.close()

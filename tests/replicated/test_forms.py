@@ -9,9 +9,10 @@ import pytest
 import vecdb
 from tests.replicated_nodes import Together, settings_of, wait_for
 from vecdb.config import Settings
-from vecdb.core.errors import FormatMismatch, InvalidArgument
+from vecdb.core.errors import DataCorrupted, FormatMismatch, InvalidArgument
 from vecdb.rpc.peer_certificates import issue
-from vecdb.serving.compose import start
+from vecdb.serving.cluster import CONDEMNED
+from vecdb.serving.compose import Running, start
 
 
 def test_nodes_with_certificates_and_one_with_front_processes(tmp_path: Path) -> None:
@@ -74,28 +75,40 @@ def test_a_node_that_was_alone_does_not_become_one_of_a_cluster_with_its_records
         assert db.collection("mine").count() == 1
 
 
-def test_logs_that_are_damaged_as_a_whole_are_set_aside_and_the_node_joins_anew(tmp_path: Path) -> None:
+@pytest.mark.parametrize("found", ["when they are opened", "when they are written to"])
+def test_logs_that_are_damaged_as_a_whole_are_set_aside_and_the_node_joins_anew(tmp_path: Path, found: str) -> None:
+    """RocksDB opens with a damaged table and refuses every write once it rewrites it, at every start again."""
     ports = settings_of(tmp_path)
     by_name = {one.server.node_id: one for one in ports}
     nodes = Together(tmp_path, settings=lambda made: by_name[made.server.node_id])
     with vecdb.connect(nodes.url) as db:
         db.create_collection("docs", dim=2).upsert(ids=[1], vectors=[[1, 0]])
+    if found == "when they are written to":
+        nodes.in_loop(_break_logs(nodes.running[1]))
     nodes.stop()
-    for manifest in (tmp_path / "n2" / "raft").glob("MANIFEST-*"):
-        manifest.write_bytes(b"no manifest")
+    if found == "when they are opened":
+        for manifest in (tmp_path / "n2" / "raft").glob("MANIFEST-*"):
+            manifest.write_bytes(b"no manifest")
     nodes = Together(tmp_path, settings=lambda made: by_name[made.server.node_id])
     try:
         assert (tmp_path / "n2" / "raft.damaged-1").is_dir()
+        assert not (tmp_path / "n2" / CONDEMNED).exists()
         with vecdb.connect(nodes.url) as db:
             docs = db.collection("docs")
             assert docs.count(consistency="linearizable") == 1
             docs.upsert(ids=[2], vectors=[[0, 1]])
             wait_for_all(db)
-            found = db.admin.verify_shard("docs", deep=True)
-            assert found.agree
-            assert found.complete
+            verified = db.admin.verify_shard("docs", deep=True)
+            assert verified.agree
+            assert verified.complete
     finally:
         nodes.stop()
+
+
+async def _break_logs(running: Running) -> None:
+    assert running._member is not None
+    running._member.driver.fail(DataCorrupted("a table is damaged", path="raft"))
+    await running.failed()
 
 
 def wait_for_all(db: vecdb.Database) -> None:

@@ -408,7 +408,7 @@ class Hosting:
         """
         try:
             return await self._thread(write, *args)
-        except StorageError as error:
+        except (StorageError, DataCorrupted) as error:
             self._groups.fail(error)
             raise
 

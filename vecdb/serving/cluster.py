@@ -29,7 +29,7 @@ from vecdb.app import CLUSTER_ID, open_store
 from vecdb.client.remote.node import RemoteNode
 from vecdb.client.remote.options import Options
 from vecdb.config import Settings
-from vecdb.core.errors import DataCorrupted, FormatMismatch, Unavailable, VecdbError
+from vecdb.core.errors import DataCorrupted, FormatMismatch, StorageError, Unavailable, VecdbError
 from vecdb.core.nodes import split_address
 from vecdb.ports.observer import NullObserver, Observer
 from vecdb.ports.replicator import Replicator
@@ -57,6 +57,7 @@ from vecdb.rpc.servicers import CollectionsServicer, QueriesServicer, RecordsSer
 from vecdb.rpc.tls import Certificates
 from vecdb.runtime.clock import SystemClock
 from vecdb.runtime.replication import CONTROL, Figures
+from vecdb.segment.files import sync_directory
 from vecdb.services.aside import set_aside
 from vecdb.services.control import Control
 from vecdb.services.founding import NUMBERS
@@ -70,6 +71,10 @@ from vecdb.services.shards import ClusterShards
 from vecdb.storage.paths import replace_file
 
 LOGS: Final = "raft"
+CONDEMNED: Final = "raft.condemned"
+"""Says why the logs are set aside at the next start: RocksDB opens with a damaged table, and refuses all writes as soon
+as it rewrites that one, every time.
+"""
 CONTROL_STATE: Final = "control"
 CHECKPOINT_BYTES: Final = 64 << 20
 """Of a log, from one checkpoint of its state to the next."""
@@ -201,10 +206,13 @@ class Member:
         while self.driver.failure is None:
             await asyncio.sleep(LOOK_S)
         self._tell("error", "logs_failed", error=f"{type(self.driver.failure).__name__}: {self.driver.failure}")
+        folder = self._settings.data_dir
         while True:
             await asyncio.sleep(LOOK_S)
-            with suppress(OSError):
-                await self._loop.run_in_executor(None, _probe, self._settings.data_dir)
+            with suppress(OSError, StorageError):
+                await self._loop.run_in_executor(None, _probe, folder)
+                if isinstance(self.driver.failure, DataCorrupted):
+                    await self._loop.run_in_executor(None, replace_file, folder / CONDEMNED, "damaged\n")
                 return
 
     def reasons(self) -> list[str]:
@@ -290,14 +298,19 @@ def _open_node(channel: PeerChannel, label: str) -> RemoteNode:
 
 
 def _open_logs(folder: Path, tell: Tell) -> Store:
-    """The store of all logs; one that is damaged as a whole is set aside: the node has lost its logs then, and joins
-    its groups anew, without a vote until it has caught up.
+    """The store of all logs; one that is damaged as a whole, or was found so by the last life of this node, is set
+    aside: the node has lost its logs then, and joins its groups anew, without a vote until it has caught up.
     """
+    note = folder.with_name(CONDEMNED)
     try:
+        if note.exists():
+            raise DataCorrupted("the logs were found damaged when they were written to", path=str(folder))
         return open_store(folder)
     except DataCorrupted as error:
         aside = set_aside(folder)
         tell("error", "logs_damaged", error=error.message, kept=str(aside))
+        note.unlink(missing_ok=True)
+        sync_directory(note.parent)
         return open_store(folder)
 
 
