@@ -26,6 +26,8 @@ MARK: Final = "IN_MEMORY"
 """In a store's folder: its number among the stores of its disk."""
 TABLES: Final = ("000001.sst", "000002.sst")
 """What a checkpoint is made of."""
+ROT: Final = 0.02
+"""How likely a write meets damage in the tables below it."""
 _LENGTH: Final = 4
 _HASH: Final = 8
 
@@ -49,6 +51,8 @@ class Disk:
         self.synced = synced
         self.failing = False
         """Refuse writes to stores, and syncs."""
+        self.chance: Random | None = None
+        """Whether a store with damaged rows refuses a write, for it has met them while it rewrote its tables."""
         self._stores: dict[int, MemoryStore] = {}
         self._open: dict[int, SimStore] = {}
         self._steps = 0
@@ -237,6 +241,9 @@ class SimStore:
         if self._read_only:
             raise StorageReadOnly("the store was opened read-only", path=str(self._path))
         if self._failure is not None:
+            raise self._failure
+        if self._store.damaged and self._disk.chance is not None and self._disk.chance.random() < ROT:
+            self._failure = DataCorrupted("the simulated store has met a damaged block", path=str(self._path))
             raise self._failure
         try:
             self._disk.step()

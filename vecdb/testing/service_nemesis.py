@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from random import Random
 
+from vecdb.core.errors import DataCorrupted
 from vecdb.testing.network import Network, Weather
 from vecdb.testing.service_node import CONTROL, LOGS, Machine
 from vecdb.testing.shards import flip
@@ -37,6 +38,7 @@ class ServiceNemesis:
             process = machine.process
             if process is not None and process.driver is not None and process.driver.failure is not None \
                     and not machine.disk.failing and not process.loop.paused:
+                machine.condemned = machine.condemned or isinstance(process.driver.failure, DataCorrupted)
                 self._stop(machine, 0.05)
         self.world.at(0.5, self._look)
 

@@ -234,10 +234,13 @@ class Process:
     def _open_logs(self) -> Any:
         folder = self.machine.disk.root / LOGS
         try:
+            if self.machine.condemned:
+                raise DataCorrupted("it was found damaged before", path=str(folder))
             return self.machine.disk.open_store(folder)
         except DataCorrupted as error:
             self.tell("error", "logs_damaged", error=error.message)
             set_aside(folder)
+            self.machine.condemned = False
             return self.machine.disk.open_store(folder)
 
     async def _tend(self, pool: Executor) -> None:
@@ -265,8 +268,11 @@ class Machine:
         self._root, self._synced = root, synced
         self.rate = world.random.uniform(0.95, 1.05)
         self.disk = Disk(root / name, synced)
+        self.disk.chance = world.random
         self.process: Process | None = None
         self.graves: list[VirtualLoop] = []
+        self.condemned = False
+        """The logs' store was found damaged when it was written to."""
         self.chances: Chances | None = None
         """Of what replicators refuse by themselves."""
         self.damaged = False
@@ -306,6 +312,8 @@ class Machine:
         number = self.world.happened["disks_replaced"]
         self.world.happened["disks_replaced"] += 1
         self.disk = Disk(self._root / f"{self.name}-{number + 1}", self._synced)
+        self.disk.chance = self.world.random
+        self.condemned = False
 
     def hosted(self) -> Mapping[str, Entry]:
         assert self.process is not None

@@ -91,6 +91,7 @@ class ShardHome:
         self._shards = shards
         self._node = node
         self.disk = Disk(shards.root / node, shards.synced)
+        self.disk.chance = shards.world.random
         self.damaged: dict[int, bool] = {}
         """Groups whose state was hurt on purpose, and not made anew since."""
         self._database: LocalDatabase | None = None
