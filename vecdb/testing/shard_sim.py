@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from vecdb.core.calls import Consistency
+from vecdb.core.errors import DataCorrupted
 from vecdb.core.schema import IndexSpec
 from vecdb.raft.membership import node_of
 from vecdb.raft.replica import Replica
@@ -152,11 +153,19 @@ class ShardRun:
             if not self.world.run_until(partial(converged, self.cluster, group), HEALING_S):
                 raise Violation(f"the members of group {group} do not become equal after healing")
             for replica in self._members(group):
-                node = self.cluster.nodes[node_of(replica.core.me)]
-                machine = replica.machine
-                assert isinstance(machine, Watched)
-                node.act(partial(whole, self.judge, replica.core.me, group, machine.replica))
+                self._look_whole(self.cluster.nodes[node_of(replica.core.me)], replica)
             self.world.happened["recoveries_checked"] += 1
+
+    def _look_whole(self, node: Node, replica: Replica) -> None:
+        home, machine = node.home, replica.machine
+        assert isinstance(home, ShardHome)
+        assert isinstance(machine, Watched)
+        try:
+            node.act(partial(whole, self.judge, replica.core.me, replica.group, machine.replica))
+        except DataCorrupted:
+            if not home.damaged.get(replica.group, False):
+                raise
+            self.world.happened["damage_nobody_read"] += 1
 
     def _members(self, group: int) -> list[Replica]:
         leader = self.cluster.leader(group)
