@@ -170,6 +170,7 @@ def test_over_the_wire() -> None:
             templates._find_way = lambda name, request, normalized: way
             await face.fill()
             for row in (1.0, 2.0):
+                await over(face)
                 reply = await face.ask("Queries/Query", query_message(row), queries_pb2.QueryReply)
                 assert convert.result_from_wire(reply).matches[0].ids[0] == int(row)
             await over(face)
