@@ -97,12 +97,36 @@ class ShardEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a command changed nothing.  ``kind``: exists, not_found or full; ``name``: of the collection."""
+
+    kind: str
+    name: str
+
+    @classmethod
+    def of(cls, error: VecdbError, name: str) -> "Refusal":
+        return cls({CollectionExists: "exists", CollectionNotFound: "not_found"}.get(type(error), "full"), name)
+
+    def error(self) -> VecdbError:
+        if self.kind == "exists":
+            return CollectionExists(self.name)
+        return CollectionNotFound(self.name) if self.kind == "not_found" else _full()
+
+    def to_json(self) -> dict[str, Any]:
+        return {"refused": self.kind, "name": self.name}
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
-    """What the command with a key did, at ``log_index``: the entry it made or took away."""
+    """What the command with a key did, at ``log_index``: the entry it made or took away, or why it did nothing.
+
+    Refusals are remembered as well: of a command that was sent twice, one may be refused and told to its caller, and
+    the other come after all, late, and find things changed.
+    """
 
     fingerprint: int
     log_index: int
-    entry: ShardEntry
+    entry: ShardEntry | Refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,12 +276,13 @@ def apply(state: ControlState, log_index: int, term: int, command: bytes) -> App
             if known.fingerprint != _fingerprint(decoded):
                 raise InvalidArgument("idempotency_key", f"was used for another command, applied at log index "
                                       f"{known.log_index}", got=key.hex(), limit="a key of its own for every command")
-            return _applied(here, known.entry)
-        if isinstance(decoded, Create):
-            return _create(here, decoded, key)
-        return _drop(here, decoded, key)
+            return _applied(here, known.entry.error() if isinstance(known.entry, Refusal) else known.entry)
     except VecdbError as error:
         return _applied(here, error)
+    try:
+        return _create(here, decoded, key) if isinstance(decoded, Create) else _drop(here, decoded, key)
+    except VecdbError as error:
+        return _applied(here, error, key, decoded)
 
 
 def _create(state: ControlState, command: Create, key: bytes) -> Applied:
@@ -265,12 +290,16 @@ def _create(state: ControlState, command: Create, key: bytes) -> Applied:
     if name in state.collections:
         raise CollectionExists(name)
     if len(state.collections) >= MAX_COLLECTIONS:
-        raise LimitExceeded("name", f"there are {MAX_COLLECTIONS} collections already", got=len(state.collections),
-                            limit=MAX_COLLECTIONS)
+        raise _full()
     entry = ShardEntry(command.schema, state.next_group, command.replicas, state.log_index)
     after = replace(state, collections=MappingProxyType({**state.collections, name: entry}),
                     next_group=state.next_group + 1, epoch=state.epoch + 1)
     return _applied(after, entry, key, command, put=_collection_row(entry))
+
+
+def _full() -> LimitExceeded:
+    return LimitExceeded("name", f"there are {MAX_COLLECTIONS} collections already", got=MAX_COLLECTIONS,
+                         limit=MAX_COLLECTIONS)
 
 
 def _drop(state: ControlState, command: Drop, key: bytes) -> Applied:
@@ -285,8 +314,10 @@ def _applied(state: ControlState, outcome: ShardEntry | VecdbError, key: bytes =
              gone: tuple[bytes, bytes] | None = None) -> Applied:
     puts = [] if put is None else [put]
     lost = [] if gone is None else [gone]
-    if key and command is not None and isinstance(outcome, ShardEntry):
-        done = Done(_fingerprint(command), state.log_index, outcome)
+    if key and command is not None:
+        name = command.schema.name if isinstance(command, Create) else command.name
+        kept = outcome if isinstance(outcome, ShardEntry) else Refusal.of(outcome, name)
+        done = Done(_fingerprint(command), state.log_index, kept)
         forgotten = list(islice(state.keys.items(), max(0, len(state.keys) + 1 - MAX_KEYS_KEPT)))
         keys = {**state.keys, key: done}
         for one, _ in forgotten:
@@ -329,7 +360,8 @@ def from_rows(rows: Iterable[tuple[bytes, bytes]]) -> ControlState:
                 collections[key[1:].decode()] = entry
             else:
                 name, fingerprint, done = orjson.loads(body)
-                keys[bytes.fromhex(name)] = Done(fingerprint, _KEY_ROW.unpack(key)[1], ShardEntry.from_json(done))
+                kept = Refusal(done["refused"], done["name"]) if "refused" in done else ShardEntry.from_json(done)
+                keys[bytes.fromhex(name)] = Done(fingerprint, _KEY_ROW.unpack(key)[1], kept)
         except (VecdbError, ValueError, TypeError, KeyError, struct.error) as error:
             raise _damaged(f"the row {key!r} cannot be understood") from error
     if numbers is None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 import vecdb.cluster.control as control
-from vecdb.cluster.control import ControlState, apply, create, decode, drop, from_rows, rows_of
+from vecdb.cluster.control import ControlState, Refusal, apply, create, decode, drop, from_rows, rows_of
 from vecdb.core.errors import (
     CollectionExists,
     CollectionNotFound,
@@ -57,15 +57,16 @@ class Machine(RuleBasedStateMachine):
         known = self._known(key, content)
         if known is not None:
             expected = known
-        if isinstance(expected, type):
+        refused = isinstance(expected, type)
+        if refused:
             assert type(outcome) is expected
-            return False
-        assert (outcome.name, outcome.group) == expected
+        else:
+            assert (outcome.name, outcome.group) == expected
         if known is None and key:
             self.done[key] = (content, expected)
             while len(self.done) > control.MAX_KEYS_KEPT:
                 del self.done[next(iter(self.done))]
-        return known is None
+        return known is None and not refused
 
     @rule(name=names, dim=st.integers(1, 3), key=keys)
     def create(self, name, dim, key):
@@ -94,8 +95,8 @@ class Machine(RuleBasedStateMachine):
         state = self.state
         assert {name: (one.group, one.schema.dim) for name, one in state.collections.items()} == self.model
         assert (state.next_group, state.epoch) == (self.groups + 1, self.changes)
-        assert {name: (one.entry.name, one.entry.group) for name, one in state.keys.items()} == {
-            key: outcome for key, (_, outcome) in self.done.items()}
+        assert {name: type(one.entry.error()) if isinstance(one.entry, Refusal) else (one.entry.name, one.entry.group)
+                for name, one in state.keys.items()} == {key: outcome for key, (_, outcome) in self.done.items()}
         assert sorted(self.rows.items()) == (rows_of(state) if self.rows else [])
         assert from_rows(sorted(self.rows.items())) == state
         for group in range(1, self.groups + 3):
@@ -139,12 +140,20 @@ def test_a_retry_is_answered_and_not_done_even_if_other_replicas_were_chosen():
     assert isinstance(apply(made.state, 9, 2, drop("b", b"twice")).outcome, InvalidArgument)
 
 
-def test_what_was_refused_under_a_key_is_tried_again():
-    state = apply(ControlState(), 1, 1, create(schema(), REPLICAS)).state
-    refused = apply(state, 2, 1, create(schema(), REPLICAS, b"k"))
+def test_what_was_refused_under_a_key_stays_refused():
+    """A command that was sent twice: one is refused, its caller told, things change; then the other comes."""
+    made = apply(ControlState(), 1, 1, create(schema(), REPLICAS)).state
+    refused = apply(made, 2, 1, create(schema(), REPLICAS, b"k"))
     assert isinstance(refused.outcome, CollectionExists)
     free = apply(refused.state, 3, 1, drop("a")).state
-    assert apply(free, 4, 1, create(schema(), REPLICAS, b"k")).outcome.group == 2
+    assert isinstance(apply(free, 4, 1, create(schema(), REPLICAS, b"k")).outcome, CollectionExists)
+    missing = apply(free, 4, 1, drop("a", b"d"))
+    assert isinstance(missing.outcome, CollectionNotFound)
+    anew = apply(missing.state, 5, 1, create(schema(), REPLICAS)).state
+    late = apply(from_rows(rows_of(anew)), 6, 1, drop("a", b"d"))
+    assert isinstance(late.outcome, CollectionNotFound)
+    assert "a" in late.state.collections
+    assert apply(late.state, 7, 1, drop("a", b"another")).outcome.group == 2
 
 
 @pytest.mark.parametrize("one", [
