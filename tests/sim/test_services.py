@@ -15,8 +15,10 @@ FAILED_ONCE = {
     189: "a store of logs that refused the ledger was noticed by nobody while no log was written",
     30104: "a drop that was told there was nothing to drop came once more, late, and took what was made since",
     20078: "a read of a collection that was dropped and made anew under it said that there was none"}
-"""Seeds that have found something in the product, with what it was; held by tests of their own as well, in test_hosting,
-test_control and test_replicated_collections.  10103 and 20089 found that a drop is no barrier for who has not heard of it."""
+"""Seeds that have found something in the product, with what it was; held by tests of their own as well, in
+test_hosting, test_control and test_replicated_collections.  10103 and 20089 found that a drop is no barrier for who has
+not heard of it.
+"""
 
 SEEDS_OF_A_MUTANT = 12
 
