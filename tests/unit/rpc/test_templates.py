@@ -14,6 +14,7 @@ from vecdb.core.access import ANONYMOUS, Grant, Principal, Role
 from vecdb.core.calls import Call
 from vecdb.core.errors import PermissionDenied
 from vecdb.core.query import Matches, QueryRequest, QueryResult
+from vecdb.ports import tracing
 from vecdb.rpc import templates as rooms
 from vecdb.rpc.templates import MOST, Templates, gap, reply_parts
 from vecdb.v1 import queries_pb2, types_pb2
@@ -153,6 +154,14 @@ def test_a_way_that_is_stale_is_found_anew_but_not_at_every_query(monkeypatch: p
     ways[2].stale = True
     answered(templates, query_message(1.0))
     assert len(ways) == 3
+
+
+@pytest.fixture(autouse=True)
+def untraced() -> Any:
+    """A traced call goes the long way, and another test may have left traces on."""
+    before = tracing.use(tracing.NullTracer())
+    yield
+    tracing.use(before)
 
 
 async def over(face: Any) -> None:
