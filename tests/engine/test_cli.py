@@ -181,6 +181,7 @@ def test_ctrl_c_leaves_what_was_acknowledged(home: Path, tmp_path: Path) -> None
                                text=True)
     with fifo.open("wb") as head:  # the reader's first look
         head.write(lines[:lines.index(b"\n") + 1])
+    time.sleep(1.0)  # the first look is over: what is written while it lasts would break the pipe
     with fifo.open("wb") as rest:
         rest.write(lines[:len(lines) * 3 // 4])
         rest.flush()
