@@ -6,6 +6,7 @@
 import os
 import resource
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from vecdb.core.errors import FormatMismatch, InvalidArgument, StorageError
@@ -16,6 +17,7 @@ from vecdb.runtime.pool import KernelPool
 from vecdb.segment.files import from_os_error, sync_directory
 from vecdb.services.jobs import Job
 from vecdb.services.local import LocalDatabase
+from vecdb.services.priority import UPKEEP, give_way
 from vecdb.services.settings import EngineSettings
 from vecdb.storage.lock import LOCK_NAME, DirectoryLock
 from vecdb.storage.paths import PRIVATE, check_path, make_directory
@@ -66,14 +68,17 @@ def open_embedded(path: str | os.PathLike[str], *, threads: int = 0, read_only: 
         if not read_only:
             _mark_format(directory)
         pool = KernelPool(threads)
+        upkeep = KernelPool(threads, begin=partial(give_way, UPKEEP))
         try:
             def let_go() -> None:
+                upkeep.close()
                 pool.close()
                 lock.close()
 
             return LocalDatabase(directory, open_store, pool, SystemClock(), settings, on_job_error=_report,
-                                 on_close=let_go)
+                                 on_close=let_go, upkeep=upkeep)
         except BaseException:
+            upkeep.close()
             pool.close()
             raise
     except BaseException:

@@ -72,14 +72,18 @@ class _Round:
 
 
 class KernelPool:
-    """At most ``threads`` threads (0: one per available core) for kernels, counting the caller of ``run``."""
+    """At most ``threads`` threads (0: one per available core) for kernels, counting the caller of ``run``.
 
-    def __init__(self, threads: int = 0) -> None:
+    ``begin`` is run first in each of the pool's own threads.
+    """
+
+    def __init__(self, threads: int = 0, begin: Callable[[], None] | None = None) -> None:
         if threads < 0:
             raise InvalidArgument("threads", f"{threads} is negative", got=threads, limit="0 (all cores) or more")
         self._threads = threads or available_cores()
         self._closed = False
-        self._executor = ThreadPoolExecutor(max(1, self._threads - 1), thread_name_prefix="vecdb-kernel")
+        self._executor = ThreadPoolExecutor(max(1, self._threads - 1), thread_name_prefix="vecdb-kernel",
+                                            initializer=begin)
 
     @property
     def threads(self) -> int:

@@ -1,4 +1,4 @@
-"""Background jobs: one worker thread, a queue without duplicates, progress with an ETA.
+"""Background jobs: a worker thread that gives way to those who answer, a queue without duplicates, progress and ETA.
 
 A job is work that may be done later or again: it changes no record.  It reports progress through its
 :class:`Job`, stops between steps when asked, and a failure is kept and shown, never lost.
@@ -12,6 +12,7 @@ from typing import Any
 
 from vecdb.core.errors import VecdbError
 from vecdb.ports.clock import Clock
+from vecdb.services.priority import UPKEEP, give_way
 
 
 class JobCancelled(Exception):
@@ -103,6 +104,7 @@ class JobRunner:
             self._thread.join()
 
     def _loop(self) -> None:
+        give_way(UPKEEP)
         while True:
             with self._wake:
                 self._wake.wait_for(lambda: self._queue or self._closing)

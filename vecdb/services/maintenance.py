@@ -50,13 +50,17 @@ Run = Callable[[Sequence[Callable[[], None]]], None]
 
 
 class Maintainer:
-    """Jobs of one shard.  One of them runs at a time: ``_turn`` is held meanwhile."""
+    """Jobs of one shard.  One of them runs at a time: ``_turn`` is held meanwhile.
 
-    def __init__(self, shard: ShardService, jobs: JobRunner, compute: Compute, clock: Clock,
-                 settings: EngineSettings, memory_used: Callable[[], int]) -> None:
+    Jobs run on ``upkeep``, which gives way to queries and writes; what somebody waits for, on ``compute``.
+    """
+
+    def __init__(self, shard: ShardService, jobs: JobRunner, compute: Compute, upkeep: Compute,
+                 clock: Clock, settings: EngineSettings, memory_used: Callable[[], int]) -> None:
         self._shard = shard
         self._jobs = jobs
         self._compute = compute
+        self._upkeep_pool = upkeep
         self._clock = clock
         self._settings = settings
         self._memory_used = memory_used
@@ -205,15 +209,15 @@ class Maintainer:
         growing = self._shard.machine.growing
         while growing.wants_graph and not growing.frozen:
             total = growing.count
-            growing.grow_graph(self._compute.run, total, lambda done: job.report("linking", done, total))  # noqa: B023
+            growing.grow_graph(self._upkeep_pool.run, total, lambda done: job.report("linking", done, total))  # noqa: B023
 
     def _upkeep(self, job: Job) -> None:
         todo = next_rewrite(self._shard.view.segments, self._policy)
         if todo is not None:
-            self._rewrite(todo, job.report, self._compute.run)
+            self._rewrite(todo, job.report, self._upkeep_pool.run)
 
     def _rebuild(self, job: Job) -> None:
-        self._rebuild_all(job.report, self._compute.run)
+        self._rebuild_all(job.report, self._upkeep_pool.run)
 
     def _rebuild_all(self, report: Progress, run: Run) -> None:
         for view in self._shard.view.segments:

@@ -45,14 +45,18 @@ _GROUP: Final = re.compile(r"g\d{8,}")
 
 
 class OpenCollections:
-    """Opens what is asked for and keeps it open while it is used.  ``on_close`` runs last."""
+    """Opens what is asked for and keeps it open while it is used.
+
+    ``upkeep`` runs the background jobs' kernels (None: ``compute``).  ``on_close`` runs last.
+    """
 
     def __init__(self, directory: Path, open_store: OpenStore, compute: Compute, clock: Clock,
                  settings: EngineSettings, *, on_job_error: Callable[[Job, Exception], None],
-                 on_close: Callable[[], None]) -> None:
+                 on_close: Callable[[], None], upkeep: Compute | None = None) -> None:
         self._directory = directory
         self._open_store = open_store
         self._compute = compute
+        self._upkeep = upkeep or compute
         self._clock = clock
         self._settings = settings
         self._on_close = on_close
@@ -296,7 +300,7 @@ class OpenCollections:
         return shard
 
     def opened(self, shard: ShardService, replica: ShardReplica | None) -> Opened:
-        return Opened(shard, Maintainer(shard, self._jobs, self._compute, self._clock, self._settings,
+        return Opened(shard, Maintainer(shard, self._jobs, self._compute, self._upkeep, self._clock, self._settings,
                                         self._memory_used), replica)
 
     def _memory_used(self) -> int:

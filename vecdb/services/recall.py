@@ -18,11 +18,8 @@ seldom rather than at others' expense.  Nice 5, not 19: the thread holds the int
 and one that is never scheduled would keep everybody waiting for it.
 """
 
-import os
-import sys
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from random import Random
 from time import thread_time
@@ -35,6 +32,7 @@ from vecdb.core.errors import CollectionNotFound, DatabaseClosed, VecdbError
 from vecdb.core.query import Cost, Matches, QueryRequest, QueryResult
 from vecdb.ports.clock import Clock
 from vecdb.ports.observer import LoneQuery
+from vecdb.services.priority import give_way
 
 NICE: Final = 5
 TIE: Final = 1e-5
@@ -225,7 +223,7 @@ class RecallSampler:
             self._thread.join()
 
     def _loop(self) -> None:
-        give_way()
+        give_way(NICE)
         pause = self._interval_s
         while not self._ending.wait(max(0.0, pause)):
             try:
@@ -233,10 +231,3 @@ class RecallSampler:
             except Exception:  # a sampler that failed must neither end nor be heard of every two seconds
                 self._report.recall_ended("failed", 0.0)
                 pause = 60.0
-
-
-def give_way(nice: int = NICE) -> None:
-    """Lower the priority of the calling thread alone; only Linux can."""
-    if sys.platform == "linux":
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)

@@ -1,7 +1,5 @@
 """What the recall sampler picks, compares and may spend; and that a search made careless shows a low figure."""
 
-import os
-import sys
 import threading
 from dataclasses import replace
 from random import Random
@@ -16,7 +14,6 @@ from vecdb.core.filters import parse
 from vecdb.core.query import Cost, Matches, QueryRequest, QueryResult
 from vecdb.core.records import UpsertBatch
 from vecdb.core.schema import CollectionSchema, IndexKind, IndexSpec, Metric
-from vecdb.services import recall
 from vecdb.services.recall import (
     RecallSampler,
     Reservoir,
@@ -238,23 +235,6 @@ def test_an_unforeseen_failure_does_not_end_the_sampler():
     assert counted.wait(20)
     sampler.close()
     assert told.outcomes == ["failed"]
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="setpriority takes a thread's id on Linux alone; "
-                    "elsewhere it would slow the whole process, so give_way does nothing there and has nothing to show")
-def test_only_the_samplers_thread_gives_way():
-    found = []
-
-    def look():
-        recall.give_way(3)
-        found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
-
-    here = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-    thread = threading.Thread(target=look)
-    thread.start()
-    thread.join()
-    assert found == [3]
-    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == here
 
 
 # --- the engine -----------------------------------------------------------------------------------
