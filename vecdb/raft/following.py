@@ -51,6 +51,8 @@ class Following(Stock):
         self._begins_until = clock() + settings.election_s_max if begins else float("-inf")
         self.leader_seen = float("-inf")
         self.handed_over = False
+        self._answered: tuple[str, int, int, int] | None = None
+        """The last acknowledgement: to whom, in which term, of which number, up to which index."""
         self.configurations: list[tuple[int, Configuration]] = [(log.base, log.base_configuration)]
         for index in log.configured:
             self._note(log.read(index, index, 0, 1)[0])
@@ -181,7 +183,11 @@ class Following(Stock):
                 self.truncate_from(first)
             self.append(entries[new:])
         self._committed(min(message.commit, match))
-        self.around.send(sender, Appended(self.term, message.seq, True, message.prev, match))
+        answer = (sender, self.term, message.seq, match)
+        # News of a commit, between two heartbeats: who sends it has this answer, or asks again with the next heartbeat.
+        if entries or answer != self._answered:
+            self._answered = answer
+            self.around.send(sender, Appended(self.term, message.seq, True, message.prev, match))
 
     def _tell_of_the_past(self, sender: str, term: int) -> None:
         """A leader of an earlier term hears of this one, and nothing else: it may lead this one by now, and would take
