@@ -334,6 +334,7 @@ class RocksStore:
                 self._manifest.renew()
                 if not quiet:
                     self._synced.tell(self._synced.newest())
+            self._synced.close()
             self._drop_view()
 
     def _drop_view(self) -> None:

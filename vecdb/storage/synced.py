@@ -18,7 +18,7 @@ from pathlib import Path
 import xxhash
 
 from vecdb.core.errors import DataCorrupted
-from vecdb.storage.wal import logs_of
+from vecdb.storage.wal import LOG_NAME
 
 SYNCED_NAME = "SYNCED"
 _NOTE = re.compile(r"(\d+)\.log (\d+) ([0-9a-f]{16})\n")
@@ -57,14 +57,17 @@ class SyncNote:
     """The note of one open store; :meth:`newest` before a sync, :meth:`tell` after it, by one thread at a time."""
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
+        self._directory = os.fspath(directory)
+        self._handle = -1
+        self._length = 0
 
     def newest(self) -> tuple[int, int] | None:
         """Number and size of the log being written; None if there is none."""
         with contextlib.suppress(OSError):
-            logs = logs_of(self._directory)
-            if logs:
-                return int(logs[-1].stem), logs[-1].stat().st_size
+            newest = max((int(found[1]) for found in map(LOG_NAME.fullmatch, os.listdir(self._directory)) if found),
+                         default=None)
+            if newest is not None:
+                return newest, os.stat(f"{self._directory}/{newest:06d}.log").st_size
         return None
 
     def tell(self, log: tuple[int, int] | None) -> None:
@@ -75,16 +78,25 @@ class SyncNote:
                 return
             line = f"{log[0]:06d}.log {log[1]}"
             text = f"{line} {xxhash.xxh3_64_hexdigest(line.encode())}\n".encode()
-            handle = os.open(self._directory / SYNCED_NAME, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            try:
-                os.pwrite(handle, text, 0)
-                os.ftruncate(handle, len(text))
-            finally:
-                os.close(handle)
+            if self._handle < 0:
+                self._handle = os.open(f"{self._directory}/{SYNCED_NAME}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC,
+                                       0o644)
+                self._length = os.fstat(self._handle).st_size
+            os.pwrite(self._handle, text, 0)
+            if len(text) < self._length:
+                os.ftruncate(self._handle, len(text))
+            self._length = len(text)
 
     def forget(self) -> None:
         """Demand nothing, before the log is cut on purpose or once it is empty."""
-        (self._directory / SYNCED_NAME).unlink(missing_ok=True)
+        self.close()
+        Path(self._directory, SYNCED_NAME).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        handle, self._handle = self._handle, -1
+        if handle >= 0:
+            os.close(handle)
 
 
 def _read(directory: Path) -> tuple[int, int] | None:

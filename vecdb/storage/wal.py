@@ -30,7 +30,7 @@ BLOCK_BYTES = 32 << 10
 HEADER = struct.Struct("<IHB")
 _CHAIN = struct.Struct("<QI")
 FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
-_LOG_NAME = re.compile(r"\d+\.log")
+LOG_NAME = re.compile(r"(\d+)\.log")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Fragment:
 def logs_of(directory: Path, oldest: int = 0) -> list[Path]:
     """The logs numbered ``oldest`` and above, oldest first; raises ``OSError``."""
     names = os.listdir(directory) if directory.is_dir() else []
-    logs = (directory / name for name in names if _LOG_NAME.fullmatch(name))
+    logs = (directory / name for name in names if LOG_NAME.fullmatch(name))
     return sorted((log for log in logs if int(log.stem) >= oldest), key=lambda log: int(log.stem))
 
 
