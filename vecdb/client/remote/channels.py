@@ -12,8 +12,8 @@ from vecdb.core.errors import InvalidArgument
 KEEPALIVE_MS: Final = 30_000
 """A connection that is dead without saying so (a pulled cable, a firewall that forgets) is known within 40 s, while
 calls wait on it; idle connections are not pinged."""
-KEEPALIVE_SEVERAL_MS: Final = 5_000
-"""Where other addresses could answer meanwhile: a node that is frozen or cut off is known within 10 s."""
+KEEPALIVE_SEVERAL_MS: Final = 2_000
+"""Where other addresses could answer meanwhile: a node that is frozen or cut off is known within 4 s."""
 CONNECT_SEVERAL_MS: Final = 3_000
 """How long a connection may take to come about where there are others (20 s otherwise)."""
 
