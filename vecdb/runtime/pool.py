@@ -71,6 +71,24 @@ class _Round:
             raise error
 
 
+class _Sharing:
+    """How many pieces of work are under way; see :class:`vecdb.ports.compute.Compute`."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._lock = threading.Lock()
+        self._under_way = 0
+
+    def __enter__(self) -> int:
+        with self._lock:
+            self._under_way += 1
+            return max(1, self._threads // self._under_way)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._under_way -= 1
+
+
 class KernelPool:
     """At most ``threads`` threads (0: one per available core) for kernels, counting the caller of ``run``.
 
@@ -82,12 +100,17 @@ class KernelPool:
             raise InvalidArgument("threads", f"{threads} is negative", got=threads, limit="0 (all cores) or more")
         self._threads = threads or available_cores()
         self._closed = False
+        self._sharing = _Sharing(self._threads)
         self._executor = ThreadPoolExecutor(max(1, self._threads - 1), thread_name_prefix="vecdb-kernel",
                                             initializer=begin)
 
     @property
     def threads(self) -> int:
         return self._threads
+
+    @property
+    def sharing(self) -> _Sharing:
+        return self._sharing
 
     def run(self, thunks: Sequence[Callable[[], None]]) -> None:
         """Run all thunks to completion, the calling thread taking part; raise the first error.

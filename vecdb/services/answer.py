@@ -61,9 +61,17 @@ def _traced(tracer: tracing.Tracer, parent: tracing.Span, planned: Planned, quer
 
 def _answer(view: ShardView, request: QueryRequest, machine: ShardMachine, compute: Compute, call: Call | None,
             search: Callable[..., SegmentAnswer]) -> QueryResult:
+    if len(request.vectors) < 2 * MIN_ROWS_PER_THREAD:
+        return _in_parts(view, request, machine, compute, call, search, 1)
+    with compute.sharing as threads:  # two batches at once are done sooner, and for less, by a thread each
+        return _in_parts(view, request, machine, compute, call, search, threads)
+
+
+def _in_parts(view: ShardView, request: QueryRequest, machine: ShardMachine, compute: Compute, call: Call | None,
+              search: Callable[..., SegmentAnswer], threads: int) -> QueryResult:
     queries = request.vectors
     segments = [segment for segment in view.segments if segment.live_count]
-    chunks = _chunks(len(queries), compute.threads)
+    chunks = _chunks(len(queries), threads)
     together = chunks[0][1] - chunks[0][0]
     plans = [plan_view(segment, request, together, machine.read_metadata, call) for segment in segments]
     if len(chunks) == 1:

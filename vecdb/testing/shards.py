@@ -5,6 +5,7 @@ runs by itself: sealing, merging and compacting happen a step at a time, as work
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -51,6 +52,7 @@ class Serial:
     """A :class:`~vecdb.ports.compute.Compute` without threads."""
 
     threads = 1
+    sharing = nullcontext(1)
 
     def run(self, thunks: Sequence[Callable[[], None]]) -> None:
         for thunk in thunks:

@@ -99,3 +99,19 @@ def test_threads_are_the_cores_unless_said() -> None:
         assert pool.threads == available_cores() >= 1
     with pytest.raises(InvalidArgument):
         KernelPool(-1)
+
+
+@pytest.mark.parametrize(("threads", "parts"), [(1, [1, 1, 1]), (2, [2, 1, 1]), (8, [8, 4, 2])])
+def test_who_comes_while_others_are_at_work_takes_a_share(threads, parts):
+    with KernelPool(threads) as pool:
+        for _ in range(2):
+            with pool.sharing as first, pool.sharing as second, pool.sharing as third:
+                assert [first, second, third] == parts
+
+
+def test_a_share_is_given_back_by_work_that_failed():
+    with KernelPool(2) as pool:
+        with pytest.raises(ZeroDivisionError), pool.sharing:
+            raise ZeroDivisionError
+        with pool.sharing as parts:
+            assert parts == 2
