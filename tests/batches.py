@@ -93,11 +93,13 @@ class Bench:
         return asyncio.get_running_loop().create_task(self.batcher.query("c", request, call or Call()))
 
     async def know(self) -> None:
-        """Let the lane be known."""
-        first = self.ask(0)
-        await settle()
-        self.pool.run_one()
-        await first
+        """Let the lane be known: one that is slow is believed the second time."""
+        while not self.batcher._took:
+            first = self.ask(0)
+            await settle()
+            self.pool.run_one()
+            await first
+        del self.ran[1:]
         self.clock.now += 1.0
 
 

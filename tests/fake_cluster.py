@@ -137,7 +137,7 @@ class FakeEngine:
 
     async def count(self, name: str, where: Any, call: Call) -> int:
         await self._called("count", call)
-        return self.cluster.shard(name).applied[self.node]
+        return self.cluster.shard(name, self.node).applied[self.node]
 
     async def describe(self, name: str, call: Call) -> Description:
         await self._called("describe", call)
@@ -165,7 +165,7 @@ class FakeHosted:
         """By group; one that is taken out is opened anew."""
 
     def replicator(self, name: str) -> FakeReplicator:
-        group = self.cluster.shard(name)
+        group = self.cluster.shard(name, self.node)
         if self.node not in group.applied:
             raise CollectionNotFound(name)
         return self.lives.setdefault(id(group), FakeReplicator(self.cluster, group, self.node))
@@ -279,8 +279,9 @@ class FakeCluster:
         self.shards = {node: ClusterShards(Cluster(node, NAMES), self.nodes[node], self.own[node], controls[node],
                                            self.engines[node], peers, clock) for node in NAMES}  # type: ignore[arg-type]
 
-    def shard(self, name: str) -> Group:
-        entry = self.states[-1].collections.get(name)
+    def shard(self, name: str, node: str | None = None) -> Group:
+        """The group of a collection as it is now, or as a node knows it."""
+        entry = self.states[-1 if node is None else self.control.applied[node]].collections.get(name)
         if entry is None:
             raise CollectionNotFound(name)
         return self.groups[entry.group]

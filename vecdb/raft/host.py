@@ -230,6 +230,7 @@ class Host:
     def _synced(self, batch: Batch, error: BaseException | None) -> None:
         self._syncing = False
         if error is not None:
+            self.store.failed()
             self.fail(error)
             return
         for _, node, data in self._held_by_sync:

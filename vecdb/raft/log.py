@@ -404,9 +404,9 @@ class LogStore:
         """The log as it was last synced; None if there is none.
 
         Raises ``DataCorrupted`` if it is damaged, ``Unavailable`` while a batch about an earlier handle of it is being
-        written.
+        written, or waits for that.
         """
-        if self.writing(group):
+        if self.writing(group) or group in self._dirty:
             raise Unavailable(f"the log of group {group} is being written", retry_after_s=0.05)
         (row,) = self._store.multi_get([meta_key(group)])
         try:
@@ -464,6 +464,10 @@ class LogStore:
         self._in_flight = dict.fromkeys(self._dirty, True)
         self._dirty = {}
         return batch
+
+    def failed(self) -> None:
+        """The batch could not be written, and nobody knows what of it was; no thread is at it any more."""
+        self._in_flight = {}
 
     def done(self, batch: Batch) -> list[int]:
         """The batch is on stable storage; returns the groups it was about."""

@@ -54,7 +54,8 @@ class Replica:
         self._waiting: list[tuple[int, int, Callable[[VecdbError | None], None]]] = []
         self._waits = 0
         self._outgoing: Outgoing | None = None
-        self._making = False
+        self._making: int | None = None
+        """Of a snapshot that is being made, a log index that it is not behind."""
         self._wanting: list[str] = []
         self._receiving: Receiving | None = None
         self._checkpointing = False
@@ -100,9 +101,9 @@ class Replica:
             self._release()
         if self._outgoing is not None:
             self._offer()
-        elif not self._making and not self.halted:
-            self._making = True
-            self._run("snapshot", self.machine.snapshot, self._made)
+        elif self._making is None and not self.halted:
+            self._making = self.machine.position().log_index
+            self._run("snapshot", self.machine.snapshot, self._made, lambda snapshot: snapshot.release())
 
     # --- messages that are not the core's ---------------------------------------------------------
 
@@ -161,9 +162,13 @@ class Replica:
             self._release()
         self._checkpoint()
 
-    def _run(self, lane: str, work: Callable[[], T], done: Callable[[T], None]) -> None:
+    def _run(self, lane: str, work: Callable[[], T], done: Callable[[T], None],
+             late: Callable[[T], None] = lambda result: None) -> None:
+        """``late`` instead of ``done``, if the replica was let go of meanwhile."""
         def ended(result: T | None, error: BaseException | None) -> None:
             if self.host.replicas.get(self.group) is not self:
+                if error is None:
+                    late(result)  # type: ignore[arg-type]  # the work's own result
                 return
             if error is None:
                 done(result)  # type: ignore[arg-type]  # the work's own result
@@ -242,12 +247,14 @@ class Replica:
             index = min([index, *(one.match for one in core.progress.values() if one.match and not one.lacking)])
         if self._outgoing is not None:
             index = min(index, self._outgoing.snapshot.position.log_index)
+        if self._making is not None:  # or it would be too old once it is made, and the next one as well
+            index = min(index, self._making)
         core.truncate_to(index)
 
     # --- a snapshot for others --------------------------------------------------------------------
 
     def _made(self, snapshot: Any) -> None:
-        self._making = False
+        self._making = None
         self._release()
         self._outgoing = Outgoing(self._random.getrandbits(63), snapshot, self.host.clock())
         self._offer()

@@ -48,6 +48,8 @@ SECOND_AFTER_S: Final = 5e-3
 """A lane's batch that has run this long no longer keeps the next one waiting."""
 FORGET: Final = 0.2
 """Weight of the newest batch in what a row takes."""
+COLD: Final = 10.0
+"""Times what rows take otherwise: so long a first batch is believed when the second one is like it."""
 MOST_HINT_S: Final = 30.0
 MAX_LANES: Final = 4_096
 
@@ -125,6 +127,9 @@ class QueryBatcher:
         self._heavy = 0
         self._lanes: dict[Hashable, _Lane] = {}
         self._took: dict[Hashable, float] = {}
+        self._first: dict[Hashable, float] = {}
+        """What rows took of kinds that ran once, and long: a kernel may have been compiled or loaded meanwhile, and
+        nobody is refused for that."""
         self._turn: deque[_Lane] = deque()
         self._running = 0
         self._queued = 0
@@ -231,6 +236,14 @@ class QueryBatcher:
 
     def _learn(self, lane: _Lane, seconds: float, rows: int) -> None:
         row_s = seconds / rows
+        if not lane.row_s:
+            if (before := self._first.pop(lane.kind, None)) is not None:
+                row_s = min(row_s, before)
+            elif row_s > COLD * self._row_s:
+                if len(self._first) >= MAX_LANES:
+                    del self._first[next(iter(self._first))]
+                self._first[lane.kind] = row_s
+                return
         lane.row_s = row_s if not lane.row_s else lane.row_s + FORGET * (row_s - lane.row_s)
         if lane.kind not in self._took and len(self._took) >= MAX_LANES:
             del self._took[next(iter(self._took))]

@@ -7,12 +7,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.raft.test_messages import MESSAGES
-from vecdb.core.errors import InvalidArgument, Unavailable
+from vecdb.core.errors import InvalidArgument, StorageError, Unavailable
 from vecdb.ports.replicator import Position
 from vecdb.raft.host import Host
 from vecdb.raft.log import Intent, LogStore, entry_key
-from vecdb.raft.membership import Configuration
-from vecdb.raft.messages import COMMAND, Append, Chunk, Entry, Envelope, Gone, decode, encode, encode_frame, split_frame
+from vecdb.raft.membership import Change, Configuration
+from vecdb.raft.messages import (
+    COMMAND,
+    Append,
+    Appended,
+    Chunk,
+    Entry,
+    Envelope,
+    Gone,
+    Offer,
+    decode,
+    encode,
+    encode_frame,
+    split_frame,
+)
+from vecdb.raft.settings import RaftSettings
 from vecdb.testing.disk import MemoryStore
 from vecdb.testing.register import WRITE, RegisterDisk, RegisterMachine, Registers, command
 
@@ -230,6 +244,102 @@ def test_chunks_of_snapshots_leave_each_as_a_frame_of_its_own():
     host.turn()
     assert hands.bulky == [[chunks[0]], [chunks[1]]]
     assert [envelope.message for _, envelope in hands.frames] == [told]
+
+
+def test_a_group_that_is_forgotten_is_not_taken_up_before_its_rows_are_gone():
+    """Or they are deleted under it: a batch of another group's is on its way meanwhile."""
+    store = MemoryStore()
+    host, hands, _ = host_on(store)
+    host.add(2, RegisterMachine(RegisterDisk()), number=1, voters=VOTERS)
+    host.turn()
+    hands.work()
+    for group in (1, 2):
+        told = Append(1, 1, 1, 0, 0, (Entry(COMMAND + b"x", 2, 1),))
+        host.receive("b", encode_frame([encode(Envelope(group, 1, 1, told))]))
+        if group == 1:
+            hands.work()
+    host.remove(1, forget=True)
+    with pytest.raises(Unavailable):
+        host.add(1, RegisterMachine(RegisterDisk()), number=1, voters=VOTERS)
+    hands.work()
+    assert host.add(1, RegisterMachine(RegisterDisk()), number=1, voters=VOTERS).core.log.last == 1
+
+
+def test_a_batch_that_failed_is_on_its_way_no_more():
+    store = MemoryStore()
+    host, hands, _ = host_on(store)
+    store.failing = True
+    host.receive("b", encode_frame([encode(Envelope(1, 1, 1, Append(1, 1, 1, 0, 0, (Entry(b"\x40", 2, 1),))))]))
+    assert host.store.writing(1)
+    hands.work()
+    assert isinstance(host.failure, StorageError)
+    assert not host.store.writing(1), "who lets go of the group would wait for ever"
+
+
+class Slow(Hands):
+    """Snapshots are told of later than they are made."""
+
+    def __init__(self):
+        super().__init__()
+        self.made = []
+
+    def run(self, lane, work, done):
+        if lane.startswith("snapshot/"):
+            self.made.append((work(), done))
+        else:
+            super().run(lane, work, done)
+
+
+def test_a_snapshot_that_takes_longer_than_the_log_is_kept_is_offered_all_the_same():
+    """Else it is too old once it is made, and so is the next, for as long as there are writes."""
+    now, hands = [10.0], Slow()
+    settings = RaftSettings(heartbeat_s=0.02, election_s_min=0.4, election_s_max=0.8, checkpoint_bytes=1 << 9,
+                            keep_entries=4, log_bytes=1 << 12)
+    host = Host("a", LogStore(MemoryStore()), hands, clock=lambda: now[0], random=Random(1), settings=settings)
+    replica = host.add(1, RegisterMachine(RegisterDisk()), number=1, voters=("a/1",))
+
+    def pass_by(writes=0):
+        for at in range(writes or 1):
+            if writes:
+                replica.core.propose(command(WRITE, 1, replica.core.log.last, at % 7, 1), lambda *told: None)
+            now[0] += 0.02
+            host.tick()
+            hands.work()
+
+    while replica.status().role != "leader":
+        pass_by()
+    pass_by(300)
+    assert replica.core.log.base > 2
+    replica.core.change(Change(add="b/2"), lambda *told: None)
+    host.turn()
+    hands.work()
+    lacks = Appended(replica.core.term, replica.core._seq, False, replica.core.log.last, 1)
+    host.receive("b", encode_frame([encode(Envelope(1, 2, 1, lacks))]))
+    pass_by(300)
+    assert len(hands.made) == 1
+    snapshot, done = hands.made.pop()
+    done(snapshot, None)
+    hands.frames.clear()
+    pass_by(1)
+    offers = [envelope.message for _, envelope in hands.frames if isinstance(envelope.message, Offer)]
+    assert [offer.index for offer in offers] == [snapshot.position.log_index]
+
+
+def test_a_snapshot_that_is_made_for_a_group_that_was_let_go_of_is_released():
+    released = []
+
+    class Snapshot:
+        position, files = Position(1, 0), ()
+
+        def release(self):
+            released.append(self)
+
+    host, hands, replica = host_on(MemoryStore())
+    replica.machine.snapshot = Snapshot
+    replica.snapshot_wanted("b/1")
+    host.remove(1)
+    hands.work()
+    assert len(released) == 1
 
 
 def test_groups_are_there_once_and_with_their_replica():

@@ -133,6 +133,44 @@ def test_too_many_waiting_rows_are_refused_with_a_time() -> None:
     drive(test)
 
 
+def test_a_first_batch_that_compiled_its_kernel_makes_nobody_late() -> None:
+    async def test() -> None:
+        bench = Bench(row_s=5.0, workers=1)
+        first = bench.ask(0)
+        await settle()
+        bench.pool.run_one()
+        await first
+        bench.row_s = 0.001
+        deadline = bench.clock.now + 1.0
+        tasks = [bench.ask(row, call=Call(deadline=deadline)) for row in range(4)]
+        await settle()
+        while bench.pool.waiting:
+            bench.pool.run_one()
+            await settle()
+        assert [ids(await task) for task in tasks] == [[0], [1], [2], [3]]
+        assert not bench.told.refusals
+
+    drive(test)
+
+
+def test_a_lane_that_is_slow_twice_is_slow() -> None:
+    async def test() -> None:
+        bench = Bench(row_s=5.0, workers=1)
+        await bench.know()
+        running = bench.ask(0)
+        await settle()
+        queued = bench.ask(1)
+        await settle()
+        with pytest.raises(Overloaded):
+            await bench.ask(2, call=Call(deadline=bench.clock.now + 1.0))
+        while bench.pool.waiting:
+            bench.pool.run_one()
+            await settle()
+        assert [ids(await running), ids(await queued)] == [[0], [1]]
+
+    drive(test)
+
+
 def test_one_that_would_be_late_is_refused_at_once() -> None:
     async def test() -> None:
         bench = Bench(row_s=2.0)

@@ -1,6 +1,7 @@
 """Collections of a cluster: made, dropped and found by way of any node; what is no read of records."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -104,6 +105,45 @@ def test_a_session_that_wrote_to_a_collection_made_anew_reads_from_that_one() ->
             await asyncio.sleep(0.05)
             assert not reading.done()
         assert await reading == 1
+
+    run(test)
+
+
+@pytest.mark.parametrize("asked", [{"session": ((2, 1),)}, {"consistency": Consistency.LINEARIZABLE}],
+                         ids=["session", "linearizable"])
+def test_a_read_that_is_handed_on_is_not_answered_from_the_collection_that_had_the_name_before(asked: dict[str, Any]
+                                                                                                ) -> None:
+    async def test(cluster: FakeCluster) -> None:
+        node = cluster.nodes["n1"]
+        for _ in range(3):
+            await node.upsert("docs", batch(), soon())
+        with cluster.behind("n2", name=None):  # it holds the old one, and knows of no other
+            await node.drop_collection("docs", soon())
+            await node.create_collection(SCHEMA, soon())
+            assert (await node.upsert("docs", batch(), soon())).shard == 2
+            cluster.groups[1].leader = "n2"
+            assert await cluster.own["n2"].count("docs", None, soon()) == 3
+            cluster.down = {"n3"}
+            reading = asyncio.create_task(node.count("docs", None, soon(**asked)))
+            await asyncio.sleep(0.3)
+            assert "count n2" in cluster.asked
+            assert not reading.done()
+            cluster.down.clear()
+            assert await reading == 1
+
+    run(test, placed=("n2", "n3"), leader="n3")
+
+
+def test_a_session_that_wrote_to_what_a_node_cannot_learn_of_is_not_answered_from_what_it_knows() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        with cluster.behind("n2", name=None):
+            await cluster.nodes["n1"].drop_collection("docs", soon())
+            await cluster.nodes["n1"].create_collection(SCHEMA, soon())
+            done = await cluster.nodes["n1"].upsert("docs", batch(), soon())
+            cluster.control.leader = None
+            assert await cluster.nodes["n2"].count("docs", None, soon()) == 0
+            with pytest.raises(Unavailable, match="has not heard of"):
+                await cluster.nodes["n2"].count("docs", None, soon(0.3, session=((done.shard, done.log_index),)))
 
     run(test)
 
