@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
-from vecdb.cluster.control import ControlState
+from vecdb.cluster.control import ControlState, ShardEntry
 from vecdb.core.calls import Call, Consistency
 from vecdb.core.errors import CollectionNotFound, Overloaded, Unavailable, Unsupported
 from vecdb.core.filters.tree import Node as FilterNode
@@ -219,10 +219,17 @@ class OwnReplicas:
             raise Unavailable("this node's replica was replaced while it was read", group=group)
         return found
 
-    async def _read(self, name: str, call: Call, read: Callable[[], Awaitable[T]]) -> T:
+    def _entry(self, name: str, call: Call) -> ShardEntry:
+        """The collection as this node knows it; ``Unavailable`` if it is not, or not yet, the one that is meant."""
         entry = self._control.state.collections.get(name)
         if entry is None:
             raise Unavailable(f"this node knows of no collection {name!r} yet", collection=name)
+        if any(shard > entry.group for shard, _ in call.session):
+            raise Unavailable(f"this node knows of an earlier collection {name!r} alone", collection=name)
+        return entry
+
+    async def _read(self, name: str, call: Call, read: Callable[[], Awaitable[T]]) -> T:
+        entry = self._entry(name, call)
         if not self.serves(entry.group):
             raise Unavailable(f"this node has no replica of {name!r} that serves", collection=name)
         if not call.session and call.consistency is not Consistency.LINEARIZABLE:
@@ -233,10 +240,7 @@ class OwnReplicas:
         return sorted(self._control.state.collections)
 
     async def schema(self, name: str, call: Call) -> CollectionSchema:
-        entry = self._control.state.collections.get(name)
-        if entry is None:
-            raise Unavailable(f"this node knows of no collection {name!r} yet", collection=name)
-        return entry.schema
+        return self._entry(name, call).schema
 
     async def describe(self, name: str, call: Call) -> Description:
         return await self._read(name, call, lambda: self._engine.describe(name, call))

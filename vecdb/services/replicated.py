@@ -144,8 +144,9 @@ class ReplicatedNode:
             await self.learn(Call(deadline=min(self.leaders.deadline(call), self._clock.monotonic() + LEARN_S)))
         except (Unavailable, DeadlineExceeded, TimeoutError) as error:
             call.check()
-            if found is not None:
-                return found
+            if found is not None:  # of what the session wrote to this one may be a predecessor
+                raise Unavailable(f"the session wrote to a shard of {name!r} that this node has not heard of",
+                                  collection=name, retry_after_s=0.5) from error
             raise Unavailable(f"this node knows of no collection {name!r}, and the control group, which would know, "
                               "has no leader that answers", collection=name, retry_after_s=0.5) from error
         return self._control.state.get(name)
@@ -262,7 +263,7 @@ class ReplicatedNode:
 
     async def schema(self, name: str, call: Call) -> CollectionSchema:
         found = self._control.state.collections.get(name)
-        return found.schema if found is not None else (await self.entry(name, call)).schema
+        return found.schema if found is not None and not call.session else (await self.entry(name, call)).schema
 
     # --- writes -----------------------------------------------------------------------------------
 
@@ -339,7 +340,7 @@ class ReplicatedNode:
                 self._check_time(call)
                 self.counts.add("read")
                 try:
-                    return await there(self._peers.node(node), _copy(call))
+                    return await there(self._peers.node(node), _of_shard(call, entry.group))
                 except _FAR as error:
                     failures.append(error)
             self._check_time(call)
@@ -476,6 +477,16 @@ class ReplicatedNode:
 def _copy(call: Call, token: WriteToken | None = None) -> Call:
     """For one attempt: one that is given up must not stop the next."""
     return Call(call.deadline, token or call.token, call.request_id, call.principal, call.consistency, call.session)
+
+
+def _of_shard(call: Call, group: int) -> Call:
+    """For a read on another node, where the name may be an earlier shard's yet: which one must be seen is told by a
+    place in its log.
+    """
+    mine = _copy(call)
+    mine.session = ((group, 0),) if call.consistency is Consistency.LINEARIZABLE else \
+        tuple(one for one in call.session if one[0] == group)
+    return mine
 
 
 async def _all(running: Sequence[Awaitable[T]]) -> list[T | BaseException]:

@@ -144,6 +144,8 @@ def test_a_session_that_wrote_to_what_a_node_cannot_learn_of_is_not_answered_fro
             assert await cluster.nodes["n2"].count("docs", None, soon()) == 0
             with pytest.raises(Unavailable, match="has not heard of"):
                 await cluster.nodes["n2"].count("docs", None, soon(0.3, session=((done.shard, done.log_index),)))
+            with pytest.raises(Unavailable, match="has not heard of"):
+                await cluster.nodes["n2"].schema("docs", soon(0.3, session=((done.shard, done.log_index),)))
 
     run(test)
 
