@@ -24,8 +24,8 @@ KEEPALIVE_MS: Final = 60_000
 KEEPALIVE_TIMEOUT_MS: Final = 20_000
 IDLE_MS: Final = 1_800_000
 """A connection without a call for so long is closed; clients open another one with their next call."""
-MIN_PING_MS: Final = 1_500
-"""Clients that know several nodes ping every two seconds while they wait, so as to leave one that is frozen."""
+MIN_PING_MS: Final = 750
+"""Clients that know several nodes ping every second while they wait, so as to leave one that is frozen."""
 POLL_S: Final = 0.01
 STREAMS_S: Final = 1.0
 CUT_S: Final = 0.5

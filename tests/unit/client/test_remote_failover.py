@@ -19,7 +19,7 @@ import pytest
 import vecdb
 from tests.fake_server import FakeServer, lost, refuse
 from tests.sharded import ShardedBackend, asked
-from vecdb.client.remote import channels, io, retry
+from vecdb.client.remote import io, retry
 from vecdb.client.remote.io import Link, Wire
 from vecdb.client.remote.options import Options
 from vecdb.client.remote.retry import Attempts, Budget, Failed
@@ -414,9 +414,8 @@ with FakeServer() as server:
 """
 
 
-def test_a_frozen_node_is_left(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_frozen_node_is_left(nodes: Nodes) -> None:
     """Its kernel takes what is sent, and nothing comes back; only pings tell."""
-    monkeypatch.setattr(channels, "KEEPALIVE_SEVERAL_MS", 1_000)
     with subprocess.Popen([sys.executable, "-c", FROZEN], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                           cwd=Path(__file__).parents[3]) as other:
         assert other.stdout is not None

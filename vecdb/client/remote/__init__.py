@@ -13,7 +13,7 @@ write keeps its idempotency key over every attempt.
 on those that are up (:class:`~vecdb.client.remote.io.Wire`).  One that cannot be reached, breaks off or says that it
 serves nobody is left alone for two seconds (one that is gone for longer each time, at most for thirty); its calls are
 made again at another, a stream's unanswered batches on a new stream there.  A node that is frozen or cut off is found
-by pings, within ten seconds while calls wait for it; a shorter ``timeout`` lets the next call go elsewhere at once.
+by pings, within three seconds while calls wait for it; a shorter ``timeout`` lets the next call go elsewhere at once.
 That a shard has no leader for a moment is the cluster's own affair: the node asked waits for one as long as the call
 may take.
 """

@@ -12,8 +12,9 @@ from vecdb.core.errors import InvalidArgument
 KEEPALIVE_MS: Final = 30_000
 """A connection that is dead without saying so (a pulled cable, a firewall that forgets) is known within 40 s, while
 calls wait on it; idle connections are not pinged."""
-KEEPALIVE_SEVERAL_MS: Final = 2_000
-"""Where other addresses could answer meanwhile: a node that is frozen or cut off is known within 4 s."""
+KEEPALIVE_SEVERAL_MS: Final = 1_000
+ANSWER_SEVERAL_MS: Final = 2_000
+"""Where other addresses could answer meanwhile: a node that is frozen or cut off is known within 3 s."""
 CONNECT_SEVERAL_MS: Final = 3_000
 """How long a connection may take to come about where there are others (20 s otherwise)."""
 
@@ -23,7 +24,7 @@ def arguments(options: Options, several: bool = False) -> list[tuple[str, Any]]:
 
     Retries are off, for they are ours, and so is the look-up of service configs in DNS.
     """
-    answer_ms = KEEPALIVE_SEVERAL_MS if several else 10_000
+    answer_ms = ANSWER_SEVERAL_MS if several else 10_000
     out: list[tuple[str, Any]] = [
         ("grpc.max_send_message_length", -1),
         ("grpc.max_receive_message_length", options.max_message_bytes),
