@@ -14,12 +14,13 @@ import asyncio
 import itertools
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, Final
 
 import grpc
 from google.protobuf.message import DecodeError
 
-from vecdb.core.errors import InvalidArgument, Overloaded, Unavailable, VecdbError
+from vecdb.core.errors import InvalidArgument, OutcomeUnknown, Overloaded, Unavailable, VecdbError
 from vecdb.internal.v1 import peer_pb2 as pb
 from vecdb.ports.observer import NullObserver, Observer, Refusal
 from vecdb.rpc.edge import PREFIX, RELAYED_CERTIFICATE, RELAYED_PEER, certificate_of
@@ -78,7 +79,9 @@ class Front(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the
                 unary = self._query(unary)
             return grpc.stream_unary_rpc_method_handler(self._admitted(unary))
         if method.client_streaming:
-            return grpc.stream_stream_rpc_method_handler(self._stream(self._channel.stream_stream(path), self._held))
+            writes = (service, method.name) == ("Records", "UpsertStream")
+            return grpc.stream_stream_rpc_method_handler(self._stream(self._channel.stream_stream(path), self._held,
+                                                                      writes))
         return grpc.unary_stream_rpc_method_handler(self._stream(self._channel.unary_stream(path), None))
 
     # --- what is let in ---------------------------------------------------------------------------
@@ -117,14 +120,15 @@ class Front(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the
             self._observer.refused(Refusal.INFLIGHT_BYTES)
             raise
 
-    async def _held(self, incoming: AsyncIterator[bytes], refusals: list[VecdbError]) -> AsyncIterator[bytes]:
+    async def _held(self, incoming: AsyncIterator[bytes], passing: "_Passing") -> AsyncIterator[bytes]:
         """Messages of a stream, each counted until the engine's end of it has taken it."""
         async for part in incoming:
             try:
                 self._hold(len(part))
             except Overloaded as error:
-                refusals.append(error)
+                passing.refusal = error
                 raise
+            passing.unanswered += 1
             try:
                 yield part
             finally:
@@ -189,27 +193,28 @@ class Front(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the
 
         return run
 
-    def _stream(self, method: Any, held: Callable[[Any, list[VecdbError]], Any] | None
+    def _stream(self, method: Any, held: "Callable[[Any, _Passing], Any] | None", writes: bool = False
                 ) -> Callable[[Any, Any], AsyncIterator[bytes]]:
         async def run(incoming: Any, context: Any) -> AsyncIterator[bytes]:
             self.running += 1
             self.streams += 1
-            refusals: list[VecdbError] = []
+            passing = _Passing()
             call: Any = None
             try:
                 self._admit()
-                call = method(incoming if held is None else held(incoming, refusals),
+                call = method(incoming if held is None else held(incoming, passing),
                               timeout=context.time_remaining(), metadata=self._metadata(context))
                 async for data in call:
+                    passing.unanswered -= 1
                     yield data
             except VecdbError as error:
                 await _abort(context, error, self._request_id(context))
             except grpc.aio.AioRpcError as error:
                 await _pass_on(context, error)
             except asyncio.CancelledError:
-                if not refusals:  # else it is we who ended the call to the engine
+                if passing.refusal is None:  # else it is we who ended the call to the engine
                     raise
-                await _abort(context, refusals[0], self._request_id(context))
+                await _abort(context, passing.why(writes), self._request_id(context))
             finally:
                 self.running -= 1
                 self.streams -= 1
@@ -217,6 +222,22 @@ class Front(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the
                     call.cancel()
 
         return run
+
+
+@dataclass(slots=True)
+class _Passing:
+    """What a stream's messages came to: those that the engine has not answered, and why the next was refused."""
+
+    unanswered: int = 0
+    refusal: VecdbError | None = None
+
+    def why(self, writes: bool) -> VecdbError:
+        """The refusal, which says that nothing was done: of writes the engine may be at, nobody knows that."""
+        assert self.refusal is not None
+        if not writes or self.unanswered <= 0:
+            return self.refusal
+        return OutcomeUnknown(f"the stream was ended while a write on it was under way: {self.refusal.message}",
+                              **self.refusal.fields)
 
 
 def _bearer(secrets: list[tuple[str, str]]) -> str:

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 
 from tests.fake_node import FakeNode
 from tests.unit.rpc.test_edge import Calls, Door, Face, query_message, refused
-from vecdb.core.errors import CollectionNotFound, Overloaded, Unauthenticated, Unavailable
+from vecdb.client.remote.failures import failure
+from vecdb.core.errors import CollectionNotFound, OutcomeUnknown, Overloaded, Unauthenticated, Unavailable
 from vecdb.core.query import QueryRequest
+from vecdb.core.records import UpsertBatch
 from vecdb.internal.v1 import peer_pb2
 from vecdb.rpc import peer
 from vecdb.rpc.door import Guards
@@ -232,6 +235,36 @@ def test_bytes_beyond_the_limit_are_refused_in_calls_and_in_streams(tmp_path: Pa
             front = pair.server._edges[0]
             assert front.budget.used == 0
             assert pair.door.held == 0
+
+    drive(test)
+
+
+def test_a_stream_refused_while_the_engine_is_at_a_batch_does_not_say_that_nothing_was_done(tmp_path: Path) -> None:
+    """Its answer is lost with the stream: a client without keys would do it again, or be told that it was not done."""
+    async def test() -> None:
+        async with paired(tmp_path, inflight_bytes=60_000) as pair:
+            await pair.fill()
+            pair.node.gate["query"], pair.node.gate["upsert"] = asyncio.Event(), asyncio.Event()
+            held = asyncio.create_task(pair.ask("Queries/Query", query_message(*[1.0] * 6_000), queries_pb2.QueryReply))
+            while not asked(pair.node):
+                await asyncio.sleep(0.01)
+            stream = pair.channel.stream_stream(PREFIX + "Records/UpsertStream")()
+            small, large = (convert.upsert_to_wire("docs", UpsertBatch(
+                tuple(range(rows)), np.zeros((rows, 2), np.float32), (b"{}",) * rows)) for rows in (1, 4_000))
+            await stream.write(small.SerializeToString())
+            while [method for method, _, _ in pair.node.calls].count("upsert") < 2:
+                await asyncio.sleep(0.01)
+            await stream.write(large.SerializeToString())
+            raw, error = await refused(stream.read())
+            assert isinstance(error, OutcomeUnknown), raw
+            assert not failure(raw, "the server").decided
+            stream = pair.channel.stream_stream(PREFIX + "Records/UpsertStream")()
+            await stream.write(large.SerializeToString())
+            raw, error = await refused(stream.read())
+            assert isinstance(error, Overloaded), "of nothing that went on the answer is missing"
+            pair.node.gate["query"].set()
+            await held
+            assert pair.server._edges[0].budget.used == 0
 
     drive(test)
 
