@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -12,8 +13,10 @@ from tests.faults import flip_byte, truncate
 from tests.replicas import DIM, FOLDER, SCHEMA, carry, open_replicas, play, random_log, records_of, replica_at
 from vecdb.core.errors import DataCorrupted, StorageError, VecdbError
 from vecdb.core.query import QueryRequest, ScanRequest
+from vecdb.core.records import DeleteIds, UpdateMetadata, WriteResult
 from vecdb.ports.replicator import Position
 from vecdb.services.local import LocalDatabase
+from vecdb.shard import codec
 from vecdb.storage.rocksdict import RocksStore
 
 LOG = random_log(11, 160)
@@ -251,6 +254,27 @@ def test_the_last_replica_may_be_opened_with_what_it_has(tmp_path: Path, whole: 
     with pytest.raises(DataCorrupted):
         database.replica("c")
     assert database.replica("c", allow_damage=True).position().log_index == len(LOG) + 1
+    database.close()
+
+
+def test_the_last_replica_refuses_what_needs_lost_records_and_goes_on(tmp_path: Path, whole: Path) -> None:
+    """The log would bring the command back for ever, and every write and read behind it would wait."""
+    shutil.copytree(whole, tmp_path / "db")
+    vectors = next((tmp_path / "db" / "collections" / FOLDER).glob("0*/segments/*/vectors.vdb"))
+    flip_byte(vectors, vectors.stat().st_size // 2)
+    database = open_replicas(tmp_path / "db")
+    with pytest.raises(DataCorrupted) as caught:
+        database.replica("c")
+    lost = caught.value.fields["ids"]
+    replica = database.replica("c", allow_damage=True)
+    at = len(LOG)
+    before = replica.digest()
+    change = codec.encode(UpdateMetadata(lost[:1], (b'{"n":1}',)))
+    assert isinstance(replica.apply(at + 1, 9, change), DataCorrupted)
+    assert replica.position() == (at + 1, 9)
+    assert replica.digest() == replace(before, log_index=at + 1, term=9)
+    assert replica.apply(at + 2, 9, codec.encode(DeleteIds(lost[:1]))) == WriteResult(deleted=1, log_index=at + 2)
+    assert replica.failure is None
     database.close()
 
 

@@ -100,7 +100,8 @@ class ShardReplica:
 
     def apply(self, log_index: int, term: int, command: bytes) -> WriteResult | MarkResult | VecdbError:
         """What the command did: a refusal is returned, what ends this replica is raised."""
-        return self._ending(lambda service: service.apply(log_index, term, command))
+        forgives = self._keeper.forgives()
+        return self._ending(lambda service: service.apply(log_index, term, command, forgives=forgives))
 
     def checkpoint(self) -> Position:
         state = self._ending(lambda service: service.sync())

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from vecdb.ann.space import Space
-from vecdb.core.calls import Call, check
+from vecdb.core.calls import Call, WriteToken, check
 from vecdb.core.errors import (
     CollectionNotFound,
     DatabaseClosed,
@@ -154,11 +154,14 @@ class ShardService:
                                      path=str(self.directory)) from None
             raise
 
-    def apply(self, log_index: int, term: int, command: bytes) -> WriteResult | MarkResult | VecdbError:
+    def apply(self, log_index: int, term: int, command: bytes, *,
+              forgives: bool = False) -> WriteResult | MarkResult | VecdbError:
         """Apply a command of the log: visible when this returns, durable after the next :meth:`sync`.
 
         What the command is refused for is returned.  Raises ``StorageError`` or ``DataCorrupted`` where the disk
-        refuses or is damaged: then this service applies nothing more.
+        refuses or is damaged: then this service applies nothing more.  ``forgives``: a command that needs what is
+        damaged is refused instead.  There is no other replica to be made good by, and the log would bring the command
+        back for ever.
         """
         self.before_apply(len(command))
         refused: VecdbError | None = None
@@ -175,10 +178,7 @@ class ShardService:
                 elif isinstance(decoded, Mark):
                     applied = machine.mark(log_index, term)
                 else:
-                    applied = machine.apply(log_index, decoded, token=token, term=term)
-            except StaleView as error:
-                self._broken = True
-                raise DataCorrupted("a record's row is missing from the store", path=str(self.directory)) from error
+                    applied = self._carried_out(machine, log_index, term, decoded, token, forgives)
             except (VecdbError, OSError, MemoryError):
                 self._broken = True
                 raise
@@ -186,6 +186,19 @@ class ShardService:
         with suppress(VecdbError):  # what follows from it is upkeep's, and not the command's
             self.on_change()
         return applied.error or applied.mark or applied.result
+
+    def _carried_out(self, machine: ShardMachine, log_index: int, term: int, command: Command,
+                     token: WriteToken | None, forgives: bool) -> Applied:
+        try:
+            return machine.apply(log_index, command, token=token, term=term)
+        except StaleView as error:
+            damage = DataCorrupted("a record's row is missing from the store", path=str(self.directory))
+            damage.__cause__ = error
+        except DataCorrupted as error:
+            damage = error
+        if not forgives:
+            raise damage
+        return machine.refuse(log_index, term, damage)
 
     def _commit(self, machine: ShardMachine, applied: Applied) -> None:
         """Write and show it; where that ends halfway this service is done for."""

@@ -158,7 +158,11 @@ class ShardMachine:
         return self._applied(change, log_index, term, WriteResult(log_index=log_index), None, mark)
 
     def refuse(self, log_index: int, term: int, error: VecdbError) -> Applied:
-        """Of a command that cannot even be read, only its place in the log remains."""
+        """Of a command that cannot be read, or carried out here, only its place in the log remains; at or below the
+        applied one not even that.
+        """
+        if log_index <= self.state.applied:
+            return Applied(WriteResult(log_index=self.state.applied), error, Mutations(), self.state, Staged())
         return self._applied(_Change(self.state), log_index, term,
                              WriteResult(log_index=log_index), error)
 

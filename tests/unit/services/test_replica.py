@@ -62,6 +62,14 @@ def test_what_a_command_is_refused_for_is_its_outcome_and_the_place_moves_on(tmp
         assert replica.digest().digest == before
 
 
+def test_bytes_that_are_no_command_do_nothing_either_when_they_come_again(tmp_path: Path) -> None:
+    with replica_at(tmp_path / "db") as replica:
+        assert isinstance(replica.apply(1, 1, b"\xff"), InvalidArgument)
+        replica.apply(2, 1, codec.encode(_batch(1)))
+        assert isinstance(replica.apply(1, 1, b"\xff"), InvalidArgument)
+        assert replica.position() == Position(2, 1)
+
+
 def test_a_repetition_is_answered_from_before_also_after_a_restart(tmp_path: Path) -> None:
     token = WriteToken(b"once", 7)
     for opening in range(3):
