@@ -1,6 +1,7 @@
 """Queries that wait at the same time travel together, and each gets its own answer."""
 
 import asyncio
+import signal
 import threading
 import time
 
@@ -10,7 +11,10 @@ import pytest
 import vecdb
 from tests.fake_server import FakeServer, refuse
 from tests.memory_backend import MemoryBackend
+from vecdb.client.remote.gather import FLYING, MOST_ROWS, AsyncGather, ThreadGather
+from vecdb.core.calls import Call
 from vecdb.core.errors import DeadlineExceeded, InvalidArgument, StorageError
+from vecdb.core.query import Matches, QueryRequest, QueryResult
 
 POINTS = np.arange(40, dtype=np.float32)
 
@@ -140,3 +144,84 @@ def test_threads_share_calls(far: FakeServer) -> None:
         assert answers == {n: [n] for n in range(20)}
         assert far.count("Queries/Query") == 3
         assert waiting == {}
+
+
+def _nothing(request: QueryRequest) -> QueryResult:
+    return QueryResult([Matches([], np.empty(0, np.float32), None, None) for _ in request.vectors], None, (), None)
+
+
+def _one() -> QueryRequest:
+    return QueryRequest(np.zeros((1, 2), np.float32), 1)
+
+
+def test_those_who_wait_behind_many_that_have_gone_are_not_forgotten() -> None:
+    async def test() -> None:
+        gate = asyncio.Event()
+
+        async def ask(name: str, request: QueryRequest, call: Call | None) -> QueryResult:
+            await gate.wait()
+            return _nothing(request)
+
+        gather = AsyncGather(ask)
+        tasks = [asyncio.create_task(gather.query("docs", _one(), None)) for _ in range(FLYING * (MOST_ROWS + 1) + 3)]
+        await asyncio.sleep(0)
+        for gone in tasks[FLYING:-3]:
+            gone.cancel()
+        await asyncio.sleep(0)
+        gate.set()
+        async with asyncio.timeout(10):
+            await asyncio.gather(*tasks[-3:])
+        assert not gather._groups
+
+    asyncio.run(test())
+
+
+def test_a_thread_that_is_interrupted_while_it_waits_its_turn_leaves_nobody_waiting() -> None:
+    """As Ctrl-C does in a notebook, beside threads that go on."""
+    gate = threading.Event()
+
+    def ask(name: str, request: QueryRequest, call: Call | None) -> QueryResult:
+        gate.wait(10)
+        return _nothing(request)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    gather, done = ThreadGather(ask), []
+
+    def work() -> None:
+        gather.query("docs", _one(), None)
+        done.append(1)
+
+    def waiting() -> int:
+        return sum(len(group.waiting) for group in gather._groups.values())
+
+    def behind() -> None:
+        """Who waits first is to call for those behind; it is interrupted once it was told so, or before."""
+        while waiting() < 1:
+            time.sleep(0.001)
+        for thread in threads[FLYING:]:
+            thread.start()
+        while waiting() < 4:
+            time.sleep(0.001)
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(FLYING + 3)]
+    for thread in threads[:FLYING]:
+        thread.start()
+    while not gather._groups or next(iter(gather._groups.values())).flying < FLYING:
+        time.sleep(0.001)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        starter = threading.Thread(target=behind, daemon=True)
+        starter.start()
+        with pytest.raises(KeyboardInterrupt):
+            gather.query("docs", _one(), None)
+        starter.join(10)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    gate.set()
+    for thread in threads:
+        thread.join(10)
+    assert len(done) == len(threads)
+    assert not gather._groups

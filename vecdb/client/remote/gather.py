@@ -119,11 +119,13 @@ class AsyncGather:
 
     def _landed(self, name: str, key: Key, group: _Group) -> None:
         """A call is back: those that waited leave."""
-        waiting = [one for one in group.waiting[:MOST_ROWS] if not one.future.done()]
-        del group.waiting[:MOST_ROWS]
+        waiting: list[_Task] = []
+        while group.waiting and not waiting:  # of those that came first, all may have gone
+            waiting = [one for one in group.waiting[:MOST_ROWS] if not one.future.done()]
+            del group.waiting[:MOST_ROWS]
         if not waiting:
             group.flying -= 1
-            if not group.flying and not group.waiting:
+            if not group.flying:
                 self._groups.pop(key, None)
             return
         task = asyncio.get_running_loop().create_task(self._together(name, key, group, waiting))
@@ -238,6 +240,20 @@ class ThreadGather:
         return self._follow(name, key, group, mine)
 
     def _follow(self, name: str, key: Key, group: _Group, mine: _Waiter) -> QueryResult:
+        try:
+            self._await(group, mine)
+        except BaseException:  # Ctrl-C, for one: nobody may wait for a call that is not made any more
+            self._abandon(key, group, mine)
+            raise
+        if mine.batch is not None:
+            self._lead(name, key, group, mine, mine.batch)
+        if mine.error is not None:
+            raise mine.error
+        if mine.result is None:  # whose call was to answer this one ended otherwise
+            return self._ask(name, mine.request, mine.call)
+        return mine.result
+
+    def _await(self, group: _Group, mine: _Waiter) -> None:
         timeout = None if mine.call is None or mine.call.deadline is None else _left(mine.call)
         if not mine.woken.wait(timeout):
             with self._lock:
@@ -246,13 +262,17 @@ class ThreadGather:
                     raise DeadlineExceeded("the deadline passed before the server answered")
             if not mine.woken.is_set() and mine.batch is None:
                 raise DeadlineExceeded("the deadline passed before the server answered")
-        if mine.batch is not None:
-            self._lead(name, key, group, mine, mine.batch)
-        if mine.error is not None:
-            raise mine.error
-        if mine.result is None:  # whose call was to answer this one ended otherwise
-            return self._ask(name, mine.request, mine.call)
-        return mine.result
+
+    def _abandon(self, key: Key, group: _Group, mine: _Waiter) -> None:
+        """This thread waits no more; those it was to call for ask for themselves."""
+        with self._lock:
+            if mine in group.waiting:
+                group.waiting.remove(mine)
+            batch, mine.batch = mine.batch, None
+        if batch is not None:
+            for one in batch:
+                one.woken.set()
+            self._landed(key, group)
 
     def _lead(self, name: str, key: Key, group: _Group, mine: _Waiter, batch: list[_Waiter]) -> None:
         """Call for all; this thread's own deadline is the latest."""
