@@ -286,6 +286,24 @@ def test_a_channel_that_is_closed_under_a_call_is_no_cancellation() -> None:
     run(test)
 
 
+def test_a_channel_that_is_closed_under_a_read_is_no_cancellation() -> None:
+    async def test(bench: Bench) -> None:
+        bench.node.backend.create_collection(SCHEMA)
+        bench.node.gate["count"] = bench.node.gate["optimize"] = asyncio.Event()
+        call = soon()
+        reads = [asyncio.create_task(bench.peers.node("n2").count("docs", None, call)),
+                 asyncio.create_task(bench.peers.node("n2").optimize("docs", soon()))]
+        while len(bench.node.calls) < 2:
+            await asyncio.sleep(0.01)
+        await bench.channels.channel("n2").close()
+        for read in reads:
+            with pytest.raises(Unavailable):
+                await read
+        call.check()
+
+    run(test)
+
+
 def test_nodes_are_refused_whose_listener_does_not_know_them() -> None:
     async def test(bench: Bench) -> None:
         stranger = PeerChannels("n9", "tests", bench.channels.addresses, None)

@@ -92,6 +92,13 @@ class Link:
             self.down_until = now + DOWN_S  # it may be frozen, or cut off; if the call was only long, no harm is done
         return known
 
+    def cut(self, error: asyncio.CancelledError) -> BaseException:
+        """What a call ended with: of a channel that was closed under it grpc.aio tells as of a task's cancellation."""
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            return error
+        return untyped(14, "the channel was closed under it", self.label)
+
     def refused(self) -> bool:
         """In a stream this server said that it serves nobody: leave it alone for a moment; is there another one?"""
         self.down_until = time.monotonic() + DOWN_S
@@ -172,6 +179,8 @@ class Unary:
             raise link.failed(error) from None
         except grpc.aio.UsageError as error:
             raise untyped(1, str(error), link.label) from None
+        except asyncio.CancelledError as error:
+            raise link.cut(error) from None
         link.answered()
         return reply
 
@@ -232,6 +241,8 @@ class Wait:
             reply: bytes = await self.pending.call
         except grpc.aio.AioRpcError as error:
             raise self.pending.link.failed(error) from None
+        except asyncio.CancelledError as error:
+            raise self.pending.link.cut(error) from None
         self.pending.link.answered()
         return reply
 
@@ -317,6 +328,8 @@ class Write:
             raise self.stream.link.failed(error) from None
         except asyncio.InvalidStateError:  # the stream has ended: its reader is told why
             return
+        except asyncio.CancelledError as error:
+            raise self.stream.link.cut(error) from None
 
 
 class Read:
@@ -340,6 +353,8 @@ class Read:
             reply = await self.stream.call.read()
         except grpc.aio.AioRpcError as error:
             raise self.stream.link.failed(error) from None
+        except asyncio.CancelledError as error:
+            raise self.stream.link.cut(error) from None
         self.stream.link.answered()
         return None if reply is EOF else reply
 
