@@ -33,6 +33,9 @@ PATIENCE_S: Final = 0.5
 """How long an attempt may take before it is asked whether somebody else leads, and between such questions."""
 LONGEST_S: Final = 60.0
 """Of a call without a deadline."""
+FOUND_MOST: Final = 16_384
+"""Groups of which it is remembered who led them when last asked, those that are no more among them: forgotten all at
+once, and found again."""
 
 AskLeader = Callable[[int, str], Awaitable[str | None]]
 """``(group, node)``: the node that leads the group, as that node knows it; raises ``VecdbError``."""
@@ -76,9 +79,10 @@ class Leaders:
         """Who probably leads: as this node's replica knows, else who did when somebody was asked last."""
         return self._known(group) or self._found.get(group)
 
-    def forget(self, groups: Callable[[int], bool]) -> None:
-        """Let go of groups that are no more."""
-        self._found = {group: node for group, node in self._found.items() if not groups(group)}
+    def _remember(self, group: int, node: str) -> None:
+        if len(self._found) >= FOUND_MOST and group not in self._found:
+            self._found.clear()
+        self._found[group] = node
 
     def deadline(self, call: Call) -> float:
         return self._clock.monotonic() + LONGEST_S if call.deadline is None else call.deadline
@@ -111,7 +115,7 @@ class Leaders:
                 except (Overloaded, DeadlineExceeded, Cancelled) as error:
                     raise _open(error, unsure) from None
                 else:
-                    self._found[task.group] = node
+                    self._remember(task.group, node)
                     return result
                 try:
                     task.call.check()

@@ -9,6 +9,7 @@ from tests.fake_cluster import SCHEMA, FakeCluster, batch, run, soon
 from vecdb.core.calls import Call, Consistency
 from vecdb.core.errors import CollectionExists, CollectionNotFound, DeadlineExceeded, Unavailable
 from vecdb.core.schema import CollectionSchema
+from vecdb.services import leaders
 
 
 def test_collections_are_made_and_dropped_by_way_of_any_node() -> None:
@@ -34,6 +35,22 @@ def test_a_change_whose_answer_was_lost_is_asked_for_again_and_happens_once() ->
         await cluster.nodes["n2"].create_collection(CollectionSchema("other", 2, "l2"), soon())  # type: ignore[arg-type]
         assert cluster.asked.count("change n1") >= 2
         assert cluster.states[-1].next_group == 3
+
+    run(test)
+
+
+def test_what_is_remembered_of_groups_that_are_no_more_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leaders, "FOUND_MOST", 4)
+
+    async def test(cluster: FakeCluster) -> None:
+        node = cluster.nodes["n2"]
+        for _ in range(8):
+            await node.create_collection(CollectionSchema("other", 2, "l2"), soon())  # type: ignore[arg-type]
+            await node.upsert("other", batch(), soon())
+            await node.drop_collection("other", soon())
+            assert len(node.leaders._found) <= 4
+        await node.upsert("docs", batch(), soon())
+        assert node.leaders._found[1] == "n1"
 
     run(test)
 
