@@ -210,6 +210,12 @@ class Leading(Following):
             progress.offer = offer
             self._beat(self.clock())
 
+    def awaited(self, snapshot: int) -> bool:
+        """Whether a follower that is heard was offered a snapshot and has not said yet that it has it."""
+        now = self.clock()
+        return any(progress.offer is not None and progress.offer.snapshot == snapshot
+                   and now - progress.heard <= self.settings.election_s_max for progress in self.progress.values())
+
     def withdraw(self, snapshot: int) -> None:
         """A snapshot is held no more: who was offered it is offered another."""
         for progress in self.progress.values():

@@ -395,6 +395,7 @@ class LogStore:
         """
         log = GroupLog(self, group, Meta(number, base_term, None, base, base_term, base, base, configuration))
         log.stable = 0
+        self.close(self._open.get(group, log))  # a damaged one, as far as it was read
         self._open[group] = log
         log.ranges.append((entry_key(group, 0), entry_key(group, _MASK)))
         self.touch(log)
@@ -403,8 +404,7 @@ class LogStore:
     def open(self, group: int) -> GroupLog | None:
         """The log as it was last synced; None if there is none.
 
-        Raises ``DataCorrupted`` if it is damaged, ``Unavailable`` while a batch about an earlier handle of it is being
-        written, or waits for that.
+        Raises ``DataCorrupted`` if it is damaged, ``Unavailable`` while a batch about an earlier handle is not written.
         """
         if self.writing(group) or group in self._dirty:
             raise Unavailable(f"the log of group {group} is being written", retry_after_s=0.05)

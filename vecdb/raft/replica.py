@@ -157,9 +157,12 @@ class Replica:
             self.core.tick()
             if self._receiving is not None:
                 self._receive()
-        outgoing = self._outgoing
-        if outgoing is not None and self.host.clock() - outgoing.used > self.settings.snapshot_idle_s:
-            self._release()
+        outgoing, now = self._outgoing, self.host.clock()
+        if outgoing is not None:
+            if self.core.awaited(outgoing.number):  # who installs it fetches nothing, and needs what follows it next
+                outgoing.used = now
+            elif now - outgoing.used > self.settings.snapshot_idle_s:
+                self._release()
         self._checkpoint()
 
     def _run(self, lane: str, work: Callable[[], T], done: Callable[[T], None],

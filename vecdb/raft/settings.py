@@ -37,7 +37,7 @@ class RaftSettings:
     """What a replica asks for of a snapshot in a second: the group serves meanwhile."""
     fetch_timeout_s: float = 2.0
     snapshot_idle_s: float = 60.0
-    """A snapshot nobody fetches from is let go of."""
+    """A snapshot that nobody fetches from or installs is let go of, and with it the log that follows it."""
 
     def __post_init__(self) -> None:
         if not 0 < 3 * self.heartbeat_s <= self.election_s_min < self.election_s_max:

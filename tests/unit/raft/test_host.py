@@ -290,39 +290,74 @@ class Slow(Hands):
             super().run(lane, work, done)
 
 
-def test_a_snapshot_that_takes_longer_than_the_log_is_kept_is_offered_all_the_same():
-    """Else it is too old once it is made, and so is the next, for as long as there are writes."""
-    now, hands = [10.0], Slow()
-    settings = RaftSettings(heartbeat_s=0.02, election_s_min=0.4, election_s_max=0.8, checkpoint_bytes=1 << 9,
-                            keep_entries=4, log_bytes=1 << 12)
-    host = Host("a", LogStore(MemoryStore()), hands, clock=lambda: now[0], random=Random(1), settings=settings)
-    replica = host.add(1, RegisterMachine(RegisterDisk()), number=1, voters=("a/1",))
+class Lead:
+    """A group of one voter, which leads it, and a learner that lacks what the log has no more."""
 
-    def pass_by(writes=0):
+    def __init__(self):
+        self.now, self.hands = [10.0], Slow()
+        settings = RaftSettings(heartbeat_s=0.02, election_s_min=0.4, election_s_max=0.8, checkpoint_bytes=1 << 9,
+                                keep_entries=4, log_bytes=1 << 12, snapshot_idle_s=1.0)
+        self.host = Host("a", LogStore(MemoryStore()), self.hands, clock=lambda: self.now[0], random=Random(1),
+                         settings=settings)
+        self.replica = self.host.add(1, RegisterMachine(RegisterDisk()), number=1, voters=("a/1",))
+        while self.replica.status().role != "leader":
+            self.pass_by()
+        self.pass_by(300)
+        assert self.replica.core.log.base > 2
+        self.replica.core.change(Change(add="b/2"), lambda *told: None)
+        self.host.turn()
+        self.hands.work()
+        self.lacks(self.replica.core.log.last)
+
+    def pass_by(self, writes=0, lacking=0):
+        """A heartbeat a write; ``lacking``: what the learner answers each with."""
+        core = self.replica.core
         for at in range(writes or 1):
             if writes:
-                replica.core.propose(command(WRITE, 1, replica.core.log.last, at % 7, 1), lambda *told: None)
-            now[0] += 0.02
-            host.tick()
-            hands.work()
+                core.propose(command(WRITE, 1, core.log.last, at % 7, 1), lambda *told: None)
+            self.now[0] += 0.02
+            self.host.tick()
+            self.hands.work()
+            if lacking:
+                self.lacks(lacking)
 
-    while replica.status().role != "leader":
-        pass_by()
-    pass_by(300)
-    assert replica.core.log.base > 2
-    replica.core.change(Change(add="b/2"), lambda *told: None)
-    host.turn()
-    hands.work()
-    lacks = Appended(replica.core.term, replica.core._seq, False, replica.core.log.last, 1)
-    host.receive("b", encode_frame([encode(Envelope(1, 2, 1, lacks))]))
-    pass_by(300)
-    assert len(hands.made) == 1
-    snapshot, done = hands.made.pop()
+    def told(self, message):
+        self.host.receive("b", encode_frame([encode(Envelope(1, 2, 1, message))]))
+        self.hands.work()
+
+    def lacks(self, prev):
+        core = self.replica.core
+        self.told(Appended(core.term, core._seq, False, prev, 1))
+
+    def hears(self, kind):
+        return [envelope.message for _, envelope in self.hands.frames if isinstance(envelope.message, kind)]
+
+
+def test_a_snapshot_that_takes_longer_than_the_log_is_kept_is_offered_all_the_same():
+    """Else it is too old once it is made, and so is the next, for as long as there are writes."""
+    lead = Lead()
+    lead.pass_by(300)
+    assert len(lead.hands.made) == 1
+    snapshot, done = lead.hands.made.pop()
     done(snapshot, None)
-    hands.frames.clear()
-    pass_by(1)
-    offers = [envelope.message for _, envelope in hands.frames if isinstance(envelope.message, Offer)]
-    assert [offer.index for offer in offers] == [snapshot.position.log_index]
+    lead.hands.frames.clear()
+    lead.pass_by(1)
+    assert [offer.index for offer in lead.hears(Offer)] == [snapshot.position.log_index]
+
+
+def test_who_is_long_at_installing_a_snapshot_is_sent_what_follows_it():
+    """Nothing is fetched meanwhile; were it let go of, another would be offered, and be as long in being installed."""
+    lead = Lead()
+    snapshot, done = lead.hands.made.pop()
+    done(snapshot, None)
+    index = snapshot.position.log_index
+    lead.pass_by(300, lacking=index)
+    lead.hands.frames.clear()
+    lead.told(Appended(lead.replica.core.term, 0, True, index, index))
+    assert not lead.hands.made
+    assert lead.hears(Append)[0].prev == index
+    lead.pass_by(300)
+    assert lead.replica.core.log.base > index, "who is not heard any more is not waited for"
 
 
 def test_a_snapshot_that_is_made_for_a_group_that_was_let_go_of_is_released():

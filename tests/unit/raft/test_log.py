@@ -186,6 +186,20 @@ def test_the_bound_of_memory_is_for_all_logs_together():
     assert logs.cached == 0
 
 
+def test_a_damaged_log_takes_none_of_that_bound_once_another_stands_in_its_place():
+    store = MemoryStore()
+    log = LogStore(store).create(7, 3, MEMBERS)
+    for index in range(2, 6):
+        log.add(b"\x40" + bytes(100), index, 1)
+    put_down(log._store)
+    store._rows[entry_key(7, 5)] = b"nonsense"
+    logs = LogStore(store)
+    with pytest.raises(DataCorrupted):
+        logs.open(7)
+    logs.create(7, 1 << 20, MEMBERS)
+    assert logs.cached == 0
+
+
 def test_an_intent_is_kept_until_the_log_begins_anew():
     store = MemoryStore()
     logs = LogStore(store)
