@@ -7,6 +7,7 @@ A job is work that may be done later or again: it changes no record.  It reports
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,12 +69,15 @@ class JobRunner:
 
     def submit(self, kind: str, collection: str, key: tuple[Any, ...], work: Callable[[Job], None]) -> None:
         with self._wake:
-            if self._closing or any(job.key == key for job, _ in self._queue):
+            if self._closing:
                 return
-            self._queue.append((Job(kind, collection, key, stop=lambda: self._closing), work))
+            if not any(job.key == key for job, _ in self._queue):
+                self._queue.append((Job(kind, collection, key, stop=lambda: self._closing), work))
             if self._thread is None:
-                self._thread = threading.Thread(target=self._loop, name="vecdb-jobs", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._loop, name="vecdb-jobs", daemon=True)
+                with suppress(RuntimeError):  # none can be had now: the next job asks again, and whose write it
+                    thread.start()            # follows has been carried out
+                    self._thread = thread
             self._wake.notify_all()
 
     def describe(self, collection: str | None) -> list[dict[str, Any]]:

@@ -118,3 +118,22 @@ def test_eta_follows_the_share_done() -> None:
     told = job.describe(110.0)
     assert (told["elapsed_s"], told["eta_s"]) == (10.0, 30.0)
     assert Job("seal", "c", ("k",)).describe(5.0)["eta_s"] is None
+
+
+def test_a_job_waits_until_there_is_a_thread_for_it(monkeypatch: pytest.MonkeyPatch, runner: JobRunner) -> None:
+    """Who submits it has done something that is done, and closing has more to close."""
+    start, done = threading.Thread.start, threading.Event()
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    runner.submit("seal", "c", ("seal",), lambda job: done.set())
+    runner.close()
+    runner = JobRunner(ManualClock(), lambda job, error: None)
+    runner.submit("seal", "c", ("seal",), lambda job: done.set())
+    monkeypatch.setattr(threading.Thread, "start", start)
+    assert not done.is_set()
+    runner.submit("seal", "c", ("seal",), lambda job: done.set())
+    assert done.wait(10)
+    runner.close()
