@@ -82,8 +82,9 @@ class Database:
 
     def drop_collection(self, name: str, *, missing_ok: bool = False, timeout: float | None = None) -> None:
         """Delete a collection and its records for good; raises CollectionNotFound unless ``missing_ok``."""
-        self._session.run(making.drop(check_name(name), missing_ok), check_timeout(timeout))
-        self._session.positions.forget(name)
+        known = self._session.positions.of(check_name(name))
+        self._session.run(making.drop(name, missing_ok), check_timeout(timeout))
+        self._session.positions.dropped(name, known)
 
     def session_token(self, *collections: str) -> str:
         """What this handle has written, as text for another one to go on from (:meth:`use_session_token`).

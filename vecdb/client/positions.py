@@ -4,6 +4,9 @@ A write's result names a shard and a place in its log.  The places are remembere
 shard, and go with session reads: a replica that is not that far yet waits until it is.  Nothing written means nothing
 to wait for, and a node that is alone says no shard at all, so there a read is as it always was.
 
+Of a collection that was **dropped** a place is remembered that its log never comes to.  So a replica that has not heard
+of it yet does not answer from what it still holds; numbers of shards grow, and the last one's says it of all before.
+
 Collections that were not written for longest are forgotten beyond :data:`MOST_COLLECTIONS`; from then on a session
 read of a collection that is not remembered asks for the strongest consistency instead, which finds the more.
 
@@ -33,6 +36,8 @@ MAX_TOKEN: Final = 1 << 20
 """Longest token read: more than all collections with a shard each need."""
 _PREFIX: Final = "vecdb1."
 _MOST: Final = (1 << 63) - 1
+GONE: Final = _MOST
+"""A place that no log comes to."""
 
 Pairs: TypeAlias = tuple[tuple[int, int], ...]
 
@@ -66,14 +71,27 @@ class Positions:
                 del furthest[min(furthest)]  # shards' numbers grow, and the lowest is of a collection long dropped
             self._known[name] = tuple(sorted(furthest.items()))
             self._known.move_to_end(name)
-            if len(self._known) > MOST_COLLECTIONS:
-                self._known.popitem(last=False)
-                self._forgot = True
+            self._bound()
 
-    def forget(self, name: str) -> None:
-        """The collection is gone."""
+    def _bound(self) -> None:
+        while len(self._known) > MOST_COLLECTIONS:
+            _, lost = self._known.popitem(last=False)
+            self._forgot = self._forgot or any(log_index != GONE for _, log_index in lost)
+
+    def dropped(self, name: str, known: Pairs) -> None:
+        """The collection was dropped; ``known``: what was remembered of it before that began.
+
+        What came since is of one made anew, and stays.
+        """
+        if not known:
+            return
+        last = known[-1][0]
         with self._lock:
-            self._known.pop(name, None)
+            since = tuple(one for one in self._known.get(name, ()) if one[0] > last)
+            self._known[name] = ((last, GONE), *since)
+            if not since:
+                self._known.move_to_end(name, last=False)  # it is what can be done without first
+            self._bound()
 
     def of(self, name: str) -> Pairs:
         """What is remembered of a collection."""

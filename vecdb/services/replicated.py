@@ -484,8 +484,9 @@ def _of_shard(call: Call, group: int) -> Call:
     place in its log.
     """
     mine = _copy(call)
-    mine.session = ((group, 0),) if call.consistency is Consistency.LINEARIZABLE else \
-        tuple(one for one in call.session if one[0] == group)
+    mine.session = tuple(one for one in call.session if one[0] == group)
+    if not mine.session and (call.session or call.consistency is Consistency.LINEARIZABLE):
+        mine.session = ((group, 0),)
     return mine
 
 

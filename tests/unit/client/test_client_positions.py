@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vecdb.client import positions
-from vecdb.client.positions import Positions
+from vecdb.client.positions import GONE, Positions
 from vecdb.core.calls import Call, Consistency
 from vecdb.core.errors import InvalidArgument, LimitExceeded
 from vecdb.core.limits import MAX_POSITIONS
@@ -81,13 +81,35 @@ def test_reads_ask_for_no_more_than_they_need() -> None:
     assert asked.session == ((3, 7),)
 
 
-def test_a_collection_that_is_gone_is_forgotten() -> None:
+def test_of_a_collection_that_is_gone_a_place_is_remembered_that_nobody_comes_to() -> None:
     memory = Positions()
+    memory.dropped("docs", memory.of("docs"))
+    assert memory.call("docs", None, None) is None, "nothing was written, so nothing is known of it"
+    wrote(memory, "docs", 2, 9)
     wrote(memory, "docs", 3, 7)
-    memory.forget("docs")
-    memory.forget("docs")
-    assert memory.of("docs") == ()
-    assert memory.call("docs", None, None) is None
+    known = memory.of("docs")
+    wrote(memory, "docs", 3, 8)  # acknowledged before it was dropped, heard of while it was
+    wrote(memory, "docs", 5, 1)  # another thread has made it anew, and written to it
+    memory.dropped("docs", known)
+    assert memory.of("docs") == ((3, GONE), (5, 1))
+    wrote(memory, "docs", 3, 8)
+    assert memory.of("docs") == ((3, GONE), (5, 1)), "late news of what is gone"
+    memory.dropped("docs", memory.of("docs"))
+    assert memory.of("docs") == ((5, GONE),)
+    other = Positions()
+    other.use(memory.token())
+    assert other.of("docs") == ((5, GONE),)
+
+
+def test_what_was_dropped_is_let_go_of_first_and_missed_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(positions, "MOST_COLLECTIONS", 3)
+    memory = Positions()
+    wrote(memory, "kept", 1, 5)
+    for number in range(2, 12):
+        wrote(memory, f"c{number}", number, 5)
+        memory.dropped(f"c{number}", memory.of(f"c{number}"))
+    assert memory.of("kept") == ((1, 5),)
+    assert memory.call("unheard", None, None) is None
 
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from tests.fake_cluster import SCHEMA, FakeCluster, batch, run, soon
+from vecdb.client.positions import Positions
 from vecdb.core.calls import Call, Consistency
 from vecdb.core.errors import CollectionExists, CollectionNotFound, DeadlineExceeded, Unavailable
 from vecdb.core.schema import CollectionSchema
@@ -149,6 +150,34 @@ def test_a_read_that_is_handed_on_is_not_answered_from_the_collection_that_had_t
             assert await reading == 1
 
     run(test, placed=("n2", "n3"), leader="n3")
+
+
+@pytest.mark.parametrize("entry", ["n1", "n3"])
+@pytest.mark.parametrize("again", [True, False])
+def test_a_session_that_dropped_a_collection_is_not_answered_from_it(again: bool, entry: str) -> None:
+    async def test(cluster: FakeCluster) -> None:
+        known = Positions()
+        known.saw("docs", await cluster.nodes["n1"].upsert("docs", batch(), soon()))
+        with cluster.behind("n3", name=None):
+            await cluster.nodes["n1"].drop_collection("docs", soon())
+            known.dropped("docs", known.of("docs"))
+            if again:
+                await cluster.nodes["n1"].create_collection(SCHEMA, soon())
+                cluster.down = {"n2"}
+            call = known.call("docs", soon(), None)
+            assert call is not None
+            assert await cluster.nodes["n3"].count("docs", None, soon()) == 1, "it has not heard of it"
+            reading = asyncio.create_task(cluster.nodes[entry].count("docs", None, call))
+            await asyncio.sleep(0.5)
+            assert reading.done() == (entry == "n1" and not again)
+        cluster.down.clear()
+        if again:
+            assert await reading == 0
+        else:
+            with pytest.raises(CollectionNotFound):
+                await reading
+
+    run(test, placed=("n2", "n3"), leader="n2")
 
 
 def test_a_session_that_wrote_to_what_a_node_cannot_learn_of_is_not_answered_from_what_it_knows() -> None:
