@@ -59,7 +59,9 @@ class Replica:
         self._wanting: list[str] = []
         self._receiving: Receiving | None = None
         self._checkpointing = False
-        self._checkpointed = log.base
+        self._checkpointed = self._counted = log.base
+        self._gathered = 0
+        """Bytes of the log between the two: summed anew at every tick they cost idle groups half a core."""
         self._random = random
         self.core = RaftCore(replica_id(host.node, log.number), log, self, applied=machine.position().log_index,
                              clock=host.clock, random=random, settings=host.settings)
@@ -233,7 +235,10 @@ class Replica:
 
     def _checkpoint(self) -> None:
         core, log = self.core, self.core.log
-        due = log.size_of(self._checkpointed + 1, core.applied + 1) >= self.settings.checkpoint_bytes \
+        if core.applied > self._counted:
+            self._gathered += log.size_of(self._counted + 1, core.applied + 1)
+            self._counted = core.applied
+        due = self._gathered >= self.settings.checkpoint_bytes \
             or core.applied - self._checkpointed >= 64 * self.settings.keep_entries
         if due and not self._checkpointing and not self._busy:
             self._checkpointing = True
@@ -242,7 +247,7 @@ class Replica:
     def _flushed(self, position: Position) -> None:
         self._checkpointing = False
         core, log = self.core, self.core.log
-        self._checkpointed = max(self._checkpointed, position.log_index)
+        self._kept(position.log_index)
         index = position.log_index
         if log.bytes <= self.settings.log_bytes:
             index -= self.settings.keep_entries
@@ -253,6 +258,12 @@ class Replica:
         if self._making is not None:  # or it would be too old once it is made, and the next one as well
             index = min(index, self._making)
         core.truncate_to(index)
+
+    def _kept(self, index: int) -> None:
+        """The state is on stable storage up to ``index``."""
+        self._checkpointed = max(self._checkpointed, index)
+        self._counted = max(self._counted, self._checkpointed)
+        self._gathered = self.core.log.size_of(self._checkpointed + 1, self._counted + 1)
 
     # --- a snapshot for others --------------------------------------------------------------------
 
@@ -359,7 +370,7 @@ class Replica:
         self.core.installed(offer.index, offer.index_term, offer.configuration)
         if self.core.log.intent is not None:
             self.core.log.intend(None)
-        self._checkpointed = offer.index
+        self._kept(offer.index)
         self.tell("info", "raft_snapshot_installed", group=self.group, index=offer.index)
         if self.core.leader is not None and self.core.leader != self.core.me:
             self.send(self.core.leader, Appended(self.core.term, 0, True, offer.index, offer.index))

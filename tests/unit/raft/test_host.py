@@ -360,6 +360,22 @@ def test_who_is_long_at_installing_a_snapshot_is_sent_what_follows_it():
     assert lead.replica.core.log.base > index, "who is not heard any more is not waited for"
 
 
+def test_time_that_passes_over_idle_groups_costs_nothing_of_what_they_hold():
+    lead = Lead()
+    log = lead.replica.core.log
+    lead.pass_by()
+    whole, looked = log.size_of, []
+    log.size_of = lambda start, stop: looked.append(stop - start) or whole(start, stop)
+    for _ in range(50):
+        lead.pass_by()
+    assert sum(looked) == 0
+    lead.pass_by(100)
+    assert any(looked)
+    lead.pass_by()
+    replica = lead.replica
+    assert replica._gathered == whole(replica._checkpointed + 1, replica.core.applied + 1)
+
+
 def test_a_snapshot_that_is_made_for_a_group_that_was_let_go_of_is_released():
     released = []
 
