@@ -20,7 +20,7 @@ test_hosting, test_control and test_replicated_collections.  10103 and 20089 fou
 not heard of it.
 """
 
-SEEDS_OF_A_MUTANT = 12
+SEEDS_OF_A_MUTANT = 40
 
 
 @pytest.mark.parametrize("seed", [5, 15, 25, *FAILED_ONCE])
