@@ -105,3 +105,25 @@ def test_a_snapshot_that_was_taken_is_told_without_a_number() -> None:
     bench.core.receive(B, Appended(bench.core.term, 0, True, bench.log.last, bench.log.last))
     assert bench.core.progress[B].match == bench.log.last == bench.core.commit
     assert not bench.answers
+
+
+def test_news_of_a_commit_is_acknowledged_once_and_nothing_else_is_left_unanswered() -> None:
+    bench = Bench()
+    for message, answered in (
+            (append(1, 1, 0, [(2, 1), (3, 1)], seq=5), True),
+            (append(1, 3, 1, [], commit=3, seq=5), False),  # who leads had the answer, or asks with the next heartbeat
+            (append(1, 1, 0, [(2, 1), (3, 1)], commit=3, seq=5), True),  # it did not, and sends the entries again
+            (append(1, 3, 1, [], commit=3, seq=6), True),
+            (append(1, 2, 1, [], commit=3, seq=6), True),
+            (append(1, 9, 1, [], commit=3, seq=6), True),
+            (append(1, 9, 1, [], commit=3, seq=6), True)):  # a refusal is told as often as it is asked for
+        bench.core.receive(B, message)
+        assert len(bench.said()) == answered
+        bench.sync()
+    assert bench.core.commit == 3
+    bench.core.receive(C, append(2, 3, 1, [], seq=6))
+    assert bench.said() == [(C, Appended(2, 6, True, 3, 3))], "another leader has heard nothing yet"
+    bench.sync()
+    again = Bench(store=bench.store)
+    again.core.receive(C, append(2, 3, 1, [], seq=6))
+    assert again.said() == [(C, Appended(2, 6, True, 3, 3))], "nor is it remembered for long"
