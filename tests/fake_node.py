@@ -55,8 +55,8 @@ class FakeNode:
         return work()
 
     async def _write(self, method: str, name: str, call: Call, work: Callable[[], WriteResult]) -> WriteResult:
-        call.handed_on = self.hands_on
         """A write whose token was seen before is answered with what it did then."""
+        call.handed_on = self.hands_on
         token = call.token
         if token is None:
             return await self._run(method, name, call, work)

@@ -94,6 +94,9 @@ class BulkUpsert:
         self._on_applied(first.rows, (yield from self._procedures.upsert(self._name, first.batch, call)))
         try:
             yield from self._all()
+        except VecdbError as error:
+            self._tell_beyond(error)
+            raise
         finally:
             for lane in self._lanes:
                 if lane.stream is not None:
@@ -238,23 +241,29 @@ class BulkUpsert:
             self._procedures.caller.learn(self._name, lane.stream.link.label, reply.result.handed_on)
 
     def _drain(self, because: VecdbError | None = None) -> Steps[None]:
-        """Wait for what is under way; ``because``: the call has failed, and what still comes is told with it."""
+        """Wait for what is under way; ``because``: the call has failed, and only the answers are wanted."""
         if because is None:
             while self._order:
                 yield from self._settle()
             return
-        beyond = 0
+        broken: list[Lane] = []
         for flight in tuple(self._order):
             try:
-                while flight.result is None and flight.error is None:
+                while flight.result is None and flight.error is None and flight.lane not in broken:
                     yield from self._read(flight.lane)
             except VecdbError:
-                break
+                broken.append(flight.lane)
+
+    def _tell_beyond(self, error: VecdbError) -> None:
+        """The call has failed: what was applied behind the batch that did must be found all the same."""
+        beyond = 0
+        for flight in self._order:
             if flight.result is not None:
                 beyond += flight.rows
-                self._on_applied(0, flight.result)  # none of the rows that count, and yet it must be found
+                self._on_applied(0, flight.result)  # none of the rows that count
+        self._order.clear()
         if beyond:
-            because.fields["rows_applied_beyond"] = beyond
+            error.fields["rows_applied_beyond"] = beyond
 
     def _finish(self) -> Steps[None]:
         """Say on every stream that no more comes, and hear its good end."""
