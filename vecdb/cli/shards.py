@@ -1,5 +1,6 @@
 """``vecdb shard``: who holds what in a cluster, who leads, and whether all replicas hold the same."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -11,16 +12,21 @@ from vecdb.cli import options as o
 from vecdb.cli.completing import collections, nodes
 from vecdb.cli.output import Output, count, size
 from vecdb.cli.session import open_database
-from vecdb.cli.target import HERE, Target, with_target
-from vecdb.core.errors import InvalidArgument
+from vecdb.cli.target import HERE, Target, resolve, with_target
+from vecdb.core.errors import InvalidArgument, Unavailable
 
 if TYPE_CHECKING:
+    from vecdb.client.database import Database
     from vecdb.core.shards import ReplicaDigest, ReplicaInfo, ShardInfo, ShardVerification
 
 commands = typer.Typer(help="Shards of a cluster and their replicas.", no_args_is_help=True)
 
 CONTROL: Final = "(control)"
 """What the group is called that keeps the list of collections: no collection's name has brackets."""
+
+_LED_S: Final = 10.0
+"""For a leader to be known again, where no --timeout says how long."""
+_LOOK_S: Final = 0.1
 
 Some = Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Collections; none: all.",
                                                   autocompletion=collections, show_default=False)]
@@ -105,14 +111,27 @@ def transfer_leader(
     if control == (name is not None):
         raise InvalidArgument("name", "give a collection, or --control", got="both" if control else "neither",
                               limit="one of the two")
-    with open_database(target) as database:
+    place = resolve(target)
+    until = time.monotonic() + (place.settings.client.timeout_s or _LED_S)
+    with open_database(place) as database:
         database.admin.transfer_leader(name or "", to)
-        led = [one for one in database.admin.shards(name) if one.collection == (name or "")]
-    leader = led[0].leader if led else None
+        leader = _leader(database, name, until)
     if as_json:
         out.emit({"collection": name or "", "leader": leader})
     else:
-        out.say(f"{name or CONTROL}: {leader or 'nobody'} leads")
+        out.say(f"{name or CONTROL}: {leader} leads")
+
+
+def _leader(database: "Database", name: str | None, until: float) -> str:
+    """Who leads: whoever took over may be between two answers, or have lost it again already."""
+    while True:
+        leader = next((one.leader for one in database.admin.shards(name) if one.collection == (name or "")), None)
+        if leader is not None:
+            return leader
+        if time.monotonic() + _LOOK_S >= until:
+            raise Unavailable(f"{name or CONTROL}: the leadership was given up, and nobody is known to lead since; "
+                              "vecdb shard status says how its replicas are")
+        time.sleep(_LOOK_S)
 
 
 def _shards(target: Target, names: Sequence[str] | None) -> "list[ShardInfo]":

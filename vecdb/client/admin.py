@@ -60,7 +60,8 @@ class Admin:
     def transfer_leader(self, collection: str, to: str | None = None, *, timeout: float | None = None) -> None:
         """Hand the leadership of a shard to ``to``, a node or a replica by its name (None: whichever is furthest).
 
-        An empty ``collection`` is the control group.  Unavailable if it did not work out in time.
+        Somebody leads when this returns, as a rule ``to`` (:meth:`shards` says who).  An empty ``collection`` is the
+        control group.  Unavailable if it did not work out in time.
         """
         self._session.run(transfer(collection, to), check_timeout(timeout))
 

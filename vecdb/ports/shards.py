@@ -25,7 +25,8 @@ class Shards(Protocol):
         ...
 
     async def transfer(self, name: str, to: str | None, call: Call) -> None:
-        """Hand the leadership to ``to``, a node or a replica by its name (None: whichever is furthest).
+        """Hand the leadership to ``to``, a node or a replica by its name (None: whichever is furthest); somebody leads
+        when this returns.
 
         ``name`` may be empty: the control group.  InvalidArgument for a ``to`` that holds no replica; Unavailable if
         it did not work out in time; Unsupported where there is nobody to hand over to.

@@ -6,7 +6,7 @@ from typing import Final
 
 from vecdb.cluster.control import ShardEntry
 from vecdb.core.calls import Call
-from vecdb.core.errors import DeadlineExceeded, InvalidArgument, Unsupported, VecdbError
+from vecdb.core.errors import DeadlineExceeded, InvalidArgument, Unavailable, Unsupported, VecdbError
 from vecdb.core.shards import UNREACHABLE, ReplicaDigest, ReplicaInfo, ShardInfo, ShardVerification
 from vecdb.ports.clock import Clock
 from vecdb.ports.peers import Peers, Replicas
@@ -19,6 +19,8 @@ from vecdb.shard.marks import Mark, MarkResult
 
 ANSWER_S: Final = 2.0
 """For a node to say how its replicas are; who does not is unreachable."""
+LOOK_S: Final = 0.05
+"""From one look for a new leader to the next."""
 MARK_S: Final = 10.0
 """For a replica to come to a mark; who does not is behind."""
 
@@ -142,6 +144,20 @@ class ClusterShards:
             await self._replicas(node).transfer(group, target, mine)
 
         await self._node.leaders.ask(Task(group, nodes, mine, reads=True), ask)
+        await self._led_again(group, nodes, name, call)
+
+    async def _led_again(self, group: int, nodes: Iterable[str], name: str, call: Call) -> None:
+        """A leader gives up before the next is elected, and another than the one meant may be: wait for whoever it is.
+        """
+        until = self._node.leaders.deadline(call)
+        while True:
+            statuses = await self._statuses(nodes, [group], call)
+            if any(status[group].role == "leader" for status in statuses.values() if group in status):
+                return
+            if self._clock.monotonic() + LOOK_S >= until:
+                raise Unavailable(f"the leadership of {repr(name) if name else 'the control group'} was given up, and "
+                                  "no replica leads in its place yet", retry_after_s=LOOK_S)
+            await asyncio.sleep(LOOK_S)
 
 
 def _target(to: str, names: Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 import socket
 import ssl
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -115,6 +116,21 @@ def test_transfer_leader(cli, cluster, backend, monkeypatch) -> None:
 
         monkeypatch.setattr(backend, "transfer_leader", fail)
         assert cli("shard", "transfer-leader", "docs", *URL).code == code
+
+
+def test_transfer_leader_says_who_leads_or_fails(cli, cluster, backend, monkeypatch) -> None:
+    led, asked = cluster[1], []
+
+    def shards(name=None, call=None, after=3) -> list[ShardInfo]:
+        asked.append(name)
+        return [led if len(asked) >= after else replace(led, leader=None)]
+
+    monkeypatch.setattr(backend, "shards", shards)
+    ran = cli("shard", "transfer-leader", "docs", *URL)
+    assert (ran.code, ran.out.strip(), asked) == (0, "docs: n2/4 leads", ["docs"] * 3)
+    monkeypatch.setattr(backend, "shards", lambda name=None, call=None: shards(name, after=10_000))
+    ran = cli("shard", "transfer-leader", "docs", "--timeout", "0.3s", *URL, "--json")
+    assert (ran.code, ran.out, ran.error["kind"]) == (11, "", "Unavailable")
 
 
 def test_nodes_are_completed(cli, cluster) -> None:

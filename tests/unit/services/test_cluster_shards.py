@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.fake_cluster import SCHEMA, FakeCluster, soon
-from vecdb.core.errors import CollectionNotFound, DataCorrupted, InvalidArgument, Unsupported
+from tests.fake_cluster import SCHEMA, FakeCluster, FakeReplicator, soon
+from vecdb.core.errors import CollectionNotFound, DataCorrupted, InvalidArgument, Unavailable, Unsupported
 from vecdb.core.records import DeleteIds
 
 
@@ -100,6 +100,29 @@ def test_leadership_goes_where_it_is_told_to_go() -> None:
         assert cluster.control.leader == "n2"
         with pytest.raises(InvalidArgument, match="'n9' holds no replica that could lead"):
             await shards.transfer("docs", "n9", soon())
+
+    run(test)
+
+
+def test_a_handover_returns_when_somebody_leads() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        group = cluster.shard("docs")
+
+        async def given_up(self: FakeReplicator, to: str | None, deadline: float | None) -> None:
+            self._lead()
+            self.group.leader = None
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(FakeReplicator, "transfer", given_up)
+            handed = asyncio.create_task(cluster.shards["n2"].transfer("docs", "n3", soon()))
+            while group.leader is not None:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.1)
+            assert not handed.done()
+            group.leader = "n2"
+            await handed
+            with pytest.raises(Unavailable, match="'docs' was given up, and no replica leads in its place"):
+                await cluster.shards["n2"].transfer("docs", "n3", soon(0.5))
 
     run(test)
 
