@@ -70,7 +70,9 @@ from vecdb.services.admission import Gate
 from vecdb.services.barriers import Barriers
 from vecdb.services.leaders import LONGEST_S, PAUSE_S, Leaders, Task
 from vecdb.services.node import BYTES_PER_RECORD
+from vecdb.services.passing import copy_of, of_shard
 from vecdb.services.replicas import CONTROL, Controlled, Engine, OwnReplicas
+from vecdb.services.unreachable import refuse_unreachable
 from vecdb.shard.codec import encode
 
 T = TypeVar("T")
@@ -80,7 +82,8 @@ CATCH_UP_S: Final = 0.3
 ASK_S: Final = 2.0
 """For questions to nodes that need not answer: who has what, who leads."""
 LEARN_S: Final = 5.0
-"""How long a collection that is not known here is looked for."""
+UNFOUNDED_S: Final = 0.5
+"""How long a collection that is not known here is looked for; by a node that knows of nothing."""
 APART_BYTES: Final = 256 << 10
 """A command from this size on is encoded in a thread."""
 MOST_WRITES: Final = 1_024
@@ -141,7 +144,7 @@ class ReplicatedNode:
             return found
         # What is asked for, or what the session has written to, may be newer than what this node has heard.
         try:
-            await self.learn(Call(deadline=min(self.leaders.deadline(call), self._clock.monotonic() + LEARN_S)))
+            await self.learn(self._brief(call, LEARN_S))
         except (Unavailable, DeadlineExceeded, TimeoutError) as error:
             call.check()
             if found is not None:  # of what the session wrote to this one may be a predecessor
@@ -150,6 +153,12 @@ class ReplicatedNode:
             raise Unavailable(f"this node knows of no collection {name!r}, and the control group, which would know, "
                               "has no leader that answers", collection=name, retry_after_s=0.5) from error
         return self._control.state.get(name)
+
+    def _brief(self, call: Call, most_s: float) -> Call:
+        """For learning; who knows nothing yet is not asked for long, as another node may know something."""
+        if not self._control.state.log_index:
+            most_s = UNFOUNDED_S
+        return Call(deadline=min(self.leaders.deadline(call), self._clock.monotonic() + most_s))
 
     async def learn(self, call: Call) -> None:
         """Return once this node knows of every collection that was made or dropped before the call."""
@@ -193,7 +202,7 @@ class ReplicatedNode:
         async def ask(node: str) -> int:
             if node == self._cluster.me:
                 return await self._own.read_index(group, call)
-            return await self._peers.replicas(node).read_index(group, _copy(call))
+            return await self._peers.replicas(node).read_index(group, copy_of(call))
 
         if entry is None:
             return await self.leaders.ask(Task(group, self._cluster.nodes, call, reads=True), ask)
@@ -238,7 +247,7 @@ class ReplicatedNode:
         token = call.token or WriteToken(os.urandom(16))
 
         async def ask(node: str) -> int:
-            mine = _copy(call, token)
+            mine = copy_of(call, token)
             if node == self._cluster.me:
                 return await self._own.change(what, mine)
             self.counts.add("change")
@@ -251,13 +260,12 @@ class ReplicatedNode:
             raise DeadlineExceeded("it was done, and this node has not heard of it in time") from error
 
     async def list_collections(self, call: Call) -> list[str]:
-        """As of now; as this node knows them where the control group does not say in time."""
-        brief = Call(deadline=min(self.leaders.deadline(call), self._clock.monotonic() + ASK_S))
+        """As of now; as this node knows them where the control group does not say in time, if it knows anything."""
         try:
-            await self.learn(brief)
+            await self.learn(self._brief(call, ASK_S))
         except (Unavailable, DeadlineExceeded, TimeoutError):
             call.check()
-            if call.consistency is Consistency.LINEARIZABLE:
+            if call.consistency is Consistency.LINEARIZABLE or not self._control.state.log_index:
                 raise Unavailable("the control group has no leader that answers", retry_after_s=0.5) from None
         return sorted(self._control.state.collections)
 
@@ -311,7 +319,7 @@ class ReplicatedNode:
                 call.handed_on = False
             else:
                 self.counts.add("propose")
-                done = await self._peers.replicas(node).propose(entry.group, data, _copy(call))
+                done = await self._peers.replicas(node).propose(entry.group, data, copy_of(call))
                 call.handed_on = True
             assert isinstance(done.result, WriteResult), "what a write's apply returns"
             return replace(done.result, shard=entry.group, log_index=done.result.log_index or done.log_index)
@@ -327,6 +335,7 @@ class ReplicatedNode:
         entry = self._control.state.collections.get(name)
         if entry is None or call.session:
             entry = await self.entry(name, call)
+        asked = False
         while True:
             failures: list[VecdbError] = []
             if self._own.serves(entry.group):
@@ -336,11 +345,14 @@ class ReplicatedNode:
                     return await self._own.settled(entry.group, partial(self._settle, entry, call), here)
                 except _ELSEWHERE as error:
                     failures.append(error)
+                if call.session and not asked:
+                    asked = True
+                    await refuse_unreachable(entry, call, self.barriers.index, ASK_S)
             for node in self._others(entry, call):
                 self._check_time(call)
                 self.counts.add("read")
                 try:
-                    return await there(self._peers.node(node), _of_shard(call, entry.group))
+                    return await there(self._peers.node(node), of_shard(call, entry.group))
                 except _FAR as error:
                     failures.append(error)
             self._check_time(call)
@@ -367,7 +379,7 @@ class ReplicatedNode:
     async def _settle(self, entry: ShardEntry, call: Call) -> None:
         """Return once this node's replica has what the call must see; ``Unavailable`` if that takes too long."""
         group, me = entry.group, self._cluster.me
-        patience = CATCH_UP_S if any(one != me for one in self.members(entry)) else None
+        patience = CATCH_UP_S if call.session or any(one != me for one in self.members(entry)) else None
         try:
             if call.consistency is not Consistency.LINEARIZABLE or self._own.leader(group) == me:
                 await self._own.settle(group, call, patience)
@@ -438,7 +450,7 @@ class ReplicatedNode:
         if nodes[0] == me and not self._own.serves(entry.group):
             nodes = nodes[1:]
         running = [self._engine.optimize(name, call, on_progress) if node == me
-                   else self._peers.node(node).optimize(name, _copy(call), on_progress if at == 0 else None)
+                   else self._peers.node(node).optimize(name, copy_of(call), on_progress if at == 0 else None)
                    for at, node in enumerate(nodes)]
         done = await _all(running)
         told = next((one for one in done if isinstance(one, Description)), None)
@@ -459,7 +471,7 @@ class ReplicatedNode:
             if node == self._cluster.me:
                 found = await self._engine.jobs(name, call)
             else:
-                found = await self._peers.node(node).jobs(name, replace(_copy(call), deadline=brief))
+                found = await self._peers.node(node).jobs(name, replace(copy_of(call), deadline=brief))
             return [{**job, "node": node} for job in found]
 
         answers = await _all([ask(node) for node in nodes])
@@ -472,22 +484,6 @@ class ReplicatedNode:
 
     async def close(self) -> None:
         """The engine's own end is its owner's."""
-
-
-def _copy(call: Call, token: WriteToken | None = None) -> Call:
-    """For one attempt: one that is given up must not stop the next."""
-    return Call(call.deadline, token or call.token, call.request_id, call.principal, call.consistency, call.session)
-
-
-def _of_shard(call: Call, group: int) -> Call:
-    """For a read on another node, where the name may be an earlier shard's yet: which one must be seen is told by a
-    place in its log.
-    """
-    mine = _copy(call)
-    mine.session = tuple(one for one in call.session if one[0] == group)
-    if not mine.session and (call.session or call.consistency is Consistency.LINEARIZABLE):
-        mine.session = ((group, 0),)
-    return mine
 
 
 async def _all(running: Sequence[Awaitable[T]]) -> list[T | BaseException]:

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from tests.fake_cluster import SCHEMA, FakeCluster, batch, run, soon
-from vecdb.client.positions import Positions
+from vecdb.client.positions import GONE, Positions
 from vecdb.core.calls import Call, Consistency
-from vecdb.core.errors import CollectionExists, CollectionNotFound, DeadlineExceeded, Unavailable
+from vecdb.core.errors import CollectionExists, CollectionNotFound, DeadlineExceeded, InvalidArgument, Unavailable
 from vecdb.core.schema import CollectionSchema
 from vecdb.services import leaders
 
@@ -87,6 +87,40 @@ def test_a_node_that_has_not_heard_of_a_collection_looks_before_it_says_no() -> 
         with pytest.raises(Unavailable, match="knows of no collection 'none', and the control group"):
             await cluster.nodes["n2"].count("none", None, soon(0.3))
         assert await cluster.nodes["n2"].list_collections(soon(0.3)) == ["docs", "other"]
+
+    run(test)
+
+
+def test_who_knows_of_nothing_does_not_say_that_there_is_nothing() -> None:
+    """A node that was never founded, or whose disk was lost with the majority's."""
+    async def test(cluster: FakeCluster) -> None:
+        cluster.control.applied["n2"] = 0
+        cluster.control.behind.add("n2")
+        cluster.control.leader = None
+        began = asyncio.get_running_loop().time()
+        node = cluster.nodes["n2"]
+        for asked in (node.list_collections(soon(30.0)), node.count("docs", None, soon(30.0))):
+            with pytest.raises(Unavailable, match="the control group"):
+                await asked
+        assert asyncio.get_running_loop().time() - began < 5.0, "another node may know, and must be asked in time"
+        assert await cluster.nodes["n3"].list_collections(soon(0.3)) == ["docs"]
+
+    run(test)
+
+
+def test_a_position_that_the_log_will_not_reach_is_refused() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        await cluster.nodes["n1"].upsert("docs", batch(), soon())
+        for node in cluster.nodes.values():
+            with pytest.raises(InvalidArgument, match=r"index 99 of shard 1 \('docs'\), whose log ends at 1") as told:
+                await node.count("docs", None, soon(30.0, session=((1, 99),)))
+            assert told.value.fields["argument"] == "session"
+            with pytest.raises((Unavailable, DeadlineExceeded)):  # of a shard that the session has dropped
+                await node.count("docs", None, soon(0.5, session=((1, GONE),)))
+            assert await node.count("docs", None, soon(session=((1, 1),))) == 1
+        cluster.shard("docs").leader = None
+        with pytest.raises((Unavailable, DeadlineExceeded)):  # nobody can say
+            await cluster.nodes["n2"].count("docs", None, soon(0.5, session=((1, 99),)))
 
     run(test)
 
