@@ -17,7 +17,7 @@ from vecdb.core.errors import InvalidArgument
 from vecdb.core.nodes import check_label
 from vecdb.ports.clock import Clock
 from vecdb.ports.tell import Tell, tell_nobody
-from vecdb.rpc.peer_names import certificate_name, certified
+from vecdb.rpc.peer_names import certificate_name, certified, named
 from vecdb.rpc.tls import Certificates
 
 CA_DAYS: Final = 3_650
@@ -67,11 +67,20 @@ def open_peer_certificates(cluster: PeerTlsFiles, node: str, clock: Clock, tell:
     def check(chain: bytes) -> None:
         names = dns_names(chain)
         if node not in certified(names, cluster.name):
-            raise InvalidArgument("settings.cluster.cert_file", f"{cluster.cert_file} is no certificate of this node",
-                                  got=names[:8], limit=certificate_name(node, cluster.name))
+            raise InvalidArgument("settings.cluster.cert_file", f"{cluster.cert_file} is no certificate of this node, "
+                                  f"{node!r} of cluster {cluster.name!r}: {_whose(names)}", got=names[:8],
+                                  limit=certificate_name(node, cluster.name))
 
     files = _Files(cluster.cert_file, cluster.key_file, cluster.ca_file, reload_s)
     return Certificates(files, clock, tell, check=check, section="cluster", ca_name="ca_file")
+
+
+def _whose(names: Sequence[str]) -> str:
+    """Of whom a certificate with these DNS names is, in words."""
+    found = [f"{node!r} of cluster {cluster!r}" for node, cluster in map(named, names) if node]
+    if found:
+        return f"it is that of {', '.join(found[:3])}"
+    return f"its names are {', '.join(names[:3])}" if names else "it has no DNS name"
 
 
 def dns_names(chain: bytes) -> list[str]:

@@ -35,6 +35,12 @@ def certified(names: Iterable[str], cluster: str) -> set[str]:
             if name.endswith(end) and re.fullmatch(_LABEL, name[:-len(end)])}
 
 
+def named(name: str) -> tuple[str, str]:
+    """The node and the cluster that a certificate's DNS name means; two empty ones if it is not of such a form."""
+    found = re.fullmatch(rf"({_LABEL})\.({_LABEL})\.{re.escape(DOMAIN)}", name.lower())
+    return (found[1], found[2]) if found else ("", "")
+
+
 @dataclass(frozen=True, slots=True)
 class Greeting:
     """What a caller says of itself: see the module.  ``incarnation`` is the number of its process, of 64 bits."""

@@ -91,9 +91,14 @@ def test_a_nodes_files_are_looked_at_before_they_are_used(tmp_path):
         with pytest.raises(InvalidArgument) as refused:
             open_peer_certificates(some, "n1", SystemClock())
         assert refused.value.argument == f"settings.cluster.{name}"
-    for some, node in ((files(tmp_path, "n2"), "n1"), (files(tmp_path, "n1", "test"), "n1")):
-        with pytest.raises(InvalidArgument, match="no certificate of this node"):
+    for some, node, whose in ((files(tmp_path, "n2"), "n1", "'n1' of cluster 'prod': it is that of 'n2' of"),
+                              (files(tmp_path, "n1", "test"), "n1", "'n1' of cluster 'test': it is that of 'n1' of")):
+        with pytest.raises(InvalidArgument, match=f"no certificate of this node, {whose} cluster 'prod'"):
             open_peer_certificates(some, node, SystemClock())
+    strange = files(tmp_path, "n1")
+    strange.cert_file, strange.key_file = tmp_path / "ca.pem", tmp_path / "ca.key"
+    with pytest.raises(InvalidArgument, match="it has no DNS name"):
+        open_peer_certificates(strange, "n1", SystemClock())
     assert dns_names((tmp_path / "ca.pem").read_bytes()) == dns_names(b"nonsense") == []
 
 
