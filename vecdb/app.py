@@ -9,8 +9,9 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from vecdb.core.errors import FormatMismatch, InvalidArgument, StorageError
+from vecdb.core.errors import DataCorrupted, FormatMismatch, InvalidArgument, StorageError
 from vecdb.core.limits import MAX_COLLECTIONS
+from vecdb.core.nodes import check_label
 from vecdb.runtime.clock import SystemClock
 from vecdb.runtime.memory import memory
 from vecdb.runtime.pool import KernelPool
@@ -63,8 +64,7 @@ def open_embedded(path: str | os.PathLike[str], *, threads: int = 0, read_only: 
     lock = DirectoryLock(directory, read_only=read_only)
     try:
         _check_format(directory, may_be_new=not read_only)
-        if not replicated:
-            _check_alone(directory)
+        _check_alone(directory, replicated=replicated)
         if not read_only:
             _mark_format(directory)
         pool = KernelPool(threads)
@@ -113,11 +113,27 @@ def _check_format(directory: Path, *, may_be_new: bool) -> None:
                              path=str(directory))
 
 
-def _check_alone(directory: Path) -> None:
-    """Refuse the directory of a node of a cluster: what was written there would be on that node alone."""
+def _check_alone(directory: Path, *, replicated: bool) -> None:
+    """Refuse the directory of a node of a cluster: what was written there would be on that node alone.
+
+    One that is opened ``replicated`` is to say of which node it is; whether that is the right one, its opener looks.
+    """
     path = directory / CLUSTER_ID
-    if path.exists():
-        cluster, _, node = path.read_text(encoding="ascii", errors="replace").strip()[:140].partition(" ")
+    if not path.exists():
+        return
+    text = path.read_text(encoding="ascii", errors="replace")
+    cluster, _, node = text[:140].removesuffix("\n").partition(" ")
+    try:
+        if not text.endswith("\n"):
+            raise ValueError("its end is missing")
+        check_label(cluster, "cluster")
+        check_label(node, "node")
+    except ValueError as error:
+        raise DataCorrupted(f"{path} is damaged: it names the cluster and the node that the directory is of, in one "
+                            f"line as 'prod n1', and holds {text[:140]!r} ({error}); write that line anew if you are "
+                            "sure of it: a node with another's directory breaks what was promised",
+                            path=str(path)) from None
+    if not replicated:
         raise FormatMismatch(f"{directory} is of node {node!r} of the cluster {cluster!r}: start it with vecdb serve "
                              "and its [cluster] settings, and ask it by its URL", path=str(directory), got=CLUSTER_ID,
                              limit="a directory of its own")

@@ -8,6 +8,7 @@ import pytest
 
 import vecdb
 from tests.replicated_nodes import Together, settings_of, wait_for
+from vecdb.app import open_embedded
 from vecdb.config import Settings
 from vecdb.core.errors import DataCorrupted, FormatMismatch, InvalidArgument
 from vecdb.rpc.peer_certificates import issue
@@ -63,6 +64,22 @@ def test_a_directory_is_of_one_node_of_one_cluster(tmp_path: Path) -> None:
     for read_only in (False, True):
         with pytest.raises(FormatMismatch, match="is of node 'n1' of the cluster 'tests': start it with vecdb serve"):
             vecdb.connect(made.data_dir, read_only=read_only)
+
+
+@pytest.mark.parametrize("left", ["", "te", "tests", "tests ", "tests n", "tests \0\0\n"])
+def test_a_damaged_name_of_the_cluster_is_named_and_says_nothing(tmp_path: Path, left: str) -> None:
+    made = settings_of(tmp_path)[0]
+    open_embedded(made.data_dir, replicated=True).close()
+    named = made.data_dir / "cluster.id"
+    named.write_text("tests n1\n")
+    open_embedded(made.data_dir, replicated=True).close()
+    named.write_text(left)
+    for open_it in (lambda: asyncio.run(start(made)), lambda: vecdb.connect(made.data_dir),
+                    lambda: vecdb.connect(made.data_dir, read_only=True)):
+        with pytest.raises(DataCorrupted, match=r"cluster\.id is damaged: .*'prod n1', and holds") as refused:
+            open_it()
+        assert refused.value.fields["path"] == str(named)
+    assert named.read_text() == left
 
 
 def test_a_node_that_was_alone_does_not_become_one_of_a_cluster_with_its_records(tmp_path: Path) -> None:
