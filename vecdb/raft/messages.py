@@ -34,6 +34,8 @@ MAX_FILES: Final = 100_000
 """Most files of one snapshot."""
 MAX_NAME_BYTES: Final = 512
 MAX_CHUNK_BYTES: Final = 4 << 20
+MAX_TERM: Final = 1 << 62
+"""No group comes to it by elections; who was told a later one could note none behind it."""
 _LARGE_BYTES: Final = 1 << 16
 """From this on a frame is summed part by part, which spares a copy and costs more for each part."""
 
@@ -286,6 +288,8 @@ def decode(data: bytes | memoryview) -> Envelope:
         read = _READERS.get(kind)
         if version != VERSION or read is None:
             raise Malformed(f"version {version}, kind {kind}")
+        if term > MAX_TERM:
+            raise Malformed(f"the term {term}")
         message, end = read(term, memoryview(data), _HEAD.size)
     except (struct.error, UnicodeDecodeError) as error:
         raise Malformed("a message cut short") from error

@@ -10,6 +10,7 @@ from vecdb.core.errors import InvalidArgument
 from vecdb.ports.replicator import SnapshotFile
 from vecdb.raft.membership import Change, Configuration, check_replica, promoted
 from vecdb.raft.messages import (
+    MAX_TERM,
     Append,
     Appended,
     Chunk,
@@ -30,7 +31,7 @@ from vecdb.raft.messages import (
     split_frame,
 )
 
-U64, U32 = st.integers(0, 2**63), st.integers(0, 2**32 - 1)
+U64, U32, TERMS = st.integers(0, 2**63), st.integers(0, 2**32 - 1), st.integers(0, MAX_TERM)
 NODES = st.text("abcö-.", min_size=1, max_size=8)
 
 
@@ -52,12 +53,12 @@ def configurations(draw):
 
 FILES = st.lists(st.builds(SnapshotFile, st.text(min_size=1, max_size=20), U64, U64), max_size=4).map(tuple)
 MESSAGES = st.one_of(
-    appends(), st.builds(Appended, U64, U64, st.booleans(), U64, U64), st.builds(PreVote, U64, U64, U64),
-    st.builds(PreVoted, U64, st.booleans(), U64), st.builds(Vote, U64, U64, U64, st.booleans()),
-    st.builds(Voted, U64, st.booleans()), st.builds(TimeoutNow, U64),
-    st.builds(Offer, U64, U64, U64, U64, U64, configurations(), FILES),
-    st.builds(Fetch, U64, U64, U32, U64, st.integers(0, 1 << 22)),
-    st.builds(Chunk, U64, U64, U32, U64, st.booleans(), st.binary(max_size=60)), st.builds(Gone, U64, U32))
+    appends(), st.builds(Appended, TERMS, U64, st.booleans(), U64, U64), st.builds(PreVote, TERMS, U64, U64),
+    st.builds(PreVoted, TERMS, st.booleans(), U64), st.builds(Vote, TERMS, U64, U64, st.booleans()),
+    st.builds(Voted, TERMS, st.booleans()), st.builds(TimeoutNow, TERMS),
+    st.builds(Offer, TERMS, U64, U64, U64, U64, configurations(), FILES),
+    st.builds(Fetch, TERMS, U64, U32, U64, st.integers(0, 1 << 22)),
+    st.builds(Chunk, TERMS, U64, U32, U64, st.booleans(), st.binary(max_size=60)), st.builds(Gone, TERMS, U32))
 ENVELOPES = st.builds(Envelope, U64, U32, U32, MESSAGES)
 
 
@@ -85,6 +86,13 @@ def test_bytes_that_nobody_sends_are_malformed_and_nothing_else(envelope, random
     except Malformed:
         return
     assert encode(again)
+
+
+@given(st.integers(MAX_TERM + 1, 2**64 - 1))
+def test_a_term_that_no_group_comes_to_is_malformed(term):
+    """Who took it could have none behind it, and would fail at its next election."""
+    with pytest.raises(Malformed):
+        decode(encode(Envelope(1, 1, 1, TimeoutNow(term))))
 
 
 @given(st.binary(max_size=200))
