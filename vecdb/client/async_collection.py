@@ -154,7 +154,11 @@ class AsyncCollection:
                                        check_consistency(consistency))
 
     async def describe(self, *, timeout: float | None = None) -> Description:
-        """Counts, segments, bytes in memory and on disk, and the state of the index."""
+        """Counts, segments, bytes in memory and on disk, and the state of the index.
+
+        Of a collection with replicas it tells what the one that answers has (``details["replica"]``), which may be
+        behind what was written; :meth:`count` is not.
+        """
         return await self._session.run(doing.describe(self._name), check_timeout(timeout))
 
     async def verify(self, *, timeout: float | None = None) -> dict[str, Any]:
