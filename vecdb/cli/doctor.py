@@ -108,14 +108,16 @@ def _directory(out: Output, place: Place, directory: Path, quick: bool, *, asked
             return [Check("database", "fail", f"there is none at {directory}", exit_code=exits.NOT_FOUND)]
         return [Check("database", "ok", f"none yet at {directory}")]
     from vecdb.cli.session import open_database
+    from vecdb.services.aside import kept
 
+    aside = peers.aside(kept(directory))
     try:
         with open_database(place, verify=True) as database:
             names = database.list_collections()
-            return [Check("database", "ok", f"{directory}: {count(len(names))} collections"),
+            return [Check("database", "ok", f"{directory}: {count(len(names))} collections"), *aside,
                     *[_collection(out, name, database, quick) for name in names], *_ring(place, directory)]
     except VecdbError as error:
-        return [_failed("database", error)]
+        return [_failed("database", error), *aside]
 
 
 def _ring(place: Place, directory: Path) -> list[Check]:
@@ -227,7 +229,7 @@ def _answers(url: str, backend: Any, which: str = "") -> list[Check]:
         apart = abs(skew) - spent / 2 > _SKEW_S
         checks.append(Check(f"clocks{which}", "warn", found, "let chrony or ntpd set both: keys and certificates go by "
                             "them") if apart else Check(f"clocks{which}", "ok", found))
-    return checks
+    return checks + peers.aside(told.get("set_aside") or {}, which)
 
 
 def _server_keys(backend: Any) -> list[Check]:

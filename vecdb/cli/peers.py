@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from vecdb.cli import exits
 from vecdb.cli.machine import Check
+from vecdb.cli.output import count, size
 from vecdb.core.errors import InvalidArgument, PermissionDenied, Unauthenticated, Unsupported
 from vecdb.core.nodes import all_loopback, split_address
 
@@ -113,6 +114,16 @@ def _handshake(cluster: "ClusterSettings", node: str, address: str, plain: socke
     if ends - time.time() < SOON_S:
         return Check(f"node {node}", "warn", text, "vecdb cluster certs --renew, where ca.key is")
     return Check(f"node {node}", "ok", text)
+
+
+def aside(found: "dict[str, int]", which: str = "") -> list[Check]:
+    """What a node found damaged and set aside; nothing where there is none."""
+    if not found.get("folders"):
+        return []
+    folders = "one folder" if found["folders"] == 1 else f"{count(found['folders'])} folders"
+    return [Check(f"set aside{which}", "warn", f"{folders} *.damaged-N in the data directory, {size(found['bytes'])}, "
+                  "of logs or replicas that were found damaged; the node began anew without", "rm -r them once vecdb "
+                  "shard verify is well: nothing reads them again")]
 
 
 def shards(database: "Database") -> "list[ShardInfo] | None":

@@ -1,5 +1,6 @@
 """Damaged folders out of the way: kept for those who want to look, never in the way of a new start."""
 
+import os
 import re
 import shutil
 from contextlib import suppress
@@ -10,6 +11,24 @@ from vecdb.core.errors import StorageError
 
 KEPT: Final = 2
 """Damaged folders of one name that are kept, the newest."""
+
+
+_NAME = re.compile(r".+\.damaged-\d+")
+
+
+def kept(directory: Path) -> dict[str, int]:
+    """What lies set aside in a data directory: ``folders``, and the ``bytes`` they take."""
+    folders: list[Path] = []
+    total = 0
+    for place in (directory, directory / "collections"):
+        with suppress(OSError):
+            folders += [one for one in place.iterdir() if _NAME.fullmatch(one.name) and one.is_dir()]
+    for folder in folders:
+        for inner, _, names in os.walk(folder):
+            for name in names:
+                with suppress(OSError):  # the next that is set aside may push it out just now
+                    total += os.lstat(os.path.join(inner, name)).st_size
+    return {"folders": len(folders), "bytes": total}
 
 
 def set_aside(folder: Path) -> Path | None:

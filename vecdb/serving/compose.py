@@ -42,6 +42,7 @@ from vecdb.runtime.pool import available_cores
 from vecdb.runtime.replication import Replication
 from vecdb.runtime.telemetry import Telemetry, TelemetryOptions
 from vecdb.services.alone import LoneShards
+from vecdb.services.aside import kept
 from vecdb.services.keys import KeyRing
 from vecdb.services.local import LocalDatabase
 from vecdb.services.node import LocalNode, NodeLimits
@@ -410,6 +411,7 @@ def _about(settings: Settings, about: dict[str, str], node: LocalNode) -> Callab
 
     def told() -> dict[str, Any]:
         return {**about, "wall_s": clock.wall(), "data_dir": str(settings.data_dir), "pid": os.getpid(),
+                "set_aside": kept(settings.data_dir),
                 "memory": {"held_bytes": node.guard.used(), "limit_bytes": node.guard.limit},
                 "queued_queries": node.batcher.queued_rows, "running_batches": node.batcher.running}
 

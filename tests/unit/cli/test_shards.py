@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+import vecdb
 from vecdb.core.errors import Unavailable, Unsupported
 from vecdb.core.shards import ReplicaDigest, ReplicaInfo, ShardInfo, ShardVerification
 
@@ -211,6 +212,27 @@ def test_doctor_of_a_cluster(cli, docs, backend, cluster) -> None:
     cluster[1] = ShardInfo("docs", 4, None, cluster[1].replicas)
     ran = cli("doctor", "--quick", *URL, "--json")
     assert (ran.code, "nobody leads" in checks(ran)["shards"]["found"]) == (11, True)
+
+
+def test_doctor_tells_of_what_was_set_aside(cli, docs, backend, cluster, tmp_path: Path) -> None:
+    assert "set aside" not in checks(cli("doctor", "--quick", *URL, "--json"))
+    backend.about["set_aside"] = {"folders": 2, "bytes": 3 << 20}
+    ran = cli("doctor", "--quick", *URL, "--json")
+    found = checks(ran)["set aside"]
+    assert (ran.code, found["state"], "2 folders" in found["found"], "3.0 MiB" in found["found"],
+            "shard verify" in found["advice"]) == (0, "warn", True, True, True)
+
+
+def test_doctor_tells_of_what_was_set_aside_in_a_directory(cli, tmp_path: Path) -> None:
+    folder = tmp_path / "n1"
+    with vecdb.connect(folder) as db:
+        db.create_collection("docs", dim=2)
+    for name, length in (("raft.damaged-1", 1_000), ("collections/g00000001.damaged-12/00000001", 24)):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "file").write_bytes(bytes(length))
+    (folder / "cluster.id").write_text("prod n1\n")
+    found = checks(cli("doctor", "--quick", "--data", str(folder), "--json"))
+    assert ("2 folders" in found["set aside"]["found"], "1.0 KiB" in found["set aside"]["found"]) == (True, True)
 
 
 def test_doctor_asks_every_address_by_itself(cli, docs, backend, cluster, opened, monkeypatch) -> None:
