@@ -137,7 +137,7 @@ class Processes:
     def __init__(self, place: Path, **settings: Any) -> None:
         ports = free_ports(len(NAMES))
         nodes = ", ".join(f'{name} = "127.0.0.1:{port}"' for name, port in zip(NAMES, ports, strict=True))
-        times = {"heartbeat_s": 0.05, "election_s_min": 0.5, "election_s_max": 1.0}
+        times = {"heartbeat_s": 0.05, "election_s_min": 0.5, "election_s_max": 1.0, "balance_leaders": False}
         self.nodes = {name: Process(name, place, f"nodes = {{{nodes}}}", times | settings) for name in NAMES}
 
     def __enter__(self) -> Self:
@@ -204,7 +204,7 @@ def settings_of(path: Path, **engine: Any) -> list[Settings]:
         server=ServerSettings(grpc_port=0, http_port=-1, warm_up=False, drain_s=5.0, node_id=name),
         telemetry=TelemetrySettings(recall_samples_per_minute=0.0),
         cluster=ClusterSettings(name="tests", nodes=nodes, heartbeat_s=0.05, election_s_min=0.3,
-                                election_s_max=0.6)) for name in NAMES]
+                                election_s_max=0.6, balance_leaders=False)) for name in NAMES]
 
 
 class Together:

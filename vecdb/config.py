@@ -182,7 +182,7 @@ class ClusterSettings(_Section):
     listeners is believed.  ``replication_factor``: replicas of a collection, at most one a node.  ``heartbeat_s`` of a
     leader; without any for ``election_s_min`` to ``election_s_max`` others elect another.  ``log_bytes``: a log above
     it is cut, whoever still lacks what is cut off: he gets a snapshot.  ``snapshot_bytes_s``: what he takes of one in a
-    second.
+    second.  ``balance_leaders``: a node that leads two shards more than another, or still more, hands one over to it.
     """
 
     name: Annotated[str, AfterValidator(lambda said: said and check_label(said, "cluster"))] = ""
@@ -198,6 +198,7 @@ class ClusterSettings(_Section):
     election_s_max: Seconds = Field(default=2.0, gt=0, le=600)
     log_bytes: Bytes = Field(default=256 << 20, ge=1 << 20)
     snapshot_bytes_s: Bytes = Field(default=100 << 20, ge=1 << 20)
+    balance_leaders: bool = True
 
     @property
     def files(self) -> tuple[Path | None, ...]:

@@ -58,6 +58,7 @@ class Cluster:
                 "VECDB_CLUSTER__CERT_FILE": str(certificates / f"{name}.pem"),
                 "VECDB_CLUSTER__KEY_FILE": str(certificates / f"{name}.key"),
                 "VECDB_CLUSTER__CA_FILE": str(certificates / "ca.pem"),
+                "VECDB_CLUSTER__BALANCE_LEADERS": "false",  # who leads is what is measured
                 "VECDB_TELEMETRY__RECALL_SAMPLES_PER_MINUTE": "0"})  # fmt: skip
 
     def ready(self, name: str) -> None:

@@ -180,7 +180,7 @@ class Cluster:
                     "VECDB_ENGINE__THREADS": "1"}
         if nodes > 1:
             settings |= {"VECDB_CLUSTER__NAME": NAME, "VECDB_CLUSTER__INSECURE": str(not secured).lower(),
-                         "VECDB_CLUSTER__LOG_BYTES": log_bytes}
+                         "VECDB_CLUSTER__LOG_BYTES": log_bytes, "VECDB_CLUSTER__BALANCE_LEADERS": "false"}
         if secured:
             issue(place / "certificates", NAME, names)
         self.members = [Member(name, place, network, settings | (_certificates(place, name) if secured else {}),

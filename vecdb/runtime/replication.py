@@ -58,8 +58,8 @@ class Replication:
         yield from self._snapshots(figures.snapshots)
         yield gauges("vecdb_peer_waiting_bytes", "Frames that wait to be sent", (), {(): float(figures.waiting_bytes)})
         for name, text, label, values in (
-                ("vecdb_raft_events", "What replicas told of: elections won (raft_leader), damage, snapshots", "event",
-                 figures.events),
+                ("vecdb_raft_events", "What replicas told of: elections won (raft_leader), leaderships given to a node "
+                 "that led fewer (leader_balanced), damage, snapshots", "event", figures.events),
                 ("vecdb_raft_messages_dropped", "Messages that were not for a replica here or made no sense", "reason",
                  figures.dropped),
                 ("vecdb_peer_frames", "Frames between nodes, by what became of them", "kind", figures.frames),

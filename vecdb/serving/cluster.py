@@ -10,8 +10,8 @@ node of which cluster the data directory is of, and the engine is opened by nobo
 it is not ready, and once the disk takes writes again asks to be started anew, which is what opens a log again.
 
 **Stopping.**  Leaderships are handed over first, so that no group waits for an election; calls that run meanwhile find
-the new leaders.  Then the faces drain, then nodes are answered no more, replicas are let go of, and stores are closed,
-which makes durable what was applied: the next start replays little.
+the new leaders.  Then the faces drain, what came back meanwhile is handed over again, nodes are answered no more,
+replicas are let go of, and stores are closed, which makes durable what was applied: the next start replays little.
 """
 
 import asyncio
@@ -59,6 +59,7 @@ from vecdb.runtime.clock import SystemClock
 from vecdb.runtime.replication import CONTROL, Figures
 from vecdb.segment.files import sync_directory
 from vecdb.services.aside import set_aside
+from vecdb.services.balance import Balancer, BalanceSettings
 from vecdb.services.control import Control
 from vecdb.services.founding import NUMBERS
 from vecdb.services.hosting import Hosting
@@ -78,6 +79,9 @@ as it rewrites that one, every time.
 CONTROL_STATE: Final = "control"
 CHECKPOINT_BYTES: Final = 64 << 20
 """Of a log, from one checkpoint of its state to the next."""
+BALANCE = BalanceSettings()
+HEARTBEATS: Final = 3
+"""Without which a follower is not one to hand a leadership to, where that is longer than it is for others."""
 GRACE_S: Final = 1.0
 """For calls of other nodes to end when this one stops."""
 FIGURES_S: Final = 2.0
@@ -110,7 +114,7 @@ class _Events:
     """What replicas tell, counted and passed on."""
 
     def __init__(self, tell: Tell) -> None:
-        self.counts: Counter[str] = Counter({"raft_leader": 0})
+        self.counts: Counter[str] = Counter({"raft_leader": 0, "leader_balanced": 0})
         self._tell = tell
 
     def __call__(self, level: str, event: str, **fields: Any) -> None:
@@ -153,6 +157,12 @@ class Member:
         self.shards = ClusterShards(cluster, self.node, self.own, self.control, engine, self.peers, clock)
         self.server: PeerServer | None = None
         self._edges: list[Edge] = []
+        self._kept: set[tuple[Replicator, int]] = set()
+        """Leaderships that nobody took, and their terms."""
+        heard_s = max(BALANCE.heard_s, HEARTBEATS * options.heartbeat_s)
+        self._balancer = Balancer(me, self.own, lambda: self.control.state, self.peers.replicas, clock, SystemRandom(),
+                                  well=lambda: not self.reasons(), settings=replace(BALANCE, heard_s=heard_s),
+                                  tell=self._events)
 
     @property
     def running(self) -> int:
@@ -175,6 +185,8 @@ class Member:
         stack.push_async_callback(self._let_go)
         bound = await self.server.start()
         self.hosting.start()
+        if cluster.balance_leaders:
+            self._balancer.start()
         return bound
 
     def _make_edges(self, guards: Guards, workers: Executor, about: About) -> list[Edge]:
@@ -188,6 +200,7 @@ class Member:
     async def _let_go(self) -> None:
         """In the order in which one needs the other."""
         assert self.server is not None
+        await self.hand_over()  # others may have taken a node that drained for one that leads too little
         await self.server.stop(GRACE_S)
         await self.hosting.stop()
 
@@ -238,16 +251,20 @@ class Member:
         return "the control group is not open yet"
 
     async def hand_over(self) -> None:
-        """Give every leadership to another replica, as far as there is one that can take it."""
+        """Give every leadership to another replica, as far as there is one that can take it; nobody is asked twice."""
+        await self._balancer.stop()
         settings = self.driver.host.settings
         until = self._loop.time() + 2 * settings.election_s_max
 
-        async def give(replicator: Replicator) -> None:
-            with suppress(VecdbError):
+        async def give(replicator: Replicator, term: int) -> None:
+            try:
                 await replicator.transfer(None, until)
+            except VecdbError:
+                self._kept.add((replicator, term))
 
-        leading = [one for one in self._replicators() if one.status().role == "leader" and len(one.status().voters) > 1]
-        await asyncio.gather(*map(give, leading))
+        found = [(one, one.status()) for one in self._replicators()]
+        leading = [(one, status.term) for one, status in found if status.role == "leader" and len(status.voters) > 1]
+        await asyncio.gather(*(give(*one) for one in leading if one not in self._kept))
 
     def _replicators(self) -> list[Replicator]:
         found = [] if self.control.replicator is None else [self.control.replicator]
