@@ -44,6 +44,7 @@ from vecdb.ports.tell import Tell, tell_nobody
 from vecdb.rpc.frames_codec import MAX_FRAME_BYTES, PIECE_BYTES, join
 from vecdb.rpc.frames_server import ACCEPTED_KEY, BULK, MESSAGES, STREAM_KEY, FrameService, Received
 from vecdb.rpc.peer_channels import PeerChannels
+from vecdb.rpc.reasons import short
 from vecdb.rpc.seldom import Seldom
 
 WINDOW_BYTES: Final = 32 << 20
@@ -104,6 +105,11 @@ class GrpcFrames:
         stream = self._streams.get((node, MESSAGES))
         return stream is not None and stream.up
 
+    def away(self) -> dict[str, str]:
+        """Nodes that messages do not get through to, and why the last attempt failed, in few words."""
+        return {node: short(stream.why) for (node, lane), stream in sorted(self._streams.items())
+                if lane == MESSAGES and stream.why and not stream.up}
+
     async def close(self) -> None:
         """End all streams; what waits is dropped.  The channels stay open."""
         self._closed = True
@@ -135,6 +141,8 @@ class _Stream:
         self.waiting = 0
         """Bytes queued and under way."""
         self.up = False
+        self.why = ""
+        """Of the last attempt that failed."""
         self._hurry = asyncio.Event()
         self._attempt: Any = None
         self._loop = asyncio.get_running_loop()
@@ -191,6 +199,7 @@ class _Stream:
                 self._trim(0)
             patient = not patient if not self._lived else False
             if why:
+                self.why = why
                 told = self._frames.seldom("warning", "peer_away", self._lane.lower(), self._node, why=why) or told
             try:
                 await asyncio.wait_for(self._hurry.wait(), pause * random.uniform(0.5, 1.0))

@@ -32,6 +32,7 @@ from vecdb.ports.replicator import Committed, ReplicaStatus
 from vecdb.rpc.door import Guards
 from vecdb.rpc.methods import Context, Method
 from vecdb.rpc.peer import PEER_PREFIX, peer_guards
+from vecdb.rpc.reasons import short
 from vecdb.shard.marks import MarkResult
 from vecdb.wire import convert, status
 
@@ -301,7 +302,7 @@ def failure(error: grpc.aio.AioRpcError, node: str, write: bool) -> VecdbError:
     if unsent or not write:
         if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
             return DeadlineExceeded(f"the deadline passed before node {node} answered", node=node)
-        return Unavailable(f"node {node} cannot be reached: {text[:300]}", node=node)
+        return Unavailable(f"node {node} cannot be reached: {short(text)}", node=node)
     return OutcomeUnknown(f"node {node} did not say what became of it: {text[:300]}", node=node)
 
 

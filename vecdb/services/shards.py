@@ -1,7 +1,7 @@
 """The shards of a cluster: who holds what, whether all hold the same, leadership handed over."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from vecdb.cluster.control import ShardEntry
@@ -24,8 +24,22 @@ LOOK_S: Final = 0.05
 MARK_S: Final = 10.0
 """For a replica to come to a mark; who does not is behind."""
 
-Statuses = dict[str, dict[int, ReplicaStatus]]
-"""By node; nodes that did not answer are left out."""
+WHY_CHARACTERS: Final = 200
+
+
+class Statuses(dict[str, dict[int, ReplicaStatus]]):
+    """By node; nodes that did not answer are left out.  ``away``: why those did not, as far as that is known."""
+
+    def __init__(self, found: Mapping[str, dict[int, ReplicaStatus]] | None = None,
+                 away: Mapping[str, str] | None = None) -> None:
+        super().__init__(found or {})
+        self.away = dict(away or {})
+
+    def lacks(self, node: str, what: str = "such replica") -> str:
+        """Why nothing is known of a node's replica."""
+        if node in self:
+            return f"it has no {what}"
+        return f"it does not answer ({self.away[node]})" if self.away.get(node) else "it does not answer"
 
 
 class ClusterShards:
@@ -62,16 +76,20 @@ class ClusterShards:
                 *(_info(one, entries[one].group, entries[one].nodes, statuses) for one in sorted(entries))]
 
     async def _statuses(self, nodes: Iterable[str], groups: Sequence[int], call: Call) -> Statuses:
-        async def ask(node: str) -> dict[int, ReplicaStatus] | None:
+        found, away = dict[str, dict[int, ReplicaStatus]](), dict[str, str]()
+
+        async def ask(node: str) -> None:
             try:
                 async with asyncio.timeout(ANSWER_S):
-                    return await self._replicas(node).status(groups, self._brief(call, ANSWER_S))
-            except (VecdbError, TimeoutError):
-                return None
+                    found[node] = await self._replicas(node).status(groups, self._brief(call, ANSWER_S))
+            except VecdbError as error:
+                away[node] = error.message.removeprefix(f"node {node} cannot be reached: ")[:WHY_CHARACTERS]
+            except TimeoutError:
+                pass
 
         asked = list(nodes)
-        answers = await asyncio.gather(*map(ask, asked))
-        return {node: answer for node, answer in zip(asked, answers, strict=True) if answer is not None}
+        await asyncio.gather(*map(ask, asked))
+        return Statuses({node: found[node] for node in asked if node in found}, away)
 
     # --- whether they hold the same ---------------------------------------------------------------
 
@@ -99,8 +117,7 @@ class ClusterShards:
         status = statuses.get(node, {}).get(entry.group)
         if status is None:
             placed = next((one for one in entry.replicas if one.rpartition("/")[0] == node), node)
-            return ReplicaDigest(placed, UNREACHABLE, error="it does not answer" if node not in statuses else
-                                 "it has no replica")
+            return ReplicaDigest(placed, UNREACHABLE, error=statuses.lacks(node, "replica"))
         try:
             mark = await self._replicas(node).mark(entry.group, log_index, self._brief(call, MARK_S))
         except DeadlineExceeded:
@@ -180,16 +197,12 @@ def _info(name: str, group: int, nodes: Iterable[str], statuses: Statuses) -> Sh
     told = {info.name for info in infos}
     lost = [one for one in (*voters, *learners) if one not in told]
     infos += [ReplicaInfo(one, one.rpartition("/")[0], UNREACHABLE, "learner" if one in learners else "",
-                          error=_why(one.rpartition("/")[0], statuses)) for one in lost]
+                          error=statuses.lacks(one.rpartition("/")[0])) for one in lost]
     named = {info.node for info in infos}
-    infos += [ReplicaInfo(node, node, UNREACHABLE, member=False, error=_why(node, statuses)) for node in nodes
+    infos += [ReplicaInfo(node, node, UNREACHABLE, member=False, error=statuses.lacks(node)) for node in nodes
               if node not in named]
     return ShardInfo(name, group, None if leading is None else leading.me,
                      tuple(sorted(infos, key=lambda one: one.name)))
-
-
-def _why(node: str, statuses: Statuses) -> str:
-    return "it has no such replica" if node in statuses else "it does not answer"
 
 
 def _replica(node: str, status: ReplicaStatus, leading: ReplicaStatus | None, voters: Iterable[str],

@@ -256,7 +256,11 @@ async def _join(settings: Settings, database: LocalDatabase, engine: LocalNode, 
 
 
 def _reasons(member: "Member | None") -> list[str]:
-    return [] if member is None else member.reasons()
+    """Why a member does not serve, and, if it does not, which nodes it does not reach."""
+    reasons = [] if member is None else member.reasons()
+    if member is None or not reasons:
+        return reasons
+    return reasons + [f"node {node} is not reached: {why}" for node, why in member.frames.away().items()]
 
 
 def _telemetry(settings: Settings, database: LocalDatabase, about: dict[str, str], pages: Path | None,

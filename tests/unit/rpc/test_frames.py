@@ -218,6 +218,7 @@ def test_streams_heal_when_the_other_node_comes_back(tls):
         for life in range(3):
             two = await Transport("n2", addresses, tls("n2")).start(addresses.get("n2", "127.0.0.1:0"))
             await heard(one, two, b"hello %d" % life)
+            assert one.frames.away() == {}
             two.frames.send("n1", b"and you %d" % life)
             await until(lambda life=life: ("n2", b"and you %d" % life) in one.got)
             await two.stop()

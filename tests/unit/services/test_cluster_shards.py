@@ -43,6 +43,7 @@ def test_a_node_that_does_not_answer_is_unreachable_and_no_error() -> None:
         assert (docs.leader, docs.healthy) == (None, False)
         assert [(one.name, one.state, one.lag) for one in docs.replicas] == [
             ("n1/7", "unreachable", -1), ("n2/7", "ok", -1), ("n3/7", "ok", -1)]
+        assert docs.replicas[0].error == "it does not answer (n1 is down)"
         cluster.down = set()
         with pytest.raises(CollectionNotFound):
             await cluster.shards["n2"].list("none", soon())
