@@ -176,9 +176,11 @@ def _server(out: Output, place: Place, quick: bool) -> list[Check]:
             if shards is not None:
                 checks.append(peers.well(shards))
             several = {one.collection for one in shards or () if len(one.replicas) > 1}
+            # Where nobody leads no place in the log can be marked to compare replicas at.
+            waiting = {one.collection for one in shards or () if one.leader is None}
             names = database.list_collections()
             return [*checks, Check("database", "ok", f"{place.url}: {count(len(names))} collections"),
-                    *[_collection(out, name, database, quick, several) for name in names]]
+                    *[_collection(out, name, database, quick or name in waiting, several) for name in names]]
     except VecdbError as error:
         return [_failed("server", error, _ADVICE.get(type(error).__name__, ""))]
 

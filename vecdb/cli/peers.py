@@ -11,6 +11,7 @@ from vecdb.cli.machine import Check
 from vecdb.cli.output import count, size
 from vecdb.core.errors import InvalidArgument, PermissionDenied, Unauthenticated, Unsupported
 from vecdb.core.nodes import all_loopback, split_address
+from vecdb.core.shards import UNREACHABLE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -142,13 +143,26 @@ def well(found: "list[ShardInfo]") -> Check:
     replicas = sum(len(one.replicas) for one in found)
     text = f"{len(found)} shards with {replicas} replicas" + (f"; {'; '.join(amiss[:8])}" if amiss else "")
     if any(one.leader is None for one in found):
-        return Check("shards", "fail", text, "a shard is written once most of its replicas are there: start their "
-                     "nodes (vecdb shard status)", exits.UNREACHABLE)
+        return Check("shards", "fail", f"{text}; {_answering(found)}", "a shard is written once most of its replicas "
+                     "are there: start the nodes that do not answer, each on the data directory it had (an empty one "
+                     "has no vote); if those of a majority are gone for good, README, \"When a majority is lost\"",
+                     exits.UNREACHABLE)
     if any(replica.state == "halted" for one in found for replica in one.replicas):
         return Check("shards", "fail", text, "vecdb shard status says why a replica has halted; a restart of its node "
                      "lets it begin anew", exits.STORAGE)
     return Check("shards", "warn", text, "vecdb shard status shows how far the others are") if amiss \
         else Check("shards", "ok", text)
+
+
+def _answering(found: "list[ShardInfo]") -> str:
+    """Which nodes do, and which of them have a disk that the control group, or another shard, does not know."""
+    replicas = [replica for one in found for replica in one.replicas]
+    there = {one.node for one in replicas if one.state != UNREACHABLE}
+    away = sorted({one.node for one in replicas} - there)
+    empty = sorted({one.node for one in replicas if one.state != UNREACHABLE and not one.member})
+    return "; ".join([f"{', '.join(sorted(there)) or 'no node'} answer{'s' if len(there) < 2 else ''}",
+                      *([f"{', '.join(away)} {'do' if len(away) > 1 else 'does'} not"] if away else []),
+                      *(f"{node} began with an empty disk, or has lost its logs" for node in empty)])
 
 
 def compared(name: str, database: "Database", text: str) -> Check:

@@ -212,6 +212,16 @@ def test_doctor_of_a_cluster(cli, docs, backend, cluster) -> None:
     cluster[1] = ShardInfo("docs", 4, None, cluster[1].replicas)
     ran = cli("doctor", "--quick", *URL, "--json")
     assert (ran.code, "nobody leads" in checks(ran)["shards"]["found"]) == (11, True)
+    cluster[0] = ShardInfo("", 0, None, (replica("n1", 0), replica("n2", 7, "joining", member=False),
+                                         replica("n2", 0, "unreachable"), replica("n3", 0, "unreachable")))
+    cluster[1] = ShardInfo("docs", 4, None, (replica("n1", 4), replica("n2", 4, "unreachable"),
+                                             replica("n3", 4, "unreachable")))
+    backend.verified = {}
+    ran = cli("doctor", *URL, "--json")
+    told = checks(ran)["shards"]
+    assert ran.code == 11, "and nobody compares the replicas of what nobody leads"
+    assert "n1, n2 answer; n3 does not; n2 began with an empty disk" in told["found"]
+    assert "When a majority is lost" in told["advice"]
 
 
 def test_doctor_tells_of_what_was_set_aside(cli, docs, backend, cluster, tmp_path: Path) -> None:
