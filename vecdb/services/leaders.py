@@ -53,7 +53,7 @@ class Known(Protocol):
 class Task:
     """What a leader is asked for: ``once``: it must not be done twice.  ``reads``: whether it was done is no question.
 
-    ``still``: raises where the group is no more.
+    ``still``: raises where the group is no more.  ``name``: of the collection, for those who read errors.
     """
 
     group: int
@@ -62,6 +62,10 @@ class Task:
     once: bool = False
     reads: bool = False
     still: Callable[[], None] = lambda: None
+    name: str = ""
+
+    def __str__(self) -> str:
+        return repr(self.name) if self.name else f"group {self.group}" if self.group else "the control group"
 
 
 class Leaders:
@@ -196,5 +200,5 @@ def _late(task: Task, unsure: VecdbError | None, last: VecdbError | None) -> Vec
         return OutcomeUnknown(f"the deadline came before the end was known: {unsure.message}", **unsure.fields)
     why = "nobody was asked" if last is None else last.message
     fields = {} if last is None else last.fields
-    return Unavailable(f"no leader of group {task.group} answered in time: {why}",
+    return Unavailable(f"no leader of {task} answered in time: {why}",
                        **{"retry_after_s": 0.2, **fields})

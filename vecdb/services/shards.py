@@ -103,7 +103,7 @@ class ClusterShards:
             return await self._replicas(node).propose(entry.group, command, self._brief(call, MARK_S))
 
         done = await self._node.leaders.ask(Task(entry.group, members, call, reads=True,
-                                                 still=lambda: self._node.still(entry)), propose)
+                                                 still=lambda: self._node.still(entry), name=name), propose)
         told = await asyncio.gather(*(self._digest(node, entry, done.log_index, call, deep) for node in members))
         found = [one for one in told if one is not None]
         held = {(one.digest, one.records) for one in found if one.digest}
@@ -160,7 +160,7 @@ class ClusterShards:
         async def ask(node: str) -> None:
             await self._replicas(node).transfer(group, target, mine)
 
-        await self._node.leaders.ask(Task(group, nodes, mine, reads=True), ask)
+        await self._node.leaders.ask(Task(group, nodes, mine, reads=True, name=name), ask)
         await self._led_again(group, nodes, name, call)
 
     async def _led_again(self, group: int, nodes: Iterable[str], name: str, call: Call) -> None:

@@ -128,6 +128,17 @@ def test_a_handover_returns_when_somebody_leads() -> None:
     run(test)
 
 
+def test_the_collection_of_which_no_leader_answers_is_named() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        cluster.shard("docs").leader = cluster.control.leader = None
+        with pytest.raises(Unavailable, match="no leader of 'docs' answered in time"):
+            await cluster.shards["n2"].verify("docs", soon(0.3))
+        with pytest.raises(Unavailable, match="no leader of the control group answered in time"):
+            await cluster.shards["n2"].transfer("", None, soon(0.3))
+
+    run(test)
+
+
 def test_who_is_alone_hands_nothing_over() -> None:
     async def test(cluster: FakeCluster) -> None:
         with pytest.raises(Unsupported, match="n3 holds the only replica"):
