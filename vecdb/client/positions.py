@@ -6,6 +6,8 @@ to wait for, and a node that is alone says no shard at all, so there a read is a
 
 Of a collection that was **dropped** a place is remembered that its log never comes to.  So a replica that has not heard
 of it yet does not answer from what it still holds; numbers of shards grow, and the last one's says it of all before.
+Reads of the strongest consistency name their shards too, without places: a leader knows how far its own log is, and not
+that another shard has the name by now.
 
 Collections that were not written for longest are forgotten beyond :data:`MOST_COLLECTIONS`; from then on a session
 read of a collection that is not remembered asks for the strongest consistency instead, which finds the more.
@@ -109,6 +111,9 @@ class Positions:
                 wanted = Consistency.LINEARIZABLE
         elif wanted is Consistency.EVENTUAL:
             return call
+        else:  # where a log is now its leader says, but not that the shard is the one that has the name by now
+            known = self._known.get(name, ())
+            session = tuple((shard, GONE if log_index == GONE else 0) for shard, log_index in known)
         if call is None:
             return Call(consistency=wanted, session=session)
         return replace(call, consistency=wanted, session=session)

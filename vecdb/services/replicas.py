@@ -25,6 +25,7 @@ from vecdb.ports.node import Node, Progress
 from vecdb.ports.replicator import Committed, ReplicaStatus, Replicator
 from vecdb.services.admission import MemoryGuard
 from vecdb.services.maintenance import HOLD_S, LOOK_AGAIN_S
+from vecdb.services.unreachable import GONE
 from vecdb.shard.marks import MarkResult
 
 T = TypeVar("T")
@@ -224,7 +225,7 @@ class OwnReplicas:
         entry = self._control.state.collections.get(name)
         if entry is None:
             raise Unavailable(f"this node knows of no collection {name!r} yet", collection=name)
-        if any(shard > entry.group for shard, _ in call.session):
+        if any(shard > entry.group or (shard == entry.group and place >= GONE) for shard, place in call.session):
             raise Unavailable(f"this node knows of an earlier collection {name!r} alone", collection=name)
         return entry
 

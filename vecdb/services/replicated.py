@@ -72,7 +72,7 @@ from vecdb.services.leaders import LONGEST_S, PAUSE_S, Leaders, Task
 from vecdb.services.node import BYTES_PER_RECORD
 from vecdb.services.passing import copy_of, of_shard
 from vecdb.services.replicas import CONTROL, Controlled, Engine, OwnReplicas
-from vecdb.services.unreachable import refuse_unreachable
+from vecdb.services.unreachable import GONE, refuse_unreachable
 from vecdb.shard.codec import encode
 
 T = TypeVar("T")
@@ -140,9 +140,10 @@ class ReplicatedNode:
         """The collection, as this node knows it, or as the control group does; ``CollectionNotFound``."""
         state = self._control.state
         found = state.collections.get(name)
-        if found is not None and not any(shard >= state.next_group for shard, _ in call.session):
+        if found is not None and not any(shard >= state.next_group or (shard == found.group and place >= GONE)
+                                         for shard, place in call.session):
             return found
-        # What is asked for, or what the session has written to, may be newer than what this node has heard.
+        # What is asked for, or what the session has written to or dropped, may be newer than what this node has heard.
         try:
             await self.learn(self._brief(call, LEARN_S))
         except (Unavailable, DeadlineExceeded, TimeoutError) as error:

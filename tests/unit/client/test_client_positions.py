@@ -72,7 +72,11 @@ def test_reads_ask_for_no_more_than_they_need() -> None:
     assert memory.call("docs", call, Consistency.EVENTUAL) is call
     strongest = memory.call("docs", None, Consistency.LINEARIZABLE)
     assert strongest is not None
-    assert (strongest.consistency, strongest.session) == (Consistency.LINEARIZABLE, ())
+    assert (strongest.consistency, strongest.session) == (Consistency.LINEARIZABLE, ((3, 0),)), "which shard is meant"
+    memory.dropped("docs", memory.of("docs"))
+    strongest = memory.call("docs", None, Consistency.LINEARIZABLE)
+    assert strongest is not None
+    assert strongest.session == ((3, GONE),)
     eventual = Positions(Consistency.EVENTUAL)
     wrote(eventual, "docs", 3, 7)
     assert eventual.call("docs", None, None) is None

@@ -214,6 +214,37 @@ def test_a_session_that_dropped_a_collection_is_not_answered_from_it(again: bool
     run(test, placed=("n2", "n3"), leader="n2")
 
 
+@pytest.mark.parametrize("entry", ["n1", "n2", "n3"])
+@pytest.mark.parametrize("again", ["", "made", "written"])
+def test_who_dropped_a_collection_asks_for_the_strongest_and_is_not_answered_from_it(again: str, entry: str) -> None:
+    """Most of its replicas have not heard of it, so that one of them leads what is no more."""
+    async def test(cluster: FakeCluster) -> None:
+        known = Positions()
+        for _ in range(3):
+            known.saw("docs", await cluster.nodes["n1"].upsert("docs", batch(), soon()))
+        with cluster.behind("n2", "n3", name=None):
+            await cluster.nodes["n1"].drop_collection("docs", soon())
+            known.dropped("docs", known.of("docs"))
+            cluster.groups[1].leader = "n3"
+            if again:
+                await cluster.nodes["n1"].create_collection(SCHEMA, soon())
+                cluster.shard("docs", "n1").leader = "n1"
+            if again == "written":
+                known.saw("docs", await cluster.nodes["n1"].upsert("docs", batch(), soon()))
+            call = known.call("docs", soon(), Consistency.LINEARIZABLE)
+            assert call is not None
+            reading = asyncio.create_task(cluster.nodes[entry].count("docs", None, call))
+            await asyncio.sleep(0.5)
+            assert reading.done() == (entry == "n1")
+        if again:
+            assert await reading == (again == "written")
+        else:
+            with pytest.raises(CollectionNotFound):
+                await reading
+
+    run(test)
+
+
 def test_a_session_that_wrote_to_what_a_node_cannot_learn_of_is_not_answered_from_what_it_knows() -> None:
     async def test(cluster: FakeCluster) -> None:
         with cluster.behind("n2", name=None):
