@@ -23,8 +23,12 @@ T = TypeVar("T")
 _HALTING: Final = (StorageError, DataCorrupted, OSError, MemoryError)
 
 
-def apply_all(machine: StateMachine, commands: list[tuple[int, int, bytes]]) -> list[object]:
-    """Outcomes of the commands; an error of one that is not the machine's own trouble is its outcome."""
+def apply_all(machine: StateMachine, commands: list[tuple[int, int, bytes]],
+              mistakes: list[tuple[int, Exception]]) -> list[object]:
+    """Outcomes of the commands; an error of one that is not the machine's own trouble is its outcome.
+
+    ``mistakes`` are added: places and errors that no machine should raise.
+    """
     outcomes: list[object] = []
     for log_index, term, command in commands:
         try:
@@ -34,6 +38,7 @@ def apply_all(machine: StateMachine, commands: list[tuple[int, int, bytes]]) -> 
         except VecdbError as error:
             outcomes.append(error)
         except Exception as error:
+            mistakes.append((log_index, error))
             outcomes.append(VecdbError(f"the command could not be applied: {type(error).__name__}",
                                        log_index=log_index))
     return outcomes
@@ -194,13 +199,18 @@ class Replica:
             commands = [(entry.index, entry.term, entry.command[1:]) for entry in entries
                         if entry.command[:1] == COMMAND]
             if not commands:
-                self._applied(entries, [])
+                self._applied(entries, [], [])
                 continue
             self._busy = True
-            self._run("apply", partial(apply_all, self.machine, commands), partial(self._applied, entries))
+            mistakes: list[tuple[int, Exception]] = []
+            self._run("apply", partial(apply_all, self.machine, commands, mistakes),
+                      partial(self._applied, entries, mistakes))
 
-    def _applied(self, entries: Any, outcomes: list[object]) -> None:
+    def _applied(self, entries: Any, mistakes: list[tuple[int, Exception]], outcomes: list[object]) -> None:
         self._busy = False
+        for log_index, error in mistakes:  # of the command all replicas make the same; of something here this one alone
+            self.tell("error", "raft_command_failed", group=self.group, index=log_index,
+                      error=f"{type(error).__name__}: {error}")
         each = iter(outcomes)
         self.core.applied_to(entries, [next(each) if entry.command[:1] == COMMAND else None for entry in entries])
         self._wake()

@@ -82,6 +82,36 @@ def test_a_command_is_answered_with_what_it_did_everywhere(tmp_path, quick):
     run(tmp_path, quick, story)
 
 
+def test_a_command_that_raises_what_nobody_foresaw_is_told_of_where_it_did(tmp_path, quick):
+    """It hinders no other command; where it is one replica's alone nothing else would say that it differs now."""
+    async def story(machines):
+        leader = await machines.leader()
+        one = next(node for node in NODES if node != leader)
+        told = {node: [] for node in NODES}
+        for node, driver in machines.drivers.items():
+            driver.host.tell = lambda level, event, node=node, **fields: told[node].append((level, event, fields))
+        real = machines.machines[one].apply
+
+        def apply(log_index, term, command):
+            if log_index == index + 1:
+                raise RuntimeError("of this node alone")
+            return real(log_index, term, command)
+
+        index = (await machines.groups[leader].propose(command(WRITE, 1, 1, 5, 42), None)).log_index
+        machines.machines[one].apply = apply
+        assert (await machines.groups[leader].propose(command(WRITE, 1, 2, 6, 43), None)).log_index == index + 1
+        await machines.groups[leader].propose(command(WRITE, 1, 3, 7, 44), None)
+        for group in machines.groups.values():
+            await group.wait_applied(index + 2, None)
+        failed = {node: [(level, fields["index"], fields["error"]) for level, event, fields in events
+                         if event == "raft_command_failed"] for node, events in told.items()}
+        assert failed == {node: [] for node in NODES if node != one} | {
+            one: [("error", index + 1, "RuntimeError: of this node alone")]}
+        assert machines.machines[one].state.values == {5: 42, 7: 44}
+
+    run(tmp_path, quick, story)
+
+
 def test_followers_refuse_with_a_hint_and_deadlines_hold(tmp_path, quick):
     async def story(machines):
         leader = await machines.leader()
