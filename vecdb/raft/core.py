@@ -110,8 +110,8 @@ class RaftCore(Leading):
             self.handed_over = False
             if self.me in self.configuration.voters:
                 self._ask(real=False, forced=False)
-            elif self.leader is not None:
-                self.know_leader(None)
+            else:
+                self._ask_after_itself()
 
     def synced(self) -> None:
         """Something of this log has reached stable storage."""
@@ -165,10 +165,20 @@ class RaftCore(Leading):
         return self.role == LEADER or (
             self.leader is not None and self.clock() - self.leader_seen < self.settings.election_s_min)
 
+    def _ask_after_itself(self) -> None:
+        """A learner that no leader speaks to asks the voters, who say if it is none: the change that made it one may
+        have been lost with its leader.
+        """
+        if self.leader is not None:
+            self.know_leader(None)
+        if self.me in self.configuration.everybody:
+            for voter in self.configuration.voters:
+                self.around.send(voter, PreVote(self.term + 1, self.log.last, self.log.last_term))
+
     def _removed_at(self, replica: str) -> int:
-        """The committed configuration that does not have the replica any more; 0 if there is none."""
-        index, configuration = next(pair for pair in reversed(self.configurations) if pair[0] <= self.commit)
-        return index if configuration.voters and replica not in configuration.everybody \
+        """Up to where it is committed that the replica is no member, not any more or not yet; 0 where it is one."""
+        configuration = next(pair for pair in reversed(self.configurations) if pair[0] <= self.commit)[1]
+        return self.commit if configuration.voters and replica not in configuration.everybody \
             and replica not in self.configuration.everybody else 0
 
     def _on_pre_vote(self, sender: str, message: PreVote) -> None:

@@ -123,13 +123,13 @@ class Judge:
         self._successors[successor] = True
 
     def _unborn(self, replica: str, group: int) -> bool:
-        """Whether it took a damaged one's place, and crashed before that was on its disk."""
+        """Whether it joined or took a damaged one's place, and crashed before that was on its disk."""
         row = self.cluster.nodes[node_of(replica)].store.durable(meta_key(group))
         try:
             known = row is not None and Meta.from_bytes(row).number == number_of(replica)
         except ValueError:
             known = False
-        return replica in self._successors and not known
+        return (replica in self._successors or replica in self.cluster.joined) and not known
 
     def _seen(self, node: str, group: int, position: Position, digest: int) -> None:
         first, who = self._digests.setdefault((group, position.log_index), (digest, node))

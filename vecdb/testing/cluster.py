@@ -15,7 +15,7 @@ from vecdb.core.errors import StorageError, Unavailable
 from vecdb.ports.replicator import Position
 from vecdb.raft.host import Host
 from vecdb.raft.log import Batch, LogStore, entry_key, meta_key
-from vecdb.raft.membership import replica_id
+from vecdb.raft.membership import node_of, replica_id
 from vecdb.raft.replica import Replica
 from vecdb.raft.settings import RaftSettings
 from vecdb.testing.disk import MemoryStore
@@ -130,6 +130,8 @@ class Node:
         self.members: dict[int, tuple[int, tuple[str, ...]]] = {}
         """By group, as the catalog has it: number and first voters."""
         self.created: dict[int, bool] = {}
+        self.outcast: dict[int, bool] = {}
+        """Groups that know this node by another number than its replica has."""
         self.slow = 1.0
         self.rate = 1.0
         self.paused = False
@@ -189,9 +191,12 @@ class Node:
         """Let the running process host a group that the catalog gives it."""
         assert self.host is not None
         number, voters = self.members[group]
+        outcast = self.outcast.pop(group, False)
         replica = self.host.add(group, self.home.machine(group), number=number, voters=voters,
-                                existing=self.created.get(group, False))
-        if replica.core.log.number != number:
+                                existing=self.created.get(group, False), afresh=outcast)
+        if outcast:
+            self.cluster.joined[replica.core.me] = True
+        elif replica.core.log.number != number:
             self.cluster.rejoined(replica_id(self.name, number), replica.core.me, group)
         self.members[group] = (replica.core.log.number, voters)
         return replica
@@ -199,7 +204,17 @@ class Node:
     def join(self, group: int, number: int) -> None:
         """Be a new replica of a group, which nobody knows yet; whatever is here of it goes."""
         self.members[group] = (number, ())
+        self.cluster.joined[replica_id(self.name, number)] = True
         self.renew(group, forget=True)
+
+    def cast_out(self, group: int, me: str) -> None:
+        """Begin afresh where the group knows this replica no more, and another of this node, as hosting does."""
+        replica, leader = self.cluster.replica(self.name, group), self.cluster.leader(group)
+        if replica is None or leader is None or replica.core.me != me:
+            return
+        if any(node_of(one) == self.name for one in leader.core.configuration.everybody if one != me):
+            self.outcast[group] = True
+            self.renew(group)
 
     def renew(self, group: int, *, forget: bool = False) -> None:
         """Close a replica and open it again, as soon as its last batch is written and no thread is at it."""
@@ -303,11 +318,16 @@ class Cluster:
         self.nodes = {name: Node(self, name) for name in names}
         self.acted: dict[str, Node] = {}
         """Nodes that have done something since the judge looked."""
+        self.joined: dict[str, bool] = {}
+        """Replicas that did not found their group."""
         self._numbers = 0
 
     def tell(self, level: str, event: str, **fields: Any) -> None:
         self.world.say(str(fields.pop("node", "")), event, **fields)
         self.told(event, fields)
+        if event == "raft_removed":
+            node = self.nodes[node_of(fields["replica"])]
+            self.world.at(0.05, lambda: node.cast_out(fields["group"], fields["replica"]))
 
     def _registers(self, node: Node) -> RegisterHome:
         return RegisterHome(lambda group, position, digest: self.seen(node.name, group, position, digest))
