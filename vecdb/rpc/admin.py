@@ -36,7 +36,9 @@ class About(Protocol):
 
 
 class AdminServicer:
-    """``about()``: ``version node_id`` and details; ``keys`` None where this process has no key ring."""
+    """``about()``: ``version node_id`` and details, asked in a thread as it looks into folders; ``keys`` None where there
+    is no key ring.
+    """
 
     def __init__(self, node: Node, keys: Keys | None, about: About) -> None:
         self._node = node
@@ -57,7 +59,7 @@ class AdminServicer:
         ]
 
     async def get_server(self, message: pb.GetServerRequest, context: Context) -> pb.GetServerReply:
-        told = dict(self._about())
+        told = dict(await asyncio.get_running_loop().run_in_executor(None, self._about))
         return pb.GetServerReply(version=told.pop("version"), api=API, node_id=told.pop("node_id"),
                                  uptime_s=time.monotonic() - self._began,
                                  details_json=orjson.dumps(told) if context.principal.everywhere else b"{}")

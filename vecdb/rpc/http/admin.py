@@ -38,7 +38,7 @@ class AdminOperations:
         return time.monotonic() - self._began
 
     async def server(self, request: Request) -> Reply:
-        told = dict(self._about())
+        told = dict(await asyncio.get_running_loop().run_in_executor(None, self._about))
         out = {"version": str(told.pop("version")), "api": API, "node_id": str(told.pop("node_id")),
                "uptime_s": self.uptime_s, "details": told if request.principal.everywhere else {}}
         return ok(out)
