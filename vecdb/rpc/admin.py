@@ -36,8 +36,8 @@ class About(Protocol):
 
 
 class AdminServicer:
-    """``about()``: ``version node_id`` and details, asked in a thread as it looks into folders; ``keys`` None where there
-    is no key ring.
+    """``about()``: ``version node_id`` and details, asked in a thread, as it looks into folders; ``keys`` None
+    where this process has no key ring.
     """
 
     def __init__(self, node: Node, keys: Keys | None, about: About) -> None:
