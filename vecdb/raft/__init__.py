@@ -9,7 +9,9 @@ whose log was damaged says so and comes back as a learner.  A retry is applied o
 majority of damaged logs; a whole data directory put back from an old copy.  What is promised is promised shard by
 shard: where there are more nodes than replicas, and a collection is dropped and made anew under its name while nodes
 that hold a majority of the old shard are cut off from the control group's, these go on acknowledging writes to the
-old shard until they hear of it, and those writes are dropped with it.
+old shard until they hear of it, and those writes are dropped with it.  Likewise a linearizable read of a name that
+somebody else has just dropped and made anew may be answered from the old shard, as long as a majority of its nodes has
+not applied the drop; whoever dropped it, or has a token of who did, never sees it again.
 
 **The pieces**, from the inside: :mod:`~vecdb.raft.stock` (the original and what of it is overridden),
 :mod:`~vecdb.raft.following`, :mod:`~vecdb.raft.leading` and :mod:`~vecdb.raft.core` (a replica of one group),
