@@ -207,7 +207,7 @@ class ReplicatedNode:
 
         if entry is None:
             return await self.leaders.ask(Task(group, self._cluster.nodes, call, reads=True), ask)
-        return await self.leaders.ask(Task(group, self.members(entry), call, reads=True,
+        return await self.leaders.ask(Task(group, self.members(entry), call, reads=True, name=entry.name,
                                            still=lambda: self.still(entry)), ask)
 
     def _entry_of(self, group: int) -> ShardEntry | None:
@@ -326,7 +326,7 @@ class ReplicatedNode:
             return replace(done.result, shard=entry.group, log_index=done.result.log_index or done.log_index)
 
         return await self.leaders.ask(Task(entry.group, self.members(entry), call, once=call.token is None,
-                                           still=lambda: self.still(entry)), ask)
+                                           still=lambda: self.still(entry), name=entry.name), ask)
 
     # --- reads ------------------------------------------------------------------------------------
 

@@ -63,7 +63,7 @@ def test_while_nobody_leads_a_write_waits_for_who_will() -> None:
 def test_without_a_leader_until_the_deadline_nothing_was_done_and_that_is_said() -> None:
     async def test(cluster: FakeCluster) -> None:
         cluster.shard("docs").leader = None
-        with pytest.raises(Unavailable, match="no leader of group 1 answered in time") as caught:
+        with pytest.raises(Unavailable, match="no leader of 'docs' answered in time") as caught:
             await cluster.nodes["n2"].upsert("docs", batch(), soon(0.3))
         assert caught.value.fields["retry_after_s"] > 0
 
