@@ -13,8 +13,8 @@ KEEPALIVE_MS: Final = 30_000
 """A connection that is dead without saying so (a pulled cable, a firewall that forgets) is known within 40 s, while
 calls wait on it; idle connections are not pinged."""
 KEEPALIVE_SEVERAL_MS: Final = 1_000
-ANSWER_SEVERAL_MS: Final = 2_000
-"""Where other addresses could answer meanwhile: a node that is frozen or cut off is known within 3 s."""
+ANSWER_SEVERAL_MS: Final = 1_250
+"""Where other addresses could answer meanwhile: a node that is frozen or cut off is known within 2.5 s."""
 CONNECT_SEVERAL_MS: Final = 3_000
 """How long a connection may take to come about where there are others (20 s otherwise)."""
 
