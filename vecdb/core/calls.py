@@ -70,7 +70,6 @@ class Call:
     ``stop``: int32 (1,), one of :class:`Stopped`; owned by the caller, watched by the work.
     ``session``: pairs of a shard and a log index that a read must have seen (:class:`Consistency`); pairs of shards
     that are not of the collection asked count for nothing.
-    ``handed_on``: set where another node did a write than the one that was asked, which is who leads.
     """
 
     deadline: float | None = None
@@ -80,7 +79,6 @@ class Call:
     consistency: Consistency = Consistency.EVENTUAL
     session: tuple[tuple[int, int], ...] = ()
     stop: npt.NDArray[np.int32] = field(default_factory=_flag)
-    handed_on: bool = False
 
     def end(self, why: Stopped) -> None:
         """Ask the work to end; the first reason stays."""

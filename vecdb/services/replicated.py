@@ -317,11 +317,9 @@ class ReplicatedNode:
         async def ask(node: str) -> WriteResult:
             if node == self._cluster.me:
                 done = await self._own.commit(entry.group, data, call)
-                call.handed_on = False
             else:
                 self.counts.add("propose")
                 done = await self._peers.replicas(node).propose(entry.group, data, copy_of(call))
-                call.handed_on = True
             assert isinstance(done.result, WriteResult), "what a write's apply returns"
             return replace(done.result, shard=entry.group, log_index=done.result.log_index or done.log_index)
 

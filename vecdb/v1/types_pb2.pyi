@@ -384,7 +384,6 @@ class WriteResult(_message.Message):
     MISSING_FIELD_NUMBER: _builtins.int
     LOG_INDEX_FIELD_NUMBER: _builtins.int
     SHARD_FIELD_NUMBER: _builtins.int
-    HANDED_ON_FIELD_NUMBER: _builtins.int
     inserted: _builtins.int
     updated: _builtins.int
     deleted: _builtins.int
@@ -392,8 +391,6 @@ class WriteResult(_message.Message):
     log_index: _builtins.int
     shard: _builtins.int
     """where the log index is of; 0 outside a cluster"""
-    handed_on: _builtins.bool
-    """by the node asked to the one that leads: who asks another address next time may save the way"""
     def __init__(
         self,
         *,
@@ -403,11 +400,10 @@ class WriteResult(_message.Message):
         missing: _builtins.int = ...,
         log_index: _builtins.int = ...,
         shard: _builtins.int = ...,
-        handed_on: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted", "handed_on", b"handed_on", "inserted", b"inserted", "log_index", b"log_index", "missing", b"missing", "shard", b"shard", "updated", b"updated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted", "inserted", b"inserted", "log_index", b"log_index", "missing", b"missing", "shard", b"shard", "updated", b"updated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -157,11 +157,10 @@ def update_from_wire(msg: pb.UpdateMetadataRequest, schema: CollectionSchema) ->
     return UpdateMetadata(tuple(ids), tuple(patches), not msg.replace)
 
 
-def write_result_to_wire(value: WriteResult, handed_on: bool = False) -> types_pb2.WriteResult:
-    """Write what a write did, and whether another node than the one asked did it."""
+def write_result_to_wire(value: WriteResult) -> types_pb2.WriteResult:
+    """Write what a write did."""
     return types_pb2.WriteResult(inserted=value.inserted, updated=value.updated, deleted=value.deleted,
-                                 missing=value.missing, log_index=value.log_index, shard=value.shard,
-                                 handed_on=handed_on)
+                                 missing=value.missing, log_index=value.log_index, shard=value.shard)
 
 
 def write_result_from_wire(msg: types_pb2.WriteResult) -> WriteResult:

@@ -57,12 +57,9 @@ class Flight:
 
 @dataclass(slots=True, eq=False)
 class Lane:
-    """A stream and what was sent on it without an answer yet, in order.  ``handed_on``: batches, one after the other,
-    that its node handed on.
-    """
+    """A stream and what was sent on it without an answer yet, in order."""
 
     stream: Stream | None = None
-    handed_on: int = 0
     waiting: deque[Flight] = field(default_factory=deque)
 
 
@@ -123,22 +120,15 @@ class BulkUpsert:
         while self._order and (len(self._order) >= DEPTH * len(self._lanes)
                                or self._bytes + len(payload) > WINDOW_BYTES or not self._busy.isdisjoint(ids)):
             yield from self._settle()
-        while (lane := self._lane()).waiting and self._strays(lane):
-            yield from self._settle()  # a stream is left when all that was sent on it is answered
+        lane = min(self._lanes, key=lambda one: len(one.waiting))
         flight = Flight(item.rows, ids, payload, bool(key), lane)
         self._order.append(flight)
         self._busy |= ids
         self._bytes += len(payload)
         yield from self._push(flight)
 
-    def _lane(self) -> Lane:
-        return min(self._lanes, key=lambda one: (bool(one.waiting) and self._strays(one), len(one.waiting)))
-
     def _push(self, flight: Flight) -> Steps[None]:
         lane = flight.lane
-        if lane.stream is not None and not lane.waiting and self._strays(lane):
-            lane.stream.cancel()  # all that was sent on it is answered
-            lane.stream, lane.handed_on = None, 0
         lane.waiting.append(flight)
         try:
             if lane.stream is None:
@@ -149,13 +139,8 @@ class BulkUpsert:
 
     def _open(self) -> Steps[Stream]:
         caller = self._procedures.caller
-        stream: Stream = yield Open(m.UPSERT_STREAM, b"", left(self._deadline, LONG_S), caller.metadata(self._call),
-                                    caller.route(self._name))
+        stream: Stream = yield Open(m.UPSERT_STREAM, b"", left(self._deadline, LONG_S), caller.metadata(self._call))
         return stream
-
-    def _strays(self, lane: Lane) -> bool:
-        """Whether a lane's stream is with a node that hands its batches on, and another one may lead."""
-        return lane.stream is not None and self._procedures.caller.strays(self._name, lane.stream.link, lane.handed_on)
 
     def _reopen(self, lane: Lane, failed: Failed) -> Steps[None]:
         """A new stream, and everything unanswered once more; raises when that is given up."""
@@ -237,8 +222,6 @@ class BulkUpsert:
             flight.error = from_error(reply.error)
         else:
             flight.result = convert.write_result_from_wire(reply.result)
-            lane.handed_on = lane.handed_on + 1 if reply.result.handed_on else 0
-            self._procedures.caller.learn(self._name, lane.stream.link.label, reply.result.handed_on)
 
     def _drain(self, because: VecdbError | None = None) -> Steps[None]:
         """Wait for what is under way; ``because``: the call has failed, and only the answers are wanted."""

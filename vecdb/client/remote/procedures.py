@@ -181,15 +181,9 @@ class Procedures:
     # --- writes -----------------------------------------------------------------------------------
 
     def _write(self, rpc: Rpc, name: str, message: Any, reply: Any, call: Call | None) -> Steps[WriteResult]:
-        route = self.caller.route(name)
         raw = yield from self._on(name, self.caller.call(rpc, message.SerializeToString(), call, write=True,
-                                                         repeat=bool(message.idempotency_key), route=route))
-        result = read(reply, raw).result
-        if route is not None:
-            self.caller.learn(name, route.label, result.handed_on)
-        if call is not None:
-            call.handed_on = result.handed_on
-        return convert.write_result_from_wire(result)
+                                                         repeat=bool(message.idempotency_key)))
+        return convert.write_result_from_wire(read(reply, raw).result)
 
     def upsert(self, name: str, batch: UpsertBatch, call: Call | None = None) -> Steps[WriteResult]:
         message = convert.upsert_to_wire(name, batch, self.key_of(call))
