@@ -23,6 +23,7 @@ from vecdb.services.settings import EngineSettings
 from vecdb.storage.lock import LOCK_NAME, DirectoryLock
 from vecdb.storage.paths import PRIVATE, check_path, make_directory
 from vecdb.storage.rocksdict import RocksStore
+from vecdb.storage.split import SplitStore
 
 FORMAT_NAME = "vecdb.format"
 FORMAT = "vecdb 1\n"
@@ -168,6 +169,11 @@ def open_store(path: Path, *, read_only: bool = False, wal: bool = True) -> Rock
         logger().warning("interrupted_write_dropped", log=str(torn.log), offset=torn.offset,
                          bytes=torn.dropped_bytes, kept=None if torn.kept is None else str(torn.kept))
     return store
+
+
+def open_logs(path: Path) -> SplitStore:
+    """Open the store of a node's logs, whose commands stand in files of their own in the folder ``values``."""
+    return SplitStore(open_store(path), path / "values")
 
 
 def _report(job: Job, error: Exception) -> None:

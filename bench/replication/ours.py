@@ -28,6 +28,7 @@ from vecdb.rpc.peer_channels import PeerChannels
 from vecdb.rpc.peers_server import PeerServer, PeerServerOptions
 from vecdb.runtime.clock import SystemClock
 from vecdb.storage.rocksdict import RocksStore
+from vecdb.storage.split import SplitStore
 
 GROUP = 1
 PATIENCE_S = 30.0
@@ -82,7 +83,8 @@ class Node:
                             [frames.servicer()])  # fmt: skip
         await server.start()
         self.server = server
-        self.driver = Driver(self.name, RocksStore(self.folder / "raft"), frames, seed=time.time_ns())
+        store = SplitStore(RocksStore(self.folder / "raft"), self.folder / "raft" / "values")
+        self.driver = Driver(self.name, store, frames, seed=time.time_ns())
         self.groups = [self.add(GROUP)]
         return self.groups[0]
 

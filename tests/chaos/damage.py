@@ -57,7 +57,8 @@ KINDS: Final[dict[str, Callable[[Path], bool]]] = {
     "current": lambda path: path.name == "CURRENT",
     "options": lambda path: path.name.startswith("OPTIONS"),
     "sealed": lambda path: path.suffix == ".vdb",
-    "other": lambda path: path.suffix not in (".sst", ".log", ".dbtmp", ".vdb") and "LOG" not in path.name
+    "values": lambda path: path.suffix == ".values",
+    "other": lambda path: path.suffix not in (".sst", ".log", ".dbtmp", ".vdb", ".values") and "LOG" not in path.name
     and not path.name.startswith(("MANIFEST", "CURRENT", "OPTIONS", "LOCK", "IDENTITY")),
 }
 
@@ -104,9 +105,9 @@ def flip_while_down(round: Round) -> None:
 
 
 def flip_while_running(round: Round) -> None:
-    """Bits of files that are read again: tables and sealed segments."""
+    """Bits of files that are read again: tables, sealed segments, commands of logs."""
     member = round.follower()
-    kinds = {kind: paths for kind, paths in files(member).items() if kind.endswith(("/sst", "/sealed"))
+    kinds = {kind: paths for kind, paths in files(member).items() if kind.endswith(("/sst", "/sealed", "/values"))
              and not kind.startswith("node/")}
     if kinds:
         flip(round, member, kinds)
@@ -119,7 +120,8 @@ def torn_log(round: Round) -> None:
     """The end of the raft log's newest file is gone, zero or noise: more than a power cut does, for it was synced."""
     member = round.follower()
     round.kill(member)
-    logs = files(member).get("raft/wal", [])
+    there = files(member)
+    logs = there.get(round.rng.choice(("raft/wal", "raft/values")), there.get("raft/wal", []))
     if logs:
         path = max(logs, key=lambda one: one.name)
         size = path.stat().st_size

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.unit.raft.wires import LoopFrames
-from vecdb.app import open_embedded, open_store
+from vecdb.app import open_embedded, open_logs, open_store
 from vecdb.core.errors import DataCorrupted, NotLeader, OutcomeUnknown, Unavailable, VecdbError
 from vecdb.core.records import UpsertBatch
 from vecdb.core.schema import CollectionSchema
@@ -35,7 +35,7 @@ class Node:
 
     def start(self, seed):
         self.database = open_embedded(self.folder, threads=1, background=False, replicated=True)
-        self.store = open_store(self.folder / "raft")
+        self.store = open_logs(self.folder / "raft")
         self.frames = self.cluster.wires[self.name] = LoopFrames(self.cluster.wires, self.name)
         self.driver = Driver(self.name, self.store, self.frames, seed=seed, settings=SETTINGS, tell=self.tell)
         self.control = Control(self.folder / "control", open_store, replication_factor=3)

@@ -25,7 +25,7 @@ from pathlib import Path
 from random import SystemRandom
 from typing import Any, Final
 
-from vecdb.app import CLUSTER_ID, open_store
+from vecdb.app import CLUSTER_ID, open_logs, open_store
 from vecdb.client.remote.node import RemoteNode
 from vecdb.client.remote.options import Options
 from vecdb.config import Settings
@@ -322,13 +322,13 @@ def _open_logs(folder: Path, tell: Tell) -> Store:
     try:
         if note.exists():
             raise DataCorrupted("the logs were found damaged when they were written to", path=str(folder))
-        return open_store(folder)
+        return open_logs(folder)
     except DataCorrupted as error:
         aside = set_aside(folder)
         tell("error", "logs_damaged", error=error.message, kept=str(aside))
         note.unlink(missing_ok=True)
         sync_directory(note.parent)
-        return open_store(folder)
+        return open_logs(folder)
 
 
 async def join(settings: Settings, database: LocalDatabase, engine: LocalNode, observer: Observer, tell: Tell,

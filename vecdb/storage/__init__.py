@@ -32,5 +32,7 @@ dropped with that notice instead of an error.  Closing flushes the memtable, so 
 lose.  The opposite price: of several unsynced writes the disk may have kept a later and lost an earlier; that stays
 ``DataCorrupted``, as it cannot be told from damage to what was promised.
 
+**Logs of replication** keep their commands beside RocksDB, in files that are written once (:mod:`vecdb.storage.split`).
+
 **A handle belongs to one process.** RocksDB does not live through ``fork`` (:mod:`vecdb.storage.forks`).
 """
