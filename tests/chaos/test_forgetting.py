@@ -193,6 +193,52 @@ def test_rocksdb_keeps_what_it_synced_and_whole_batches(layer: Layer, seed: int)
         layer.begin()
 
 
+SPLIT = """
+from vecdb.shard.mutations import Mutations
+from vecdb.storage.rocksdict import RocksStore
+from vecdb.storage.split import SplitStore
+def place(number, part):
+    return b"r%d" % part + number.to_bytes(8, "big")
+def opened():
+    return SplitStore(RocksStore("db"), "db/values", file_bytes=200_000)
+"""
+SPLIT_WRITE = SPLIT + """
+store = opened()
+for number in range({first}, {first} + 40):
+    size = 20_000 if number % 3 else 100
+    store.write(Mutations(ranges=[(place(0, part), place(max(number - 12, 0), part)) for part in range(3)],
+                          puts=[(place(number, part), (b"%06d" % number) * (size // 6)) for part in range(3)]))
+    if number % 4 == 3:
+        store.sync()
+        print(number, flush=True)
+"""
+SPLIT_READ = SPLIT + """
+with opened() as store:
+    for key, value in store.scan(b"r", b"s"):
+        number = int.from_bytes(key[-8:], "big")
+        assert value == b"%06d" % number * (len(value) // 6)
+        print(number, key[1] - 48, len(value))
+"""
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_values_in_files_are_there_as_far_as_rows_point_at_them(layer: Layer, seed: int) -> None:
+    rng = random.Random(seed)
+    run(layer, "os.mkdir('db'); sync()")
+    first = 0
+    for _ in range(3):
+        layer.begin()
+        promised = [int(line) for line in run(layer, SPLIT_WRITE.format(first=first)).split()]
+        assert layer.cut(rng).records > 0
+        rows = [tuple(map(int, line.split())) for line in run(layer, SPLIT_READ).splitlines()]
+        numbers = sorted({number for number, _, _ in rows})
+        assert numbers == list(range(max(numbers[-1] - 12, 0), numbers[-1] + 1)), "a batch or its deletion is missing"
+        assert numbers[-1] >= promised[-1]
+        assert len(rows) == 3 * len(numbers), "whole batches"
+        assert all(size == (19_998 if number % 3 else 96) for number, _, size in rows)
+        first = numbers[-1] + 1
+
+
 def test_rocksdb_without_syncs_loses(tmp_path: Path) -> None:
     lost, cuts = 0, Cut()
     for seed in range(8):
