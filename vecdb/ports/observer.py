@@ -48,7 +48,7 @@ class Watched(StrEnum):
 
 
 class LoneQuery(Protocol):
-    """What ``lone_query`` is told; ``began`` on ``time.monotonic``."""
+    """What ``lone_query`` is told; ``seconds``: of the call, until there was a reply."""
 
     @property
     def method(self) -> str: ...
@@ -57,7 +57,7 @@ class LoneQuery(Protocol):
     def collection(self) -> str: ...
 
     @property
-    def began(self) -> float: ...
+    def seconds(self) -> float: ...
 
     @property
     def compute_s(self) -> float: ...

@@ -172,8 +172,7 @@ class Metrics:
             listener(collection, request, result, cost, call)
 
     def lone_query(self, told: LoneQuery) -> None:
-        seconds = time.monotonic() - told.began
-        method, collection, compute_s = told.method, told.collection, told.compute_s
+        method, collection, seconds, compute_s = told.method, told.collection, told.seconds, told.compute_s
         with self._lock:
             calls = self._calls.get((method, collection))
             if calls is None:

@@ -421,13 +421,14 @@ def test_a_front_publishes_until_it_ends(tmp_path):
 def test_a_lone_query_is_told_at_once_and_counts_like_any_other():
     metrics, heard = Metrics(), []
     metrics.listen(lambda *told: None, heard.append)
-    told = SimpleNamespace(method=QUERY, collection="docs", began=time.monotonic(), compute_s=0.0002, hops=30,
+    told = SimpleNamespace(method=QUERY, collection="docs", seconds=0.0004, compute_s=0.0002, hops=30,
                            comparisons=400, bytes_in=70, bytes_out=50)
     for _ in range(3):
         metrics.lone_query(told)  # type: ignore[arg-type]
     assert heard == [told] * 3
     assert value(metrics, name="vecdb_requests_total", method=QUERY, collection="docs", code="OK") == 3
     assert value(metrics, name="vecdb_request_duration_seconds_count") == 3
+    assert value(metrics, name="vecdb_request_duration_seconds_sum") == pytest.approx(0.0012)
     assert value(metrics, name="vecdb_request_bytes_total") == 210
     assert value(metrics, name="vecdb_response_bytes_total") == 150
     assert value(metrics, name="vecdb_batches_total", mode="inline") == 3

@@ -205,19 +205,32 @@ def test_the_queue_is_asked_how_long_such_queries_take(bench: Bench) -> None:
     assert fresh.answer(np.ones(DIM, np.float32).tobytes()) is None  # nobody knows yet
 
 
-def test_observers_hear_of_it(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_observers_hear_of_it_when_the_reply_is_on_its_way(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     short = bench.short("cosine-none")
     vector = np.full(DIM, 2.0, np.float32)
     assert short is not None
-    found = bench.answer(short, vector.tobytes())
-    assert found is not None
+
+    async def ask(times: int = 1) -> tuple[bytes, bytes]:
+        for size in range(times):
+            found = bench.answer(short, vector.tobytes())
+            assert found is not None
+            before = len(bench.told.lone), len(bench.told.ended)
+            short.tell("Queries/Query", 1.0, (80 + size, 60), found, Call)
+            assert (len(bench.told.lone), len(bench.told.ended)) == before
+        await asyncio.sleep(0)
+        return found
+
     bench.told.lone.clear()
-    short.tell("Queries/Query", 1.0, (80, 60), found, Call)
+    asyncio.run(ask())
     assert bench.told.lone == [("Queries/Query", "cosine-none", 80, 60)]
+    assert short.seconds > 0
     assert np.allclose(np.linalg.norm(short.request().vectors), 1.0)
+    asyncio.run(ask(3))  # each once, although the next one came first
+    assert [told[2] for told in bench.told.lone] == [80, 80, 81, 82]
     bench.told.queried_in_full.clear()
     monkeypatch.setattr(rooms, "INLINE_S", 0.0)  # every query is slow
-    short.tell("Queries/Query", 1.0, (80, 60), found, Call)
+    monkeypatch.setattr(bench.node.batcher, "runs_here", lambda lane: True)
+    found = asyncio.run(ask())
     assert bench.told.queried_in_full[0].matches[0].ids == np.frombuffer(found[0], np.int64).tolist()
-    assert len(bench.told.lone) == 1
+    assert len(bench.told.lone) == 4
     assert bench.told.ended[-1] == "Queries/Query"
