@@ -6,6 +6,9 @@
 Asks with 1, 8 and 64 calls in flight: single queries by grpc's raw clients and by the SDK (threads, tasks), streams,
 and batches of 64, at the narrowest beam that reaches the recall asked for.  OUT.json holds ``about``, ``rows``,
 ``verdicts`` and ``ingest``.
+
+``--apart`` gives the servers, the node and the floor alike, a core that the clients stay away from, as if they were
+machines of their own: on shared ones a client's Python evicts what the server's next search would find in its caches.
 """
 
 import argparse
@@ -60,7 +63,15 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace, data: hdf5.AnnSet, place: Path) -> None:
         self.options, self.data, self.place = options, data, place
-        self.cores = len(os.sched_getaffinity(0))
+        all_cores = sorted(os.sched_getaffinity(0))
+        self.threads = len(all_cores)
+        self.mine: set[int] | None = None
+        self.clients: set[int] | None = None
+        if options.apart:
+            if len(all_cores) < 2:
+                raise SystemExit("--apart needs two cores, and there is one")
+            self.mine, self.clients = {all_cores[-1]}, set(all_cores[:-1])
+        self.cores = len(self.mine or all_cores)
         self.queries = place / "queries.npy"
         np.save(self.queries, data.test)
         self.points = points_of(options, self.cores)
@@ -73,22 +84,24 @@ class Bench:
         options, data, place = self.options, self.data, self.place
         fill(place / "served", data, options.m, options.ef_construction, options.quantization)
         shutil.copytree(place / "served", place / "embedded")
-        self.index = Index(data, options.k, options.m, options.ef_construction, options.quantization, self.cores)
+        self.index = Index(data, options.k, options.m, options.ef_construction, options.quantization, self.threads)
         self.index.ef, index_recall = self.beam(self.index.answers)
-        self.node, ready = start_node(place / "served", place)
+        self.node, ready = start_node(place / "served", place, cores=self.mine)
         self.ends.append(self.node.end)
         self.target = f"127.0.0.1:{ready['grpc_port']}"
-        self.floor, port = start_floor(place, ["--dim", str(data.train.shape[1]), "--k", str(options.k)])
+        self.floor, port = start_floor(place, ["--dim", str(data.train.shape[1]), "--k", str(options.k)],
+                                             cores=self.mine)  # fmt: skip
         self.ends.append(self.floor.end)
         self.floor_target = f"127.0.0.1:{port}"
-        self.drivers = [Driver(place, f"client{number}") for number in range(options.clients)]
+        self.drivers = [Driver(place, f"client{number}", cores=self.clients) for number in range(options.clients)]
         self.ends += [driver.end for driver in self.drivers]
         ef, recall = self.beam(self.answers)
         self.setting = Setting(self.queries, options.k, ef, options.seconds)
         self.embedded = Embedded(place / "embedded", data.test, options.k, ef, self.cores)
         return {
             "dataset": data.name, "records": len(data.train), "dim": data.train.shape[1], "metric": data.metric,
-            "k": options.k, "quantization": options.quantization, "cores": self.cores, "clients": options.clients,
+            "k": options.k, "quantization": options.quantization,
+            "cores": self.cores, "apart": options.apart, "clients": options.clients,
             "grpcio": grpc.__version__, "index": {"ef": self.index.ef, "recall": round(index_recall, 4)},
             "node": {"ef": ef, "recall": round(recall, 4)}, "rounds": options.rounds, "seconds": options.seconds,
         }  # fmt: skip
@@ -210,6 +223,7 @@ def parse(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--raw", type=names, default=["raw-sync", "raw-aio", "stream"])
     parser.add_argument("--sdk", type=names, default=["sdk-sync", "sdk-async"])
     parser.add_argument("--batch", type=names, default=["raw-aio"], help="loads that send batches of 64")
+    parser.add_argument("--apart", action="store_true", help="servers on one core alone, clients on the others")
     parser.add_argument("--clients", type=int, default=2, help="client processes")
     parser.add_argument("--k", type=int, default=10)
     parser.add_argument("--m", type=int, default=16)

@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,16 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Child:
-    """A process of ours; its words go to ``log``.  Ended by :meth:`end`, and at the latest when this one ends."""
+    """A process of ours; its words go to ``log``.  Ended by :meth:`end`, and at the latest when this one ends.
+
+    ``cores``: those it may run on; None: all that this one may.
+    """
 
     def __init__(self, command: Sequence[str], *, log: Path, stdin: int | None = subprocess.DEVNULL,
                  stdout: int | None = None, environment: dict[str, str] | None = None,
-                 directory: Path | None = None) -> None:  # fmt: skip
+                 directory: Path | None = None, cores: set[int] | None = None) -> None:  # fmt: skip
         self.log = log
-        with open(log, "ab") as words:
+        with open(log, "ab") as words, _on(cores):
             self.process = subprocess.Popen(
                 command, stdin=stdin, stdout=words if stdout is None else stdout, stderr=words, cwd=directory,
                 env=None if environment is None else {**os.environ, **environment})  # fmt: skip
@@ -71,6 +75,18 @@ class Child:
         return self.log.read_text(encoding="utf-8", errors="replace")[-count:]
 
 
+@contextmanager
+def _on(cores: set[int] | None) -> Iterator[None]:
+    """What is started meanwhile, by this thread, runs on these cores: from its first thread on, which a core that is
+    set later would miss."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, before if cores is None else cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 def family(pid: int) -> list[int]:
     """A process and its descendants, parents first."""
     found = [pid]
@@ -113,31 +129,32 @@ def wait_for_file(child: Child, path: Path, seconds: float = READY_S) -> dict[st
 
 
 def start_node(data: Path, place: Path, environment: dict[str, str] | None = None,
-               name: str = "node") -> tuple[Child, dict[str, Any]]:
+               name: str = "node", cores: set[int] | None = None) -> tuple[Child, dict[str, Any]]:
     """``vecdb serve`` on free loopback ports; returns it with what its ready file says."""
     ready = place / f"{name}.ready.json"
     ready.unlink(missing_ok=True)
     command = [sys.executable, "-m", "vecdb.cli", "serve", "--data", str(data), "--port", "0", "--http-port", "0",
                "--ready-file", str(ready)]  # fmt: skip
-    child = Child(command, log=place / f"{name}.log", environment=environment)
+    child = Child(command, log=place / f"{name}.log", environment=environment, cores=cores)
     return child, wait_for_file(child, ready)
 
 
-def start_floor(place: Path, arguments: Sequence[str], name: str = "floor") -> tuple[Child, int]:
+def start_floor(place: Path, arguments: Sequence[str], name: str = "floor", cores: set[int] | None = None
+                ) -> tuple[Child, int]:  # fmt: skip
     """The empty server of :mod:`bench.server.floor`; returns it with its port."""
     ready = place / f"{name}.ready.json"
     ready.unlink(missing_ok=True)
     command = [sys.executable, "-m", "bench.server.floor", "--ready-file", str(ready), *arguments]
-    child = Child(command, log=place / f"{name}.log")
+    child = Child(command, log=place / f"{name}.log", cores=cores)
     return child, int(wait_for_file(child, ready)["grpc_port"])
 
 
 class Driver:
     """One client process (:mod:`bench.server.drive` unless told): a command a line in, an answer a line out."""
 
-    def __init__(self, place: Path, name: str, command: Sequence[str] = ()) -> None:
+    def __init__(self, place: Path, name: str, command: Sequence[str] = (), cores: set[int] | None = None) -> None:
         self.child = Child(command or [sys.executable, "-m", "bench.server.drive"], log=place / f"{name}.log",
-                           stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+                           stdin=subprocess.PIPE, stdout=subprocess.PIPE, cores=cores)  # fmt: skip
 
     def tell(self, command: dict[str, Any]) -> None:
         stdin = self.child.process.stdin

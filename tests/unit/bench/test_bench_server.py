@@ -1,6 +1,8 @@
 """The harness of the server runs end to end and says what it promises; its rulers measure rightly."""
 
 import argparse
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from bench.peers.systems import PEERS
 from bench.server import __main__ as harness
 from bench.server import floor, loads, report
 from bench.server.points import Point
+from bench.server.processes import Child
 from vecdb.v1 import queries_pb2
 
 
@@ -38,6 +41,17 @@ def test_verdicts_are_the_ratios_they_say():
     assert found["single call, raw-sync, p50"].ratio == pytest.approx(1.1)
     assert found["single call, raw-sync, p50"].met
     assert found["single call, raw-sync, CPU"].ratio == pytest.approx(480 / 400)
+
+
+def test_a_process_runs_on_the_cores_it_is_given(tmp_path):
+    mine = os.sched_getaffinity(0)
+    for cores in ({max(mine)}, None):
+        out = tmp_path / f"cores-{cores}"
+        command = [sys.executable, "-c", "import os, sys; open(sys.argv[1], 'w').write(str(os.sched_getaffinity(0)))"]
+        child = Child([*command, str(out)], log=tmp_path / "log", cores=cores)
+        assert child.process.wait(30) == 0
+        assert out.read_text() == str(cores or mine)
+        assert os.sched_getaffinity(0) == mine
 
 
 def test_the_floor_answers_as_many_rows_as_were_asked():
