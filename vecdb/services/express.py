@@ -96,16 +96,15 @@ class Express:
 
     def answer(self, data: bytes) -> Answer | None:
         """The nearest to ``data``, float32 components; None: go the long way.  What is answered must be told of."""
-        if not self._batcher.runs_here(self._lane) or self._pinned.view() is not self._view:
-            return None
         if self._due is not None:
             self._tell()
+        if not self._batcher.runs_here(self._lane) or self._pinned.view() is not self._view:
+            return None
         clock = self._monotonic
         began = clock()
         found = self._direct.answer(data)
         if found is not None:
-            self.compute_s = seconds = clock() - began
-            self._batcher.ran_here(self._lane, seconds)
+            self.compute_s = clock() - began
             self._data = data
         return found
 
@@ -121,6 +120,7 @@ class Express:
             return
         (ids, distances), call = self._due
         self._due = None
+        self._batcher.ran_here(self._lane, self.compute_s)
         if self.compute_s <= INLINE_S:
             self._observer.lone_query(self)
             return

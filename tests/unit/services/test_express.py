@@ -209,6 +209,7 @@ def test_observers_hear_of_it_when_the_reply_is_on_its_way(bench: Bench, monkeyp
     short = bench.short("cosine-none")
     vector = np.full(DIM, 2.0, np.float32)
     assert short is not None
+    monkeypatch.setattr(bench.node.batcher, "runs_here", lambda lane: True)
 
     async def ask(times: int = 1) -> tuple[bytes, bytes]:
         for size in range(times):
@@ -229,7 +230,6 @@ def test_observers_hear_of_it_when_the_reply_is_on_its_way(bench: Bench, monkeyp
     assert [told[2] for told in bench.told.lone] == [80, 80, 81, 82]
     bench.told.queried_in_full.clear()
     monkeypatch.setattr(rooms, "INLINE_S", 0.0)  # every query is slow
-    monkeypatch.setattr(bench.node.batcher, "runs_here", lambda lane: True)
     found = asyncio.run(ask())
     assert bench.told.queried_in_full[0].matches[0].ids == np.frombuffer(found[0], np.int64).tolist()
     assert len(bench.told.lone) == 4
