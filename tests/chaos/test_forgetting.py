@@ -200,12 +200,12 @@ from vecdb.storage.split import SplitStore
 def place(number, part):
     return b"r%d" % part + number.to_bytes(8, "big")
 def opened():
-    return SplitStore(RocksStore("db"), "db/values", file_bytes=200_000)
+    return SplitStore(RocksStore("db"), "db/values", file_bytes=400_000)
 """
 SPLIT_WRITE = SPLIT + """
 store = opened()
 for number in range({first}, {first} + 40):
-    size = 20_000 if number % 3 else 100
+    size = 40_000 if number % 3 else 100
     store.write(Mutations(ranges=[(place(0, part), place(max(number - 12, 0), part)) for part in range(3)],
                           puts=[(place(number, part), (b"%06d" % number) * (size // 6)) for part in range(3)]))
     if number % 4 == 3:
@@ -235,7 +235,7 @@ def test_values_in_files_are_there_as_far_as_rows_point_at_them(layer: Layer, se
         assert numbers == list(range(max(numbers[-1] - 12, 0), numbers[-1] + 1)), "a batch or its deletion is missing"
         assert numbers[-1] >= promised[-1]
         assert len(rows) == 3 * len(numbers), "whole batches"
-        assert all(size == (19_998 if number % 3 else 96) for number, _, size in rows)
+        assert all(size == (39_996 if number % 3 else 96) for number, _, size in rows)
         first = numbers[-1] + 1
 
 

@@ -14,11 +14,17 @@ from vecdb.raft.membership import Configuration
 from vecdb.shard.mutations import Mutations
 from vecdb.storage import split
 from vecdb.storage.rocksdict import RocksStore
-from vecdb.storage.split import LARGE_BYTES, LEAST_BYTES, SplitStore
+from vecdb.storage.split import LARGE_BYTES, SplitStore
 from vecdb.testing.disk import MemoryStore
 
 LARGE = bytes(range(256)) * 64
+LEAST_BYTES = len(LARGE)
 EVERYTHING = b"", b"\xff"
+
+
+@pytest.fixture(autouse=True)
+def least(monkeypatch):
+    monkeypatch.setattr(split, "LEAST_BYTES", LEAST_BYTES)
 
 
 def key(family: int, place: int) -> bytes:
@@ -189,7 +195,7 @@ def key(number, part):
     return b"r%d" % part + number.to_bytes(8, "big")
 while True:
     store.write(Mutations(ranges=[(key(0, part), key(max(number - 20, 0), part)) for part in range(3)],
-                          puts=[(key(number, part), b"%08d" % number * 2_000) for part in range(3)]))
+                          puts=[(key(number, part), b"%08d" % number * 5_000) for part in range(3)]))
     store.sync()
     print(number, flush=True)
     number += 1
@@ -208,7 +214,7 @@ def test_killed_while_writing(tmp_path: Path):
             assert numbers == list(range(max(0, numbers[-1] - 20), numbers[-1] + 1))
             for batch in numbers:
                 parts = [rows[b"r%d" % part + batch.to_bytes(8, "big")] for part in range(3)]
-                assert parts == [b"%08d" % batch * 2_000] * 3, f"batch {batch} is there in part"
+                assert parts == [b"%08d" % batch * 5_000] * 3, f"batch {batch} is there in part"
             assert 1 <= len(store.files) <= 4
         number = numbers[-1] + 1
 
