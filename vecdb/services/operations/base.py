@@ -1,0 +1,129 @@
+"""What an operation on the cluster is: something that takes a while, is planned before, and survives whoever runs it.
+
+An operation stands in the control state as a **job** (kind, target, arguments, phase, data), and the node that leads
+the control group runs it, step by step (:mod:`vecdb.services.governor`).  A step reads what is, does one thing towards
+what should be, and says what to write down.  It may be the last one before its process is killed, and it may be run
+again by another: so it does nothing twice that it must not, and finds out instead of remembering.
+
+What is written down goes through the control group's log.  Who leads no more cannot write there, and what a step asks
+of other nodes is either idempotent or names the job's attempt, so two leaders that overlap do no harm.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from vecdb.cluster.control import ControlState
+from vecdb.core.cluster import JobState, Plan
+from vecdb.ports.clock import Clock
+from vecdb.ports.peers import Replicas
+from vecdb.ports.replicator import ReplicaStatus
+from vecdb.ports.tell import Tell
+
+
+class Job(Protocol):
+    """As the control state has it.  ``data``: the operation's own notes, JSON."""
+
+    @property
+    def id(self) -> int: ...
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def target(self) -> str: ...
+
+    @property
+    def args(self) -> Mapping[str, Any]: ...
+
+    @property
+    def state(self) -> str: ...
+
+    @property
+    def phase(self) -> str: ...
+
+    @property
+    def done(self) -> int: ...
+
+    @property
+    def total(self) -> int: ...
+
+    @property
+    def data(self) -> Mapping[str, Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What came of a step, to be written down where it differs from what stands there.
+
+    ``state``: running, done, failed or cancelled.  ``again_s``: when the next step should be, if there is one.
+    ``done`` of ``total`` in ``unit``.  ``data`` replaces what the job noted.
+    """
+
+    phase: str = ""
+    done: int = 0
+    total: int = 0
+    unit: str = ""
+    state: JobState = JobState.RUNNING
+    error: str = ""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    again_s: float = 0.5
+
+
+class Context(Protocol):
+    """What a step may use; of the node that leads the control group."""
+
+    @property
+    def me(self) -> str: ...
+
+    @property
+    def clock(self) -> Clock: ...
+
+    @property
+    def tell(self) -> Tell: ...
+
+    def state(self) -> ControlState:
+        """What is agreed on, as applied here."""
+        ...
+
+    async def propose(self, command: bytes) -> object:
+        """Have a control command committed and applied here; its outcome, or the ``VecdbError`` that it is."""
+        ...
+
+    def replicas(self, node: str) -> Replicas:
+        """A node's replicas, this one's own as well."""
+        ...
+
+    async def leader(self, group: int) -> ReplicaStatus | None:
+        """What the replica that leads a shard's group says of it; None where nobody does, or answers."""
+        ...
+
+    def heard_s(self, node: str) -> float:
+        """Seconds since this leader heard of the node (since it leads, if it has not)."""
+        ...
+
+    def stats(self, node: str) -> Mapping[str, float]:
+        """What the node last told of itself; empty where it has not."""
+        ...
+
+
+class Operation(Protocol):
+    """A kind of job."""
+
+    @property
+    def kind(self) -> str: ...
+
+    def plan(self, state: ControlState, target: str, args: Mapping[str, Any], away: Sequence[str] = ()) -> Plan:
+        """What it would do now, for people to agree to; pure.  ``away``: nodes that are not heard.
+
+        Raises a ``VecdbError`` where it makes no sense or cannot be done.
+        """
+        ...
+
+    async def step(self, job: Job, context: Context) -> Step:
+        """Do the next thing.  Raised ``Unavailable`` and the like are tried again, other errors end the job."""
+        ...
+
+    async def cancel(self, job: Job, context: Context) -> Step:
+        """Undo what must be, a step at a time, until the state says ``cancelled``, or ``done`` if it is too late."""
+        ...
