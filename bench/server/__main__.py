@@ -8,7 +8,7 @@ and batches of 64, at the narrowest beam that reaches the recall asked for.  OUT
 ``verdicts`` and ``ingest``.
 
 ``--apart`` gives the servers, the node and the floor alike, a core that the clients stay away from, as if they were
-machines of their own: on shared ones a client's Python evicts what the server's next search would find in its caches.
+machines of their own.  On shared cores the threads of both are moved about, and an empty reply took 0.43 ms for 0.26.
 """
 
 import argparse
