@@ -216,6 +216,10 @@ class NotLeader(Unavailable):
         return None if value is None else str(value)
 
 
+class ShardSealed(Unavailable):
+    """The shard takes no more writes: its records move to others.  Nothing was done; look up who has them, and retry."""
+
+
 class Overloaded(VecdbError):
     """A queue, a rate or a memory limit is full; try again after ``fields["retry_after_s"]`` seconds."""
 

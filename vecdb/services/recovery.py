@@ -31,6 +31,7 @@ from vecdb.shard.machine import READ_CHUNK, ShardMachine
 from vecdb.shard.manifest import Entry, Manifest
 from vecdb.shard.marks import Marks
 from vecdb.shard.mutations import Mutations
+from vecdb.shard.seal import SealState
 from vecdb.shard.tokens import Tokens
 from vecdb.shard.view import SegmentView, ShardView
 
@@ -91,7 +92,7 @@ def growing_capacity(schema: CollectionSchema, settings: EngineSettings, row_byt
 def recover(schema: CollectionSchema, directory: Path, store: Store, settings: EngineSettings,
             compute: Compute) -> ShardMachine:
     """Build the machine from ``store`` and the segment files below ``directory``."""
-    state_row, manifest_row = store.multi_get([rows.STATE_KEY, rows.MANIFEST_KEY])
+    state_row, manifest_row, seal_row = store.multi_get([rows.STATE_KEY, rows.MANIFEST_KEY, rows.SEAL_KEY])
     state = rows.State() if state_row is None else rows.State.from_bytes(state_row)
     if manifest_row is None and (state.next_rid or settings.replicated):
         raise DataCorrupted("the shard's store has no manifest", path=str(directory))
@@ -116,7 +117,8 @@ def recover(schema: CollectionSchema, directory: Path, store: Store, settings: E
     if growing is None or growing.frozen:
         raise DataCorrupted("the manifest names no growing segment", path=str(directory))
     return ShardMachine(schema, store, state, views, growing, manifest.next_segment, seal, manifest_row,
-                        Tokens(store.scan(*rows.TOKENS)), Marks(store.scan(*rows.MARKS)))
+                        Tokens(store.scan(*rows.TOKENS)), Marks(store.scan(*rows.MARKS)),
+                        SealState.from_bytes(seal_row))
 
 
 def _row_bytes(schema: CollectionSchema) -> int:

@@ -61,6 +61,7 @@ from vecdb.shard.machine import Applied, ShardMachine
 from vecdb.shard.marks import Mark, MarkResult
 from vecdb.shard.mutations import Mutations
 from vecdb.shard.rows import State
+from vecdb.shard.seal import Seal, Unseal
 from vecdb.shard.view import ShardView
 
 T = TypeVar("T")
@@ -177,6 +178,8 @@ class ShardService:
                     applied = machine.refuse(log_index, term, refused)
                 elif isinstance(decoded, Mark):
                     applied = machine.mark(log_index, term)
+                elif isinstance(decoded, Seal | Unseal):
+                    applied = machine.set_seal(log_index, term, decoded)
                 else:
                     applied = self._carried_out(machine, log_index, term, decoded, token, forgives)
             except (VecdbError, OSError, MemoryError):

@@ -13,6 +13,8 @@ none).  Numbers are little-endian.  Bodies:
 3 delete where      the filter as JSON (:func:`~vecdb.core.filters.to_mapping`)
 4 update metadata   merge u8, ids, patch blobs
 5 mark              nothing
+6 seal              job u64, fence u64 (:mod:`~vecdb.shard.seal`)
+7 unseal            job u64, fence u64
 ==================  ==================================================================================
 
 *ids*: n u32, then n lengths u8 (0: an integer), then the integers (u64 each), then the strings' UTF-8.  *blobs*: n
@@ -24,7 +26,7 @@ the bytes it was given.  Unknown opcodes and versions are refused, so old replic
 """
 
 import struct
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -37,19 +39,24 @@ from vecdb.core.ids import RecordId, check_id
 from vecdb.core.limits import MAX_BATCH_BYTES, MAX_BATCH_RECORDS, MAX_METADATA_BYTES
 from vecdb.core.records import Command, DeleteIds, DeleteWhere, UpdateMetadata, UpsertBatch
 from vecdb.shard.marks import Mark
+from vecdb.shard.seal import Seal, Unseal
+
+LogCommand: TypeAlias = Command | Mark | Seal | Unseal
+"""What a shard's log carries."""
 
 VERSION: Final = 1
-UPSERT, DELETE_IDS, DELETE_WHERE, UPDATE_METADATA, MARK = 1, 2, 3, 4, 5
+UPSERT, DELETE_IDS, DELETE_WHERE, UPDATE_METADATA, MARK, SEAL, UNSEAL = range(1, 8)
 
 _HEAD: Final = struct.Struct("<BBB")
 _FINGERPRINT: Final = struct.Struct("<Q")
 _COUNT: Final = struct.Struct("<I")
+_STAMP: Final = struct.Struct("<QQ")
 _SHAPE: Final = struct.Struct("<BI")
 _DTYPES: Final = tuple(map(np.dtype, ("<f4", "<f2", "<i1", "<u1")))
 _CODES: Final = {dtype: code for code, dtype in enumerate(_DTYPES)}
 
 
-def encode(command: Command | Mark, token: WriteToken | None = None) -> bytes:
+def encode(command: LogCommand, token: WriteToken | None = None) -> bytes:
     """One command as bytes; :func:`decode` is the inverse."""
     opcode, parts = _body(command)
     key = b"" if token is None else token.key
@@ -57,7 +64,7 @@ def encode(command: Command | Mark, token: WriteToken | None = None) -> bytes:
     return b"".join((_HEAD.pack(opcode, VERSION, len(key)), key, _FINGERPRINT.pack(fingerprint), *parts))
 
 
-def decode(data: bytes | memoryview) -> tuple[Command | Mark, WriteToken | None]:
+def decode(data: bytes | memoryview) -> tuple[LogCommand, WriteToken | None]:
     """The command and its token; raises :class:`InvalidArgument` for bytes that are none.
 
     Vectors are a read-only view of ``data``, which must stay as it is.
@@ -86,7 +93,7 @@ def _refused(message: str, *, got: Any, limit: Any) -> InvalidArgument:
 # --- writing --------------------------------------------------------------------------------------
 
 
-def _body(command: Command | Mark) -> tuple[int, list[bytes]]:
+def _body(command: LogCommand) -> tuple[int, list[bytes]]:
     if isinstance(command, UpsertBatch):
         vectors = np.ascontiguousarray(command.vectors)
         dtype = vectors.dtype.newbyteorder("<")
@@ -98,6 +105,8 @@ def _body(command: Command | Mark) -> tuple[int, list[bytes]]:
         return DELETE_WHERE, [orjson.dumps(to_mapping(command.filter))]
     if isinstance(command, Mark):
         return MARK, []
+    if isinstance(command, Seal | Unseal):
+        return (SEAL if isinstance(command, Seal) else UNSEAL), [_STAMP.pack(command.job, command.fence)]
     return UPDATE_METADATA, [bytes([command.merge]), *_ids(command.ids), *_blobs(command.patch)]
 
 
@@ -145,7 +154,7 @@ class _Reader:
             raise _refused(f"has {len(self._data) - self._at} bytes too many", got=len(self._data), limit=self._at)
 
 
-def _command(opcode: int, reader: _Reader) -> Command | Mark:
+def _command(opcode: int, reader: _Reader) -> LogCommand:
     if opcode == UPSERT:
         ids = _read_ids(reader)
         code, row_items = reader.take(_SHAPE)
@@ -165,7 +174,9 @@ def _command(opcode: int, reader: _Reader) -> Command | Mark:
         return UpdateMetadata(ids, _read_blobs(reader, len(ids)), bool(merge))
     if opcode == MARK:
         return Mark()
-    raise _refused(f"has the opcode {opcode}, which this version does not know", got=opcode, limit=MARK)
+    if opcode in (SEAL, UNSEAL):
+        return (Seal if opcode == SEAL else Unseal)(*reader.take(_STAMP))
+    raise _refused(f"has the opcode {opcode}, which this version does not know", got=opcode, limit=UNSEAL)
 
 
 def _read_ids(reader: _Reader) -> tuple[RecordId, ...]:

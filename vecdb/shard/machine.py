@@ -18,7 +18,7 @@ import numpy.typing as npt
 import orjson
 
 from vecdb.core.calls import Call, WriteToken, check
-from vecdb.core.errors import DataCorrupted, InvalidArgument, InvalidMetadata, LimitExceeded, VecdbError
+from vecdb.core.errors import DataCorrupted, InvalidArgument, InvalidMetadata, LimitExceeded, ShardSealed, VecdbError
 from vecdb.core.ids import RecordId, check_id, id_from_key, id_key
 from vecdb.core.limits import MAX_BATCH_BYTES, MAX_BATCH_RECORDS, MAX_METADATA_BYTES
 from vecdb.core.records import Command, DeleteIds, DeleteWhere, UpdateMetadata, UpsertBatch, WriteResult
@@ -31,6 +31,7 @@ from vecdb.shard.manifest import Manifest
 from vecdb.shard.marks import MarkResult, Marks
 from vecdb.shard.mutations import Mutations
 from vecdb.shard.rows import State
+from vecdb.shard.seal import Seal, SealState, Unseal
 from vecdb.shard.tokens import TokenChange, Tokens
 from vecdb.shard.view import SegmentView, ShardView, rid_array
 
@@ -54,6 +55,7 @@ class Staged:
     metadata: list[dict[str, Any]] = field(default_factory=list)
     dead: list[int] = field(default_factory=list)
     token: TokenChange | None = None
+    seal: SealState | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,7 @@ class ShardMachine:
 
     def __init__(self, schema: CollectionSchema, reads: Reads, state: State, segments: Sequence[SegmentView],
                  growing: GrowingSegment, next_segment: int, seal_records: int, manifest: bytes | None = None,
-                 tokens: Tokens | None = None, marks: Marks | None = None) -> None:
+                 tokens: Tokens | None = None, marks: Marks | None = None, seal: SealState | None = None) -> None:
         self.schema = schema
         self._reads = reads
         self.seal_records = seal_records
@@ -103,6 +105,7 @@ class ShardMachine:
         self.written_manifest = manifest
         self._tokens = tokens if tokens is not None else Tokens()
         self.marks = marks if marks is not None else Marks()
+        self.seal = seal or SealState()
         self.view = ShardView((*segments, growing.view), state)
 
     @property
@@ -138,11 +141,13 @@ class ShardMachine:
         change = _Change(state)
         try:
             repeated = None if token is None else self._tokens.find(token)
+            if repeated is None and self.seal.sealed:
+                raise self.seal.refusal()
             result = repeated or replace(self._dispatch(change, command, call), log_index=log_index)
             error = None
             if token is not None and repeated is None:
                 change.staged.token = self._tokens.remember(change.mutations, log_index, token, result)
-        except InvalidArgument as refused:  # the command's own fault; a disk's is no outcome and goes up
+        except (InvalidArgument, ShardSealed) as refused:  # the command's own fault; a disk's is no outcome and goes up
             change = _Change(state)
             result, error = WriteResult(log_index=log_index), refused
         return self._applied(change, log_index, term, result, error)
@@ -155,6 +160,23 @@ class ShardMachine:
         change = _Change(state)
         mark = MarkResult(log_index, term, state.records, f"{state.digest:032x}")
         self.marks.add(change.mutations, mark)
+        return self._applied(change, log_index, term, WriteResult(log_index=log_index), None, mark)
+
+    def set_seal(self, log_index: int, term: int, command: Seal | Unseal) -> Applied:
+        """End writes, or let them go on; an index at or below the applied one does nothing.  A seal is a mark too."""
+        if log_index <= self.state.applied:
+            return Applied(WriteResult(log_index=self.state.applied), None, Mutations(), self.state, Staged())
+        try:
+            after = self.seal.after(command, log_index)
+        except (InvalidArgument, ShardSealed) as error:
+            return self.refuse(log_index, term, error)
+        change = _Change(self.state)
+        change.staged.seal = after
+        change.mutations.puts.append((rows.SEAL_KEY, after.to_bytes()))
+        mark = None
+        if isinstance(command, Seal):
+            mark = MarkResult(log_index, term, self.state.records, f"{self.state.digest:032x}")
+            self.marks.add(change.mutations, mark)
         return self._applied(change, log_index, term, WriteResult(log_index=log_index), None, mark)
 
     def refuse(self, log_index: int, term: int, error: VecdbError) -> Applied:
@@ -196,6 +218,8 @@ class ShardMachine:
         views[-1] = self._growing.view
         if staged.token is not None:
             self._tokens.commit(staged.token)
+        if staged.seal is not None:
+            self.seal = staged.seal
         if applied.mark is not None:
             self.marks.commit(applied.mark)
         if applied.manifest is not None:

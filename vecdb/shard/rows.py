@@ -14,6 +14,7 @@ key            value                                       lives
                idempotency key                             :mod:`vecdb.shard.tokens`
 ``k`` log idx  term | records | digest                      while among the last ``MAX_MARKS``; see
                                                            :mod:`vecdb.shard.marks`
+``e``          the seal; see :mod:`vecdb.shard.seal`       from the first SEAL or UNSEAL on
 =============  ==========================================  ====================================================
 
 Rids, log indexes and lengths are big-endian, so that key order is their order.
@@ -33,6 +34,7 @@ TOKENS: Final = (b"t", b"u")
 """The range of the rows of idempotency keys."""
 MARKS: Final = (b"k", b"l")
 """The range of the rows of marks."""
+SEAL_KEY: Final = b"e"
 ID: Final = b"i"
 RECORD: Final = b"r"
 DIGEST_BYTES: Final = 16

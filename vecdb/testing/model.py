@@ -19,6 +19,7 @@ from vecdb.core.records import Command, DeleteIds, DeleteWhere, UpdateMetadata, 
 from vecdb.shard import codec
 from vecdb.shard.digest import MODULUS, digest_of
 from vecdb.shard.marks import Mark
+from vecdb.shard.seal import Seal, Unseal
 
 TOLERANCE = 1e-4
 """Between a float32 kernel's distance and float64's."""
@@ -46,11 +47,11 @@ class Moment:
     digest: str
     """The sum of the records' digests, as every replica must have it."""
     outcome: WriteResult | None
-    """None of a mark."""
+    """None of a mark, and of a seal, which is one."""
     repeated: bool = False
     """The command's token was known: it did nothing, and its outcome is the first one's."""
     refused: bool = False
-    """The command makes no sense."""
+    """The command makes no sense, or comes while the shard is sealed."""
 
     def matching(self, where: Node | None) -> dict[RecordId, Stored]:
         return {one: stored for one, stored in self.records.items()
@@ -96,6 +97,9 @@ class Model:
     """The log index at which each idempotency key took effect."""
     _fingerprints: dict[bytes, int] = field(default_factory=dict)
     _last: int = 0
+    _stamp: tuple[int, int] = (0, 0)
+    """The greatest job and fence of a seal or of one that was lifted."""
+    _sealed: bool = False
 
     def apply(self, log_index: int, command: bytes) -> Moment:
         """The next entry of the log; one that was applied before is looked up."""
@@ -115,16 +119,30 @@ class Model:
             return replace(before, log_index=log_index, outcome=WriteResult(), repeated=False, refused=True)
         if isinstance(told, Mark):
             return replace(before, log_index=log_index, outcome=None, repeated=False, refused=False)
+        if isinstance(told, Seal | Unseal):
+            return self._seal(log_index, before, told)
         if token is not None and token.key in self.tokens:
             if self._fingerprints[token.key] != token.fingerprint:
                 return replace(before, log_index=log_index, outcome=WriteResult(), repeated=False, refused=True)
             first = self.moments[self.tokens[token.key]].outcome
             return replace(before, log_index=log_index, outcome=first, repeated=True, refused=False)
+        if self._sealed:
+            return replace(before, log_index=log_index, outcome=WriteResult(), repeated=False, refused=True)
         records = dict(before.records)
         result = _done(records, told)
         if token is not None:
             self.tokens[token.key], self._fingerprints[token.key] = log_index, token.fingerprint
         return Moment(log_index, records, digest_over(records), replace(result, log_index=log_index))
+
+    def _seal(self, log_index: int, before: Moment, told: Seal | Unseal) -> Moment:
+        stamp = (told.job, told.fence)
+        lifts = isinstance(told, Unseal)
+        stale = stamp < self._stamp or (stamp == self._stamp and not self._sealed and stamp != (0, 0))
+        refused = (self._sealed and told.job != self._stamp[0]) or (stale and not lifts)
+        if not refused and not stale:
+            self._stamp, self._sealed = stamp, not lifts
+        outcome = WriteResult(log_index=log_index) if lifts and not refused else None
+        return replace(before, log_index=log_index, outcome=outcome, repeated=False, refused=refused)
 
     def at(self, log_index: int) -> Moment:
         return self.moments[log_index]

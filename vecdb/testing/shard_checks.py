@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from vecdb.core.errors import DataCorrupted, InvalidArgument, VecdbError
+from vecdb.core.errors import DataCorrupted, InvalidArgument, ShardSealed, VecdbError
 from vecdb.core.ids import RecordId
 from vecdb.core.query import QueryResult, ScanRequest
 from vecdb.core.records import Record, WriteResult
@@ -73,7 +73,7 @@ class ShardModels:
     def _outcome(self, who: str, moment: Moment, outcome: object) -> None:
         expected: object = moment.outcome
         if moment.refused:
-            if not isinstance(outcome, InvalidArgument):
+            if not isinstance(outcome, InvalidArgument | ShardSealed):
                 raise Violation(f"{who}: a bad command did {outcome}")
         elif expected is None:
             if not isinstance(outcome, MarkResult) or (outcome.records, outcome.digest) != (

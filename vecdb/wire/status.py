@@ -89,6 +89,7 @@ KINDS: Final[dict[type[VecdbError], dict[str, Any]]] = {
     errors.KeyNotFound: {},
     errors.Unavailable: {},
     errors.NotLeader: {"leader": None},
+    errors.ShardSealed: {},
     errors.Overloaded: {},
     errors.Unsupported: {},
 }

@@ -54,6 +54,7 @@ EXAMPLES = [
     errors.Unavailable("starting", retry_after_s=0.5),
     errors.NotLeader("n2 leads", leader="n2/1"),
     errors.NotLeader("an election is on"),
+    errors.ShardSealed("its records move", job=7, retry_after_s=0.05),
     errors.Overloaded("the queue is full", retry_after_s=0.25, got=4096, limit=4096),
     errors.Unsupported("not with binary"),
 ]
