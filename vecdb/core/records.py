@@ -57,10 +57,17 @@ class UpdateMetadata:
 Command: TypeAlias = UpsertBatch | DeleteIds | DeleteWhere | UpdateMetadata
 
 
-@dataclass(frozen=True, slots=True)
+Positions: TypeAlias = tuple[tuple[int, int], ...]
+"""Places in the logs of shards: pairs of a shard's number and a log index there."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class WriteResult:
-    """What a write did, and where: ``shard`` (0 outside a cluster) and ``log_index`` there, which a later read of the
-    same session must have seen.
+    """What a write did, and where.
+
+    ``shard`` (0 outside a cluster) and ``log_index`` there are the place of a write that concerned one shard;
+    ``positions`` are the places of all that it concerned, each of which a later read of the same session must have
+    seen.  Of a write to several shards ``shard`` and ``log_index`` are 0, and ``positions`` alone say where it is.
     """
 
     inserted: int = 0
@@ -69,6 +76,20 @@ class WriteResult:
     missing: int = 0
     log_index: int = 0
     shard: int = 0
+    positions: Positions = ()
+
+    def __post_init__(self) -> None:
+        if self.shard:
+            object.__setattr__(self, "positions", ((self.shard, self.log_index),))
+        elif len(self.positions) == 1:
+            object.__setattr__(self, "shard", self.positions[0][0])
+            object.__setattr__(self, "log_index", self.positions[0][1])
+
+    def __repr__(self) -> str:
+        where = f"log_index={self.log_index}, shard={self.shard}" if self.shard or not self.positions \
+            else f"positions={self.positions}"
+        return (f"WriteResult(inserted={self.inserted}, updated={self.updated}, deleted={self.deleted}, "
+                f"missing={self.missing}, {where})")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
