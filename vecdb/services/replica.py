@@ -27,6 +27,7 @@ from vecdb.core.errors import CollectionNotFound, DatabaseClosed, DataCorrupted,
 from vecdb.core.records import WriteResult
 from vecdb.ports.replicator import Position, SnapshotFile
 from vecdb.segment.growing import GrowingView
+from vecdb.services.following import Follow, FollowLimits
 from vecdb.services.homes import Home
 from vecdb.services.recovery import is_damaged
 from vecdb.services.shard import ShardService
@@ -182,6 +183,10 @@ class ShardReplica:
     def marks(self) -> dict[int, MarkResult]:
         """The last 64 marks by log index, oldest first: equal on every replica that has them."""
         return dict(self._service.machine.marks.known)
+
+    def follow(self, limits: FollowLimits | None = None) -> Follow:
+        """The records of this moment and the changes after it: see :mod:`vecdb.services.following`."""
+        return self._ending(lambda service: service.follow(limits))
 
     def verify(self, call: Call | None = None) -> dict[str, Any]:
         """Read every record and compare digests: see :func:`vecdb.services.verify.verify`."""

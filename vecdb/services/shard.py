@@ -53,6 +53,7 @@ from vecdb.segment.files import from_os_error
 from vecdb.segment.matching import StaleView
 from vecdb.services import reads
 from vecdb.services.answer import answer
+from vecdb.services.following import Follow, FollowLimits
 from vecdb.services.recovery import ROWS, link_segments, recover
 from vecdb.services.settings import EngineSettings
 from vecdb.services.verify import Verification, verify
@@ -95,6 +96,7 @@ class ShardService:
         self._closed = False
         self._dropped = False
         self._recovered_at = -1
+        self._followers: tuple[Follow, ...] = ()
         self.before_write: Callable[[Call | None], None] = lambda call: None
         self.before_apply: Callable[[int], None] = lambda bytes_: None
         self.check_room: Callable[[], None] = lambda: None
@@ -186,6 +188,8 @@ class ShardService:
                 self._broken = True
                 raise
             self._commit(machine, applied)
+            for follower in self._followers:
+                follower.applied(log_index, command if applied.changes else None)
         with suppress(VecdbError):  # what follows from it is upkeep's, and not the command's
             self.on_change()
         return applied.error or applied.mark or applied.result
@@ -242,6 +246,18 @@ class ShardService:
             except OSError as error:
                 raise from_os_error(error, target, "copying the shard to") from error
             return view
+
+    def follow(self, limits: FollowLimits | None = None) -> Follow:
+        """The records of this moment, and every change the log brings after it; to be closed."""
+        with self._lock:
+            self._check_whole()
+            follow = Follow(self.machine, self._store, self.directory, limits or FollowLimits(), self._unfollow)
+            self._followers = (*self._followers, follow)
+            return follow
+
+    def _unfollow(self, follow: Follow) -> None:
+        with self._lock:
+            self._followers = tuple(one for one in self._followers if one is not follow)
 
     def read_rows(self) -> None:
         """Read every row once, some million in a second, as a store finds a damaged block only when it is read;
@@ -428,6 +444,9 @@ class ShardService:
         """Let go of the store; calls still running end with DatabaseClosed, or if dropped CollectionNotFound."""
         with self._lock:
             self._closed, self._dropped = True, dropped
+            for follower in self._followers:
+                follower.end(self._gone())
+            self._followers = ()
             self.before_write, self.on_change = lambda call: None, lambda: None  # let go of the maintainer
             self.before_apply, self.check_room = lambda bytes_: None, lambda: None
             self._store.close()

@@ -71,6 +71,12 @@ class Applied:
     """The manifest as it stands in the rows after this batch."""
     mark: MarkResult | None = None
 
+    @property
+    def changes(self) -> bool:
+        """Whether records came or went, or an idempotency key is remembered."""
+        staged = self.staged
+        return bool(staged.ids or staged.dead or staged.token)
+
 
 @dataclass(slots=True)
 class _Change:

@@ -37,6 +37,8 @@ MARKS: Final = (b"k", b"l")
 SEAL_KEY: Final = b"e"
 ID: Final = b"i"
 RECORD: Final = b"r"
+RECORDS: Final = (b"r", b"s")
+"""The range of the rows of live records."""
 DIGEST_BYTES: Final = 16
 
 _LENGTHS: Final = tuple(bytes([length]) for length in range(256))
