@@ -24,20 +24,56 @@ class CreateCollectionRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SCHEMA_FIELD_NUMBER: _builtins.int
+    LAYOUT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def schema(self) -> _types_pb2.Schema: ...
+    @_builtins.property
+    def layout(self) -> Global___Layout: ...
     def __init__(
         self,
         *,
         schema: _types_pb2.Schema | None = ...,
+        layout: Global___Layout | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["schema", b"schema"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["layout", b"layout", "schema", b"schema"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["schema", b"schema"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["layout", b"layout", "schema", b"schema"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CreateCollectionRequest: _TypeAlias = CreateCollectionRequest  # noqa: Y015
+
+@_typing.final
+class Layout(_message.Message):
+    """How a cluster is to hold a collection; zero and unset mean that it decides.  A node that is alone refuses all of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARDS_FIELD_NUMBER: _builtins.int
+    REPLICATION_FACTOR_FIELD_NUMBER: _builtins.int
+    SHARD_KEY_FIELD_NUMBER: _builtins.int
+    EXPECTED_RECORDS_FIELD_NUMBER: _builtins.int
+    shards: _builtins.int
+    replication_factor: _builtins.int
+    shard_key: _builtins.str
+    """records of one value of this metadata field are on one shard"""
+    expected_records: _builtins.int
+    """shards are chosen for so many"""
+    def __init__(
+        self,
+        *,
+        shards: _builtins.int = ...,
+        replication_factor: _builtins.int = ...,
+        shard_key: _builtins.str = ...,
+        expected_records: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expected_records", b"expected_records", "replication_factor", b"replication_factor", "shard_key", b"shard_key", "shards", b"shards"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Layout: _TypeAlias = Layout  # noqa: Y015
 
 @_typing.final
 class CreateCollectionReply(_message.Message):

@@ -279,6 +279,7 @@ class ScanRequest(_message.Message):
     WITHOUT_METADATA_FIELD_NUMBER: _builtins.int
     WITH_VECTORS_FIELD_NUMBER: _builtins.int
     READ_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     limit: _builtins.int
     """records of a page; 0: 1,000"""
@@ -286,6 +287,8 @@ class ScanRequest(_message.Message):
     """the cursor of the page before, or 0"""
     without_metadata: _builtins.bool
     with_vectors: _builtins.bool
+    position: _builtins.bytes
+    """the position of the page before, if it had one; then `after` counts for nothing"""
     @_builtins.property
     def filter(self) -> _types_pb2.Filter: ...
     @_builtins.property
@@ -300,10 +303,11 @@ class ScanRequest(_message.Message):
         without_metadata: _builtins.bool = ...,
         with_vectors: _builtins.bool = ...,
         read: _types_pb2.ReadOptions | None = ...,
+        position: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "read", b"read"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "collection", b"collection", "filter", b"filter", "limit", b"limit", "read", b"read", "with_vectors", b"with_vectors", "without_metadata", b"without_metadata"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "collection", b"collection", "filter", b"filter", "limit", b"limit", "position", b"position", "read", b"read", "with_vectors", b"with_vectors", "without_metadata", b"without_metadata"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -317,14 +321,22 @@ class ScanReply(_message.Message):
     METADATA_FIELD_NUMBER: _builtins.int
     VECTORS_FIELD_NUMBER: _builtins.int
     CURSOR_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
     cursor: _builtins.int
-    """unset on the last page"""
+    """unset on the last page, and where there is a position"""
+    position: _builtins.bytes
+    """of a collection with several shards: where the next page begins"""
     @_builtins.property
     def ids(self) -> _types_pb2.Ids: ...
     @_builtins.property
     def metadata(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
     @_builtins.property
     def vectors(self) -> _types_pb2.Matrix: ...
+    @_builtins.property
+    def missing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """what could not be read: the answer is partial"""
+
     def __init__(
         self,
         *,
@@ -332,10 +344,12 @@ class ScanReply(_message.Message):
         metadata: _abc.Iterable[_builtins.bytes] | None = ...,
         vectors: _types_pb2.Matrix | None = ...,
         cursor: _builtins.int | None = ...,
+        position: _builtins.bytes = ...,
+        missing: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_cursor", b"_cursor", "cursor", b"cursor", "ids", b"ids", "vectors", b"vectors"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cursor", b"_cursor", "cursor", b"cursor", "ids", b"ids", "metadata", b"metadata", "vectors", b"vectors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cursor", b"_cursor", "cursor", b"cursor", "ids", b"ids", "metadata", b"metadata", "missing", b"missing", "position", b"position", "vectors", b"vectors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cursor: _TypeAlias = _typing.Literal["cursor"]  # noqa: Y015
     _WhichOneofArgType__cursor: _TypeAlias = _typing.Literal["_cursor", b"_cursor"]  # noqa: Y015
@@ -375,15 +389,21 @@ class CountReply(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     COUNT_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
     count: _builtins.int
+    @_builtins.property
+    def missing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """what could not be counted: the answer is partial"""
+
     def __init__(
         self,
         *,
         count: _builtins.int = ...,
+        missing: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "missing", b"missing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -384,13 +384,18 @@ class WriteResult(_message.Message):
     MISSING_FIELD_NUMBER: _builtins.int
     LOG_INDEX_FIELD_NUMBER: _builtins.int
     SHARD_FIELD_NUMBER: _builtins.int
+    POSITIONS_FIELD_NUMBER: _builtins.int
     inserted: _builtins.int
     updated: _builtins.int
     deleted: _builtins.int
     missing: _builtins.int
     log_index: _builtins.int
     shard: _builtins.int
-    """where the log index is of; 0 outside a cluster"""
+    """where the log index is of; 0 outside a cluster, and where several shards were written to"""
+    @_builtins.property
+    def positions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Position]:
+        """of a write to several shards: the place in each"""
+
     def __init__(
         self,
         *,
@@ -400,10 +405,11 @@ class WriteResult(_message.Message):
         missing: _builtins.int = ...,
         log_index: _builtins.int = ...,
         shard: _builtins.int = ...,
+        positions: _abc.Iterable[Global___Position] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted", "inserted", b"inserted", "log_index", b"log_index", "missing", b"missing", "shard", b"shard", "updated", b"updated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted", "inserted", b"inserted", "log_index", b"log_index", "missing", b"missing", "positions", b"positions", "shard", b"shard", "updated", b"updated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -439,7 +445,13 @@ class ReadOptions(_message.Message):
 
     CONSISTENCY_FIELD_NUMBER: _builtins.int
     SESSION_FIELD_NUMBER: _builtins.int
+    ALLOW_PARTIAL_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
     consistency: Global___Consistency.ValueType
+    allow_partial: _builtins.bool
+    """queries, counts and scans: of shards that do not answer in time say so instead of failing"""
+    shard: _builtins.int
+    """of a collection with several shards this one alone, as the node asked holds it; 0: all"""
     @_builtins.property
     def session(self) -> _containers.RepeatedCompositeFieldContainer[Global___Position]:
         """positions of other collections' shards count for nothing"""
@@ -449,10 +461,12 @@ class ReadOptions(_message.Message):
         *,
         consistency: Global___Consistency.ValueType = ...,
         session: _abc.Iterable[Global___Position] | None = ...,
+        allow_partial: _builtins.bool = ...,
+        shard: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "session", b"session"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_partial", b"allow_partial", "consistency", b"consistency", "session", b"session", "shard", b"shard"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

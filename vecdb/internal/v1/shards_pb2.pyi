@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from vecdb.v1 import collections_pb2 as _collections_pb2
 from vecdb.v1 import types_pb2 as _types_pb2
 import builtins as _builtins
 import sys
@@ -106,20 +107,26 @@ class ChangeRequest(_message.Message):
     CREATE_FIELD_NUMBER: _builtins.int
     DROP_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    LAYOUT_FIELD_NUMBER: _builtins.int
     drop: _builtins.str
     idempotency_key: _builtins.bytes
     @_builtins.property
     def create(self) -> _types_pb2.Schema: ...
+    @_builtins.property
+    def layout(self) -> _collections_pb2.Layout:
+        """of what is created"""
+
     def __init__(
         self,
         *,
         create: _types_pb2.Schema | None = ...,
         drop: _builtins.str = ...,
         idempotency_key: _builtins.bytes = ...,
+        layout: _collections_pb2.Layout | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "create", b"create", "drop", b"drop"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "create", b"create", "drop", b"drop", "layout", b"layout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "create", b"create", "drop", b"drop", "idempotency_key", b"idempotency_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "create", b"create", "drop", b"drop", "idempotency_key", b"idempotency_key", "layout", b"layout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["create", "drop"]  # noqa: Y015
     _WhichOneofArgType_change: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
