@@ -80,8 +80,10 @@ class Replicator(Protocol):
         """For session reads: return once this replica has applied ``log_index``; ``DeadlineExceeded``."""
         ...
 
-    async def change_members(self, add: str | None, remove: str | None, deadline: float | None) -> None:
-        """Return once the change is committed: ``add`` joins as a learner and becomes a voter when it has caught up.
+    async def change_members(self, add: str | None, remove: str | None, deadline: float | None, *,
+                             observe: bool = False) -> None:
+        """Return once the change is committed: ``add`` joins as a learner and becomes a voter when it has caught up, or
+        with ``observe`` stays one.
 
         One change at a time: ``Unavailable`` while another is under way, or if no majority of those who would remain is
         heard.  Both in one step only where the replica to be removed is dead; one that lives is removed once the new

@@ -224,8 +224,9 @@ class GroupReplicator:
             for wait in waits:
                 replica.wait_no_more(wait)
 
-    async def change_members(self, add: str | None, remove: str | None, deadline: float | None) -> None:
-        change = Change(None if add is None else check_replica(add), remove)
+    async def change_members(self, add: str | None, remove: str | None, deadline: float | None, *,
+                             observe: bool = False) -> None:
+        change = Change(None if add is None else check_replica(add), remove, join=not observe)
         await self._asked(lambda done: self._replica.core.change(change, done), deadline,
                           OutcomeUnknown("the deadline passed before the change was known to be committed"))
 

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from vecdb.core.errors import InvalidArgument, NotLeader, Unavailable, VecdbError
 from vecdb.raft.following import Following, Surroundings
@@ -13,6 +13,9 @@ from vecdb.raft.membership import MAX_NUMBER, Change, Configuration, node_of, pr
 from vecdb.raft.messages import MEMBERS, Append, Appended, Entry, Gone, Offer, TimeoutNow
 from vecdb.raft.settings import RaftSettings
 from vecdb.raft.stock import LEADER
+
+OBSERVED_BEATS: Final = 4
+"""Heartbeats of which an observer hears one: it only has to know that there is a leader."""
 
 Done: TypeAlias = Callable[[int, object, VecdbError | None], None]
 """Told once: the log index and the result, or the error.  Must not raise."""
@@ -38,6 +41,7 @@ class Progress:
     offer: Offer | None = None
     lacking: bool = False
     """Needs what the log does not hold any more."""
+    observes: bool = False
 
     def matched(self, index: int) -> None:
         self.match = max(self.match, index)
@@ -78,6 +82,9 @@ class Leading(Following):
         self._reads: list[_Read] = []
         self._transfer: _Transfer | None = None
         self._next_beat = 0.0
+        self._next_observed = 0.0
+        self._observed = False
+        """Observers are to hear the heartbeat that is due."""
         self._next_check = 0.0
         self._uncommitted = 0
         self._commit_before = self._commit_at_beat = 0
@@ -102,6 +109,9 @@ class Leading(Following):
         others = [one for one in self.configuration.everybody if one != self.me]
         now = self.clock()
         self.progress = {one: self.progress.get(one) or Progress(next=self.log.last + 1, heard=now) for one in others}
+        observers = set(self.configuration.learners)
+        for one, progress in self.progress.items():
+            progress.observes = one in observers
         self._advance()
 
     def follow(self, term: int, leader: str | None) -> None:
@@ -131,8 +141,8 @@ class Leading(Following):
         if now >= self._next_check:
             # D 6.2: who has heard of no majority for an election timeout leads nobody any more.
             self._next_check = now + self.settings.election_s_min / 2
-            heard = [one for one, progress in self.progress.items()
-                     if now - progress.heard <= self.settings.election_s_max]
+            heard = [one for one, progress in self.progress.items() if not progress.observes
+                     and now - progress.heard <= self.settings.election_s_max]
             if not self.configuration.agreed([*heard, self.me]):
                 self.around.tell("warning", "raft_leader_without_quorum", group=self.log.group, term=self.term)
                 self.follow(self.term, None)
@@ -146,6 +156,11 @@ class Leading(Following):
     def _beat(self, now: float) -> None:
         self._next_beat = now + self.settings.heartbeat_s
         self._commit_before, self._commit_at_beat = self._commit_at_beat, self.commit
+        if now >= self._next_observed:
+            limits = self.settings
+            self._observed = True
+            self._next_observed = now + max(limits.heartbeat_s, min(OBSERVED_BEATS * limits.heartbeat_s,
+                                                                    limits.election_s_min / 3))
         self._seq += 1
         self.around.touched()
 
@@ -157,13 +172,15 @@ class Leading(Following):
             return
         beat = self._seq > self._seq_sent
         self._seq_sent = self._seq
+        observed, self._observed = self._observed, False
         for follower, progress in self.progress.items():
+            due = observed if progress.observes else beat
             if progress.lacking or progress.next <= self.log.base:
-                self._offer(follower, progress, beat)
+                self._offer(follower, progress, due)
                 continue
             sent = self._send_entries(follower, progress)
             news = not progress.probing and min(self.commit, progress.match) > progress.commit_sent
-            if not sent and (beat or news):
+            if not sent and (due or news):
                 self._send(follower, progress, ())
 
     def _send_entries(self, follower: str, progress: Progress) -> bool:
@@ -208,7 +225,21 @@ class Leading(Following):
         progress = self.progress.get(follower)
         if progress is not None and progress.lacking:
             progress.offer = offer
+            self._observed = self._observed or progress.observes
             self._beat(self.clock())
+
+    def for_observers(self, snapshot: int) -> bool:
+        """Whether a snapshot was offered, and to observers alone."""
+        offered = [one for one in self.progress.values() if one.offer is not None and one.offer.snapshot == snapshot]
+        return bool(offered) and all(one.observes for one in offered)
+
+    def lags(self) -> list[int]:
+        """Places of followers that get entries rather than a snapshot, as long as there is room: of voters, and of
+        observers that are heard.
+        """
+        now = self.clock()
+        return [one.match for one in self.progress.values() if one.match and not one.lacking and not (
+            one.observes and now - one.heard > self.settings.election_s_max)]
 
     def awaited(self, snapshot: int) -> bool:
         """Whether a follower that is heard was offered a snapshot and has not said yet that it has it."""
@@ -338,7 +369,8 @@ class Leading(Following):
     def _confirm(self) -> None:
         while self._reads and self.role == LEADER:
             read = self._reads[0]
-            answered = [one for one, progress in self.progress.items() if progress.seq >= read.seq]
+            answered = [one for one, progress in self.progress.items()
+                        if not progress.observes and progress.seq >= read.seq]
             if read.index > self.commit or not self.configuration.agreed([*answered, self.me]):
                 return
             self._reads.pop(0)

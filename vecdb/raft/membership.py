@@ -6,6 +6,11 @@ forgotten what it promised comes back under a new one, so an old vote or acknowl
 The log's membership entries carry the whole configuration that follows, not the difference, so that the one in force
 is the last in the log, committed or not (dissertation 4.1), and a truncated log needs no undoing.  A change touches at
 most one voter, so that any majority of the old meets any majority of the new.
+
+Of learners there are two kinds.  Who is **joining** becomes a voter once it has caught up.  An **observer** stays what
+it is: it has the log and applies it, so it answers eventual and session reads, and the strongest by the leader's word;
+it never votes, nobody waits for it, it hears fewer heartbeats, and the log is not kept for one that does not answer or
+that takes too long over a snapshot.  One whose disk is lost is replaced by its node's next, which observes.
 """
 
 import struct
@@ -15,14 +20,19 @@ from typing import Final, Self
 
 from vecdb.core.errors import InvalidArgument
 
-MAX_REPLICAS: Final = 32
-"""Most replicas of one group; more than 7 voters only cost latency, the rest are learners."""
+MAX_REPLICAS: Final = 256
+"""Most replicas of one group: those beyond its voters observe."""
+MAX_VOTERS: Final = 7
+"""More would only cost latency.  One more may be there while it takes another's place."""
 MAX_NODE_BYTES: Final = 64
 MAX_NUMBER: Final = (1 << 32) - 1
 
 _HEAD: Final = struct.Struct("<BB")
+_LARGE_HEAD: Final = struct.Struct("<BH")
 _MEMBER: Final = struct.Struct("<BIB")
 _VERSION: Final = 1
+_LARGE_VERSION: Final = 2
+"""Of more than 255 replicas."""
 _VOTER, _LEARNER, _JOINING = 0, 1, 2
 
 
@@ -64,6 +74,9 @@ class Configuration:
         if len(set(everybody)) != len(everybody) or len(everybody) > MAX_REPLICAS:
             raise InvalidArgument("configuration", "names a replica twice or too many", got=len(everybody),
                                   limit=MAX_REPLICAS)
+        if len(made.voters) + len(made.joining) > MAX_VOTERS + 1:
+            raise InvalidArgument("configuration", "has too many voters: others may observe", limit=MAX_VOTERS,
+                                  got=len(made.voters) + len(made.joining))
         for replica in everybody:
             check_replica(replica)
         return made
@@ -81,7 +94,8 @@ class Configuration:
         return len(set(replicas) & set(self.voters)) >= self.quorum
 
     def to_bytes(self) -> bytes:
-        parts = [_HEAD.pack(_VERSION, len(self.everybody))]
+        count = len(self.everybody)
+        parts = [_HEAD.pack(_VERSION, count) if count < 256 else _LARGE_HEAD.pack(_LARGE_VERSION, count)]
         for kind, replicas in ((_VOTER, self.voters), (_LEARNER, self.learners), (_JOINING, self.joining)):
             for replica in replicas:
                 node = node_of(replica).encode()
@@ -93,14 +107,15 @@ class Configuration:
         """Raises ``ValueError`` for bytes that are no configuration."""
         kinds: tuple[list[str], list[str], list[str]] = ([], [], [])
         try:
-            version, count = _HEAD.unpack_from(value)
-            at = _HEAD.size
+            head = _LARGE_HEAD if value[:1] == bytes([_LARGE_VERSION]) else _HEAD
+            version, count = head.unpack_from(value)
+            at = head.size
             for _ in range(count):
                 kind, number, length = _MEMBER.unpack_from(value, at)
                 at += _MEMBER.size
                 kinds[kind].append(replica_id(value[at:at + length].decode(), number))
                 at += length
-            if version != _VERSION or at != len(value):
+            if version not in (_VERSION, _LARGE_VERSION) or at != len(value):
                 raise ValueError("not a configuration")
             return cls.of(*kinds)
         except (struct.error, IndexError) as error:
@@ -109,7 +124,9 @@ class Configuration:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One step: ``add`` a learner (``join``: to be promoted when it has caught up), ``remove`` a replica, or both."""
+    """One step: ``add`` a learner (``join``: to be promoted when it has caught up; otherwise it observes), ``remove`` a
+    replica, or both.
+    """
 
     add: str | None = None
     remove: str | None = None

@@ -261,8 +261,10 @@ class Replica:
         index = position.log_index
         if log.bytes <= self.settings.log_bytes:
             index -= self.settings.keep_entries
-            # A follower that is heard and lags gets entries rather than a snapshot, as long as there is room.
-            index = min([index, *(one.match for one in core.progress.values() if one.match and not one.lacking)])
+            index = min([index, *core.lags()])
+        elif self._outgoing is not None and log.bytes > 2 * self.settings.log_bytes \
+                and core.for_observers(self._outgoing.number):
+            self._release()  # nobody's commands wait for an observer: it is offered another
         if self._outgoing is not None:
             index = min(index, self._outgoing.snapshot.position.log_index)
         if self._making is not None:  # or it would be too old once it is made, and the next one as well

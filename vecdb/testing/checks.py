@@ -7,6 +7,7 @@ While it runs, after every event:
 - what was committed at an index never changes, on no replica (state machine safety);
 - what a leader takes for committed is on the disks of a majority of the voters, learners not counted (durability);
 - replicas that have applied the same log index are in the same state (digests);
+- no observer ever leads or is a voter;
 - no replica takes its log or its state for damaged unless somebody damaged it.
 
 Afterwards: :func:`acknowledged`, :func:`histories`, :func:`converged`.
@@ -105,6 +106,9 @@ class Judge:
                                 f"{self._leaders[group, term]}")
             found = self.cluster.replica(node_of(replica), group)
             assert found is not None
+            voting = [one for one in found.core.configuration.voters if one in self.cluster.observers]
+            if voting or replica in self.cluster.observers:
+                raise Violation(f"{replica} leads group {group}, and observers have votes: {voting}")
             # Who wakes up late may still win an election that is long over: of later terms it knows nothing.
             furthest = max((index for of, index in self._furthest.get(group, {}).items() if of < term), default=1)
             committed = self._committed.get((group, furthest))
@@ -121,6 +125,8 @@ class Judge:
         if replica not in self.lost and not self._unborn(replica, group):
             raise Violation(f"{replica} gave up its place in group {group}, though nobody damaged anything")
         self._successors[successor] = True
+        if replica in self.cluster.observers:
+            self.cluster.observers[successor] = True
 
     def _unborn(self, replica: str, group: int) -> bool:
         """Whether it joined or took a damaged one's place, and crashed before that was on its disk."""
@@ -172,6 +178,8 @@ def converged(cluster: Cluster, group: int) -> bool:
         return False
     core = leader.core
     configuration = core.configuration
+    if any(one in cluster.observers for one in (*configuration.voters, *configuration.joining)):
+        raise Violation(f"an observer of group {group} has become a voter: {configuration}")
     if configuration.joining or core.commit != core.log.last:
         return False
     for one in configuration.everybody:

@@ -320,6 +320,8 @@ class Cluster:
         """Nodes that have done something since the judge looked."""
         self.joined: dict[str, bool] = {}
         """Replicas that did not found their group."""
+        self.observers: dict[str, bool] = {}
+        """Replicas that are never to have a vote."""
         self._numbers = 0
 
     def tell(self, level: str, event: str, **fields: Any) -> None:

@@ -34,8 +34,9 @@ class Moody:
     async def wait_applied(self, log_index: int, deadline: float | None) -> None:
         await self._replicator.wait_applied(log_index, deadline)
 
-    async def change_members(self, add: str | None, remove: str | None, deadline: float | None) -> None:
-        await self._replicator.change_members(add, remove, deadline)
+    async def change_members(self, add: str | None, remove: str | None, deadline: float | None, *,
+                             observe: bool = False) -> None:
+        await self._replicator.change_members(add, remove, deadline, observe=observe)
 
     async def transfer(self, to: str | None, deadline: float | None) -> None:
         await self._replicator.transfer(to, deadline)

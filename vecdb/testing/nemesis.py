@@ -23,13 +23,15 @@ class Nemesis:
         """Between one thing and the next."""
         self._plagues: list[tuple[int, Callable[[], None]]] = [
             (6, self._crash), (3, self._pause), (4, self._partition), (4, self._isolate_leader), (2, self._one_way),
-            (3, self._storm), (2, self._slow_disk), (2, self._members), (2, self._transfer), (2, self._damage),
-            (1, self._crash_all), (1, self._log_refuses), (1, self._state_refuses), (2, self._spoil_snapshot),
+            (3, self._storm), (2, self._slow_disk), (2, self._members), (4, self._observers), (2, self._transfer),
+            (2, self._damage), (2, self._damage_observer), (1, self._crash_all), (1, self._log_refuses),
+            (1, self._state_refuses), (2, self._spoil_snapshot),
             (3, self._calm)]
 
     def start(self) -> None:
         for node in self.cluster.nodes.values():
             node.rate = self.world.random.uniform(0.9, 1.1)
+        self.world.at(self.world.random.uniform(0.5, 1.5), self._observers)
         self.world.at(self.world.random.uniform(1.5, 3.0), self._next)
 
     def _next(self) -> None:
@@ -224,10 +226,10 @@ class Nemesis:
         if leader is None:
             return
         configuration = leader.core.configuration
-        here = [node_of(one) for one in configuration.everybody]
-        spare = [name for name, node in self.cluster.nodes.items() if name not in here and node.up]
+        spare = self._spare(leader)
         add = remove = None
-        if spare and len(here) < 5 and (len(configuration.voters) <= 3 or random.random() < 0.5):
+        members = len(configuration.voters) + len(configuration.joining)
+        if spare and members < 5 and (len(configuration.voters) <= 3 or random.random() < 0.5):
             name = random.choice(spare)
             node = self.cluster.nodes[name]
             number = self.cluster.number()
@@ -238,6 +240,46 @@ class Nemesis:
         if add or remove:
             self._did("member_changes", group=group, add=add, remove=remove)
             self._ask(leader, lambda: leader.core.change(Change(add, remove), self._told("change")))
+
+    def _spare(self, leader: Replica) -> list[str]:
+        here = [node_of(one) for one in leader.core.configuration.everybody]
+        return [name for name, node in self.cluster.nodes.items() if name not in here and node.up]
+
+    def _observers(self) -> None:
+        """An observer comes, or goes; or another disk of its node takes its place while it runs."""
+        random = self.world.random
+        group = random.choice(self.groups)
+        leader = self.cluster.leader(group)
+        if leader is None:
+            return
+        observers = leader.core.configuration.learners
+        spare = self._spare(leader)
+        add = remove = None
+        if observers and (not spare or random.random() < 0.4):
+            remove = random.choice(observers)
+            spare = [node_of(remove)] if random.random() < 0.5 and self.cluster.nodes[node_of(remove)].up else []
+        if spare:
+            name, number = random.choice(spare), self.cluster.number()
+            add = replica_id(name, number)
+            self.cluster.observers[add] = True
+            self.cluster.nodes[name].join(group, number)
+        if add or remove:
+            self._did("observer_changes", group=group, add=add, remove=remove)
+            self._ask(leader, lambda: leader.core.change(Change(add, remove, join=False), self._told("observer")))
+
+    def _damage_observer(self) -> None:
+        """As of voters, whatever has become of the others: nothing depends on it."""
+        leader = self.cluster.leader(group := self.world.random.choice(self.groups))
+        observers = () if leader is None else leader.core.configuration.learners
+        if observers:
+            node = self.cluster.nodes[node_of(self.world.random.choice(observers))]
+            if node.host is not None and not node.paused:
+                node.crash()
+                lost = node.damage(group)
+                if lost is not None:
+                    self.judge.lost[lost] = True
+                    self._did("observers_damaged", replica=lost)
+                self._back_later(node)
 
     def _may_damage(self) -> tuple[Node, int, str] | None:
         """A voter that may be lost, as all others of its group are whole: its node, which runs, group and id."""
@@ -257,7 +299,7 @@ class Nemesis:
             return False
         configuration = leader.core.configuration
         return not configuration.joining and len(configuration.voters) >= 3 \
-            and not any(one in self.judge.lost for one in configuration.everybody)
+            and not any(one in self.judge.lost for one in configuration.voters)
 
     def _damage(self) -> None:
         """Crash a replica's node and flip a bit of its log, where all others of its groups are whole."""

@@ -138,7 +138,8 @@ class LoopReplicator:
     async def wait_applied(self, log_index: int, deadline: float | None) -> None:
         await self._group.wait(self._name, log_index, deadline)
 
-    async def change_members(self, add: str | None, remove: str | None, deadline: float | None) -> None:
+    async def change_members(self, add: str | None, remove: str | None, deadline: float | None, *,
+                             observe: bool = False) -> None:
         if add is not None:
             raise InvalidArgument("add", "a machine is needed: see LoopGroup.rebuild", got=add)
         if remove is not None:
