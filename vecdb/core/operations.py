@@ -1,0 +1,55 @@
+"""What operators ask of a cluster beside what :mod:`vecdb.core.cluster` tells: the whole at a glance, and tokens."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from vecdb.core.cluster import NodeInfo
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterInfo:
+    """A cluster at a glance.  ``node``: that answered; ``leader``: of the control group, None: nobody is known to be.
+
+    ``epoch`` rises with every change of the placement; ``jobs``: that have not ended; ``settings``: as they were set.
+    """
+
+    name: str
+    node: str
+    leader: str | None
+    epoch: int
+    nodes: tuple[NodeInfo, ...] = ()
+    collections: int = 0
+    shards: int = 0
+    jobs: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class JoinToken:
+    """A token to join with, without its secret.  ``roles``: that a node may have which joins with it, none: any.
+    Wall clock; ``expires_s`` 0: never.
+    """
+
+    id: str
+    created_s: float = 0.0
+    expires_s: float = 0.0
+    roles: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NewJoinToken:
+    """A token that was just made; ``secret`` is told this once, and is what a node is given to join with."""
+
+    token: JoinToken
+    secret: str
+
+
+SETTINGS: Mapping[str, tuple[float, float, float, str]] = {
+    "repair_after_s": (600.0, 0.0, 30 * 86_400.0, "seconds without a word from a node until what it holds is built "
+                                                  "anew elsewhere; 0: never"),
+    "scrub_every_s": (86_400.0, 0.0, 366 * 86_400.0, "seconds from one comparison of a collection's replicas to the "
+                                                     "next; 0: never"),
+    "copy_bytes_s": (100.0 * (1 << 20), 1 << 20, 1 << 40, "bytes a second that a split, merge or restore copies"),
+}
+"""Settings of a cluster: the default, the least, the most, and what it means.  All are numbers."""
