@@ -210,7 +210,7 @@ class FakeControl:
         self._replicator._lead()
         done = control.apply(self.cluster.states[-1], len(self.cluster.states), 1, command)
         self.cluster.states.append(done.state)
-        for entry in done.state.collections.values():
+        for entry in done.state.shards.values():
             self.cluster.groups.setdefault(entry.group, Group(entry.group, entry.nodes, self.cluster.elects))
         await self._replicator.propose(command, call.deadline)
         if isinstance(done.outcome, VecdbError):
@@ -281,10 +281,7 @@ class FakeCluster:
 
     def shard(self, name: str, node: str | None = None) -> Group:
         """The group of a collection as it is now, or as a node knows it."""
-        entry = self.states[-1 if node is None else self.control.applied[node]].collections.get(name)
-        if entry is None:
-            raise CollectionNotFound(name)
-        return self.groups[entry.group]
+        return self.groups[self.states[-1 if node is None else self.control.applied[node]].only(name).group]
 
     @contextmanager
     def behind(self, *nodes: str, name: str | None = "docs") -> Any:

@@ -107,7 +107,12 @@ class Cluster:
             await asyncio.sleep(0.02)
 
     async def create(self, name):
-        return await self.ask(lambda node: node.control.create(CollectionSchema(name, DIM)))
+        """Its shard."""
+        async def made(node):
+            entry = await node.control.create(CollectionSchema(name, DIM))
+            return node.control.state.shards[entry.shards[0]]
+
+        return await self.ask(made)
 
     async def drop(self, name):
         return await self.ask(lambda node: node.control.drop(name))

@@ -54,14 +54,14 @@ def uses_numbers_again(patch):
 
     def apply(state, log_index, term, command):
         done = whole(state, log_index, term, command)
-        used = max((entry.group for entry in done.state.collections.values()), default=0)
+        used = max(done.state.shards, default=0)
         return replace(done, state=replace(done.state, next_group=used + 1))
 
     patch.setattr(control, "apply", apply)
 
 
 def keeps_what_was_dropped(patch):
-    async def delete(self, name, group):
+    async def delete(self, label, group):
         self._groups.forget(group)
 
     patch.setattr(Hosting, "_delete", delete)
@@ -76,7 +76,7 @@ def acts_on_any_state(patch):
         state = self._control.open_state
         if state is None or (self._acting is not None and state.epoch == self._acting.epoch):
             return
-        self._wanted = {name: entry for name, entry in state.collections.items() if self._me in entry.nodes}
+        self._wanted = {entry.label: entry for entry in state.shards.values() if self._me in entry.nodes}
         self._acting = state
 
     patch.setattr(Hosting, "_learn", learn)
@@ -99,7 +99,7 @@ def forgets_collections_when_it_restarts(patch):
     def opened(self):
         replica = whole(self)
         state = replica.state
-        replica.state = replace(state, collections={})
+        replica.state = replace(state, collections={}, shards={})
         return replica
 
     patch.setattr(Control, "open", opened)

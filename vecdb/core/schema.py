@@ -128,6 +128,12 @@ def _shape(dim: int, metric: Metric, vector_type: VectorType) -> int:
 
 
 _NAME = re.compile(NAME_PATTERN)
+_LABEL = re.compile(rf"{NAME_PATTERN}@[1-9][0-9]{{0,18}}")
+
+
+def collection_of(label: str) -> str:
+    """The collection that a shard's label is of: what users are told, who know nothing of labels."""
+    return label.partition("@")[0]
 
 
 def check_name(name: object) -> str:
@@ -203,6 +209,16 @@ class CollectionSchema:
         """Items of one vector as given by a caller: ``dim``, or ``dim / 8`` bytes for binary vectors."""
         return self.dim // 8 if self.vector_type is VectorType.BINARY else self.dim
 
+    def labelled(self, label: str) -> Self:
+        """The same under the name that a node holds one of the collection's shards under: ``name@group``."""
+        if not _LABEL.fullmatch(label):
+            raise InvalidArgument("label", "must be a collection's name, '@' and a number", got=label[:MAX_NAME_BYTES],
+                                  limit=_LABEL.pattern)
+        made = object.__new__(type(self))
+        for one in dataclasses.fields(self):
+            object.__setattr__(made, one.name, label if one.name == "name" else getattr(self, one.name))
+        return made
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; :meth:`from_json` is the inverse."""
         return dataclasses.asdict(self, dict_factory=lambda pairs: {
@@ -210,8 +226,12 @@ class CollectionSchema:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
+        """What was stored; the name may be a shard's label."""
         try:
             parts = dict(value)
+            label = parts["name"]
+            if isinstance(label, str) and "@" in label:
+                return cls.from_json({**parts, "name": collection_of(label)}).labelled(label)
             parts["index"] = IndexSpec(**parts["index"])
             if parts.get("indexed_fields") is not None:
                 parts["indexed_fields"] = tuple(parts["indexed_fields"])

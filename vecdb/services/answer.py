@@ -17,7 +17,7 @@ from vecdb.ann.space import Space
 from vecdb.core.calls import Call
 from vecdb.core.ids import RecordId
 from vecdb.core.query import Columns, Cost, Matches, QueryRequest, QueryResult
-from vecdb.core.schema import Metric
+from vecdb.core.schema import Metric, collection_of
 from vecdb.ports import tracing
 from vecdb.ports.compute import Compute
 from vecdb.segment.matching import StaleView
@@ -40,7 +40,7 @@ def answer(view: ShardView, request: QueryRequest, machine: ShardMachine, comput
     tracer = tracing.get()
     if tracer.current() is None:
         return _answer(view, request, machine, compute, call, run_plan)
-    with tracer.start("shard", attributes={"db.collection.name": machine.schema.name,
+    with tracer.start("shard", attributes={"db.collection.name": collection_of(machine.schema.name),
                                            "vecdb.segments": len(view.segments)}) as span:
         return _answer(view, request, machine, compute, call, partial(_traced, tracer, span))
 

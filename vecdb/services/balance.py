@@ -142,7 +142,7 @@ class Balancer:
     async def look(self) -> None:
         """Hand over one group, if one should be."""
         state = self._state()
-        here = {entry.group: self._own.look(entry.group) for entry in state.collections.values()
+        here = {entry.group: self._own.look(entry.group) for entry in state.shards.values()
                 if self._me in entry.nodes}
         led = {group: status.term for group, status in here.items() if status is not None and status.role == "leader"}
         self._led = {**{group: term for group, term in self._led.items() if led.get(group) == term}, **led}
@@ -179,7 +179,7 @@ class Balancer:
                 return chosen
             node = chosen[1]
             asked.add(node)
-            unseen = [entry.group for entry in state.collections.values()
+            unseen = [entry.group for entry in state.shards.values()
                       if node in entry.nodes and self._me not in entry.nodes]
             try:
                 found = await self._others(node).status(unseen, self._call()) if unseen else {}
@@ -190,7 +190,7 @@ class Balancer:
                 leaders.update({group: node for group, status in found.items() if status.role == "leader"})
 
     async def _give(self, state: ControlState, group: int, node: str, replica: str) -> None:
-        name = next((name for name, entry in state.collections.items() if entry.group == group), "")
+        name = state.shards[group].name
         if not self._well():
             return
         try:

@@ -13,7 +13,7 @@ from typing import Final
 import orjson
 
 from vecdb.core.errors import CollectionNotFound, DataCorrupted, VecdbError
-from vecdb.core.schema import CollectionSchema
+from vecdb.core.schema import CollectionSchema, collection_of
 from vecdb.ports.store import Store
 from vecdb.shard.mutations import Mutations
 
@@ -67,7 +67,7 @@ class Catalog:
         try:
             return self.entries[name]
         except KeyError:
-            raise CollectionNotFound(name) from None
+            raise CollectionNotFound(collection_of(name)) from None
 
     def found(self, replicated: bool = False) -> None:
         """Write the first rows of a new catalog, which tell it from one that was lost."""

@@ -14,9 +14,21 @@ from typing import Final
 
 import xxhash
 
-from vecdb.cluster.control import RANGES, ControlState, ShardEntry, apply, create, drop, from_rows, node_of, rows_of
+from vecdb.cluster.control import (
+    RANGES,
+    CollectionEntry,
+    ControlState,
+    apply,
+    create_shards,
+    drop,
+    from_rows,
+    node_of,
+    read_rows,
+    rows_of,
+)
 from vecdb.cluster.placement import Candidate, place
 from vecdb.core.calls import Call, check
+from vecdb.core.cluster import HASH_SPACE
 from vecdb.core.errors import DataCorrupted, InvalidArgument, NotLeader, Unavailable, VecdbError
 from vecdb.core.schema import CollectionSchema
 from vecdb.ports.replicator import Position, ReplicaStatus, Replicator, SnapshotFile
@@ -67,13 +79,16 @@ class ControlReplica:
         self._changed = changed
         self._pieces: dict[int, bytes] = {}
         """What has arrived of snapshots, by the checksum of the whole file."""
-        self.state = from_rows(row for start, stop in RANGES for row in store.scan(start, stop))
+        self.state, is_current = read_rows(row for start, stop in RANGES for row in store.scan(start, stop))
         """Of the moment; never changed in place."""
+        if not is_current:
+            store.write(Mutations(ranges=list(RANGES), puts=rows_of(self.state)))
+            store.sync()
 
     def position(self) -> Position:
         return Position(self.state.log_index, self.state.term)
 
-    def apply(self, log_index: int, term: int, command: bytes) -> ShardEntry | VecdbError | None:
+    def apply(self, log_index: int, term: int, command: bytes) -> CollectionEntry | VecdbError | None:
         """The entry that the command made or took away, or its error; None for what was applied before."""
         before = self.state
         if log_index <= before.log_index:
@@ -258,7 +273,7 @@ class Control:
         """Of this node's replica of the control group; None while there is none."""
         return None if self.replicator is None else self.replicator.status()
 
-    async def create(self, schema: CollectionSchema, call: Call | None = None) -> ShardEntry:
+    async def create(self, schema: CollectionSchema, call: Call | None = None) -> CollectionEntry:
         """Make a collection; return once this node has applied it.
 
         Raises ``CollectionExists``, ``LimitExceeded``; ``NotLeader``, ``Overloaded``, ``Unavailable`` (nothing was
@@ -266,9 +281,10 @@ class Control:
         """
         check(call)
         replicator = self._leading()
-        return await self._propose(create(schema, self._choose(replicator.status()), _key(call)), call)
+        shards = [(0, HASH_SPACE, self._choose(replicator.status()))]
+        return await self._propose(create_shards(schema, shards, self._replication_factor, key=_key(call)), call)
 
-    async def drop(self, name: str, call: Call | None = None) -> ShardEntry:
+    async def drop(self, name: str, call: Call | None = None) -> CollectionEntry:
         """Drop a collection with all its records; errors as of :meth:`create`, and ``CollectionNotFound``."""
         check(call)
         return await self._propose(drop(name, _key(call)), call)
@@ -295,10 +311,10 @@ class Control:
                                           for node, (_, heard) in known.items()], self._replication_factor)
         return [known[node][0] for node in chosen]
 
-    async def _propose(self, command: bytes, call: Call | None) -> ShardEntry:
+    async def _propose(self, command: bytes, call: Call | None) -> CollectionEntry:
         committed = await self._leading().propose(command, None if call is None else call.deadline)
         outcome = committed.result
-        if not isinstance(outcome, ShardEntry):
+        if not isinstance(outcome, CollectionEntry):
             raise VecdbError("the control group answered with what is no outcome", got=type(outcome).__name__)
         return outcome
 

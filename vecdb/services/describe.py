@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vecdb.core.query import Description
+from vecdb.core.schema import collection_of
 from vecdb.segment.growing import GrowingView
 from vecdb.services.shard import ShardService
 from vecdb.shard.view import SegmentView
@@ -32,7 +33,7 @@ def describe(shard: ShardService, jobs: list[dict[str, Any]]) -> Description:
     damage = [damaged for one in view.segments if (damaged := _damage(one)) is not None]
     if damage:
         details["damage"] = damage
-    return Description(schema.name, view.state.records, details)
+    return Description(collection_of(schema.name), view.state.records, details)
 
 
 def _segment(view: SegmentView) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """The reconciler: what this node holds is made to follow what the control group says.
 
-One task looks whenever the control state changes, and every second.  What is to be done for a collection is done in a
-task of its own, one at a time a collection and some at a time in all; what blocks runs in threads.  Every step may be
-the last before the process is killed, and is found half done by the next one: nothing is remembered that cannot be
-read off the disk.  A step that fails is tried again after a pause that grows, and told once.
+One task looks whenever the control state changes, and every second.  What is to be done for a shard is done in a task
+of its own, one at a time a shard and some at a time in all; what blocks runs in threads.  Every step may be the last
+before the process is killed, and is found half done by the next one: nothing is remembered that cannot be read off the
+disk.  A step that fails is tried again after a pause that grows, and told once.  A shard goes by its **label** here
+(:mod:`vecdb.cluster.control`); what people read names the collection.
 
 **A log that was lost is never taken for one that never was**, for a voter that forgets may vote twice; nor the other
 way round, for if all nodes lose power while a collection is made there would be no voter left.  What decides:
@@ -41,7 +42,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
-from vecdb.cluster.control import ControlState, ShardEntry
+from vecdb.cluster.control import ControlState, ShardEntry, collection_of
 from vecdb.cluster.founding import Founding
 from vecdb.core.errors import DataCorrupted, DeadlineExceeded, StorageError, Unavailable, VecdbError
 from vecdb.core.schema import CollectionSchema
@@ -121,7 +122,7 @@ class HostingSettings:
 
 @dataclass(frozen=True, slots=True)
 class HostedShard:
-    """A replica this node has or should have.  ``status``: None while it is not there; ``error``: why not."""
+    """A replica this node has or should have.  ``name``: the collection's; ``status``: None while it is not there."""
 
     name: str
     group: int
@@ -131,9 +132,9 @@ class HostedShard:
 
 @dataclass(slots=True)
 class _Place:
-    """Of one collection (or the control group) on this node."""
+    """Of one shard (or the control group) on this node."""
 
-    name: str
+    label: str
     group: int = -1
     """The group that the driver has, -1: none."""
     replicator: Replicator | None = None
@@ -150,6 +151,10 @@ class _Place:
     since: float = 0.0
     """When the last failure was."""
     error: str = ""
+
+    @property
+    def name(self) -> str:
+        return collection_of(self.label)
 
 
 class Hosting:
@@ -214,44 +219,44 @@ class Hosting:
         """How far this node is with founding or joining the control group, for those who ask; None: not known yet."""
         return self._ledger.founding
 
-    def replicator(self, name: str) -> Replicator:
-        """Of a collection; ``CollectionNotFound`` where this node knows of none, ``Unavailable`` where it holds no
-        replica or has not made it yet.
+    def replicator(self, label: str) -> Replicator:
+        """Of a shard; ``CollectionNotFound`` where this node knows of none, ``Unavailable`` where it holds no replica
+        or has not made it yet.
         """
-        entry = self._control.state.get(name)
-        place = self._places.get(name)
+        entry = self._control.state.labelled(label)
+        place = self._places.get(label)
         if place is None or place.group != entry.group or place.replicator is None:
-            raise Unavailable(f"there is no replica of {name!r} on {self._me} now", collection=name,
-                              why="" if place is None else place.error, retry_after_s=0.1)
+            raise Unavailable(f"there is no replica of {entry.name!r} on {self._me} now", collection=entry.name,
+                              group=entry.group, why="" if place is None else place.error, retry_after_s=0.1)
         return place.replicator
 
-    def group(self, name: str) -> int:
-        """Of a collection, here or not; ``CollectionNotFound``."""
-        return self._control.state.get(name).group
+    def group(self, label: str) -> int:
+        """Of a shard, here or not; ``CollectionNotFound``."""
+        return self._control.state.labelled(label).group
 
-    def marks(self, name: str) -> Mapping[int, MarkResult]:
-        """What the replica of a collection remembers of marks; errors as of :meth:`replicator`."""
-        self.replicator(name)
-        machine = self._places[name].machine
+    def marks(self, label: str) -> Mapping[int, MarkResult]:
+        """What the replica of a shard remembers of marks; errors as of :meth:`replicator`."""
+        self.replicator(label)
+        machine = self._places[label].machine
         return {} if machine is None else machine.marks()
 
-    def check_room(self, name: str) -> None:
-        """Raise ``Overloaded`` while the replica of a collection should be given nothing more; and :meth:`replicator`'s
+    def check_room(self, label: str) -> None:
+        """Raise ``Overloaded`` while the replica of a shard should be given nothing more; and :meth:`replicator`'s
         errors.
         """
-        self.replicator(name)
-        machine = self._places[name].machine
+        self.replicator(label)
+        machine = self._places[label].machine
         if machine is not None:
             machine.check_room()
 
     def statuses(self) -> dict[str, HostedShard]:
-        """Of every collection that this node holds a replica of or should; the control group under the empty name."""
+        """By label, of every shard that this node has or should have; the control group under the empty one."""
         control = self._control_place
         found = {"": HostedShard("", CONTROL_GROUP, self._control.status(), control.error)}
-        for name in sorted({*self._wanted, *self._places}):
-            entry, place = self._wanted.get(name), self._places.get(name, _Place(name))
+        for label in sorted({*self._wanted, *self._places}):
+            entry, place = self._wanted.get(label), self._places.get(label, _Place(label))
             status = None if place.replicator is None else place.replicator.status()
-            found[name] = HostedShard(name, place.group if entry is None else entry.group, status, place.error)
+            found[label] = HostedShard(place.name, place.group if entry is None else entry.group, status, place.error)
         return found
 
     @property
@@ -261,24 +266,24 @@ class Hosting:
         return (self._acting is not None and self._acting.epoch == self._control.state.epoch
                 and self._control.replicator is not None and not any(place.task for place in self._all())
                 and set(places) == set(self._wanted)
-                and all(self._is_well(places[name], entry) for name, entry in self._wanted.items()))
+                and all(self._is_well(places[label], entry) for label, entry in self._wanted.items()))
 
-    async def ready(self, name: str, deadline: float | None) -> ShardEntry:
-        """Return once the collection is open for calls: its group has a leader, as far as this node can see.
+    async def ready(self, label: str, deadline: float | None) -> ShardEntry:
+        """Return once the shard is open for calls: its group has a leader, as far as this node can see.
 
         At once where the replicas are on other nodes.  ``deadline`` on the loop's clock; ``DeadlineExceeded``,
         ``CollectionNotFound``.
         """
         while True:
-            entry = self._control.state.get(name)
-            place = self._places.get(name)
+            entry = self._control.state.labelled(label)
+            place = self._places.get(label)
             if self._me not in entry.nodes:
                 return entry
             if place is not None and place.group == entry.group and place.replicator is not None \
                     and place.replicator.status().leader is not None:
                 return entry
             if deadline is not None and self._loop.time() >= deadline:
-                raise DeadlineExceeded(f"{name!r} is not open for calls yet", collection=name)
+                raise DeadlineExceeded(f"{entry.name!r} is not open for calls yet", collection=entry.name)
             await asyncio.sleep(READY_LOOK_S)
 
     # --- the reconciler ---------------------------------------------------------------------------
@@ -312,13 +317,13 @@ class Hosting:
         if self._acting is None:
             return
         hosted = self._database.hosted()
-        for name in sorted({*self._wanted, *hosted, *self._places}):
-            place = self._places.setdefault(name, _Place(name))
-            entry = self._wanted.get(name)
-            well = place.group < 0 and name not in hosted if entry is None else self._is_well(place, entry)
+        for label in sorted({*self._wanted, *hosted, *self._places}):
+            place = self._places.setdefault(label, _Place(label))
+            entry = self._wanted.get(label)
+            well = place.group < 0 and label not in hosted if entry is None else self._is_well(place, entry)
             self._consider(place, well, self._host)
             if entry is None and well and place.task is None:
-                del self._places[name]
+                del self._places[label]
 
     async def _learn(self) -> None:
         """Let the control state be the one that is acted on, once that cannot be forgotten."""
@@ -336,7 +341,7 @@ class Hosting:
             raise
         if state.log_index > self._ledger.acted:
             await self._note(self._ledger.write_acted, state.log_index)
-        self._wanted = {name: entry for name, entry in state.collections.items() if self._me in entry.nodes}
+        self._wanted = {entry.label: entry for entry in state.shards.values() if self._me in entry.nodes}
         self._acting = state
         if before is None:
             self._forget_orphans(state)
@@ -422,43 +427,44 @@ class Hosting:
         place.group, place.ill = -1, ""
 
     async def _host(self, place: _Place) -> None:
-        """Bring one collection to where the control state wants it."""
+        """Bring one shard to where the control state wants it."""
         async with self._free:
-            name, entry = place.name, self._wanted.get(place.name)
+            entry = self._wanted.get(place.label)
             if place.group >= 0:
                 await self._take_away(place)
-            here = self._database.hosted().get(name)
+            here = self._database.hosted().get(place.label)
             if here is not None and (entry is None or here.folder != folder_of(entry.group)):
-                await self._delete(name, group_of(here.folder))
+                await self._delete(place.label, group_of(here.folder))
                 here, place.outcast = None, False
             if entry is None:
                 return
             if here is None:
-                await self._thread(self._database.host, entry.schema, folder_of(entry.group))
+                await self._thread(self._database.host, entry.local_schema, folder_of(entry.group))
             machine = await self._open(entry)
             self._add(place, entry, machine)
 
-    async def _delete(self, name: str, group: int | None) -> None:
+    async def _delete(self, label: str, group: int | None) -> None:
+        name = collection_of(label)
         if group is None or self._acting is None or not self._acting.was_dropped(group):
             raise StorageError(f"what is here of {name!r} is of a group that the control group does not know of",
                                path=name, group=group)
         self._groups.forget(group)
-        await self._thread(self._database.unhost, name)
+        await self._thread(self._database.unhost, label)
         self._tell("info", "replica_deleted", node=self._me, collection=name, group=group)
 
     async def _open(self, entry: ShardEntry) -> ShardMachine:
         try:
-            return await self._thread(self._database.replica, entry.name)
+            return await self._thread(self._database.replica, entry.label)
         except DataCorrupted as error:
             self._tell("error", "replica_state_damaged", node=self._me, collection=entry.name, group=entry.group,
                        error=error.message)
             if len(entry.replicas) == 1:
-                return await self._thread(partial(self._database.replica, entry.name, allow_damage=True))
-        await self._thread(self._database.set_aside, entry.name)
-        return await self._thread(self._database.replica, entry.name)
+                return await self._thread(partial(self._database.replica, entry.label, allow_damage=True))
+        await self._thread(self._database.set_aside, entry.label)
+        return await self._thread(self._database.replica, entry.label)
 
     def _add(self, place: _Place, entry: ShardEntry, machine: ShardMachine) -> None:
-        if self._wanted.get(entry.name) != entry:
+        if self._wanted.get(entry.label) != entry:
             return  # the state has changed meanwhile: the next round begins with that
         existing = self._replica not in entry.replicas or machine.position().log_index > 0
         replicator = self._groups.add(entry.group, machine, number=_number(self._replica),

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vecdb.core.errors import VecdbError
+from vecdb.core.schema import collection_of
 from vecdb.ports.clock import Clock
 from vecdb.services.priority import UPKEEP, give_way
 
@@ -48,8 +49,8 @@ class Job:
         elapsed = max(0.0, now_s - self.started_s) if self.state == "running" else 0.0
         share = self.done / self.total if self.total else 0.0
         eta = elapsed / share - elapsed if share > 0 else None
-        return {"collection": self.collection, "kind": self.kind, "state": self.state, "stage": self.stage,
-                "done": self.done, "total": self.total, "elapsed_s": round(elapsed, 3),
+        return {"collection": collection_of(self.collection), "kind": self.kind, "state": self.state,
+                "stage": self.stage, "done": self.done, "total": self.total, "elapsed_s": round(elapsed, 3),
                 "eta_s": None if eta is None else round(eta, 3), "error": self.error}
 
 

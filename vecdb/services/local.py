@@ -3,8 +3,9 @@
 Collections open at first use, each on its own: one that is damaged raises when it is touched, the others
 serve.  One collection is one shard here; a cluster spreads the same shards over nodes.
 
-**Replicated**, a collection is one replica of a shard: ``host`` and ``unhost`` make and delete it as the cluster says,
-``replica`` is what its log drives, and calls that would write are refused.  All stay open.
+**Replicated**, a collection is one replica of a shard, under the shard's label (:mod:`vecdb.cluster.control`), which is
+what calls name it by; what they are told names the collection.  ``host`` and ``unhost`` make and delete it as the
+cluster says, ``replica`` is what its log drives, and calls that would write are refused.  All stay open.
 """
 
 import shutil
@@ -26,10 +27,11 @@ from vecdb.core.errors import (
 )
 from vecdb.core.filters.tree import Node
 from vecdb.core.ids import RecordId
+from vecdb.core.layout import ANYHOW, Layout
 from vecdb.core.limits import MAX_COLLECTIONS
 from vecdb.core.query import Description, QueryRequest, QueryResult, ScanPage, ScanRequest
 from vecdb.core.records import Command, DeleteIds, DeleteWhere, Record, UpdateMetadata, UpsertBatch, WriteResult
-from vecdb.core.schema import CollectionSchema
+from vecdb.core.schema import CollectionSchema, collection_of
 from vecdb.services.catalog import Entry
 from vecdb.services.describe import describe
 from vecdb.services.express import Pin
@@ -52,7 +54,8 @@ class LocalDatabase(OpenCollections):
 
     # --- collections ------------------------------------------------------------------------------
 
-    def create_collection(self, schema: CollectionSchema, call: Call | None = None) -> None:
+    def create_collection(self, schema: CollectionSchema, call: Call | None = None, layout: Layout = ANYHOW) -> None:
+        layout.alone("a directory")
         with self._changes:
             check(call)
             self._check_may_change()
@@ -136,7 +139,7 @@ class LocalDatabase(OpenCollections):
             if known == entry:
                 return
             if known is not None:
-                raise CollectionExists(schema.name)
+                raise CollectionExists(collection_of(schema.name))
             if not folder.isalnum() or any(folder == other.folder for other in self._catalog.entries.values()):
                 raise InvalidArgument("folder", "is in use, or no name for one", got=folder, limit="letters and digits")
             home = Home(self._folder(entry))
@@ -190,7 +193,7 @@ class LocalDatabase(OpenCollections):
                             self._close_slot(slot)
                 replica = self._open_slot(slot).replica
             if replica is None:
-                raise InvalidArgument("collection", "is not replicated", got=name)
+                raise InvalidArgument("collection", "is not replicated", got=collection_of(name))
             return replica
         finally:
             self._leave(slot)
@@ -202,7 +205,7 @@ class LocalDatabase(OpenCollections):
             self._jobs.forget(name)
             with slot.lock:
                 if slot.gone:
-                    raise CollectionNotFound(name)
+                    raise CollectionNotFound(collection_of(name))
                 with suppress(VecdbError):
                     self._close_slot(slot)
                 home = Home(self._folder(slot.entry))

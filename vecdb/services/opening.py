@@ -24,7 +24,7 @@ from vecdb.core.errors import (
     Unavailable,
     VecdbError,
 )
-from vecdb.core.schema import CollectionSchema
+from vecdb.core.schema import CollectionSchema, collection_of
 from vecdb.ports.clock import Clock
 from vecdb.ports.compute import Compute
 from vecdb.ports.store import Store
@@ -228,10 +228,10 @@ class OpenCollections:
         with slot.lock:
             self._check_open()
             if slot.gone:
-                raise CollectionNotFound(slot.entry.schema.name)
+                raise CollectionNotFound(collection_of(slot.entry.schema.name))
             if slot.restoring is not None and slot.restoring.failure is None:
                 raise Unavailable("the replica is being restored, and its old state had to make room",
-                                  collection=slot.entry.schema.name)
+                                  collection=collection_of(slot.entry.schema.name))
             slot.restoring = None
             if slot.opened is None:
                 self._close_idle()

@@ -12,11 +12,12 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
-from vecdb.cluster.control import ControlState, ShardEntry
+from vecdb.cluster.control import ControlState, ShardEntry, collection_of
 from vecdb.core.calls import Call, Consistency
 from vecdb.core.errors import CollectionNotFound, Overloaded, Unavailable, Unsupported
 from vecdb.core.filters.tree import Node as FilterNode
 from vecdb.core.ids import RecordId
+from vecdb.core.layout import ANYHOW, Layout
 from vecdb.core.query import Description, QueryRequest, QueryResult, ScanPage, ScanRequest
 from vecdb.core.records import DeleteIds, DeleteWhere, Record, UpdateMetadata, UpsertBatch, WriteResult
 from vecdb.core.schema import CollectionSchema
@@ -38,16 +39,16 @@ LOOK_S: Final = 0.1
 class Hosted(Protocol):
     """The groups this node has replicas of: :class:`vecdb.services.hosting.Hosting`."""
 
-    def replicator(self, name: str) -> Replicator:
-        """Of a collection; ``VecdbError`` while there is none here."""
+    def replicator(self, label: str) -> Replicator:
+        """Of a shard; ``VecdbError`` while there is none here."""
         ...
 
-    def marks(self, name: str) -> Mapping[int, MarkResult]:
-        """What the collection's replica remembers of marks, by log index."""
+    def marks(self, label: str) -> Mapping[int, MarkResult]:
+        """What the shard's replica remembers of marks, by log index."""
         ...
 
-    def check_room(self, name: str) -> None:
-        """Raise ``Overloaded`` while the collection's replica should be given nothing more."""
+    def check_room(self, label: str) -> None:
+        """Raise ``Overloaded`` while the shard's replica should be given nothing more."""
         ...
 
 
@@ -87,19 +88,22 @@ class OwnReplicas:
         self._control = control
         self._clock = clock
         self._state: ControlState | None = None
-        self._names: dict[int, str] = {}
         self._seen: dict[int, _Seen] = {}
 
     # --- what there is ----------------------------------------------------------------------------
 
-    def _name(self, group: int) -> str | None:
-        """The collection of a group, as the control state of the moment has it."""
+    def _shards(self) -> Mapping[int, ShardEntry]:
+        """Of the control state of the moment."""
         state = self._control.state
         if state is not self._state:
             self._state = state
-            self._names = {entry.group: name for name, entry in state.collections.items()}
-            self._seen = {one: seen for one, seen in self._seen.items() if one in self._names}
-        return self._names.get(group)
+            self._seen = {one: seen for one, seen in self._seen.items() if one in state.shards}
+        return state.shards
+
+    def _label(self, group: int) -> str | None:
+        """What the replica of a group is held under, as the control state of the moment has it."""
+        entry = self._shards().get(group)
+        return None if entry is None else entry.label
 
     def replicator(self, group: int) -> Replicator:
         """Raises ``Unavailable`` where this node has no replica of the group."""
@@ -108,13 +112,13 @@ class OwnReplicas:
             if control is None:
                 raise Unavailable("the control group is not here yet", group=group)
             return control
-        name = self._name(group)
-        if name is None:
+        label = self._label(group)
+        if label is None:
             raise Unavailable(f"this node knows of no group {group}", group=group)
         try:
-            return self._hosted.replicator(name)
+            return self._hosted.replicator(label)
         except CollectionNotFound:
-            raise Unavailable(f"this node has no replica of {name!r}", group=group) from None
+            raise Unavailable(f"this node has no replica of {collection_of(label)!r}", group=group) from None
 
     def look(self, group: int) -> ReplicaStatus | None:
         """A status of now, None where there is no replica here."""
@@ -162,11 +166,11 @@ class OwnReplicas:
 
         What is in the log cannot be refused any more, so it is here that memory is bounded.
         """
-        name = self._name(group)
+        label = self._label(group)
         give_up = self._clock.monotonic() + HOLD_S
-        while name is not None:
+        while label is not None:
             try:
-                self._hosted.check_room(name)
+                self._hosted.check_room(label)
                 return
             except Overloaded:
                 now = self._clock.monotonic()
@@ -182,14 +186,13 @@ class OwnReplicas:
         return await self.replicator(group).read_index(self.until(call))
 
     async def status(self, groups: Sequence[int], call: Call) -> dict[int, ReplicaStatus]:
-        self._name(CONTROL)  # names of the state of the moment
-        found = {group: self.look(group) for group in groups or (CONTROL, *self._names)}
+        found = {group: self.look(group) for group in groups or (CONTROL, *self._shards())}
         return {group: status for group, status in found.items() if status is not None}
 
     async def mark(self, group: int, log_index: int, call: Call) -> MarkResult:
         await self.replicator(group).wait_applied(log_index, self.until(call))
-        name = self._name(group)
-        found = self._hosted.marks(name).get(log_index) if name is not None else None
+        label = self._label(group)
+        found = self._hosted.marks(label).get(log_index) if label is not None else None
         if found is None:
             raise Unavailable(f"this replica remembers no mark at log index {log_index}", group=group)
         return found
@@ -221,21 +224,23 @@ class OwnReplicas:
         return found
 
     def _entry(self, name: str, call: Call) -> ShardEntry:
-        """The collection as this node knows it; ``Unavailable`` if it is not, or not yet, the one that is meant."""
-        entry = self._control.state.collections.get(name)
-        if entry is None:
+        """A collection's shard as this node knows it; ``Unavailable`` if it is not yet the one that is meant."""
+        state = self._control.state
+        if name not in state.collections:
             raise Unavailable(f"this node knows of no collection {name!r} yet", collection=name)
+        entry = state.only(name)
         if any(shard > entry.group or (shard == entry.group and place >= GONE) for shard, place in call.session):
             raise Unavailable(f"this node knows of an earlier collection {name!r} alone", collection=name)
         return entry
 
-    async def _read(self, name: str, call: Call, read: Callable[[], Awaitable[T]]) -> T:
+    async def _read(self, name: str, call: Call, read: Callable[[str], Awaitable[T]]) -> T:
+        """``read`` of the label that the collection's shard is held under here."""
         entry = self._entry(name, call)
         if not self.serves(entry.group):
             raise Unavailable(f"this node has no replica of {name!r} that serves", collection=name)
         if not call.session and call.consistency is not Consistency.LINEARIZABLE:
-            return await read()
-        return await self.settled(entry.group, lambda: self.settle(entry.group, call), read)
+            return await read(entry.label)
+        return await self.settled(entry.group, lambda: self.settle(entry.group, call), lambda: read(entry.label))
 
     async def list_collections(self, call: Call) -> list[str]:
         return sorted(self._control.state.collections)
@@ -244,34 +249,36 @@ class OwnReplicas:
         return self._entry(name, call).schema
 
     async def describe(self, name: str, call: Call) -> Description:
-        return await self._read(name, call, lambda: self._engine.describe(name, call))
+        return await self._read(name, call, lambda label: self._engine.describe(label, call))
 
     async def optimize(self, name: str, call: Call, on_progress: Progress | None = None) -> Description:
-        return await self._read(name, call, lambda: self._engine.optimize(name, call, on_progress))
+        return await self._read(name, call, lambda label: self._engine.optimize(label, call, on_progress))
 
     async def query(self, name: str, request: QueryRequest, call: Call) -> QueryResult:
-        return await self._read(name, call, lambda: self._engine.query(name, request, call))
+        return await self._read(name, call, lambda label: self._engine.query(label, request, call))
 
     async def fetch(self, name: str, ids: Sequence[RecordId], call: Call, *, include_metadata: bool = True,
                     include_vectors: bool = True) -> list[Record]:
-        return await self._read(name, call, lambda: self._engine.fetch(
-            name, ids, call, include_metadata=include_metadata, include_vectors=include_vectors))
+        return await self._read(name, call, lambda label: self._engine.fetch(
+            label, ids, call, include_metadata=include_metadata, include_vectors=include_vectors))
 
     async def scan(self, name: str, request: ScanRequest, call: Call) -> ScanPage:
-        return await self._read(name, call, lambda: self._engine.scan(name, request, call))
+        return await self._read(name, call, lambda label: self._engine.scan(label, request, call))
 
     async def count(self, name: str, where: FilterNode | None, call: Call) -> int:
-        return await self._read(name, call, lambda: self._engine.count(name, where, call))
+        return await self._read(name, call, lambda label: self._engine.count(label, where, call))
 
     async def jobs(self, name: str | None, call: Call) -> list[dict[str, Any]]:
-        return await self._engine.jobs(name, call)
+        state = self._control.state
+        here = state.only(name).label if name is not None and name in state.collections else name
+        return await self._engine.jobs(here, call)
 
     async def verify(self, name: str, call: Call) -> dict[str, Any]:
-        return await self._read(name, call, lambda: self._engine.verify(name, call))
+        return await self._read(name, call, lambda label: self._engine.verify(label, call))
 
     # --- what goes another way --------------------------------------------------------------------
 
-    async def create_collection(self, schema: CollectionSchema, call: Call) -> None:
+    async def create_collection(self, schema: CollectionSchema, call: Call, layout: Layout = ANYHOW) -> None:
         raise _not_here("create_collection")
 
     async def drop_collection(self, name: str, call: Call) -> None:

@@ -139,7 +139,7 @@ class ReplicatedNode:
     async def entry(self, name: str, call: Call) -> ShardEntry:
         """The collection, as this node knows it, or as the control group does; ``CollectionNotFound``."""
         state = self._control.state
-        found = state.collections.get(name)
+        found = state.only(name) if name in state.collections else None
         if found is not None and not any(shard >= state.next_group or (shard == found.group and place >= GONE)
                                          for shard, place in call.session):
             return found
@@ -153,7 +153,7 @@ class ReplicatedNode:
                                   collection=name, retry_after_s=0.5) from error
             raise Unavailable(f"this node knows of no collection {name!r}, and the control group, which would know, "
                               "has no leader that answers", collection=name, retry_after_s=0.5) from error
-        return self._control.state.get(name)
+        return self._control.state.only(name)
 
     def _brief(self, call: Call, most_s: float) -> Call:
         """For learning; who knows nothing yet is not asked for long, as another node may know something."""
@@ -213,7 +213,7 @@ class ReplicatedNode:
     def _entry_of(self, group: int) -> ShardEntry | None:
         if group == CONTROL:
             return None
-        found = next((one for one in self._control.state.collections.values() if one.group == group), None)
+        found = self._control.state.shards.get(group)
         if found is None:
             raise Unavailable(f"this node knows of no group {group}", group=group)
         return found
@@ -223,15 +223,18 @@ class ReplicatedNode:
     async def create_collection(self, schema: CollectionSchema, call: Call) -> None:
         """Returns once somebody leads the shard: what comes next finds it."""
         await self._change(schema, call)
-        entry = self._control.state.collections.get(schema.name)
         until = self.leaders.deadline(call)
-        while entry is not None and not await self._led(entry):
+        while (entry := self._known(schema.name)) is not None and not await self._led(entry):
             pause = self._random.uniform(*PAUSE_S)
             if self._clock.monotonic() + pause >= until:
                 raise DeadlineExceeded(f"the collection {schema.name!r} was made, and its replicas have elected no "
                                        "leader yet", collection=schema.name)
             await asyncio.sleep(pause)
-            entry = self._control.state.collections.get(schema.name)
+
+    def _known(self, name: str) -> ShardEntry | None:
+        """The collection's shard, as this node knows it."""
+        state = self._control.state
+        return state.only(name) if name in state.collections else None
 
     async def _led(self, entry: ShardEntry) -> bool:
         if self._cluster.me in entry.nodes:
@@ -331,7 +334,7 @@ class ReplicatedNode:
     async def _read(self, name: str, call: Call, here: Callable[[], Awaitable[T]],
                     there: Callable[[Node, Call], Awaitable[T]]) -> T:
         """``here`` from this node's replica if it can, else ``there`` from another's, else again until the deadline."""
-        entry = self._control.state.collections.get(name)
+        entry = self._known(name)
         if entry is None or call.session:
             entry = await self.entry(name, call)
         asked = False

@@ -71,9 +71,9 @@ class ClusterShards:
             statuses = await self._statuses(self._node.members(entry), [entry.group], call)
             return [_info(name, entry.group, entry.nodes, statuses)]
         statuses = await self._statuses(self._cluster.nodes, [], call)
-        entries = self._control.state.collections
+        entries = sorted(self._control.state.shards.values(), key=lambda one: (one.name, one.lo, one.group))
         return [_info("", CONTROL, self._cluster.nodes, statuses),
-                *(_info(one, entries[one].group, entries[one].nodes, statuses) for one in sorted(entries))]
+                *(_info(one.name, one.group, one.nodes, statuses) for one in entries)]
 
     async def _statuses(self, nodes: Iterable[str], groups: Sequence[int], call: Call) -> Statuses:
         found, away = dict[str, dict[int, ReplicaStatus]](), dict[str, str]()

@@ -137,14 +137,14 @@ class ServiceJudge(ShardModels):
         if first != digest:
             raise Violation(f"the control states of {node} and {who} differ at {log_index}")
         state = machine.state
-        for name, entry in state.collections.items():
-            if self.names.setdefault(entry.group, name) != name:
-                raise Violation(f"group {entry.group} was {self.names[entry.group]!r} and is {name!r} now")
+        for entry in state.shards.values():
+            if self.names.setdefault(entry.group, entry.name) != entry.name:
+                raise Violation(f"group {entry.group} was {self.names[entry.group]!r} and is {entry.name!r} now")
             if entry.group >= state.next_group:
                 raise Violation(f"{node}: group {entry.group} may be given once more")
             if len({one.rpartition('/')[0] for one in entry.replicas}) != len(entry.replicas):
                 raise Violation(f"{node}: two replicas on a node: {entry.replicas}")
-        alive = {entry.group for entry in state.collections.values()}
+        alive = set(state.shards)
         for group in self.names:
             if group < state.next_group and group not in alive:
                 self.dropped.setdefault(group, False)

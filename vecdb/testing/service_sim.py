@@ -199,7 +199,7 @@ class ServiceRun:
         assert process.control is not None
         assert process.database is not None
         assert process.driver is not None
-        wanted = {one: entry for one, entry in process.control.state.collections.items() if name in entry.nodes}
+        wanted = {entry.label: entry for entry in process.control.state.shards.values() if name in entry.nodes}
         hosted = process.database.hosted()
         if {one: entry.folder for one, entry in hosted.items()} != {
                 one: folder_of(entry.group) for one, entry in wanted.items()}:

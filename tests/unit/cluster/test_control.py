@@ -7,8 +7,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-import vecdb.cluster.control as control
-from vecdb.cluster.control import ControlState, Refusal, apply, create, decode, drop, from_rows, rows_of
+from vecdb.cluster.control import (
+    ControlState,
+    Create,
+    Refusal,
+    apply,
+    create,
+    decode,
+    drop,
+    from_rows,
+    machine,
+    rows_of,
+)
 from vecdb.core.errors import (
     CollectionExists,
     CollectionNotFound,
@@ -61,17 +71,17 @@ class Machine(RuleBasedStateMachine):
         if refused:
             assert type(outcome) is expected
         else:
-            assert (outcome.name, outcome.group) == expected
+            assert (outcome.name, *outcome.shards) == expected
         if known is None and key:
             self.done[key] = (content, expected)
-            while len(self.done) > control.MAX_KEYS_KEPT:
+            while len(self.done) > machine.MAX_KEYS_KEPT:
                 del self.done[next(iter(self.done))]
         return known is None and not refused
 
     @rule(name=names, dim=st.integers(1, 3), key=keys)
     def create(self, name, dim, key):
         outcome = self._apply(create(schema(name, dim), REPLICAS, key))
-        full = len(self.model) >= control.MAX_COLLECTIONS
+        full = len(self.model) >= machine.MAX_COLLECTIONS
         expected = CollectionExists if name in self.model else LimitExceeded if full else (name, self.groups + 1)
         if self._check(outcome, key, (name, dim), expected):
             self.groups += 1
@@ -93,9 +103,11 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def agrees(self):
         state = self.state
-        assert {name: (one.group, one.schema.dim) for name, one in state.collections.items()} == self.model
+        assert {name: (*one.shards, one.schema.dim) for name, one in state.collections.items()} == self.model
+        assert {one.name: one.group for one in state.shards.values()} == {name: of[0] for name, of in self.model.items()}
+        assert all(state.labelled(one.label) is one and state.only(one.name) is one for one in state.shards.values())
         assert (state.next_group, state.epoch) == (self.groups + 1, self.changes)
-        assert {name: type(one.entry.error()) if isinstance(one.entry, Refusal) else (one.entry.name, one.entry.group)
+        assert {name: type(one.entry.error()) if isinstance(one.entry, Refusal) else (one.entry.name, *one.entry.shards)
                 for name, one in state.keys.items()} == {key: outcome for key, (_, outcome) in self.done.items()}
         assert sorted(self.rows.items()) == (rows_of(state) if self.rows else [])
         assert from_rows(sorted(self.rows.items())) == state
@@ -106,8 +118,8 @@ class Machine(RuleBasedStateMachine):
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr(control, "MAX_KEYS_KEPT", 3)
-    monkeypatch.setattr(control, "MAX_COLLECTIONS", 3)
+    monkeypatch.setattr(machine, "MAX_KEYS_KEPT", 3)
+    monkeypatch.setattr(machine, "MAX_COLLECTIONS", 3)
 
 
 Machine.TestCase.settings = settings(max_examples=120, stateful_step_count=30, deadline=None)
@@ -129,7 +141,7 @@ def test_a_retry_is_answered_and_not_done_even_if_other_replicas_were_chosen():
     first = apply(ControlState(), 5, 1, create(schema(), REPLICAS, b"once"))
     again = apply(first.state, 6, 2, create(schema(), ("n4/1",), b"once"))
     assert again.outcome == first.outcome
-    assert again.outcome.replicas == REPLICAS
+    assert again.state.only("a").replicas == REPLICAS
     assert again.state.next_group == 2
     assert [key for key, _ in again.puts] == [b"s"]
     assert (again.state.log_index, again.state.term, again.state.epoch) == (6, 2, 1)
@@ -153,7 +165,7 @@ def test_what_was_refused_under_a_key_stays_refused():
     late = apply(from_rows(rows_of(anew)), 6, 1, drop("a", b"d"))
     assert isinstance(late.outcome, CollectionNotFound)
     assert "a" in late.state.collections
-    assert apply(late.state, 7, 1, drop("a", b"another")).outcome.group == 2
+    assert apply(late.state, 7, 1, drop("a", b"another")).outcome.shards == (2,)
 
 
 @pytest.mark.parametrize("one", [
@@ -161,7 +173,7 @@ def test_what_was_refused_under_a_key_stays_refused():
     CollectionSchema("b.in-ary_1", 64, Metric.HAMMING, VectorType.BINARY),
 ])
 def test_schemas_travel_whole(one):
-    assert decode(create(one, REPLICAS, b"k")) == (control.Create(one, REPLICAS), b"k")
+    assert decode(create(one, REPLICAS, b"k")) == (Create(one, ((0, 1 << 64, REPLICAS),), 3), b"k")
     state = apply(ControlState(), 1, 1, create(one, REPLICAS)).state
     assert from_rows(rows_of(state)).collections[one.name].schema == one
 
@@ -172,7 +184,7 @@ def test_schemas_travel_whole(one):
 def test_replicas_must_make_sense(replicas):
     outcome = apply(ControlState(), 1, 1, create(schema(), replicas)).outcome
     assert isinstance(outcome, InvalidArgument)
-    assert apply(ControlState(), 1, 1, create(schema(), ("n1/0", f"{'x' * 64}/{(1 << 32) - 1}"))).outcome.group == 1
+    assert apply(ControlState(), 1, 1, create(schema(), ("n1/0", f"{'x' * 64}/{(1 << 32) - 1}"))).outcome.shards == (1,)
 
 
 @given(data=st.data())
@@ -183,11 +195,12 @@ def test_bytes_that_are_no_command_change_nothing_but_the_position(data):
     bad = data.draw(st.sampled_from([good[:at], good[:at] + bytes([good[at] ^ data.draw(st.integers(1, 255))])
                                      + good[at + 1:], good + b"x"]))
     applied = apply(state, 9, 9, bad)
-    if isinstance(applied.outcome, VecdbError):
-        assert applied.state == replace(state, log_index=9, term=9)
-        assert from_rows(rows_of(applied.state)) == applied.state
-    else:
+    assert from_rows(rows_of(applied.state)) == applied.state
+    try:
         decode(bad)  # a flipped bit may make another good command of it
+    except VecdbError as error:
+        assert repr(applied.outcome) == repr(error)
+        assert applied.state == replace(state, log_index=9, term=9)
 
 
 def test_versions_opcodes_and_fields_of_later_times_are_refused():

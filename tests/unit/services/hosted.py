@@ -443,7 +443,9 @@ class Cluster:
         raise AssertionError("nobody leads")
 
     def create(self, name="a"):
-        return self.ask(lambda control: control.create(schema(name)))
+        """Its shard."""
+        entry = self.ask(lambda control: control.create(schema(name)))
+        return self.judge.control.shards[entry.shards[0]]
 
     def drop(self, name="a"):
         return self.ask(lambda control: control.drop(name))
@@ -451,7 +453,7 @@ class Cluster:
     def check(self):
         """Everything is as the control state says, on every node and on its disk."""
         assert not self.judge.violations
-        entries = self.judge.control.collections
+        entries = {entry.label: entry for entry in self.judge.control.shards.values()}
         for node in self.nodes.values():
             wanted = {name: entry.group for name, entry in entries.items() if node.name in entry.nodes}
             assert {name: group_of(row.entry.folder) for name, row in node.disk.rows.items()} == wanted

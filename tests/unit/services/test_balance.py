@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vecdb.cluster.control import ControlState, ShardEntry
+from vecdb.cluster.control import CollectionEntry, ControlState, ShardEntry
 from vecdb.core.calls import Call
 from vecdb.core.errors import Unavailable
 from vecdb.core.schema import CollectionSchema
@@ -96,8 +96,10 @@ class World:
         self.asked: list[str] = []
         self.error: Exception | None = None
         self.now, self.slept = 100.0, list[float]()
-        self.state = ControlState({f"c{group}": ShardEntry(CollectionSchema(name=f"c{group}", dim=2), group, held)
-                                   for group, held in self.nodes.items()})
+        shards = {group: ShardEntry.only(CollectionSchema(name=f"c{group}", dim=2), group, held)
+                  for group, held in self.nodes.items()}
+        self.state = ControlState({one.name: CollectionEntry(one.schema, (group,), 3) for group, one in shards.items()},
+                                  shards)
 
     def look(self, group: int, at: str | None = None) -> ReplicaStatus | None:
         assert group != CONTROL

@@ -237,14 +237,18 @@ def test_collections_are_made_and_dropped_for_everybody(tmp_path):
         seen = []
         nodes.follower.on_change(seen.append)
         entry = await nodes.leader.create(schema("docs"))
-        assert (entry.group, entry.replicas, entry.nodes) == (1, NODES, ("n1", "n2", "n3"))
+        assert (entry.shards, entry.replication_factor, entry.shard_key) == ((1,), 3, None)
+        shard = nodes.leader.state.only("docs")
+        assert (shard.group, shard.label, shard.lo, shard.hi) == (1, "docs", 0, 1 << 64)
+        assert (shard.replicas, shard.nodes) == (NODES, ("n1", "n2", "n3"))
         assert all(control.state.get("docs") == entry for control in nodes.controls.values())
+        assert all(control.state.of("docs") == [shard] for control in nodes.controls.values())
         with pytest.raises(CollectionExists):
             await nodes.leader.create(schema("docs", 9))
         assert await nodes.leader.drop("docs") == entry
         with pytest.raises(CollectionNotFound):
             await nodes.leader.drop("docs")
-        assert (await nodes.leader.create(schema("docs"))).group == 2
+        assert (await nodes.leader.create(schema("docs"))).shards == (2,)
         assert [sorted(state.collections) for state in seen] == [["docs"], [], ["docs"]]
         assert (await nodes.leader.catch_up(None)).next_group == 3
 
@@ -285,7 +289,7 @@ def test_retries_with_a_key_happen_once_whatever_is_lost(tmp_path, seed):
             made = Call(token=WriteToken(b"make%d" % at))
             gone = Call(token=WriteToken(b"drop%d" % at))
             entry = await insist(lambda made=made: nodes.leader.create(schema("a"), made))
-            assert entry.group == at + 1
+            assert entry.shards == (at + 1,)
             assert await insist(lambda gone=gone: nodes.leader.drop("a", gone)) == entry
         assert len({control.digest() for control in nodes.group.machines.values()}) == 1
         assert nodes.leader.state.epoch == 50

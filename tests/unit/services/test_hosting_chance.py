@@ -89,7 +89,7 @@ class Nemesis:
         cluster.settle(120)
         cluster.world.run(2)
         cluster.check()
-        held = {0, *(entry.group for entry in cluster.judge.control.collections.values())}
+        held = {0, *cluster.judge.control.shards}
         for node in cluster.nodes.values():
             assert set(node.disk.logs) == held
             assert not node.loop.errors
