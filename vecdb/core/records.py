@@ -77,6 +77,9 @@ class WriteResult:
     log_index: int = 0
     shard: int = 0
     positions: Positions = ()
+    origin: int = 0
+    """Not 0: this is all that the write did on the shard of this number, before its records came to others, of which
+    several may say so: whoever adds up counts it once (:mod:`vecdb.shard.imports`)."""
 
     def __post_init__(self) -> None:
         if self.shard:

@@ -17,7 +17,7 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Final
@@ -30,6 +30,7 @@ from vecdb.core.records import UpsertBatch
 from vecdb.ports.store import Store
 from vecdb.segment.files import from_os_error
 from vecdb.shard import rows
+from vecdb.shard.imports import Imports, Memory
 from vecdb.shard.machine import ShardMachine
 from vecdb.shard.tokens import Tokens
 from vecdb.shard.view import ShardView, rid_array
@@ -74,6 +75,7 @@ class Follow:
         self.records = machine.state.records
         self._rows: Iterator[Row] = _begun(store.scan(*rows.RECORDS))
         self._tokens: Iterator[Row] = _begun(store.scan(*rows.TOKENS))
+        self._imports: Iterator[Row] = _begun(store.scan(*rows.IMPORTS))
         self._lock = threading.Lock()
         self._waiting: deque[tuple[int, bytes]] = deque()
         self._waiting_bytes = 0
@@ -104,9 +106,16 @@ class Follow:
                                     path=str(self._directory), ids=lost)
             yield UpsertBatch(ids, vectors, tuple(rows.record_metadata(value) for _, value in chunk))
 
-    def tokens(self) -> Tokens:
-        """The idempotency keys that were remembered at the moment; to be asked once."""
-        return Tokens(self._tokens)
+    def memories(self, group: int, lo: int, hi: int) -> list[Memory]:
+        """The writes that were remembered at the moment, for shards that take the place of this one, which is of
+        ``group`` and has the hashes from ``lo`` to ``hi`` (exclusive); to be asked once.
+        """
+        own = tuple(Tokens(self._tokens).remembered())
+        known = {one.key for one in own}
+        found = [Memory(one.origin, one.lo, one.last, tuple(replace(write, part=False) for write in one.writes
+                                                            if write.key not in known))
+                 for one in Imports(self._imports).memories()]
+        return [*(one for one in found if one.writes), *([Memory(group, lo, hi - 1, own)] if own else [])]
 
     # --- the changes ------------------------------------------------------------------------------
 
@@ -221,7 +230,7 @@ class Follow:
         self._leave(self)
         self.end(DatabaseClosed("the following has ended"))
         self._view = None
-        self._rows = self._tokens = iter(())
+        self._rows = self._tokens = self._imports = iter(())
 
 
 def _begun(scan: Iterator[Row]) -> Iterator[Row]:

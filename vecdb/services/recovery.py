@@ -16,6 +16,7 @@ import numpy.typing as npt
 import orjson
 
 from vecdb.ann.space import Space
+from vecdb.cluster.routing import hash_of, metadata_hash
 from vecdb.core.errors import DataCorrupted
 from vecdb.core.ids import RecordId, id_from_key
 from vecdb.core.limits import MAX_BATCH_BYTES, MAX_BATCH_RECORDS
@@ -27,6 +28,7 @@ from vecdb.segment.growing import GrowingSegment
 from vecdb.segment.sealed import INDEX, RECORDS, VECTORS, RebuiltRecord, SealedView, open_sealed
 from vecdb.services.settings import EngineSettings
 from vecdb.shard import rows
+from vecdb.shard.imports import Imports
 from vecdb.shard.machine import READ_CHUNK, ShardMachine
 from vecdb.shard.manifest import Entry, Manifest
 from vecdb.shard.marks import Marks
@@ -118,7 +120,12 @@ def recover(schema: CollectionSchema, directory: Path, store: Store, settings: E
         raise DataCorrupted("the manifest names no growing segment", path=str(directory))
     return ShardMachine(schema, store, state, views, growing, manifest.next_segment, seal, manifest_row,
                         Tokens(store.scan(*rows.TOKENS)), Marks(store.scan(*rows.MARKS)),
-                        SealState.from_bytes(seal_row))
+                        SealState.from_bytes(seal_row), Imports(store.scan(*rows.IMPORTS)), place_of)
+
+
+def place_of(id_key: bytes, metadata: bytes, shard_key: str) -> int | None:
+    """The :data:`~vecdb.shard.machine.Place` of clusters."""
+    return metadata_hash(metadata, shard_key) if shard_key else hash_of(id_key)
 
 
 def _row_bytes(schema: CollectionSchema) -> int:

@@ -39,6 +39,7 @@ from vecdb.core.errors import (
     SchemaChanged,
     StorageError,
     StorageReadOnly,
+    Unavailable,
     VecdbError,
 )
 from vecdb.core.filters.tree import Node
@@ -58,6 +59,7 @@ from vecdb.services.recovery import ROWS, link_segments, recover
 from vecdb.services.settings import EngineSettings
 from vecdb.services.verify import Verification, verify
 from vecdb.shard import codec, rows
+from vecdb.shard.imports import Import
 from vecdb.shard.machine import Applied, ShardMachine
 from vecdb.shard.marks import Mark, MarkResult
 from vecdb.shard.mutations import Mutations
@@ -194,9 +196,11 @@ class ShardService:
             self.on_change()
         return applied.error or applied.mark or applied.result
 
-    def _carried_out(self, machine: ShardMachine, log_index: int, term: int, command: Command,
+    def _carried_out(self, machine: ShardMachine, log_index: int, term: int, command: Command | Import,
                      token: WriteToken | None, forgives: bool) -> Applied:
         try:
+            if isinstance(command, Import):
+                return self._imported(machine, log_index, term, command)
             return machine.apply(log_index, command, token=token, term=term)
         except StaleView as error:
             damage = DataCorrupted("a record's row is missing from the store", path=str(self.directory))
@@ -206,6 +210,16 @@ class ShardService:
         if not forgives:
             raise damage
         return machine.refuse(log_index, term, damage)
+
+    def _imported(self, machine: ShardMachine, log_index: int, term: int, piece: Import) -> Applied:
+        """The last of a piece's commands; those before it are shown."""
+        for follower in self._followers:
+            follower.end(Unavailable("the shard is being filled"))
+        applied, more = machine.take(log_index, term, piece)
+        while more:
+            self._commit(machine, applied)
+            applied, more = machine.take(log_index, term, piece)
+        return applied
 
     def _commit(self, machine: ShardMachine, applied: Applied) -> None:
         """Write and show it; where that ends halfway this service is done for."""

@@ -15,6 +15,9 @@ none).  Numbers are little-endian.  Bodies:
 5 mark              nothing
 6 seal              job u64, fence u64 (:mod:`~vecdb.shard.seal`)
 7 unseal            job u64, fence u64
+8 import            source, run, sequence, first and last hash u64, lane u8, shard key, commands as *blobs* behind
+                    their number u32, memories u32: origin, first and last hash u64, number u32, and of each write
+                    fingerprint and four counts u64, part u8, its key (:mod:`~vecdb.shard.imports`)
 ==================  ==================================================================================
 
 *ids*: n u32, then n lengths u8 (0: an integer), then the integers (u64 each), then the strings' UTF-8.  *blobs*: n
@@ -38,19 +41,23 @@ from vecdb.core.filters import from_mapping, to_mapping
 from vecdb.core.ids import RecordId, check_id
 from vecdb.core.limits import MAX_BATCH_BYTES, MAX_BATCH_RECORDS, MAX_METADATA_BYTES
 from vecdb.core.records import Command, DeleteIds, DeleteWhere, UpdateMetadata, UpsertBatch
+from vecdb.shard.imports import Import, Memory, Remembered
 from vecdb.shard.marks import Mark
 from vecdb.shard.seal import Seal, Unseal
 
-LogCommand: TypeAlias = Command | Mark | Seal | Unseal
+LogCommand: TypeAlias = Command | Mark | Seal | Unseal | Import
 """What a shard's log carries."""
 
 VERSION: Final = 1
-UPSERT, DELETE_IDS, DELETE_WHERE, UPDATE_METADATA, MARK, SEAL, UNSEAL = range(1, 8)
+UPSERT, DELETE_IDS, DELETE_WHERE, UPDATE_METADATA, MARK, SEAL, UNSEAL, IMPORT = range(1, 9)
 
 _HEAD: Final = struct.Struct("<BBB")
 _FINGERPRINT: Final = struct.Struct("<Q")
 _COUNT: Final = struct.Struct("<I")
 _STAMP: Final = struct.Struct("<QQ")
+_PIECE: Final = struct.Struct("<5QBB")
+_MEMORY: Final = struct.Struct("<3QI")
+_WRITE: Final = struct.Struct("<5QBB")
 _SHAPE: Final = struct.Struct("<BI")
 _DTYPES: Final = tuple(map(np.dtype, ("<f4", "<f2", "<i1", "<u1")))
 _CODES: Final = {dtype: code for code, dtype in enumerate(_DTYPES)}
@@ -107,6 +114,8 @@ def _body(command: LogCommand) -> tuple[int, list[bytes]]:
         return MARK, []
     if isinstance(command, Seal | Unseal):
         return (SEAL if isinstance(command, Seal) else UNSEAL), [_STAMP.pack(command.job, command.fence)]
+    if isinstance(command, Import):
+        return IMPORT, _import(command)
     return UPDATE_METADATA, [bytes([command.merge]), *_ids(command.ids), *_blobs(command.patch)]
 
 
@@ -118,6 +127,17 @@ def _ids(ids: tuple[RecordId, ...]) -> list[bytes]:
 
 def _blobs(blobs: tuple[bytes, ...]) -> list[bytes]:
     return [np.fromiter(map(len, blobs), "<u4", len(blobs)).tobytes(), *blobs]
+
+
+def _import(piece: Import) -> list[bytes]:
+    shard_key = piece.shard_key.encode()
+    parts = [_PIECE.pack(piece.source, piece.run, piece.sequence, piece.lo, piece.last, piece.lane, len(shard_key)),
+             shard_key, _COUNT.pack(len(piece.commands)), *_blobs(piece.commands), _COUNT.pack(len(piece.memories))]
+    for memory in piece.memories:
+        parts.append(_MEMORY.pack(memory.origin, memory.lo, memory.last, len(memory.writes)))
+        for one in memory.writes:
+            parts += [_WRITE.pack(one.fingerprint, *one.counts, one.part, len(one.key)), one.key]
+    return parts
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -176,7 +196,32 @@ def _command(opcode: int, reader: _Reader) -> LogCommand:
         return Mark()
     if opcode in (SEAL, UNSEAL):
         return (Seal if opcode == SEAL else Unseal)(*reader.take(_STAMP))
-    raise _refused(f"has the opcode {opcode}, which this version does not know", got=opcode, limit=UNSEAL)
+    if opcode == IMPORT:
+        return _read_import(reader)
+    raise _refused(f"has the opcode {opcode}, which this version does not know", got=opcode, limit=IMPORT)
+
+
+def _read_import(reader: _Reader) -> Import:
+    source, run, sequence, lo, last, lane, length = reader.take(_PIECE)
+    shard_key = str(reader.bytes(length), "utf-8")
+    if not sequence or not run or lo > last:
+        raise _refused("is a piece without a place", got=sequence, limit="1 or more")
+    (count,) = reader.take(_COUNT)
+    lengths = reader.array("<u4", count).tolist()
+    commands = tuple(bytes(reader.bytes(one)) for one in lengths)
+    (count,) = reader.take(_COUNT)
+    memories = tuple(_read_memory(reader) for _ in range(count))
+    return Import(source, run, lane, sequence, lo, last, shard_key, commands, memories)
+
+
+def _read_memory(reader: _Reader) -> Memory:
+    origin, lo, last, count = reader.take(_MEMORY)
+    writes = []
+    for _ in range(count):
+        fingerprint, inserted, updated, deleted, missing, part, length = reader.take(_WRITE)
+        token = WriteToken(bytes(reader.bytes(length)), fingerprint)
+        writes.append(Remembered(token.key, fingerprint, (inserted, updated, deleted, missing), bool(part)))
+    return Memory(origin, lo, last, tuple(writes))
 
 
 def _read_ids(reader: _Reader) -> tuple[RecordId, ...]:

@@ -10,91 +10,42 @@ Determinism: outcome, rids and digest depend on the commands alone, never on whe
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 
 from vecdb.core.calls import Call, WriteToken, check
-from vecdb.core.errors import DataCorrupted, InvalidArgument, InvalidMetadata, LimitExceeded, ShardSealed, VecdbError
-from vecdb.core.ids import RecordId, check_id, id_from_key, id_key
-from vecdb.core.limits import MAX_BATCH_BYTES, MAX_BATCH_RECORDS, MAX_METADATA_BYTES
+from vecdb.core.errors import DataCorrupted, InvalidArgument, LimitExceeded, ShardSealed, VecdbError
+from vecdb.core.ids import RecordId, id_from_key
+from vecdb.core.limits import MAX_BATCH_BYTES, MAX_BATCH_RECORDS
 from vecdb.core.records import Command, DeleteIds, DeleteWhere, UpdateMetadata, UpsertBatch, WriteResult
 from vecdb.core.schema import CollectionSchema
 from vecdb.segment.growing import GrowingSegment
 from vecdb.segment.matching import matching_ordinals
 from vecdb.segment.sealed import SealedSegment, SealedView
-from vecdb.shard import digest, rows
+from vecdb.shard import codec, digest, rows
+from vecdb.shard.bodies import keys_of, object_of, patched
+from vecdb.shard.change import Applied, Change, Reads, Staged
+from vecdb.shard.imports import Import, Imports, Memory, Remembered
 from vecdb.shard.manifest import Manifest
 from vecdb.shard.marks import MarkResult, Marks
 from vecdb.shard.mutations import Mutations
 from vecdb.shard.rows import State
 from vecdb.shard.seal import Seal, SealState, Unseal
-from vecdb.shard.tokens import TokenChange, Tokens
+from vecdb.shard.tokens import Tokens
 from vecdb.shard.view import SegmentView, ShardView, rid_array
 
+__all__ = ["READ_CHUNK", "Applied", "Place", "ShardMachine"]
+
+Place = Callable[[bytes, bytes, str], int | None]
+"""The hash of a record by id key, metadata and shard key (empty: none); None where it has no value of that."""
 VECTOR_BLOCK_BYTES = 1 << 20
 """Vectors of consecutive rids share a row up to this size: fewer rows to write, and to read at recovery."""
 READ_CHUNK = 4_096
 """Rows asked of the store at once, and records held at once by a command that touches everything."""
-
-
-class Reads(Protocol):
-    """The rows as of the last committed batch."""
-
-    def multi_get(self, keys: Sequence[bytes]) -> list[bytes | None]: ...
-
-
-@dataclass(slots=True)
-class Staged:
-    """Rows waiting in the growing segment, and rids that die, until ``commit``."""
-
-    ids: list[RecordId] = field(default_factory=list)
-    metadata: list[dict[str, Any]] = field(default_factory=list)
-    dead: list[int] = field(default_factory=list)
-    token: TokenChange | None = None
-    seal: SealState | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Applied:
-    """What one command does: ``error`` or ``result``, and the batch to write before ``commit``."""
-
-    result: WriteResult
-    error: VecdbError | None
-    mutations: Mutations
-    state: State
-    staged: Staged
-    manifest: bytes | None = None
-    """The manifest as it stands in the rows after this batch."""
-    mark: MarkResult | None = None
-
-    @property
-    def changes(self) -> bool:
-        """Whether records came or went, or an idempotency key is remembered."""
-        staged = self.staged
-        return bool(staged.ids or staged.dead or staged.token)
-
-
-@dataclass(slots=True)
-class _Change:
-    """The bookkeeping of one ``apply``."""
-
-    state: State
-    mutations: Mutations = field(default_factory=Mutations)
-    staged: Staged = field(default_factory=Staged)
-    added: list[bytes] = field(default_factory=list)
-    buried: list[bytes] = field(default_factory=list)
-    """Digests of versions that come and go."""
-
-    def bury(self, rid: int, record: bytes) -> None:
-        """The version ``rid``, whose row is ``record``, dies."""
-        self.mutations.deletes.append(rows.record_row(rid))
-        self.mutations.puts.append((rows.dead_row(rid), b""))
-        self.staged.dead.append(rid)
-        self.buried.append(rows.record_digest(record))
 
 
 class ShardMachine:
@@ -102,7 +53,9 @@ class ShardMachine:
 
     def __init__(self, schema: CollectionSchema, reads: Reads, state: State, segments: Sequence[SegmentView],
                  growing: GrowingSegment, next_segment: int, seal_records: int, manifest: bytes | None = None,
-                 tokens: Tokens | None = None, marks: Marks | None = None, seal: SealState | None = None) -> None:
+                 tokens: Tokens | None = None, marks: Marks | None = None, seal: SealState | None = None,
+                 imports: Imports | None = None, place: Place = lambda id_key, metadata, shard_key: None) -> None:
+        """``place``: of records, as whoever split the collection has it."""
         self.schema = schema
         self._reads = reads
         self.seal_records = seal_records
@@ -112,6 +65,8 @@ class ShardMachine:
         self._tokens = tokens if tokens is not None else Tokens()
         self.marks = marks if marks is not None else Marks()
         self.seal = seal or SealState()
+        self.imports = imports if imports is not None else Imports()
+        self._place_of = place
         self.view = ShardView((*segments, growing.view), state)
 
     @property
@@ -144,26 +99,72 @@ class ShardMachine:
         state = self.state
         if log_index <= state.applied:
             return Applied(WriteResult(log_index=state.applied), None, Mutations(), state, Staged())
-        change = _Change(state)
+        change = Change(state)
         try:
             repeated = None if token is None else self._tokens.find(token)
-            if repeated is None and self.seal.sealed:
+            if repeated is None and token is not None and self.imports.origins:
+                change.earlier = self.imports.find(token)
+            if repeated is None and self.seal.sealed and change.earlier is None:
                 raise self.seal.refusal()
             result = repeated or replace(self._dispatch(change, command, call), log_index=log_index)
             error = None
+            if change.earlier is not None:
+                repeated, result = self._completed(change.earlier.result, result)
             if token is not None and repeated is None:
                 change.staged.token = self._tokens.remember(change.mutations, log_index, token, result)
+                change.staged.imports = self.imports.make_room(change.mutations, len(self._tokens) + 1)
         except (InvalidArgument, ShardSealed) as refused:  # the command's own fault; a disk's is no outcome and goes up
-            change = _Change(state)
+            change = Change(state)
             result, error = WriteResult(log_index=log_index), refused
         return self._applied(change, log_index, term, result, error)
+
+    def _completed(self, before: WriteResult, rest: WriteResult) -> tuple[WriteResult | None, WriteResult]:
+        """A write that was applied before its records came here, and what of it was left to do: ``(the answer, if that
+        was nothing, the answer)``.
+        """
+        if not (rest.inserted or rest.updated or rest.deleted or rest.missing):
+            return before, before
+        if self.seal.sealed:
+            raise self.seal.refusal()
+        return None, WriteResult(before.inserted + rest.inserted, before.updated + rest.updated,
+                                 before.deleted + rest.deleted, before.missing + rest.missing, rest.log_index)
+
+    def take(self, log_index: int, term: int, piece: Import) -> tuple[Applied, bool]:
+        """The next command of a piece, and whether there is another one; see :mod:`vecdb.shard.imports`.
+
+        The log index is the state's after the last one.
+        """
+        state = self.state
+        if log_index <= state.applied:
+            return Applied(WriteResult(log_index=state.applied), None, Mutations(), state, Staged()), False
+        try:
+            done = self.imports.begin(piece)
+            if self.seal.sealed:
+                raise self.seal.refusal()
+            change, result, memories = Change(state), WriteResult(), piece.memories
+            if done is not None and done < len(piece.commands):
+                command, token = codec.decode(piece.commands[done])
+                result = self._dispatch(change, command, None)
+                if token is not None:
+                    counts = (result.inserted, result.updated, result.deleted, result.missing)
+                    memories = (Memory(piece.source, piece.lo, piece.last,
+                                       (Remembered(token.key, token.fingerprint, counts, part=True),)),)
+        except (InvalidArgument, ShardSealed) as refused:
+            return self.refuse(log_index, term, refused), False
+        if done is None:
+            return self._applied(change, log_index, term, WriteResult(log_index=log_index), None), False
+        more = done + 1 < len(piece.commands)
+        staged = change.staged.imports = self.imports.progress(change.mutations, piece, done + 1 if more else None)
+        self.imports.remember(change.mutations, staged, log_index, piece, memories)
+        where = (state.applied, state.term) if more else (log_index, term)
+        return self._applied(change, *where, replace(result, log_index=where[0]), None), more
 
     def mark(self, log_index: int, term: int) -> Applied:
         """Note what the shard is at ``log_index``; an index at or below the applied one does nothing."""
         state = self.state
         if log_index <= state.applied:
             return Applied(WriteResult(log_index=state.applied), None, Mutations(), state, Staged())
-        change = _Change(state)
+        change = Change(state)
         mark = MarkResult(log_index, term, state.records, f"{state.digest:032x}")
         self.marks.add(change.mutations, mark)
         return self._applied(change, log_index, term, WriteResult(log_index=log_index), None, mark)
@@ -176,7 +177,7 @@ class ShardMachine:
             after = self.seal.after(command, log_index)
         except (InvalidArgument, ShardSealed) as error:
             return self.refuse(log_index, term, error)
-        change = _Change(self.state)
+        change = Change(self.state)
         change.staged.seal = after
         change.mutations.puts.append((rows.SEAL_KEY, after.to_bytes()))
         mark = None
@@ -191,10 +192,10 @@ class ShardMachine:
         """
         if log_index <= self.state.applied:
             return Applied(WriteResult(log_index=self.state.applied), error, Mutations(), self.state, Staged())
-        return self._applied(_Change(self.state), log_index, term,
+        return self._applied(Change(self.state), log_index, term,
                              WriteResult(log_index=log_index), error)
 
-    def _applied(self, change: _Change, log_index: int, term: int, result: WriteResult, error: VecdbError | None,
+    def _applied(self, change: Change, log_index: int, term: int, result: WriteResult, error: VecdbError | None,
                  mark: MarkResult | None = None) -> Applied:
         state, staged = change.state, change.staged
         total = (state.digest + digest.total(change.added) - digest.total(change.buried)) % digest.MODULUS
@@ -224,6 +225,8 @@ class ShardMachine:
         views[-1] = self._growing.view
         if staged.token is not None:
             self._tokens.commit(staged.token)
+        if staged.imports is not None:
+            self.imports.commit(staged.imports)
         if staged.seal is not None:
             self.seal = staged.seal
         if applied.mark is not None:
@@ -232,7 +235,7 @@ class ShardMachine:
             self.written_manifest = applied.manifest
         self.view = ShardView(tuple(views), applied.state)
 
-    def _dispatch(self, change: _Change, command: Command, call: Call | None) -> WriteResult:
+    def _dispatch(self, change: Change, command: codec.LogCommand, call: Call | None) -> WriteResult:
         match command:
             case UpsertBatch():
                 return self._upsert(change, command)
@@ -246,13 +249,17 @@ class ShardMachine:
                 raise InvalidArgument("command", f"unknown kind {type(command).__name__}", got=type(command).__name__,
                                       limit="UpsertBatch, DeleteIds, DeleteWhere, UpdateMetadata")
 
-    def _upsert(self, change: _Change, batch: UpsertBatch) -> WriteResult:
+    def _upsert(self, change: Change, batch: UpsertBatch) -> WriteResult:
         self._check_batch(batch)
         ids, vectors, metadata = batch.ids, batch.vectors, batch.metadata
-        keys = _keys(ids)
+        keys = keys_of(ids)
         last = {key: position for position, key in enumerate(keys)}
         if len(last) != len(keys):
             keep = sorted(last.values())
+            ids, keys = tuple(ids[p] for p in keep), [keys[p] for p in keep]
+            vectors, metadata = vectors[keep], tuple(metadata[p] for p in keep)
+        if change.earlier is not None:
+            keep = [p for p, key in enumerate(keys) if not self._is_done(change, key, metadata[p])]
             ids, keys = tuple(ids[p] for p in keep), [keys[p] for p in keep]
             vectors, metadata = vectors[keep], tuple(metadata[p] for p in keep)
         updated = 0
@@ -278,7 +285,7 @@ class ShardMachine:
             raise InvalidArgument("metadata", f"{len(batch.metadata)} objects for {count} ids",
                                   got=len(batch.metadata), limit=count)
 
-    def _append(self, change: _Change, ids: Sequence[RecordId], keys: Sequence[bytes], vectors: npt.NDArray[Any],
+    def _append(self, change: Change, ids: Sequence[RecordId], keys: Sequence[bytes], vectors: npt.NDArray[Any],
                 metadata: Sequence[bytes]) -> None:
         """Stage new versions and the rows that make them durable."""
         if not len(ids):
@@ -302,19 +309,27 @@ class ShardMachine:
         for start in range(0, len(ids), step):
             puts.append((rows.vector_row(first + start), bytes(raw[start * width : (start + step) * width])))
         change.staged.ids.extend(ids)
-        change.staged.metadata.extend({} if body == b"{}" else _object(body) for body in metadata)
+        change.staged.metadata.extend({} if body == b"{}" else object_of(body) for body in metadata)
 
-    def _delete(self, change: _Change, ids: Sequence[RecordId]) -> WriteResult:
-        keys = list(dict.fromkeys(_keys(ids)))
-        deleted = 0
+    def _delete(self, change: Change, ids: Sequence[RecordId]) -> WriteResult:
+        keys = list(dict.fromkeys(keys_of(ids)))
+        deleted = missing = 0
         for key, (rid, record) in zip(keys, self._living(keys), strict=True):
+            if change.earlier is not None and self._is_done(change, key, _metadata(record)):
+                continue
+            missing += record is None
             if record is not None:
                 change.bury(rid, record)
                 change.mutations.deletes.append(rows.id_row(key))
                 deleted += 1
-        return WriteResult(deleted=deleted, missing=len(keys) - deleted)
+        return WriteResult(deleted=deleted, missing=missing)
 
-    def _delete_where(self, change: _Change, command: DeleteWhere, call: Call | None) -> WriteResult:
+    def _is_done(self, change: Change, key: bytes, metadata: bytes) -> bool:
+        """Whether the command was carried out for a record before that came here."""
+        earlier = change.earlier
+        return earlier is not None and earlier.done_for(self._place_of(key, metadata, earlier.shard_key))
+
+    def _delete_where(self, change: Change, command: DeleteWhere, call: Call | None) -> WriteResult:
         deleted = 0
         for view in self.view.segments:
             ordinals = matching_ordinals(view, command.filter, self.read_metadata, call)
@@ -323,14 +338,16 @@ class ShardMachine:
                 check(call)
                 chunk = rids[start : start + READ_CHUNK]
                 for rid, record in zip(chunk, self.read_records(chunk), strict=True):
-                    if record is not None:
-                        change.bury(rid, record)
-                        change.mutations.deletes.append(rows.id_row(rows.record_id_key(record)))
-                        deleted += 1
+                    if record is None or (change.earlier is not None and self._is_done(
+                            change, rows.record_id_key(record), _metadata(record))):
+                        continue
+                    change.bury(rid, record)
+                    change.mutations.deletes.append(rows.id_row(rows.record_id_key(record)))
+                    deleted += 1
         return WriteResult(deleted=deleted)
 
-    def _update_metadata(self, change: _Change, command: UpdateMetadata) -> WriteResult:
-        keys = _keys(command.ids)
+    def _update_metadata(self, change: Change, command: UpdateMetadata) -> WriteResult:
+        keys = keys_of(command.ids)
         space = self._growing.space
         most = min(MAX_BATCH_RECORDS, max(1, MAX_BATCH_BYTES // (space.row_items * space.row_dtype.itemsize)))
         if len(keys) > most or len(command.patch) != len(keys):
@@ -339,11 +356,14 @@ class ShardMachine:
         patches: dict[bytes, list[bytes]] = {}
         for key, patch in zip(keys, command.patch, strict=True):
             patches.setdefault(key, []).append(patch)
-        unique = list(patches)
         moved: list[tuple[bytes, int, bytes, bytes]] = []
-        for key, (rid, record) in zip(unique, self._living(unique), strict=True):
+        missing = 0
+        for key, (rid, record) in zip(patches, self._living(list(patches)), strict=True):
+            if change.earlier is not None and self._is_done(change, key, _metadata(record)):
+                continue
+            missing += record is None
             if record is not None:
-                body = _patched(rows.record_metadata(record), patches[key], command.merge)
+                body = patched(rows.record_metadata(record), patches[key], command.merge)
                 moved.append((key, rid, record, body))
         if moved:
             vectors, readable = self.view.vectors(rid_array([rid for _, rid, _, _ in moved]), space.row_items,
@@ -357,7 +377,7 @@ class ShardMachine:
             moved_keys = [key for key, _, _, _ in moved]
             self._append(change, [id_from_key(key) for key in moved_keys], moved_keys, vectors,
                          [body for _, _, _, body in moved])
-        return WriteResult(updated=len(moved), missing=len(unique) - len(moved))
+        return WriteResult(updated=len(moved), missing=missing)
 
     # --- reads ------------------------------------------------------------------------------------
 
@@ -452,36 +472,5 @@ class ShardMachine:
         raise VecdbError(f"{pinned.segment.name} is no longer part of the shard")
 
 
-def _keys(ids: Sequence[RecordId]) -> list[bytes]:
-    """Keys of ids, which are checked: a command may come from anywhere."""
-    return [id_key(check_id(one, position)) for position, one in enumerate(ids)]
-
-
-def _object(body: bytes) -> dict[str, Any]:
-    """A metadata object's value; :class:`InvalidMetadata` if the bytes are none."""
-    try:
-        value = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise InvalidMetadata("metadata", f"is not JSON: {error}", got="bytes", limit="a JSON object") from None
-    if not isinstance(value, dict):
-        raise InvalidMetadata("metadata", "is no JSON object", got=type(value).__name__, limit="a JSON object")
-    return value
-
-
-def _patched(old: bytes, patches: Sequence[bytes], merge: bool) -> bytes:
-    """Metadata after ``patches`` in turn; :class:`LimitExceeded` if it grew too large."""
-    if not merge:
-        _object(patches[-1])
-        return patches[-1]
-    merged: dict[str, Any] = orjson.loads(old)
-    for patch in patches:
-        for key, value in _object(patch).items():
-            if value is None:
-                merged.pop(key, None)
-            else:
-                merged[key] = value
-    body = orjson.dumps(merged)
-    if len(body) > MAX_METADATA_BYTES:
-        raise InvalidMetadata("metadata", f"would become {len(body)} bytes, more than {MAX_METADATA_BYTES}",
-                              got=len(body), limit=MAX_METADATA_BYTES)
-    return body
+def _metadata(record: bytes | None) -> bytes:
+    return b"{}" if record is None else rows.record_metadata(record)

@@ -14,6 +14,11 @@ key            value                                       lives
                idempotency key                             :mod:`vecdb.shard.tokens`
 ``k`` log idx  term | records | digest                      while among the last ``MAX_MARKS``; see
                                                            :mod:`vecdb.shard.marks`
+``o`` group    run | first and last hash | shard key       from the first import on; see
+                                                           :mod:`vecdb.shard.imports`
+``p`` group    sequence number | commands done             likewise, by lane
+``q`` group,   log idx | fingerprint | what the write      while the group would have remembered it
+number         did | its idempotency key
 ``e``          the seal; see :mod:`vecdb.shard.seal`       from the first SEAL or UNSEAL on
 =============  ==========================================  ====================================================
 
@@ -37,6 +42,9 @@ MARKS: Final = (b"k", b"l")
 SEAL_KEY: Final = b"e"
 ID: Final = b"i"
 RECORD: Final = b"r"
+ORIGIN, LANE, MEMORY = b"o", b"p", b"q"
+IMPORTS: Final = (b"o", b"r")
+"""The range of the rows of what was imported: origins, then lanes, then what is remembered."""
 RECORDS: Final = (b"r", b"s")
 """The range of the rows of live records."""
 DIGEST_BYTES: Final = 16
@@ -102,8 +110,25 @@ def mark_row(log_index: int) -> bytes:
     return b"k" + _RID.pack(log_index)
 
 
+def origin_row(group: int) -> bytes:
+    return ORIGIN + _RID.pack(group)
+
+
+def lane_row(group: int, lane: int) -> bytes:
+    return LANE + _RID.pack(group) + bytes([lane])
+
+
+def memory_row(group: int, number: int) -> bytes:
+    return MEMORY + _RID.pack(group) + _RID.pack(number)
+
+
+def memory_number(key: bytes) -> int:
+    """The number in a ``q`` key."""
+    return int(_RID.unpack_from(key, 9)[0])
+
+
 def number_of(key: bytes) -> int:
-    """The rid in an ``r``, ``v`` or ``d`` key, the log index in a ``t`` or ``k`` key."""
+    """The rid in an ``r``, ``v`` or ``d`` key, the log index in a ``t`` or ``k`` key, the group in others."""
     return int(_RID.unpack_from(key, 1)[0])
 
 

@@ -7,7 +7,7 @@ moves with the log, so every replica forgets the same key at the same log index.
 
 import struct
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,6 +16,7 @@ from vecdb.core.errors import DataCorrupted, InvalidArgument
 from vecdb.core.limits import MAX_WRITE_TOKENS
 from vecdb.core.records import WriteResult
 from vecdb.shard import rows
+from vecdb.shard.imports import Remembered
 from vecdb.shard.mutations import Mutations
 
 _ROW: Final = struct.Struct(">5Q")
@@ -59,6 +60,12 @@ class Tokens:
             raise InvalidArgument("idempotency_key", f"was used for another write, applied at log index {log_index}",
                                   got=token.key.hex(), limit="a key of its own for every write")
         return WriteResult(inserted, updated, deleted, missing, log_index)
+
+    def remembered(self) -> Iterator[Remembered]:
+        """All of the window, oldest first."""
+        for key, (_, value) in self._known.items():
+            fingerprint, inserted, updated, deleted, missing = _ROW.unpack(value)
+            yield Remembered(key, fingerprint, (inserted, updated, deleted, missing))
 
     def remember(self, mutations: Mutations, log_index: int, token: WriteToken, result: WriteResult) -> TokenChange:
         """Add to ``mutations`` the row of a new key and the deletion of those it pushes out."""

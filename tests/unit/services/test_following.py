@@ -16,6 +16,7 @@ from vecdb.core.schema import CollectionSchema
 from vecdb.services.following import Follow, FollowLimits
 from vecdb.services.replica import ShardReplica
 from vecdb.shard import codec
+from vecdb.shard.imports import Remembered
 from vecdb.shard.marks import Mark
 from vecdb.shard.seal import Seal
 
@@ -120,9 +121,9 @@ def test_the_keys_of_the_moment_are_told(tmp_path: Path) -> None:
             _apply(replica, codec.encode(DeleteIds((number,)), WriteToken(b"k%d" % number, number)))
         with _followed(replica) as follow:
             _apply(replica, codec.encode(DeleteIds((9,)), WriteToken(b"late")))
-            tokens = follow.tokens()
-            assert len(tokens) == 5
-            assert tokens.find(WriteToken(b"k3", 3)) is not None
+            (memory,) = follow.memories(4, 10, 20)
+            assert (memory.origin, memory.lo, memory.last) == (4, 10, 19)
+            assert memory.writes == tuple(Remembered(b"k%d" % number, number, (0, 0, 0, 1)) for number in range(5))
 
 
 def test_too_much_waiting_ends_the_following_and_never_the_shard(tmp_path: Path) -> None:

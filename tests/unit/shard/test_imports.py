@@ -1,0 +1,227 @@
+"""What a shard that is filled from others takes: once, from one copier; and what it knows of writes before that."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.replicas import DIM, SCHEMA, open_replicas, replica_at
+from tests.unit.shard.test_codec import commands
+from vecdb.cluster.routing import hash_of_id, metadata_hash
+from vecdb.core.calls import WriteToken
+from vecdb.core.errors import DataCorrupted, InvalidArgument, ShardSealed, VecdbError
+from vecdb.core.filters import parse
+from vecdb.core.records import Command, DeleteIds, DeleteWhere, UpdateMetadata, UpsertBatch, WriteResult
+from vecdb.services.replica import ShardReplica
+from vecdb.shard import codec, rows
+from vecdb.shard.codec import LogCommand
+from vecdb.shard.imports import Import, Imports, Memory, Remembered
+from vecdb.shard.mutations import Mutations
+from vecdb.shard.seal import Seal
+
+LAST = (1 << 64) - 1
+HALF = 1 << 63
+
+
+def _upsert(*ids: int, body: bytes = b"{}") -> UpsertBatch:
+    return UpsertBatch(ids, np.full((len(ids), DIM), 0.5, np.float32), (body,) * len(ids))
+
+
+def _apply(replica: ShardReplica, command: LogCommand, token: WriteToken | None = None) -> object:
+    return replica.apply(replica.position().log_index + 1, 1, codec.encode(command, token))
+
+
+def _piece(sequence: int, *commands: Command, source: int = 1, run: int = 7, lane: int = 0, lo: int = 0,
+           last: int = LAST, memories: tuple[Memory, ...] = (), shard_key: str = "",
+           token: WriteToken | None = None) -> Import:
+    return Import(source, run, lane, sequence, lo, last, shard_key, tuple(codec.encode(one, token) for one in commands),
+                  memories)
+
+
+def _records(replica: ShardReplica) -> int:
+    return replica.digest().records
+
+
+MEMORIES = st.builds(
+    Memory, st.integers(0, LAST), st.just(3), st.just(LAST),
+    st.lists(st.builds(Remembered, st.binary(min_size=1, max_size=64), st.integers(0, LAST),
+                       st.tuples(*[st.integers(0, LAST)] * 4), st.booleans()), max_size=4).map(tuple))
+
+
+@given(commands=st.lists(commands(), max_size=3), memories=st.lists(MEMORIES, max_size=3), cut=st.floats(0, 0.999),
+       shard_key=st.text(max_size=9))
+def test_pieces_are_read_as_they_were_written(commands: list[Command], memories: list[Memory], cut: float,
+                                              shard_key: str) -> None:
+    piece = Import(1, 2, 3, 4, 5, LAST, shard_key, tuple(map(codec.encode, commands)), tuple(memories))
+    data = codec.encode(piece)
+    assert codec.decode(data) == (piece, None)
+    for bad in (data[:int(len(data) * cut)], data + b"x"):
+        with pytest.raises(VecdbError):
+            codec.decode(bad)
+
+
+def test_a_piece_is_taken_once_and_in_order(tmp_path: Path) -> None:
+    with replica_at(tmp_path / "a") as replica:
+        assert _apply(replica, _piece(1, _upsert(1, 2))) == WriteResult(inserted=2, log_index=1)
+        assert _apply(replica, _piece(2, DeleteIds((1,)))) == WriteResult(deleted=1, log_index=2)
+        assert _apply(replica, _piece(1, _upsert(1, 2))) == WriteResult(log_index=3)
+        assert _apply(replica, _piece(2, DeleteIds((2,)))) == WriteResult(log_index=4), "whatever is in it"
+        assert isinstance(_apply(replica, _piece(4, _upsert(5))), InvalidArgument)
+        assert _records(replica) == 1
+        assert _apply(replica, _piece(1, _upsert(9), lane=1)) == WriteResult(inserted=1, log_index=6), "by lane"
+        assert isinstance(_apply(replica, _piece(3, _upsert(5), run=8)), InvalidArgument), "another copier's"
+        assert isinstance(_apply(replica, _piece(1, _upsert(5), run=8, lane=2)), InvalidArgument)
+        assert isinstance(_apply(replica, _piece(1, _upsert(5), run=8, source=2)), WriteResult), "of another source"
+        assert _records(replica) == 3
+
+
+def test_commands_of_a_piece_follow_one_another(tmp_path: Path) -> None:
+    with replica_at(tmp_path / "a") as replica, replica_at(tmp_path / "b") as other:
+        steps: list[Command] = [_upsert(1, 2, 3), UpdateMetadata((2,), (b'{"n":1}',)), DeleteIds((1,)), _upsert(1, 4),
+                                DeleteWhere(parse("n == 1"))]
+        _apply(replica, _piece(1, *steps))
+        assert replica.position().log_index == 1
+        for one in steps:
+            _apply(other, one)
+        assert replica.digest().digest == other.digest().digest
+        assert _records(replica) == 3
+
+
+def test_a_piece_that_was_cut_off_goes_on_where_it_was(tmp_path: Path) -> None:
+    """The power goes between two of its commands: the log brings it back."""
+    database = open_replicas(tmp_path / "a")
+    database.host(SCHEMA, "g00000001")
+    replica = database.replica("c")
+    piece = _piece(1, _upsert(1, 2), DeleteIds((1,)), _upsert(1, 3))
+    service = replica.service
+    with service.writing():
+        for _ in range(2):
+            applied, more = service.machine.take(1, 1, piece)
+            assert more
+            service._commit(service.machine, applied)
+    assert replica.position() == (0, 0)
+    database.close()
+    database = open_replicas(tmp_path / "a")
+    try:
+        replica = database.replica("c")
+        assert (_records(replica), replica.position().log_index) == (1, 0)
+        assert replica.apply(1, 1, codec.encode(piece)) == WriteResult(inserted=2, log_index=1), "what was left of it"
+        with replica_at(tmp_path / "b") as other:
+            _apply(other, piece)
+            assert other.digest() == replica.digest()
+        assert _apply(replica, piece) == WriteResult(log_index=2)
+    finally:
+        database.close()
+
+
+def test_a_write_from_before_is_not_done_again(tmp_path: Path) -> None:
+    token, counts = WriteToken(b"k", 5), (3, 1, 0, 0)
+    memory = Memory(1, 0, LAST, (Remembered(b"k", 5, counts),))
+    with replica_at(tmp_path / "a") as replica:
+        _apply(replica, _piece(1, memories=(memory,)))
+        for command in (_upsert(1, 2), DeleteIds((1,))):
+            answer = _apply(replica, command, token)
+            assert answer == WriteResult(3, 1, log_index=1, origin=1), "what it did as a whole, and where"
+        assert _records(replica) == 0
+        assert isinstance(_apply(replica, _upsert(1), WriteToken(b"k", 6)), InvalidArgument)
+        _apply(replica, Seal(1, 1))
+        assert _apply(replica, _upsert(1), token) == answer
+        assert isinstance(_apply(replica, _upsert(1), WriteToken(b"l")), ShardSealed)
+        assert isinstance(_apply(replica, _piece(2, _upsert(1))), ShardSealed)
+
+
+def test_a_replayed_command_answers_for_its_part(tmp_path: Path) -> None:
+    token = WriteToken(b"k", 5)
+    with replica_at(tmp_path / "a") as replica:
+        _apply(replica, _piece(1, _upsert(1, 2), token=token))
+        assert _apply(replica, _upsert(1, 2), token) == WriteResult(inserted=2, log_index=1)
+        replica.checkpoint()
+
+
+@pytest.mark.parametrize("shard_key", ["", "t"])
+def test_the_half_that_another_shard_never_saw_is_done(tmp_path: Path, shard_key: str) -> None:
+    """Two shards were merged, and a write had reached one of them."""
+    bodies = {number: b'{"t":"%d","n":1}' % number for number in range(40)}
+
+    def lower(number: int) -> bool:
+        place = metadata_hash(bodies[number], "t") if shard_key else hash_of_id(number)
+        assert place is not None
+        return place < HALF
+
+    batch = UpsertBatch(tuple(bodies), np.ones((40, DIM), np.float32), tuple(bodies.values()))
+    low = [number for number in bodies if lower(number)]
+    token = WriteToken(b"k", 5)
+    memory = Memory(1, 0, HALF - 1, (Remembered(b"k", 5, (len(low), 0, 0, 0)),))
+    with replica_at(tmp_path / "a") as replica:
+        _apply(replica, _piece(1, last=HALF - 1, memories=(memory,), shard_key=shard_key))
+        _apply(replica, _piece(1, source=2, lo=HALF, shard_key=shard_key))
+        assert _apply(replica, batch, token) == WriteResult(inserted=40, log_index=3)
+        assert _records(replica) == 40 - len(low), "the others are not there, for what came after took them away"
+        assert _apply(replica, batch, token) == WriteResult(inserted=40, log_index=3), "now it is this shard's own"
+
+
+@pytest.mark.parametrize("command", [DeleteIds(tuple(range(60))), DeleteWhere(parse("n == 1")),
+                                     UpdateMetadata(tuple(range(60)), (b'{"x":2}',) * 60)])
+def test_other_writes_are_done_by_halves_as_well(tmp_path: Path, command: Command) -> None:
+    token = WriteToken(b"k", 5)
+    memory = Memory(1, 0, HALF - 1, (Remembered(b"k", 5, (0, 0, 0, 0)),))
+    with replica_at(tmp_path / "a") as replica, replica_at(tmp_path / "b") as other:
+        _apply(replica, _upsert(*range(40), body=b'{"n":1}'))
+        _apply(replica, _piece(1, last=HALF - 1, memories=(memory,)))
+        done = _apply(replica, command, token)
+        _apply(other, _upsert(*range(40), body=b'{"n":1}'))
+        upper = tuple(one for one in range(60) if hash_of_id(one) >= HALF)
+        expected = _apply(other, DeleteIds(tuple(one for one in upper if one < 40)) if isinstance(command, DeleteWhere)
+                          else DeleteIds(upper) if isinstance(command, DeleteIds)
+                          else UpdateMetadata(upper, (b'{"x":2}',) * len(upper)))
+        assert isinstance(done, WriteResult)
+        assert isinstance(expected, WriteResult)
+        assert (done.updated, done.deleted, done.missing) == (expected.updated, expected.deleted, expected.missing)
+        assert replica.digest().digest == other.digest().digest
+
+
+class _Rows:
+    def __init__(self) -> None:
+        self.rows: dict[bytes, bytes] = {}
+
+    def write(self, mutations: Mutations) -> None:
+        for key in mutations.deletes:
+            del self.rows[key]
+        self.rows.update(mutations.puts)
+
+    def imports(self, most: int) -> Imports:
+        return Imports(sorted(self.rows.items()), most)
+
+
+@given(sizes=st.lists(st.integers(0, 5), min_size=1, max_size=8), natural=st.integers(0, 12))
+def test_keys_leave_one_by_one_and_rows_say_the_same(sizes: list[int], natural: int) -> None:
+    most, store, imports = 10, _Rows(), Imports(most=10)
+    known: list[bytes] = []
+    for sequence, size in enumerate(sizes, 1):
+        writes = tuple(Remembered(b"%d-%d" % (sequence, at), at, (at, 0, 0, 0)) for at in range(size))
+        known = [*known, *(one.key for one in writes)][-most:]
+        mutations, piece = Mutations(), _piece(sequence)
+        assert imports.begin(piece) == 0
+        change = imports.progress(mutations, piece, None)
+        imports.remember(mutations, change, sequence, piece, [Memory(1, 0, LAST, writes)])
+        store.write(mutations)
+        imports.commit(change)
+    for own in range(1, natural + 1):
+        mutations = Mutations()
+        left = imports.make_room(mutations, min(own, most))
+        if left is not None:
+            store.write(mutations)
+            imports.commit(left)
+    known = known[max(0, len(known) + min(natural, most) - most):]
+    again = store.imports(most)
+    for one in (imports, again):
+        assert [write.key for memory in one.memories() for write in memory.writes] == known
+        assert one.lanes == {(1, 0): (len(sizes), 0)}
+
+
+def test_rows_that_make_no_sense_are_damage() -> None:
+    for key, value in ((rows.origin_row(1), b"short"), (rows.lane_row(1, 0), b""), (rows.memory_row(1, 0), b"x" * 80)):
+        with pytest.raises(DataCorrupted):
+            Imports([(key, value)])
