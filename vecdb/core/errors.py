@@ -220,6 +220,29 @@ class ShardSealed(Unavailable):
     """The shard takes no more writes: its records move to others.  Nothing was done; look up who has them, and retry."""
 
 
+class NodeRemoved(Unavailable):
+    """This node was removed from its cluster: the others refuse it until it joins anew."""
+
+    retryable = False
+
+
+class JoinRefused(VecdbError):
+    """A node is not taken into the cluster; nothing was changed.
+
+    ``reason``: ``token`` (none such), ``token_expired``, ``role`` (not by this token), ``name_in_use`` (a node of the
+    name is there, with another disk), ``version`` (too far from the cluster's), ``cluster`` (another one's), ``full``.
+    """
+
+    code = "PERMISSION_DENIED"
+
+    def __init__(self, message: str, *, reason: str, **fields: Any) -> None:
+        super().__init__(message, reason=reason, **fields)
+
+    @property
+    def reason(self) -> str:
+        return str(self.fields["reason"])
+
+
 class Overloaded(VecdbError):
     """A queue, a rate or a memory limit is full; try again after ``fields["retry_after_s"]`` seconds."""
 

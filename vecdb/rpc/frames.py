@@ -110,6 +110,14 @@ class GrpcFrames:
         return {node: short(stream.why) for (node, lane), stream in sorted(self._streams.items())
                 if lane == MESSAGES and stream.why and not stream.up}
 
+    def forget(self, node: str) -> None:
+        """End the streams to and from a node that is none of the cluster any more; what waits is dropped."""
+        self._service.forget(node)
+        for lane in (MESSAGES, BULK):
+            stream = self._streams.pop((node, lane), None)
+            if stream is not None:
+                stream.task.cancel()
+
     async def close(self) -> None:
         """End all streams; what waits is dropped.  The channels stay open."""
         self._closed = True

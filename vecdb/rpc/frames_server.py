@@ -42,6 +42,12 @@ class FrameService(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic
     def service(self, handler_call_details: Any) -> Any:
         return self._handlers.get(handler_call_details.method)
 
+    def forget(self, node: str) -> None:
+        """End the streams of a node."""
+        for (name, _), (_, reading) in list(self._streams.items()):
+            if name == node:
+                reading.cancel()
+
     def drain(self) -> None:
         """End all streams, and take no others."""
         self._draining = True

@@ -32,7 +32,8 @@ _AWAY: Final = (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnecti
 
 
 class PeerChannels:
-    """``addresses``: of all nodes by name; ours is not called.  Belongs to one event loop.
+    """``addresses``: of all nodes by name, as of the moment it is looked at; ours is not called.  A node whose address
+    has changed has a new channel at the next call.  Belongs to one event loop.
 
     ``tls``: this node's certificate with the cluster's CA; when its files change, new channels take the old ones'
     places.  None: plaintext.
@@ -41,11 +42,11 @@ class PeerChannels:
     def __init__(self, node: str, cluster: str, addresses: Mapping[str, str], tls: Certificates | None, *,
                  incarnation: int | None = None) -> None:
         self.node, self.cluster = node, cluster
-        self.addresses = dict(addresses)
+        self.addresses = addresses
         self.incarnation = time.time_ns() if incarnation is None else incarnation
         self._tls = tls
-        self._channels: dict[str, tuple[int, float, Any]] = {}
-        """By node: of which certificates, since when, and the channel."""
+        self._channels: dict[str, tuple[int, float, Any, str]] = {}
+        """By node: of which certificates, since when, the channel, and the address it leads to."""
         self._ending: set[asyncio.Task[None]] = set()
         self._closed = False
 
@@ -53,7 +54,7 @@ class PeerChannels:
         """The ``grpc.aio.Channel`` to a node: ask for it again for each call, it is replaced now and then."""
         generation = 0 if self._tls is None else self._tls.generation
         made = self._channels.get(node)
-        if made is not None and made[0] == generation:
+        if made is not None and made[0] == generation and made[3] == self.addresses.get(node):
             return made[2]
         return self._renew(node, generation)
 
@@ -72,16 +73,26 @@ class PeerChannels:
         if node not in self.addresses or node == self.node or self._closed:
             raise InvalidArgument("node", "is not another node of this cluster", got=node[:80],
                                   limit=sorted(self.addresses))
-        old = self._channels.get(node)
+        self.forget(node)
+        address = self.addresses[node]
+        channel = self._make(node, address)
+        self._channels[node] = (generation, time.monotonic(), channel, address)
+        return channel
+
+    def forget(self, node: str) -> None:
+        """Let go of the channel to a node; calls on it have a moment to end."""
+        old = self._channels.pop(node, None)
         if old is not None:
             task = asyncio.get_running_loop().create_task(old[2].close(LINGER_S))
             self._ending.add(task)
             task.add_done_callback(self._ending.discard)
-        channel = self._make(node)
-        self._channels[node] = (generation, time.monotonic(), channel)
-        return channel
 
-    def _make(self, node: str) -> Any:
+    @property
+    def made(self) -> list[str]:
+        """Nodes that there are channels to."""
+        return list(self._channels)
+
+    def _make(self, node: str, address: str) -> Any:
         options: list[tuple[str, Any]] = [
             ("grpc.primary_user_agent", Greeting(self.cluster, self.node, node, self.incarnation).agent()),
             ("grpc.max_receive_message_length", -1),
@@ -102,15 +113,15 @@ class PeerChannels:
             ("grpc.enable_http_proxy", 0),
         ]
         if self._tls is None:
-            return grpc.aio.insecure_channel(self.addresses[node], options)
+            return grpc.aio.insecure_channel(address, options)
         options.append(("grpc.ssl_target_name_override", certificate_name(node, self.cluster)))
-        return grpc.aio.secure_channel(self.addresses[node], self._tls.channel_credentials(), options)
+        return grpc.aio.secure_channel(address, self._tls.channel_credentials(), options)
 
     async def close(self) -> None:
         """End all channels and the calls on them."""
         self._closed = True
         channels, self._channels = self._channels, {}
-        for _, _, channel in channels.values():
+        for _, _, channel, _ in channels.values():
             await channel.close()
         for task in list(self._ending):
             task.cancel()

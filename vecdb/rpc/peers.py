@@ -17,7 +17,14 @@ from google.protobuf.message import DecodeError, Message
 from vecdb.cluster.founding import Founding
 from vecdb.core.access import EVERYTHING, Principal, Role
 from vecdb.core.calls import MAX_KEY_BYTES, Call, Stopped, WriteToken
-from vecdb.core.errors import DeadlineExceeded, InvalidArgument, OutcomeUnknown, Unavailable, VecdbError
+from vecdb.core.errors import (
+    DeadlineExceeded,
+    InvalidArgument,
+    NodeRemoved,
+    OutcomeUnknown,
+    Unavailable,
+    VecdbError,
+)
 from vecdb.core.limits import MAX_BATCH_BYTES
 from vecdb.core.records import WriteResult
 from vecdb.core.schema import CollectionSchema
@@ -297,6 +304,8 @@ def failure(error: grpc.aio.AioRpcError, node: str, write: bool) -> VecdbError:
     details = next((value for key, value in trailing if key == DETAILS), None)
     if isinstance(details, bytes) and _OURS in details:
         return status.from_status(code, text, details)
+    if any(key == REFUSED and value == "removed" for key, value in trailing):
+        return NodeRemoved(f"node {node} says: {text[:300]}", node=node)
     unsent = any(key == REFUSED for key, _ in trailing) or bool(_NOT_SENT.search(text)) \
         or error.code() is grpc.StatusCode.UNIMPLEMENTED
     if unsent or not write:
@@ -330,6 +339,18 @@ class RemotePeers:
         if found is None:
             found = self._replicas[name] = RemoteReplicas(self._channels, name, self._clock)
         return found
+
+    @property
+    def made(self) -> list[str]:
+        """Nodes that there are clients of."""
+        return list({**self._nodes, **self._replicas})
+
+    async def forget(self, name: str) -> None:
+        """Let go of the clients of a node that is none of the cluster any more."""
+        self._replicas.pop(name, None)
+        node = self._nodes.pop(name, None)
+        if node is not None:
+            await node.close()
 
     async def close(self) -> None:
         """Let go of the clients; the channels are their owner's."""

@@ -6,13 +6,16 @@ message unread where the protocol or the cluster is another one, the name is unk
 certificate, or it is another node that is meant.  Refusals are counted, and told once a minute for each kind and peer.
 A service sees only calls that were let in, and asks :func:`peer_name` who calls.
 
+**Who is known** is looked up at each call: nodes come and go.  Methods that are *open* are for those who are to become
+known: a certificate of the cluster is enough, and who cannot know yet whom it reaches means the bearer of its own name.
+
 **Bounds** that gRPC keeps: connections, calls of a connection, calls at all, the largest message, metadata.  Pings are
 allowed as often as peers like, because they find dead connections within two seconds by them.
 """
 
 import inspect
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -43,7 +46,8 @@ _GREETING: ContextVar[Greeting] = ContextVar("vecdb_peer")
 
 @dataclass(frozen=True, slots=True)
 class PeerServerOptions:
-    """``nodes``: all of the cluster.  ``credentials``: of gRPC, asking for a certificate; without any ``insecure`` must
+    """``nodes``: all of the cluster, of the moment; ``removed``: who was one.  ``open_methods``: for everybody with a
+    certificate of the cluster.  ``credentials``: of gRPC, asking for a certificate; without any ``insecure`` must
     be said.
     """
 
@@ -55,6 +59,8 @@ class PeerServerOptions:
     insecure: bool = False
     message_bytes: int = MESSAGE_BYTES
     tell: Tell = field(default=tell_nobody)
+    removed: Callable[[], Collection[str]] = tuple
+    open_methods: Collection[str] = ()
 
 
 class Refused(Exception):
@@ -151,11 +157,10 @@ class Guard:
 
     def __init__(self, options: PeerServerOptions) -> None:
         self._options = options
-        self._nodes = frozenset(options.nodes)
         self.refused: Counter[str] = Counter()
         self._seldom = Seldom(options.tell)
 
-    def greeted(self, metadata: Any) -> Greeting:
+    def greeted(self, metadata: Any, method: str = "") -> Greeting:
         """The greeting of a call, as far as it can be checked without the connection; raises :class:`Refused`."""
         options = self._options
         agent = next((value for key, value in metadata or () if key == "user-agent"), "")
@@ -169,7 +174,13 @@ class Guard:
         if greeting.node == options.node:
             raise Refused("own_name", f"{greeting.node!r} is the name of this node: two nodes have it, or an address "
                           "leads back")
-        if greeting.node not in self._nodes:
+        if method in options.open_methods:
+            if greeting.to not in (options.node, greeting.node):
+                raise Refused("not_meant", f"this is {options.node!r}, not {greeting.to!r}")
+            return greeting
+        if greeting.node in options.removed():
+            raise Refused("removed", f"{greeting.node!r} was removed from this cluster; it has to join anew")
+        if greeting.node not in options.nodes:
             raise Refused("unknown_node", f"{greeting.node!r} is not among the nodes of this cluster")
         if greeting.to != options.node:
             raise Refused("not_meant", f"this is {options.node!r}, not {greeting.to!r}")
@@ -207,7 +218,7 @@ class _Guarded(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in 
 
     def service(self, handler_call_details: Any) -> Any:
         try:
-            greeting = self._guard.greeted(handler_call_details.invocation_metadata)
+            greeting = self._guard.greeted(handler_call_details.invocation_metadata, handler_call_details.method)
         except Refused as refusal:
             return _refusing(self._guard, refusal)
         for service in self._services:

@@ -1,7 +1,8 @@
 """What a node must not forget of its own doings as a host of replicas; rows in the store of the logs.
 
 ``h`` founding → the number of this disk and how far it is with founding the control group
-(:mod:`vecdb.cluster.founding`); ``h`` acted → the last place of the control group's log whose state was acted on.
+(:mod:`vecdb.cluster.founding`); ``h`` acted → the last place of the control group's log whose state was acted on;
+``h`` directory → where nodes were when that was last known (:mod:`vecdb.services.directory`).
 
 They stand **in the store that holds the logs** on purpose: who loses the logs loses the number with them, and is
 another from then on.  So whether a log that is not there was lost or never was can be told without a note for every
@@ -16,10 +17,12 @@ import xxhash
 from vecdb.cluster.founding import Founding
 from vecdb.core.errors import DataCorrupted
 from vecdb.ports.store import Store
+from vecdb.services.directory import Noted
 from vecdb.shard.mutations import Mutations
 
 _FOUNDING: Final = b"hf"
 _ACTED: Final = b"ha"
+_DIRECTORY: Final = b"hd"
 _SUM: Final = 8
 
 
@@ -36,10 +39,12 @@ class Ledger:
         self.damaged = False
         self._founding: Founding | None = None
         self._acted = 0
+        self._directory: Noted | None = None
         try:
-            founding, acted = store.multi_get([_FOUNDING, _ACTED])
+            founding, acted, directory = store.multi_get([_FOUNDING, _ACTED, _DIRECTORY])
             self._founding = None if founding is None else _founding(_body(founding))
             self._acted = 0 if acted is None else int(_body(acted))
+            self._directory = None if directory is None else _noted(_body(directory))
         except DataCorrupted:
             self.damaged = True
 
@@ -52,6 +57,15 @@ class Ledger:
     def acted(self) -> int:
         """Earlier states than the one of this log index are not acted on."""
         return self._acted
+
+    @property
+    def directory(self) -> Noted | None:
+        """None where no node was known yet."""
+        return self._directory
+
+    def write_directory(self, noted: Noted) -> None:
+        self._put(_DIRECTORY, orjson.dumps([dict(noted.settings), dict(noted.known)]))
+        self._directory = noted
 
     def write_founding(self, founding: Founding) -> None:
         self._put(_FOUNDING, orjson.dumps([founding.number, founding.forming, founding.members, founding.joined]))
@@ -79,3 +93,11 @@ def _founding(body: bytes) -> Founding:
         return Founding(int(number), tuple(forming), tuple(members), bool(joined))
     except (ValueError, TypeError) as error:
         raise DataCorrupted("the ledger's row of the founding cannot be understood", path="ledger") from error
+
+
+def _noted(body: bytes) -> Noted:
+    try:
+        settings, known = orjson.loads(body)
+        return Noted(dict(settings), dict(known))
+    except (ValueError, TypeError) as error:
+        raise DataCorrupted("the ledger's row of the nodes cannot be understood", path="ledger") from error

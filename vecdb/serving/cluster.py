@@ -61,6 +61,7 @@ from vecdb.segment.files import sync_directory
 from vecdb.services.aside import set_aside
 from vecdb.services.balance import Balancer, BalanceSettings
 from vecdb.services.control import Control
+from vecdb.services.directory import Directory
 from vecdb.services.founding import NUMBERS
 from vecdb.services.hosting import Hosting
 from vecdb.services.ledger import Ledger
@@ -135,8 +136,13 @@ class Member:
         self._tell = tell
         self._events = _Events(tell)
         self._certificates = certificates
-        clock, cluster = SystemClock(), Cluster(me, tuple(options.nodes))
-        self.channels = PeerChannels(me, options.name, options.nodes, certificates)
+        clock, self.ledger = SystemClock(), Ledger(store)
+        self.control = Control(settings.data_dir / CONTROL_STATE, open_store,
+                               replication_factor=options.replication_factor)
+        self.directory = Directory(me, options.nodes[me], options.nodes, self.ledger.directory,
+                                   lambda: self.control.state.nodes)
+        cluster = Cluster(me, self.directory.names)
+        self.channels = PeerChannels(me, options.name, self.directory, certificates)
         self.frames = GrpcFrames(self.channels, me, options.name, tell)
         self.driver = Driver(me, store, self.frames, seed=secrets.randbits(64), tell=self._events,
                              settings=RaftSettings(heartbeat_s=options.heartbeat_s,
@@ -145,10 +151,8 @@ class Member:
                                                    log_bytes=options.log_bytes,
                                                    checkpoint_bytes=min(CHECKPOINT_BYTES, options.log_bytes // 4),
                                                    snapshot_bytes_s=options.snapshot_bytes_s))
-        self.control = Control(settings.data_dir / CONTROL_STATE, open_store,
-                               replication_factor=options.replication_factor)
         self.peers = RemotePeers(self.channels, _open_node, clock)
-        self.hosting = Hosting(me, cluster.nodes, self.driver, database, self.control, Ledger(store),
+        self.hosting = Hosting(me, tuple(options.nodes), self.driver, database, self.control, self.ledger,
                                RemoteWitnesses(self.peers), draw=lambda: secrets.randbelow(NUMBERS[1] - NUMBERS[0])
                                + NUMBERS[0], tell=self._events)
         self.own = OwnReplicas(engine, self.hosting, self.control, clock)
@@ -176,18 +180,35 @@ class Member:
         host, port = cluster.host, split_address(cluster.nodes[me])[1]
         address = f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
         credentials = None if self._certificates is None else self._certificates.grpc_credentials()
-        self.server = PeerServer(PeerServerOptions(me, cluster.name, address, tuple(cluster.nodes), credentials,
-                                                   credentials is None, tell=self._tell),
+        self.server = PeerServer(PeerServerOptions(me, cluster.name, address, self.directory, credentials,
+                                                   credentials is None, tell=self._tell,
+                                                   removed=lambda: self.directory.left),
                                  [self.frames.servicer(), *self._edges])
         if self._certificates is not None:
             reload = self._loop.create_task(self._certificates.watch())
             stack.callback(reload.cancel)
         stack.push_async_callback(self._let_go)
         bound = await self.server.start()
+        following = self._loop.create_task(self._follow())
+        stack.callback(following.cancel)
         self.hosting.start()
         if cluster.balance_leaders:
             self._balancer.start()
         return bound
+
+    async def _follow(self) -> None:
+        """Let go of nodes that left, and note where the others are."""
+        while True:
+            nodes = self.directory.noted()
+            for name in (*self.channels.made, *self.peers.made):
+                if name not in nodes.known:
+                    self.frames.forget(name)
+                    self.channels.forget(name)
+                    await self.peers.forget(name)
+            if nodes != self.ledger.directory and self.control.state.nodes:
+                with suppress(StorageError, DataCorrupted):  # the logs are in the same store, and find out
+                    await self._loop.run_in_executor(None, self.ledger.write_directory, nodes)
+            await asyncio.sleep(LOOK_S)
 
     def _make_edges(self, guards: Guards, workers: Executor, about: About) -> list[Edge]:
         own, nobody = self.own, NullObserver()

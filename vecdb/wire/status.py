@@ -90,6 +90,8 @@ KINDS: Final[dict[type[VecdbError], dict[str, Any]]] = {
     errors.Unavailable: {},
     errors.NotLeader: {"leader": None},
     errors.ShardSealed: {},
+    errors.NodeRemoved: {},
+    errors.JoinRefused: {"reason": ""},
     errors.Overloaded: {},
     errors.Unsupported: {},
 }

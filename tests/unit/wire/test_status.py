@@ -54,6 +54,8 @@ EXAMPLES = [
     errors.Unavailable("starting", retry_after_s=0.5),
     errors.NotLeader("n2 leads", leader="n2/1"),
     errors.NotLeader("an election is on"),
+    errors.NodeRemoved("it was removed"),
+    errors.JoinRefused("there is no such token", reason="token"),
     errors.ShardSealed("its records move", job=7, retry_after_s=0.05),
     errors.Overloaded("the queue is full", retry_after_s=0.25, got=4096, limit=4096),
     errors.Unsupported("not with binary"),
