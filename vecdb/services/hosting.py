@@ -31,31 +31,36 @@ one, and is left alone.  An empty or old control state, after damage, therefore 
 back anything: a state is on stable storage and its log index in the ledger before it is acted on, and earlier ones are
 only read.  A collection that was dropped and made again has another number, and so another folder and log.
 
+**What is wanted here no more** stays until its group has let go of it: the leader removes it once the others are there
+(:mod:`vecdb.services.keeping`).  Then it is noted that this node has left the group (:mod:`vecdb.services.departures`),
+and log and state are deleted.  One that nobody tells, because those who knew have left as well, has the leader asked.
+
 **The control group itself** is hosted the same way, before all others.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 from vecdb.cluster.control import ControlState, ShardEntry, collection_of
 from vecdb.cluster.founding import Founding
-from vecdb.core.errors import DataCorrupted, DeadlineExceeded, StorageError, Unavailable, VecdbError
-from vecdb.core.schema import CollectionSchema
-from vecdb.ports.replicator import ReplicaStatus, Replicator, StateMachine
+from vecdb.core.errors import DataCorrupted, DeadlineExceeded, StorageError, Unavailable
+from vecdb.ports.replicator import Replicator
 from vecdb.ports.tell import Tell, tell_nobody
-from vecdb.services.catalog import Entry
 from vecdb.services.control import CONTROL_GROUP, Control
+from vecdb.services.departures import Departures
 from vecdb.services.founding import Founder, Witnesses
 from vecdb.services.homes import folder_of, group_of
+from vecdb.services.hosts import Groups, HostedShard, HostingSettings, LocalReplicas, Place, ShardMachine
 from vecdb.services.ledger import Ledger
 from vecdb.shard.marks import MarkResult
 
 T = TypeVar("T")
+
+__all__ = ["Groups", "HostedShard", "Hosting", "HostingSettings", "LocalReplicas", "ShardMachine"]
 
 WORKERS: Final = 4
 """Collections that are opened, made or deleted at once."""
@@ -63,107 +68,18 @@ READY_LOOK_S: Final = 0.02
 _ILL: Final = ("halted", "removed")
 
 
-class ShardMachine(StateMachine, Protocol):
-    """A state machine that remembers marks and knows its room: :class:`vecdb.services.replica.ShardReplica`."""
-
-    failure: VecdbError | None
-    """What ended it, maybe a read that met damage."""
-
-    def marks(self) -> Mapping[int, MarkResult]: ...
-
-    def check_room(self) -> None: ...
-
-
-class Groups(Protocol):
-    """The groups of this node: :class:`vecdb.raft.driver.Driver`."""
-
-    @property
-    def failure(self) -> BaseException | None: ...
-
-    def fail(self, error: BaseException) -> None: ...
-
-    def add(self, group: int, machine: StateMachine, *, number: int, voters: tuple[str, ...] = (),
-            existing: bool = False, afresh: bool = False) -> Replicator: ...
-
-    async def remove(self, group: int) -> None: ...
-
-    def forget(self, group: int) -> None: ...
-
-    def logs(self) -> list[int]: ...
-
-
-class LocalReplicas(Protocol):
-    """The states on this node: :class:`vecdb.services.local.LocalDatabase`.  All of it blocks but ``hosted``."""
-
-    @property
-    def catalog_lost(self) -> bool: ...
-
-    def host(self, schema: CollectionSchema, folder: str) -> None: ...
-
-    def unhost(self, name: str) -> None: ...
-
-    def hosted(self) -> Mapping[str, Entry]: ...
-
-    def replica(self, name: str, *, allow_damage: bool = False) -> ShardMachine: ...
-
-    def set_aside(self, name: str) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class HostingSettings:
-    """Seconds.  ``retry_s``: the first pause after a failure and the longest; ``well_s``: after so long without one the
-    next begins with the first again.
-    """
-
-    look_s: float = 1.0
-    retry_s: tuple[float, float] = (0.2, 30.0)
-    well_s: float = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class HostedShard:
-    """A replica this node has or should have.  ``name``: the collection's; ``status``: None while it is not there."""
-
-    name: str
-    group: int
-    status: ReplicaStatus | None
-    error: str = ""
-
-
-@dataclass(slots=True)
-class _Place:
-    """Of one shard (or the control group) on this node."""
-
-    label: str
-    group: int = -1
-    """The group that the driver has, -1: none."""
-    replicator: Replicator | None = None
-    machine: ShardMachine | None = None
-    task: "asyncio.Task[None] | None" = None
-    ill: str = ""
-    """What became of the replica that the driver has, if it must be removed from there."""
-    outcast: bool = False
-    """The group has removed it: its log is of no use."""
-    waiting: bool = False
-    """For ``due``, with something to do then."""
-    failures: int = 0
-    due: float = 0.0
-    since: float = 0.0
-    """When the last failure was."""
-    error: str = ""
-
-    @property
-    def name(self) -> str:
-        return collection_of(self.label)
-
-
 class Hosting:
     """See the module.  Belongs to one event loop; ends before the driver, the control state and the database do."""
 
     def __init__(self, me: str, nodes: Sequence[str], groups: Groups, database: LocalReplicas, control: Control,
                  ledger: Ledger, witnesses: Witnesses, *, draw: Callable[[], int], executor: Executor | None = None,
-                 settings: HostingSettings | None = None, tell: Tell = tell_nobody) -> None:
-        """``me``: this node; ``nodes``: all.  ``draw``: a random number of :data:`vecdb.services.founding.NUMBERS`."""
+                 settings: HostingSettings | None = None, departures: Departures | None = None,
+                 is_member: Callable[[ShardEntry], Awaitable[bool]] | None = None, tell: Tell = tell_nobody) -> None:
+        """``me``: this node; ``nodes``: all.  ``draw``: a random number of :data:`vecdb.services.founding.NUMBERS`.
+
+        ``departures`` and ``is_member`` (whether a shard's group has a replica of this node, as its leader says; True
+        where that is not known): without them replicas that are wanted no more are kept.
+        """
         self._me = me
         self._groups = groups
         self._database = database
@@ -174,12 +90,16 @@ class Hosting:
         self._loop = asyncio.get_running_loop()
         self._executor = executor or ThreadPoolExecutor(WORKERS, "hosting")
         self._founder = Founder(me, nodes, ledger, witnesses, tell, draw=draw, thread=self._note)
-        self._places: dict[str, _Place] = {}
-        self._control_place = _Place("")
+        self._places: dict[str, Place] = {}
+        self._control_place = Place("")
         self._replica = ""
         """This node's replica of the control group."""
         self._acting: ControlState | None = None
         self._wanted: dict[str, ShardEntry] = {}
+        self._leaving: dict[str, ShardEntry] = {}
+        """Shards that are here and should not be, which their groups have to let go of first."""
+        self._departures = departures
+        self._is_member = is_member
         self._free = asyncio.Semaphore(WORKERS)
         self._awake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -209,7 +129,7 @@ class Hosting:
         with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._awake.set)
 
-    def _all(self) -> list[_Place]:
+    def _all(self) -> list[Place]:
         return [self._control_place, *self._places.values()]
 
     # --- what others ask --------------------------------------------------------------------------
@@ -254,7 +174,8 @@ class Hosting:
         control = self._control_place
         found = {"": HostedShard("", CONTROL_GROUP, self._control.status(), control.error)}
         for label in sorted({*self._wanted, *self._places}):
-            entry, place = self._wanted.get(label), self._places.get(label, _Place(label))
+            entry = self._wanted.get(label) or self._leaving.get(label)
+            place = self._places.get(label, Place(label))
             status = None if place.replicator is None else place.replicator.status()
             found[label] = HostedShard(place.name, place.group if entry is None else entry.group, status, place.error)
         return found
@@ -318,12 +239,14 @@ class Hosting:
             return
         hosted = self._database.hosted()
         for label in sorted({*self._wanted, *hosted, *self._places}):
-            place = self._places.setdefault(label, _Place(label))
-            entry = self._wanted.get(label)
+            place = self._places.setdefault(label, Place(label))
+            entry = self._wanted.get(label) or self._leaving.get(label)
             well = place.group < 0 and label not in hosted if entry is None else self._is_well(place, entry)
             self._consider(place, well, self._host)
             if entry is None and well and place.task is None:
                 del self._places[label]
+            elif well and label in self._leaving and place.task is None:
+                self._ask_departed(place, self._leaving[label])
 
     async def _learn(self) -> None:
         """Let the control state be the one that is acted on, once that cannot be forgotten."""
@@ -341,8 +264,14 @@ class Hosting:
             raise
         if state.log_index > self._ledger.acted:
             await self._note(self._ledger.write_acted, state.log_index)
+        hosted = self._database.hosted()
         self._wanted = {entry.label: entry for entry in state.shards.values() if self._me in entry.nodes}
+        self._leaving = {entry.label: entry for entry in state.shards.values()
+                         if self._departures is not None and self._me not in entry.nodes and entry.label in hosted
+                         and hosted[entry.label].folder == folder_of(entry.group)}
         self._acting = state
+        if self._departures is not None:
+            await self._note(self._departures.forget, [one for one in self._departures if state.was_dropped(one)])
         if before is None:
             self._forget_orphans(state)
 
@@ -354,14 +283,32 @@ class Hosting:
             if group < state.next_group and group not in wanted and group not in hosted:
                 self._groups.forget(group)
 
-    def _is_well(self, place: _Place, entry: ShardEntry) -> bool:
-        return place.group == entry.group and place.replicator is not None and not self._look(place)
+    def _is_well(self, place: Place, entry: ShardEntry) -> bool:
+        if place.replicator is not None and place.label in self._leaving \
+                and place.replicator.status().state in ("removed", "joining"):
+            place.departed = True
+        return place.group == entry.group and place.replicator is not None and not self._look(place) \
+            and not place.departed
+
+    def _ask_departed(self, place: Place, entry: ShardEntry) -> None:
+        """Of a replica that hears of no leader: those who could tell it that it was removed may have left, too."""
+        now, replicator = self._loop.time(), place.replicator
+        if replicator is None or self._is_member is None or now - place.asked < self._settings.departed_s \
+                or replicator.status().leader is not None:
+            return
+        place.asked = now
+
+        async def ask(place: Place) -> None:
+            assert self._is_member is not None
+            place.departed = not await self._is_member(entry)
+
+        place.task = self._loop.create_task(self._work(place, ask))
 
     def _control_is_well(self) -> bool:
         place = self._control_place
         return place.replicator is not None and not self._look(place)
 
-    def _look(self, place: _Place) -> str:
+    def _look(self, place: Place) -> str:
         """What ails a replica that the driver has; noted when it is seen first."""
         if not place.ill and place.replicator is not None:
             status, machine = place.replicator.status(), place.machine
@@ -372,7 +319,7 @@ class Hosting:
                 self._failed(place, f"{place.ill}: {why}" if why else place.ill)
         return place.ill
 
-    def _consider(self, place: _Place, well: bool, work: Callable[[_Place], Any]) -> None:
+    def _consider(self, place: Place, well: bool, work: Callable[[Place], Any]) -> None:
         now = self._loop.time()
         place.waiting = not well and place.task is None and now < place.due
         if well:
@@ -381,7 +328,7 @@ class Hosting:
         elif place.task is None and now >= place.due:
             place.task = self._loop.create_task(self._work(place, work))
 
-    async def _work(self, place: _Place, work: Callable[[_Place], Any]) -> None:
+    async def _work(self, place: Place, work: Callable[[Place], Any]) -> None:
         try:
             await work(place)
         except Exception as error:  # be it a mistake of ours: no other collection has to pay for it
@@ -394,7 +341,7 @@ class Hosting:
             place.task = None
             self._awake.set()
 
-    def _failed(self, place: _Place, error: str) -> None:
+    def _failed(self, place: Place, error: str) -> None:
         """Note it, tell it if it is news, and let the next attempt wait, unless all was well before."""
         now = self._loop.time()
         first, longest = self._settings.retry_s
@@ -419,20 +366,24 @@ class Hosting:
 
     # --- steps ------------------------------------------------------------------------------------
 
-    async def _take_away(self, place: _Place) -> None:
+    async def _take_away(self, place: Place) -> None:
         """Out of the driver's hands; once this returns no thread uses the machine."""
         place.replicator = place.machine = None
         await self._groups.remove(place.group)
         place.outcast = place.ill == "removed"
         place.group, place.ill = -1, ""
 
-    async def _host(self, place: _Place) -> None:
+    async def _host(self, place: Place) -> None:
         """Bring one shard to where the control state wants it."""
         async with self._free:
-            entry = self._wanted.get(place.label)
+            entry = self._wanted.get(place.label) or self._leaving.get(place.label)
             if place.group >= 0:
                 await self._take_away(place)
             here = self._database.hosted().get(place.label)
+            if here is not None and place.departed and place.label in self._leaving:
+                await self._depart(place)
+                return
+            place.departed = False
             if here is not None and (entry is None or here.folder != folder_of(entry.group)):
                 await self._delete(place.label, group_of(here.folder))
                 here, place.outcast = None, False
@@ -440,8 +391,38 @@ class Hosting:
                 return
             if here is None:
                 await self._thread(self._database.host, entry.local_schema, folder_of(entry.group))
+            if place.condemned:
+                await self._thread(self._database.set_aside, place.label)
+                place.condemned = False
             machine = await self._open(entry)
             self._add(place, entry, machine)
+
+    async def _depart(self, place: Place) -> None:
+        """Delete a replica that its group has removed and that is wanted here no more."""
+        entry = self._leaving.pop(place.label)
+        assert self._departures is not None
+        await self._note(self._departures.note, entry.group)
+        self._groups.forget(entry.group)
+        await self._thread(self._database.unhost, place.label)
+        place.departed = place.outcast = False
+        self._tell("info", "replica_departed", node=self._me, collection=place.name, group=entry.group)
+
+    async def rebuild(self, group: int, deadline: float | None) -> None:
+        """Set the state of a replica here aside and have it built anew from the others, which must be there.
+
+        Returns when that has begun; ``Unavailable`` where there is no replica, or nobody else to build it from.
+        """
+        place = next((one for one in self._places.values() if one.group == group and one.replicator is not None), None)
+        status = None if place is None or place.replicator is None else place.replicator.status()
+        if place is None or place.replicator is None or status is None:
+            raise Unavailable(f"there is no replica of group {group} on {self._me} now", group=group)
+        if len(status.voters) < 2:
+            raise Unavailable(f"the replica of group {group} on {self._me} is the only one", group=group)
+        if status.role == "leader":
+            await place.replicator.transfer(None, deadline)
+        place.condemned, place.ill = True, "condemned"
+        self._tell("warning", "replica_condemned", node=self._me, collection=place.name, group=group)
+        self._awake.set()
 
     async def _delete(self, label: str, group: int | None) -> None:
         name = collection_of(label)
@@ -463,10 +444,11 @@ class Hosting:
         await self._thread(self._database.set_aside, entry.label)
         return await self._thread(self._database.replica, entry.label)
 
-    def _add(self, place: _Place, entry: ShardEntry, machine: ShardMachine) -> None:
-        if self._wanted.get(entry.label) != entry:
+    def _add(self, place: Place, entry: ShardEntry, machine: ShardMachine) -> None:
+        if self._wanted.get(entry.label, self._leaving.get(entry.label)) != entry:
             return  # the state has changed meanwhile: the next round begins with that
-        existing = self._replica not in entry.replicas or machine.position().log_index > 0
+        existing = self._replica not in entry.replicas or machine.position().log_index > 0 \
+            or (self._departures is not None and entry.group in self._departures)
         replicator = self._groups.add(entry.group, machine, number=_number(self._replica),
                                       voters=() if existing else entry.replicas, existing=existing,
                                       afresh=place.outcast)
@@ -474,7 +456,7 @@ class Hosting:
         self._tell("info", "replica_hosted", node=self._me, collection=entry.name, group=entry.group,
                    replica=replicator.status().me)
 
-    async def _host_control(self, place: _Place) -> None:
+    async def _host_control(self, place: Place) -> None:
         """Bring the control group up."""
         if place.group >= 0:
             self._control.replicator = None
