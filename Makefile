@@ -5,12 +5,13 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 KERNELS := $(shell find vecdb/kernels vecdb/ann -name '*.py' 2>/dev/null)
-# Three nodes under chaos want the machine for themselves: .ci/run has a step for them.
-PYTEST_ARGS ?= -q -n auto --maxprocesses 8 --dist loadfile --ignore tests/chaos/test_cluster.py
+# Nodes under chaos and in containers want the machine for themselves: .ci/run has steps for them.
+PYTEST_ARGS ?= -q -n auto --maxprocesses 8 --dist loadfile --ignore tests/chaos/test_cluster.py --ignore tests/cluster
+IMAGE ?= vecdb
 DATA ?= glove-100 fashion-mnist
 SOAK ?= 300
 
-.PHONY: help install test sim chaos quickstart lint types contracts proto proto-baseline data bench lock clean
+.PHONY: help install test sim chaos quickstart lint types contracts proto proto-baseline data bench soak lock image clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -43,6 +44,9 @@ ROUNDS ?= 200
 SEED ?=
 chaos: install  ## real nodes under real faults: make chaos ROUNDS=200 SEED=1 ATTACKS=kill_leader,power_of_all
 	@$(BIN)/python -m tests.chaos --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED)) $(if $(ATTACKS),--attacks $(ATTACKS))
+
+image:  ## the container image: make image IMAGE=vecdb BASE_IMAGE=python:3.11-slim-bookworm
+	@.ci/image $(IMAGE)
 
 quickstart: install  ## a real data set, queries with and without filters, recall and latency
 	@$(BIN)/vecdb quickstart
