@@ -18,7 +18,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import IO, Final
 
@@ -36,7 +36,7 @@ from vecdb.shard.tokens import Tokens
 from vecdb.shard.view import ShardView, rid_array
 
 CHUNK_ROWS: Final = 4_096
-"""Records of one chunk, if they are small."""
+"""Most records of one chunk."""
 _FRAME: Final = struct.Struct("<QI")
 Row = tuple[bytes, bytes]
 
@@ -95,8 +95,7 @@ class Follow:
         view = self._view
         if view is None:
             raise DatabaseClosed("the following has ended")
-        vector_bytes = self._space.row_items * self._space.row_dtype.itemsize
-        while chunk := list(islice(self._rows, max(1, min(CHUNK_ROWS, most_bytes // max(1, vector_bytes))))):
+        while chunk := self._next_rows(most_bytes):
             rids = rid_array([rows.number_of(key) for key, _ in chunk])
             vectors, readable = view.vectors(rids, self._space.row_items, self._space.row_dtype)
             ids = tuple(id_from_key(rows.record_id_key(value)) for _, value in chunk)
@@ -105,6 +104,16 @@ class Follow:
                 raise DataCorrupted(f"the vectors of {len(lost)} records are damaged on disk",
                                     path=str(self._directory), ids=lost)
             yield UpsertBatch(ids, vectors, tuple(rows.record_metadata(value) for _, value in chunk))
+
+    def _next_rows(self, most_bytes: int) -> list[Row]:
+        vector_bytes = self._space.row_items * self._space.row_dtype.itemsize
+        chunk: list[Row] = []
+        for row in self._rows:
+            chunk.append(row)
+            most_bytes -= len(row[1]) + vector_bytes
+            if most_bytes <= 0 or len(chunk) == CHUNK_ROWS:
+                break
+        return chunk
 
     def memories(self, group: int, lo: int, hi: int) -> list[Memory]:
         """The writes that were remembered at the moment, for shards that take the place of this one, which is of

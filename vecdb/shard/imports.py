@@ -5,7 +5,9 @@ piece is applied once: the shard remembers of every lane the last sequence numbe
 pieces may be sent again for as long as nobody knows what became of them.  A *run* is one copier's one attempt; the
 first to come is the only one, so a copier that was replaced, and lives on, cannot mix its records with its successor's.
 The commands of a piece are applied one after another, each as a batch of its own, with how many are done; the log index
-of the piece is the state's only after the last.
+of the piece is the state's only after the last.  What says by itself which records it is for (a filter, or ids where
+hashes are of a shard key) is done to those of the source's hashes alone: where two shards are merged it is in the log
+of both, and each has its own moment.
 
 **Idempotency keys.**  A write that a source has applied is not done again by the shard that took its place, for as long
 as the source would have remembered its key: keys leave one by one, oldest first, as new ones come (by source: two that
@@ -35,6 +37,7 @@ from vecdb.core.records import WriteResult
 from vecdb.shard import rows
 from vecdb.shard.mutations import Mutations
 
+MAX_HASH: Final = (1 << 64) - 1
 _LANE: Final = struct.Struct(">2Q")
 """Sequence number, commands done of the next piece."""
 _ORIGIN: Final = struct.Struct(">3Q")
@@ -106,6 +109,12 @@ class Earlier:
 
     def done_for(self, hashed: int | None) -> bool:
         return hashed is not None and any(lo <= hashed <= last for lo, last in self.ranges)
+
+    @classmethod
+    def of_others(cls, piece: Import) -> "Earlier":
+        """For a command of a source: to records of other sources it is done by these, in their own time."""
+        around = ((0, piece.lo - 1), (piece.last + 1, MAX_HASH))
+        return cls(WriteResult(), tuple((lo, last) for lo, last in around if lo <= last), piece.shard_key)
 
 
 @dataclass(slots=True)

@@ -29,7 +29,7 @@ from vecdb.segment.sealed import SealedSegment, SealedView
 from vecdb.shard import codec, digest, rows
 from vecdb.shard.bodies import keys_of, object_of, patched
 from vecdb.shard.change import Applied, Change, Reads, Staged
-from vecdb.shard.imports import Import, Imports, Memory, Remembered
+from vecdb.shard.imports import Earlier, Import, Imports, Memory, Remembered
 from vecdb.shard.manifest import Manifest
 from vecdb.shard.marks import MarkResult, Marks
 from vecdb.shard.mutations import Mutations
@@ -144,6 +144,8 @@ class ShardMachine:
             change, result, memories = Change(state), WriteResult(), piece.memories
             if done is not None and done < len(piece.commands):
                 command, token = codec.decode(piece.commands[done])
+                if isinstance(command, DeleteWhere) or (piece.shard_key and not isinstance(command, UpsertBatch)):
+                    change.earlier = Earlier.of_others(piece)
                 result = self._dispatch(change, command, None)
                 if token is not None:
                     counts = (result.inserted, result.updated, result.deleted, result.missing)
