@@ -30,7 +30,7 @@ from vecdb.client.remote.node import RemoteNode
 from vecdb.client.remote.options import Options
 from vecdb.config import Settings
 from vecdb.core.errors import DataCorrupted, FormatMismatch, StorageError, Unavailable, VecdbError
-from vecdb.core.nodes import split_address
+from vecdb.core.nodes import bracketed
 from vecdb.ports.observer import NullObserver, Observer
 from vecdb.ports.replicator import Replicator
 from vecdb.ports.store import Store
@@ -61,6 +61,7 @@ from vecdb.segment.files import sync_directory
 from vecdb.services.aside import set_aside
 from vecdb.services.balance import Balancer, BalanceSettings
 from vecdb.services.control import Control
+from vecdb.services.departures import Departures
 from vecdb.services.directory import Directory
 from vecdb.services.founding import NUMBERS
 from vecdb.services.hosting import Hosting
@@ -70,6 +71,7 @@ from vecdb.services.node import LocalNode
 from vecdb.services.replicas import OwnReplicas
 from vecdb.services.replicated import Cluster, ReplicatedNode
 from vecdb.services.shards import ClusterShards
+from vecdb.serving.governing import Governing, is_member
 from vecdb.storage.paths import replace_file
 
 LOGS: Final = "raft"
@@ -139,7 +141,7 @@ class Member:
         clock, self.ledger = SystemClock(), Ledger(store)
         self.control = Control(settings.data_dir / CONTROL_STATE, open_store,
                                replication_factor=options.replication_factor)
-        self.directory = Directory(me, options.nodes[me], options.nodes, self.ledger.directory,
+        self.directory = Directory(me, options.address(me), options.nodes, self.ledger.directory,
                                    lambda: self.control.state.nodes)
         cluster = Cluster(me, self.directory.names)
         self.channels = PeerChannels(me, options.name, self.directory, certificates)
@@ -154,8 +156,10 @@ class Member:
         self.peers = RemotePeers(self.channels, _open_node, clock)
         self.hosting = Hosting(me, tuple(options.nodes), self.driver, database, self.control, self.ledger,
                                RemoteWitnesses(self.peers), draw=lambda: secrets.randbelow(NUMBERS[1] - NUMBERS[0])
-                               + NUMBERS[0], tell=self._events)
+                               + NUMBERS[0], departures=Departures(store),
+                               is_member=lambda entry: is_member(me, self.governing, entry), tell=self._events)
         self.own = OwnReplicas(engine, self.hosting, self.control, clock)
+        self.governing = Governing(me, self.control, self.own, self.peers, clock, self._events)
         self.node = ReplicatedNode(cluster, engine, self.own, self.control, self.peers, clock, observer,
                                    SystemRandom())
         self.shards = ClusterShards(cluster, self.node, self.own, self.control, engine, self.peers, clock)
@@ -177,8 +181,7 @@ class Member:
         """Listen for the other nodes and take up what is here; returns the port.  ``stack`` undoes it."""
         self._edges = self._make_edges(cluster_guards(guards), workers, about)
         cluster, me = self._settings.cluster, self._settings.server.node_id
-        host, port = cluster.host, split_address(cluster.nodes[me])[1]
-        address = f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
+        address = f"{bracketed(cluster.host)}:{cluster.listens_on(me)}"
         credentials = None if self._certificates is None else self._certificates.grpc_credentials()
         self.server = PeerServer(PeerServerOptions(me, cluster.name, address, self.directory, credentials,
                                                    credentials is None, tell=self._tell,
@@ -192,6 +195,7 @@ class Member:
         following = self._loop.create_task(self._follow())
         stack.callback(following.cancel)
         self.hosting.start()
+        self.governing.start()
         if cluster.balance_leaders:
             self._balancer.start()
         return bound
@@ -223,6 +227,7 @@ class Member:
         assert self.server is not None
         await self.hand_over()  # others may have taken a node that drained for one that leads too little
         await self.server.stop(GRACE_S)
+        await self.governing.stop()
         await self.hosting.stop()
 
     async def close(self) -> None:
