@@ -14,6 +14,7 @@ from vecdb.core.calls import Call, Stopped
 from vecdb.core.errors import InvalidArgument
 from vecdb.core.filters.tree import Node as FilterNode
 from vecdb.core.ids import RecordId
+from vecdb.core.layout import ANYHOW, Layout
 from vecdb.core.query import Cost, Description, QueryRequest, QueryResult, ScanPage, ScanRequest
 from vecdb.core.records import DeleteIds, DeleteWhere, Record, UpdateMetadata, UpsertBatch, WriteResult
 from vecdb.core.schema import CollectionSchema
@@ -67,8 +68,9 @@ class FakeNode:
         self._done[(name, token.key)] = (token.fingerprint, result)
         return result
 
-    async def create_collection(self, schema: CollectionSchema, call: Call) -> None:
-        await self._run("create_collection", schema.name, call, lambda: self.backend.create_collection(schema))
+    async def create_collection(self, schema: CollectionSchema, call: Call, layout: Layout = ANYHOW) -> None:
+        await self._run("create_collection", schema.name, call,
+                        lambda: self.backend.create_collection(schema, layout=layout))
 
     async def drop_collection(self, name: str, call: Call) -> None:
         await self._run("drop_collection", name, call, lambda: self.backend.drop_collection(name))

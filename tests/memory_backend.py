@@ -21,6 +21,7 @@ from vecdb.core.errors import CollectionExists, CollectionNotFound, DatabaseClos
 from vecdb.core.filters import evaluate
 from vecdb.core.filters.tree import Node
 from vecdb.core.ids import RecordId, check_id
+from vecdb.core.layout import ANYHOW, Layout
 from vecdb.core.limits import MAX_BATCH_BYTES, MAX_BATCH_RECORDS, MAX_EF, MAX_K, MAX_METADATA_BYTES
 from vecdb.core.query import Description, Matches, QueryRequest, QueryResult, ScanPage, ScanRequest
 from vecdb.core.records import DeleteIds, DeleteWhere, Record, UpdateMetadata, UpsertBatch, WriteResult
@@ -103,7 +104,7 @@ class MemoryBackend:
             raise CollectionNotFound(name)
         return self._tables[name]
 
-    def create_collection(self, schema: CollectionSchema, call: Call | None = None) -> None:
+    def create_collection(self, schema: CollectionSchema, call: Call | None = None, layout: Layout = ANYHOW) -> None:
         _check(call)
         with self._lock:
             assert not self._closed

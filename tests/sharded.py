@@ -9,6 +9,7 @@ from tests.memory_backend import MemoryBackend
 from vecdb.core.calls import Call, Consistency
 from vecdb.core.filters.tree import Node
 from vecdb.core.ids import RecordId
+from vecdb.core.layout import ANYHOW, Layout
 from vecdb.core.query import QueryRequest, QueryResult, ScanPage, ScanRequest
 from vecdb.core.records import DeleteIds, DeleteWhere, Record, UpdateMetadata, UpsertBatch, WriteResult
 from vecdb.core.schema import CollectionSchema
@@ -26,8 +27,8 @@ class ShardedBackend(MemoryBackend):
         self.shards: dict[str, int] = {}
         self.reads: list[tuple[str, str, Call | None]] = []
 
-    def create_collection(self, schema: CollectionSchema, call: Call | None = None) -> None:
-        super().create_collection(schema, call)
+    def create_collection(self, schema: CollectionSchema, call: Call | None = None, layout: Layout = ANYHOW) -> None:
+        super().create_collection(schema, call, layout)
         self.shards[schema.name] = next(self._numbers)
 
     def _placed(self, name: str, result: WriteResult) -> WriteResult:

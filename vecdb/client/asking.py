@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
 from vecdb.client.positions import Positions
@@ -24,12 +24,14 @@ class Bound:
     """A backend or node, and the call that everything asked of it belongs to.
 
     ``positions``: what was written so far, which reads by ``consistency`` (None: the database's own) may have to see.
+    ``partial``: its reads may be answered by some of the shards.
     """
 
     backend: Any
     call: Call | None
     positions: Positions
     consistency: Consistency | None = None
+    partial: bool = False
 
 
 class Ask:
@@ -51,7 +53,10 @@ class Ask:
     def _call_by(self, target: Bound) -> Call | None:
         if self._method not in READS:
             return target.call
-        return target.positions.call(self._args[0], target.call, target.consistency)
+        call = target.positions.call(self._args[0], target.call, target.consistency)
+        if target.partial:
+            return Call(allow_partial=True) if call is None else replace(call, allow_partial=True)
+        return call
 
     def _told(self, target: Bound, answer: Any) -> Any:
         """Remember where a write is."""

@@ -13,13 +13,13 @@ import numpy.typing as npt
 from vecdb.client import doing, queries, reading
 from vecdb.client.async_session import AsyncSession
 from vecdb.client.deadlines import check_timeout
-from vecdb.client.options import check_consistency
+from vecdb.client.options import check_consistency, check_flag
 from vecdb.client.progress import ProgressOption, reporting
 from vecdb.client.results import Hits, Records
 from vecdb.core.calls import Consistency
 from vecdb.core.filters import FilterLike
 from vecdb.core.ids import RecordId
-from vecdb.core.query import Description, ScanRequest
+from vecdb.core.query import Cursor, Description, ScanRequest
 from vecdb.core.records import Record, WriteResult
 from vecdb.core.schema import CollectionSchema
 
@@ -56,6 +56,7 @@ class AsyncCollection:
     async def query(self, vector: Sequence[float], k: int = ..., filter: FilterLike | None = ..., *,
                     include: Iterable[str] | None = ..., within: float | None = ..., ef_search: int | None = ...,
                     nprobe: int | None = ..., exact: bool = ..., explain: bool = ..., profile: bool = ...,
+                    allow_partial: bool = ...,
                     consistency: str | Consistency | None = ..., timeout: float | None = ...,
                     progress: ProgressOption = ..., **aliases: Any) -> Hits: ...
 
@@ -63,19 +64,22 @@ class AsyncCollection:
     async def query(self, vector: Sequence[Sequence[float]] | Sequence[npt.NDArray[Any]], k: int = ...,
                     filter: FilterLike | None = ..., *, include: Iterable[str] | None = ..., within: float | None = ...,
                     ef_search: int | None = ..., nprobe: int | None = ..., exact: bool = ..., explain: bool = ...,
-                    profile: bool = ..., consistency: str | Consistency | None = ..., timeout: float | None = ...,
+                    profile: bool = ...,
+                    allow_partial: bool = ..., consistency: str | Consistency | None = ..., timeout: float | None = ...,
                     progress: ProgressOption = ..., **aliases: Any) -> list[Hits]: ...
 
     @overload
     async def query(self, vector: Any, k: int = ..., filter: FilterLike | None = ..., *,
                     include: Iterable[str] | None = ..., within: float | None = ..., ef_search: int | None = ...,
                     nprobe: int | None = ..., exact: bool = ..., explain: bool = ..., profile: bool = ...,
+                    allow_partial: bool = ...,
                     consistency: str | Consistency | None = ..., timeout: float | None = ...,
                     progress: ProgressOption = ..., **aliases: Any) -> Any: ...
 
     async def query(self, vector: Any, k: int = 10, filter: FilterLike | None = None, *,
                     include: Iterable[str] | None = (), within: float | None = None, ef_search: int | None = None,
                     nprobe: int | None = None, exact: bool = False, explain: bool = False, profile: bool = False,
+                    allow_partial: bool = False,
                     consistency: str | Consistency | None = None, timeout: float | None = None,
                     progress: ProgressOption = None, **aliases: Any) -> Any:
         """Find the ``k`` nearest records, as :meth:`Collection.query`.
@@ -83,9 +87,11 @@ class AsyncCollection:
         Single queries that run at the same time with the same options travel together (``auto_batch``).
         """
         options = queries.check(k, filter, include, within, ef_search, nprobe, exact, explain, aliases, profile)
+        partial = check_flag("allow_partial", allow_partial)
         limit, wanted = check_timeout(timeout), check_consistency(consistency)
         with reporting(progress) as report:
-            return await self._session.run(queries.steps(self._name, vector, options, report), limit, wanted)
+            return await self._session.run(queries.steps(self._name, vector, options, report), limit, wanted,
+                                           partial)
 
     async def fetch(self, ids: Any, include: Iterable[str] | None = ("metadata", "vector"), *,
                     consistency: str | Consistency | None = None, timeout: float | None = None) -> list[Record]:
@@ -129,29 +135,30 @@ class AsyncCollection:
                 yield record
 
     def scan_batches(self, filter: FilterLike | None = None, include: Iterable[str] | None = ("metadata",),
-                     batch_size: int = 1_000, on_damage: str = "raise", *,
+                     batch_size: int = 1_000, on_damage: str = "raise", *, allow_partial: bool = False,
                      consistency: str | Consistency | None = None,
                      timeout: float | None = None) -> AsyncIterator[Records]:
         """``async for page in docs.scan_batches(...)``; arguments are checked now, the collection at the first page."""
         self._session.check_open()
         scan = doing.check_scan(filter, include, batch_size, on_damage)
-        return self._pages(scan, check_timeout(timeout), check_consistency(consistency))
+        partial = check_flag("allow_partial", allow_partial)
+        return self._pages(scan, check_timeout(timeout), check_consistency(consistency), partial)
 
-    async def _pages(self, scan: doing.Scan, timeout: float | None,
-                     consistency: Consistency | None) -> AsyncIterator[Records]:
+    async def _pages(self, scan: doing.Scan, timeout: float | None, consistency: Consistency | None,
+                     partial: bool) -> AsyncIterator[Records]:
         request: ScanRequest = await self._session.run(doing.first_page(self._name, scan), timeout)
-        after: int | None = request.after
+        after: Cursor | None = request.after
         while after is not None:
             steps = reading.page(self._name, replace(request, after=after), scan.skip)
-            page, after = await self._session.run(steps, timeout, consistency)
-            if page.ids or page.damaged:
+            page, after = await self._session.run(steps, timeout, consistency, partial)
+            if page.ids or page.damaged or page.missing:
                 yield page
 
-    async def count(self, filter: FilterLike | None = None, *, consistency: str | Consistency | None = None,
-                    timeout: float | None = None) -> int:
+    async def count(self, filter: FilterLike | None = None, *, allow_partial: bool = False,
+                    consistency: str | Consistency | None = None, timeout: float | None = None) -> int:
         """The number of records, or of those that match."""
         return await self._session.run(doing.count(self._name, filter), check_timeout(timeout),
-                                       check_consistency(consistency))
+                                       check_consistency(consistency), check_flag("allow_partial", allow_partial))
 
     async def describe(self, *, timeout: float | None = None) -> Description:
         """Counts, segments, bytes in memory and on disk, and the state of the index.

@@ -16,6 +16,7 @@ from vecdb.client.options import check_consistency, check_flag
 from vecdb.core.access import Grant, Key, NewKey
 from vecdb.core.calls import Consistency
 from vecdb.core.errors import InvalidArgument
+from vecdb.core.layout import Layout
 from vecdb.core.schema import IndexSpec, Metric, VectorType, check_name
 from vecdb.core.shards import ShardInfo, ShardVerification
 
@@ -34,11 +35,14 @@ class AsyncDatabase:
                                 vector_type: str | VectorType = "float32",
                                 index: str | IndexSpec | dict[str, Any] = "auto",
                                 indexed_fields: list[str] | tuple[str, ...] | None = None,
+                                shards: int | None = None, replication_factor: int | None = None,
+                                shard_key: str | None = None, expected_records: int | None = None,
                                 if_exists: Literal["error", "ok"] = "error", timeout: float | None = None,
                                 **parameters: Any) -> AsyncCollection:
         """Make a collection and return its handle, as :meth:`Database.create_collection`."""
         schema = making.check_schema(name, dim, metric, vector_type, index, indexed_fields, if_exists, parameters)
-        await self._session.run(making.create(schema, if_exists == "ok"), check_timeout(timeout))
+        layout = Layout(shards, replication_factor, shard_key, expected_records)
+        await self._session.run(making.create(schema, if_exists == "ok", layout), check_timeout(timeout))
         return AsyncCollection(self._session, schema.name)
 
     async def get_or_create_collection(self, name: str, dim: int, metric: str | Metric = "cosine",

@@ -54,19 +54,23 @@ class AsyncSession:
             raise InvalidArgument("loop", f"the database {self.label} was opened in another event loop; connect again "
                                   "in this one", got="another event loop", limit="the loop of connect_async")
 
-    async def run(self, steps: Steps[T], timeout: float | None = None, consistency: Consistency | None = None) -> T:
-        """Run the steps of one call, at most ``timeout`` (checked) seconds, its reads by ``consistency``."""
+    async def run(self, steps: Steps[T], timeout: float | None = None, consistency: Consistency | None = None,
+                  partial: bool = False) -> T:
+        """Run the steps of one call, at most ``timeout`` (checked) seconds, its reads by ``consistency``.
+
+        ``partial``: they may be answered by some of the shards.
+        """
         self.check_open()
         self._running += 1
         self._idle.clear()
         try:
             if self._keeps_time:
                 call = None if timeout is None else Call(time.monotonic() + timeout)
-                return await adrive(steps, Bound(self._node, call, self.positions, consistency))
+                return await adrive(steps, Bound(self._node, call, self.positions, consistency, partial))
             with Limited(timeout) as limited:
                 call = Call() if limited is None else limited
                 try:
-                    return await adrive(steps, Bound(self._node, call, self.positions, consistency))
+                    return await adrive(steps, Bound(self._node, call, self.positions, consistency, partial))
                 except asyncio.CancelledError:
                     call.end(Stopped.CANCELLED)
                     raise

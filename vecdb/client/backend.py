@@ -14,6 +14,7 @@ from typing import Protocol
 from vecdb.core.calls import Call
 from vecdb.core.filters.tree import Node
 from vecdb.core.ids import RecordId
+from vecdb.core.layout import ANYHOW, Layout
 from vecdb.core.query import Description, QueryRequest, QueryResult, ScanPage, ScanRequest
 from vecdb.core.records import DeleteIds, DeleteWhere, Record, UpdateMetadata, UpsertBatch, WriteResult
 from vecdb.core.schema import CollectionSchema
@@ -25,7 +26,8 @@ Progress = Callable[[str, int, int], None]
 class CollectionsBackend(Protocol):
     """Whole collections."""
 
-    def create_collection(self, schema: CollectionSchema, call: Call | None = None) -> None: ...
+    def create_collection(self, schema: CollectionSchema, call: Call | None = None, layout: Layout = ANYHOW
+                          ) -> None: ...
 
     def drop_collection(self, name: str, call: Call | None = None) -> None: ...
 

@@ -13,14 +13,14 @@ import numpy.typing as npt
 
 from vecdb.client import doing, queries, reading
 from vecdb.client.deadlines import check_timeout
-from vecdb.client.options import check_consistency
+from vecdb.client.options import check_consistency, check_flag
 from vecdb.client.progress import ProgressOption, reporting
 from vecdb.client.results import Hits, Records
 from vecdb.client.session import Session
 from vecdb.core.calls import Consistency
 from vecdb.core.filters import FilterLike
 from vecdb.core.ids import RecordId
-from vecdb.core.query import Description, ScanRequest
+from vecdb.core.query import Cursor, Description, ScanRequest
 from vecdb.core.records import Record, WriteResult
 from vecdb.core.schema import CollectionSchema, Metric
 
@@ -95,6 +95,7 @@ class Collection:
     def query(self, vector: Sequence[float], k: int = ..., filter: FilterLike | None = ..., *,
               include: Iterable[str] | None = ..., within: float | None = ..., ef_search: int | None = ...,
               nprobe: int | None = ..., exact: bool = ..., explain: bool = ..., profile: bool = ...,
+              allow_partial: bool = ...,
               consistency: str | Consistency | None = ..., timeout: float | None = ...,
               progress: ProgressOption = ..., **aliases: Any) -> Hits: ...
 
@@ -102,18 +103,20 @@ class Collection:
     def query(self, vector: Sequence[Sequence[float]] | Sequence[npt.NDArray[Any]], k: int = ...,
               filter: FilterLike | None = ..., *, include: Iterable[str] | None = ..., within: float | None = ...,
               ef_search: int | None = ..., nprobe: int | None = ..., exact: bool = ..., explain: bool = ...,
-              profile: bool = ..., consistency: str | Consistency | None = ..., timeout: float | None = ...,
+              profile: bool = ...,
+              allow_partial: bool = ..., consistency: str | Consistency | None = ..., timeout: float | None = ...,
               progress: ProgressOption = ..., **aliases: Any) -> list[Hits]: ...
 
     @overload
     def query(self, vector: Any, k: int = ..., filter: FilterLike | None = ..., *, include: Iterable[str] | None = ...,
               within: float | None = ..., ef_search: int | None = ..., nprobe: int | None = ..., exact: bool = ...,
-              explain: bool = ..., profile: bool = ..., consistency: str | Consistency | None = ...,
+              explain: bool = ..., profile: bool = ...,
+              allow_partial: bool = ..., consistency: str | Consistency | None = ...,
               timeout: float | None = ..., progress: ProgressOption = ..., **aliases: Any) -> Any: ...
 
     def query(self, vector: Any, k: int = 10, filter: FilterLike | None = None, *, include: Iterable[str] | None = (),
               within: float | None = None, ef_search: int | None = None, nprobe: int | None = None,
-              exact: bool = False, explain: bool = False, profile: bool = False,
+              exact: bool = False, explain: bool = False, profile: bool = False, allow_partial: bool = False,
               consistency: str | Consistency | None = None, timeout: float | None = None,
               progress: ProgressOption = None, **aliases: Any) -> Any:
         """Find the ``k`` nearest records: Hits for one vector (dim,), a list of Hits for many (n, dim).
@@ -123,6 +126,8 @@ class Collection:
         the engine choose.  ``exact``: compare with every record.  ``explain``: ``Hits.plan`` says how it was done;
         ``profile``: ``Hits.cost`` says what it took.  ``timeout``: seconds, after which DeadlineExceeded is raised.
         ``consistency``: eventual, session or linearizable (:func:`vecdb.connect`); None: as the database was opened.
+        ``allow_partial``: of a collection with several shards the answer of those that answer within the timeout;
+        ``Hits.partial`` says that others are missing, and ``Hits.missing`` which.
         ``top_k`` and ``ef`` are taken for ``k`` and ``ef_search``.
         Raises DimensionMismatch, NonFiniteVector, InvalidFilter (with the position), LimitExceeded, InvalidArgument.
 
@@ -134,11 +139,13 @@ class Collection:
         [['x'], ['y']]
         """
         options = queries.check(k, filter, include, within, ef_search, nprobe, exact, explain, aliases, profile)
+        partial = check_flag("allow_partial", allow_partial)
         limit, wanted = check_timeout(timeout), check_consistency(consistency)
         if progress is None:
-            return self._session.run(queries.steps(self._name, vector, options, None), limit, wanted)
+            return self._session.run(queries.steps(self._name, vector, options, None), limit, wanted, partial)
         with reporting(progress) as report:
-            return self._session.run(queries.steps(self._name, vector, options, report), limit, wanted)
+            return self._session.run(queries.steps(self._name, vector, options, report), limit, wanted,
+                                           partial)
 
     def fetch(self, ids: Any, include: Iterable[str] | None = ("metadata", "vector"), *,
               consistency: str | Consistency | None = None, timeout: float | None = None) -> list[Record]:
@@ -215,31 +222,38 @@ class Collection:
         return (record for page in pages for record in page)
 
     def scan_batches(self, filter: FilterLike | None = None, include: Iterable[str] | None = ("metadata",),
-                     batch_size: int = 1_000, on_damage: str = "raise", *,
+                     batch_size: int = 1_000, on_damage: str = "raise", *, allow_partial: bool = False,
                      consistency: str | Consistency | None = None, timeout: float | None = None) -> Iterator[Records]:
         """Like :meth:`scan`, as columns of at most ``batch_size`` records (fewer where vectors are large).
 
-        With ``on_damage="skip"`` a batch's ``damaged`` are the ids left out of it; a batch may be those alone.
+        With ``on_damage="skip"`` a batch's ``damaged`` are the ids left out of it; a batch may be those alone.  With
+        ``allow_partial`` shards that do not answer are passed over, and a batch's ``missing`` names them.
         """
         scan = doing.check_scan(filter, include, batch_size, on_damage)
         limit, wanted = check_timeout(timeout), check_consistency(consistency)
-        return self._pages(self._session.run(doing.first_page(self._name, scan), limit), scan.skip, limit, wanted)
+        partial = check_flag("allow_partial", allow_partial)
+        first = self._session.run(doing.first_page(self._name, scan), limit)
+        return self._pages(first, scan.skip, limit, wanted, partial)
 
-    def _pages(self, request: ScanRequest, skip: bool, timeout: float | None,
-               consistency: Consistency | None) -> Iterator[Records]:
+    def _pages(self, request: ScanRequest, skip: bool, timeout: float | None, consistency: Consistency | None,
+               partial: bool) -> Iterator[Records]:
         """Non-empty pages; nothing is held between them.  Each has ``timeout`` seconds."""
-        after: int | None = request.after
+        after: Cursor | None = request.after
         while after is not None:
             steps = reading.page(self._name, replace(request, after=after), skip)
-            page, after = self._session.run(steps, timeout, consistency)
-            if page.ids or page.damaged:
+            page, after = self._session.run(steps, timeout, consistency, partial)
+            if page.ids or page.damaged or page.missing:
                 yield page
 
-    def count(self, filter: FilterLike | None = None, *, consistency: str | Consistency | None = None,
-              timeout: float | None = None) -> int:
-        """The number of records, or of those that match."""
+    def count(self, filter: FilterLike | None = None, *, allow_partial: bool = False,
+              consistency: str | Consistency | None = None, timeout: float | None = None) -> int:
+        """The number of records, or of those that match.
+
+        ``allow_partial``: of the shards that answer within the timeout; the number is then a
+        :class:`~vecdb.core.query.Count`, whose ``missing`` names the others.
+        """
         return self._session.run(doing.count(self._name, filter), check_timeout(timeout),
-                                 check_consistency(consistency))
+                                 check_consistency(consistency), check_flag("allow_partial", allow_partial))
 
     def describe(self, *, timeout: float | None = None) -> Description:
         """Counts, segments, bytes in memory and on disk, and the state of the index.

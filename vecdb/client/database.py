@@ -12,6 +12,7 @@ from vecdb.client.options import check_consistency
 from vecdb.client.session import Session
 from vecdb.core.calls import Consistency
 from vecdb.core.errors import InvalidArgument
+from vecdb.core.layout import Layout
 from vecdb.core.schema import IndexSpec, Metric, VectorType, check_name
 
 
@@ -35,6 +36,8 @@ class Database:
                           vector_type: str | VectorType = "float32",
                           index: str | IndexSpec | dict[str, Any] = "auto",
                           indexed_fields: list[str] | tuple[str, ...] | None = None,
+                          shards: int | None = None, replication_factor: int | None = None,
+                          shard_key: str | None = None, expected_records: int | None = None,
                           if_exists: Literal["error", "ok"] = "error", timeout: float | None = None,
                           **parameters: Any) -> Collection:
         """Make a collection of ``dim``-dimensional vectors and return its handle.
@@ -46,6 +49,11 @@ class Database:
         ``ef_search``, ``quantization`` (auto, none, sq8, sq4, pq, opq, rabitq), ``bits``, ``subspaces``, ``nlist``,
         ``nprobe``, ``oversample``, ``vectors_on_disk``; ``M``, ``efConstruction`` and ``ef`` are taken too.
         ``indexed_fields``: dotted metadata paths to index; None indexes every scalar field.
+        Of a cluster: ``shards``: in how many parts (None: by ``expected_records``); ``replication_factor``: on how many
+        nodes each (None: as the cluster is set).  ``shard_key``: a metadata field; records of one value of it are on
+        one shard, a filter that fixes it asks that shard alone, and every record must have it, a string, a number or a
+        boolean.  Ids must be distinct all the same: equal ids of different values are one record or two, as it happens.
+        A directory, or a node that is alone, refuses more than one shard or replica, and a shard key.
         ``if_exists="ok"`` returns the collection that is there if its schema is the same.
         Raises InvalidArgument, LimitExceeded, CollectionExists (which says what differs).
 
@@ -54,7 +62,8 @@ class Database:
         0
         """
         schema = making.check_schema(name, dim, metric, vector_type, index, indexed_fields, if_exists, parameters)
-        self._session.run(making.create(schema, if_exists == "ok"), check_timeout(timeout))
+        layout = Layout(shards, replication_factor, shard_key, expected_records)
+        self._session.run(making.create(schema, if_exists == "ok", layout), check_timeout(timeout))
         return Collection(self._session, schema.name)
 
     def get_or_create_collection(self, name: str, dim: int, metric: str | Metric = "cosine",

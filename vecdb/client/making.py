@@ -17,6 +17,7 @@ from vecdb.client.options import (
 )
 from vecdb.client.steps import Steps
 from vecdb.core.errors import CollectionExists, CollectionNotFound, InvalidArgument
+from vecdb.core.layout import ANYHOW, Layout
 from vecdb.core.limits import MAX_DIM
 from vecdb.core.schema import CollectionSchema, check_name
 
@@ -42,10 +43,10 @@ def check_schema(name: object, dim: object, metric: object, vector_type: object,
         index=index_spec(index, given), indexed_fields=check_indexed_fields(indexed_fields))
 
 
-def create(schema: CollectionSchema, existing_ok: bool) -> Steps[None]:
-    """Make it, or find it there with the same schema."""
+def create(schema: CollectionSchema, existing_ok: bool, layout: Layout = ANYHOW) -> Steps[None]:
+    """Make it, or find it there with the same schema, be its layout as it may."""
     try:
-        yield Ask("create_collection", schema)
+        yield Ask("create_collection", schema, layout=layout)
     except CollectionExists as error:
         if not existing_ok:
             raise

@@ -13,14 +13,17 @@ Collections that were not written for longest are forgotten beyond :data:`MOST_C
 read of a collection that is not remembered asks for the strongest consistency instead, which finds the more.
 
 A **token** is what is remembered, as text, for another process to go on from: what MongoDB calls the times of a
-causally consistent session, and Cosmos DB a session token.
+causally consistent session, and Cosmos DB a session token.  Where each collection has one shard it is JSON, which
+earlier versions read too; else it is written close: shards by their distance to the one before, numbers of seven bits a
+byte, some four bytes a shard.  One that would be longer than :data:`MAX_TOKEN` leaves out the collections that were
+written to longest ago, and says that it does: whoever uses it then reads those as if they had been forgotten.
 """
 
 import base64
 import binascii
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, Final, TypeAlias
 
@@ -37,6 +40,9 @@ MOST_COLLECTIONS: Final = 4_096
 MAX_TOKEN: Final = 1 << 20
 """Longest token read: more than all collections with a shard each need."""
 _PREFIX: Final = "vecdb1."
+_CLOSE: Final = "vecdb2."
+_FORGOT: Final = 1
+_BYTES: Final = MAX_TOKEN * 3 // 4 - 64
 _MOST: Final = (1 << 63) - 1
 GONE: Final = _MOST
 """A place that no log comes to."""
@@ -60,8 +66,8 @@ class Positions:
 
     def saw(self, name: str, result: WriteResult) -> None:
         """A write to ``name`` was acknowledged."""
-        if result.shard:
-            self._merge(name, ((result.shard, result.log_index),))
+        if result.positions:
+            self._merge(name, result.positions)
 
     def _merge(self, name: str, pairs: Pairs) -> None:
         with self._lock:
@@ -122,34 +128,115 @@ class Positions:
         """What is remembered, of ``names`` or of all collections."""
         known = dict(self._known)
         told = known if names is None else {name: known[name] for name in names if name in known}
-        return _PREFIX + base64.urlsafe_b64encode(orjson.dumps(told)).decode().rstrip("=")
+        if not self._forgot and all(len(pairs) < 2 for pairs in told.values()):
+            text = _text(_PREFIX, orjson.dumps(told))
+            if len(text) <= MAX_TOKEN:
+                return text
+        return _text(_CLOSE, _close(told, self._forgot))
 
     def use(self, token: object) -> None:
         """Remember what a token says, beside what is remembered already; raises InvalidArgument for what is none."""
-        for name, pairs in _read(token).items():
+        told, forgot = _read(token)
+        for name, pairs in told.items():
             if pairs:
                 self._merge(name, pairs)
+        self._forgot = self._forgot or forgot
 
 
-def _read(token: object) -> dict[str, Pairs]:
+def _text(prefix: str, raw: bytes) -> str:
+    return prefix + base64.urlsafe_b64encode(raw).decode().rstrip("=")
+
+
+def _close(told: dict[str, Pairs], forgot: bool) -> bytes:
+    """Flags, then of each collection, from the one written to last: its name, how many shards, and their places."""
+    parts: list[bytes] = []
+    size = 1
+    for name, pairs in reversed(told.items()):
+        raw = name.encode()
+        one = bytearray((*_number(len(raw)), *raw, *_number(len(pairs))))
+        before = 0
+        for shard, log_index in pairs:
+            one += bytes((*_number(shard - before), *_number(log_index)))
+            before = shard
+        size += len(one)
+        if size > _BYTES:
+            forgot = True
+            break
+        parts.append(bytes(one))
+    return bytes((_FORGOT if forgot else 0,)) + b"".join(parts)
+
+
+def _number(value: int) -> Iterator[int]:
+    while value > 0x7F:
+        yield value & 0x7F | 0x80
+        value >>= 7
+    yield value
+
+
+class _Reader:
+    """Over the bytes of a close token; raises ``IndexError`` at their end."""
+
+    def __init__(self, raw: bytes) -> None:
+        self.raw, self.at = raw, 0
+
+    def number(self) -> int:
+        value = shift = 0
+        while True:
+            byte = self.raw[self.at]
+            self.at += 1
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                return value
+            if shift > 63:
+                raise ValueError("a number of more than 64 bits")
+
+    def text(self) -> str:
+        size = self.number()
+        if self.at + size > len(self.raw):
+            raise IndexError
+        self.at += size
+        return self.raw[self.at - size:self.at].decode()
+
+
+def _read_close(raw: bytes) -> tuple[dict[str, Any], bool]:
+    """Collections in the order in which they were written to, and whether there were others."""
+    reader = _Reader(raw)
+    flags = reader.number()
+    found: list[tuple[str, list[list[int]]]] = []
+    while reader.at < len(raw):
+        name, pairs, shard = reader.text(), [], 0
+        for _ in range(reader.number()):
+            shard += reader.number()
+            pairs.append([shard, reader.number()])
+        found.append((name, pairs))
+    return dict(reversed(found)), bool(flags & _FORGOT)
+
+
+def _read(token: object) -> tuple[dict[str, Pairs], bool]:
     if not isinstance(token, str):
         raise InvalidArgument("session_token", f"must be a str, not {kind_of(token)}", got=kind_of(token),
                               limit="what session_token() returned")
     if len(token) > MAX_TOKEN:
         raise LimitExceeded("session_token", f"{len(token)} characters, more than {MAX_TOKEN}", got=len(token),
                             limit=MAX_TOKEN)
-    text = token.removeprefix(_PREFIX)
+    close = token.startswith(_CLOSE)
+    text = token.removeprefix(_CLOSE if close else _PREFIX)
     if text == token:
         raise _wrong("has not the form of one")
+    forgot = False
     try:
         raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-        value = orjson.loads(raw)
-    except (binascii.Error, ValueError):
+        if close:
+            value, forgot = _read_close(raw)
+        else:
+            value = orjson.loads(raw)
+    except (binascii.Error, ValueError, IndexError):
         raise _wrong("is cut or changed") from None
     if not isinstance(value, dict):
         raise _wrong("is cut or changed")
     try:
-        return {check_name(name): tuple(map(_pair, pairs)) for name, pairs in value.items()}
+        return {check_name(name): tuple(map(_pair, pairs)) for name, pairs in value.items()}, forgot
     except (InvalidArgument, TypeError):
         raise _wrong("holds what is no place in a log") from None
 

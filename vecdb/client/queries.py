@@ -28,7 +28,7 @@ _REPORTED_ROWS: Final = 256
 """Queries between two reports of progress; few enough to be seen, enough to keep both cores busy."""
 
 _NAMES: Final = ("k", "filter", "include", "within", "ef_search", "nprobe", "exact", "explain", "profile",
-                 "consistency", "timeout", "progress")
+                 "allow_partial", "consistency", "timeout", "progress")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,13 +11,13 @@ from vecdb.client.results import Records
 from vecdb.client.steps import Steps
 from vecdb.core.errors import DataCorrupted
 from vecdb.core.ids import RecordId
-from vecdb.core.query import ScanPage, ScanRequest
+from vecdb.core.query import Cursor, ScanPage, ScanRequest
 from vecdb.core.records import Record
 from vecdb.core.schema import CollectionSchema
 from vecdb.core.vectors import stored_dtype
 
 
-def page(name: str, request: ScanRequest, skip: bool) -> Steps[tuple[Records, int | None]]:
+def page(name: str, request: ScanRequest, skip: bool) -> Steps[tuple[Records, Cursor | None]]:
     """The page that ``request`` asks for and where the next begins (None: nowhere).
 
     ``skip``: where vectors are damaged, the page without those records, their ids in its ``damaged``.
@@ -36,7 +36,7 @@ def page(name: str, request: ScanRequest, skip: bool) -> Steps[tuple[Records, in
 def ids_of(name: str, request: ScanRequest) -> Steps[list[RecordId]]:
     """The ids of every page, for a write: of all records acknowledged before it."""
     out: list[RecordId] = []
-    after: int | None = request.after
+    after: Cursor | None = request.after
     while after is not None:
         found: ScanPage = yield AskLatest("scan", name, replace(request, after=after))
         out += found.ids
@@ -44,7 +44,7 @@ def ids_of(name: str, request: ScanRequest) -> Steps[list[RecordId]]:
     return out
 
 
-def _around(name: str, request: ScanRequest, damaged: tuple[RecordId, ...]) -> Steps[tuple[Records, int | None]]:
+def _around(name: str, request: ScanRequest, damaged: tuple[RecordId, ...]) -> Steps[tuple[Records, Cursor | None]]:
     """The page again by ids alone, then the good records by id.
 
     Metadata and vectors come from one fetch, so that a record written meanwhile is seen in one version.
@@ -65,7 +65,8 @@ def _around(name: str, request: ScanRequest, damaged: tuple[RecordId, ...]) -> S
             lost |= more
     schema: CollectionSchema = yield AskSchema(name)
     metadata = [record.metadata for record in records] if request.include_metadata else None
-    whole = ScanPage([record.id for record in records], metadata, _stack(schema, records), ids.cursor)
+    whole = ScanPage([record.id for record in records], metadata, _stack(schema, records), ids.cursor,
+                     ids.missing)
     return Records(whole, tuple(one for one in ids.ids if one in lost)), ids.cursor
 
 

@@ -79,7 +79,7 @@ class Hits(Sequence[Hit]):
 
     @property
     def partial(self) -> bool:
-        """Whether some segments could not be searched; ``missing`` names them."""
+        """Whether some segments or shards could not be searched; ``missing`` names them."""
         return bool(self.missing)
 
     def _hit(self, i: int) -> Hit:
@@ -119,12 +119,14 @@ class Records(Sequence[Record]):
     """Records as columns: ``ids`` list, ``metadata`` list of dicts or None, ``vectors`` (n, row_items) or None.
 
     ``damaged``: ids of records left out because their vectors are damaged on disk (a scan that skips them).
+    ``missing``: shards that were passed over (a scan that allows it).
     """
 
-    __slots__ = ("damaged", "ids", "metadata", "vectors")
+    __slots__ = ("damaged", "ids", "metadata", "missing", "vectors")
 
     def __init__(self, page: ScanPage, damaged: tuple[RecordId, ...] = ()) -> None:
         self.damaged = damaged
+        self.missing = page.missing
         self.ids = page.ids
         self.metadata = page.metadata
         self.vectors = page.vectors
@@ -146,7 +148,8 @@ class Records(Sequence[Record]):
         if not isinstance(index, slice):
             return self._record(range(len(self))[index])
         return Records(ScanPage(self.ids[index], None if self.metadata is None else self.metadata[index],
-                                None if self.vectors is None else self.vectors[index], None), self.damaged)
+                                None if self.vectors is None else self.vectors[index], None, self.missing),
+                           self.damaged)
 
     def __repr__(self) -> str:
         return f"<Records {len(self)}{f', {len(self.damaged)} damaged left out' if self.damaged else ''}>"

@@ -76,20 +76,24 @@ class Session:
     def call(self) -> "_Call":
         return _Call(self)
 
-    def run(self, steps: Steps[T], timeout: float | None = None, consistency: Consistency | None = None) -> T:
-        """Run the steps of one call, at most ``timeout`` (checked) seconds, its reads by ``consistency``."""
+    def run(self, steps: Steps[T], timeout: float | None = None, consistency: Consistency | None = None,
+            partial: bool = False) -> T:
+        """Run the steps of one call, at most ``timeout`` (checked) seconds, its reads by ``consistency``.
+
+        ``partial``: they may be answered by some of the shards.
+        """
         if timeout is None:
             backend = self.enter()
             try:
-                return drive(steps, Bound(backend, None, self.positions, consistency))
+                return drive(steps, Bound(backend, None, self.positions, consistency, partial))
             finally:
                 self.leave()
         if self._keeps_time:
             with _Call(self) as backend:
                 call: Call | None = Call(time.monotonic() + timeout)
-                return drive(steps, Bound(backend, call, self.positions, consistency))
+                return drive(steps, Bound(backend, call, self.positions, consistency, partial))
         with Limited(timeout) as call, _Call(self) as backend:
-            return drive(steps, Bound(backend, call, self.positions, consistency))
+            return drive(steps, Bound(backend, call, self.positions, consistency, partial))
 
     def session_token(self, names: Iterable[str]) -> str:
         """What was written, as text; closed or not, but not in a forked child."""

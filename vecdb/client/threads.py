@@ -10,6 +10,7 @@ from vecdb.client.backend import Backend, Progress
 from vecdb.core.calls import Call, Stopped
 from vecdb.core.filters.tree import Node as FilterNode
 from vecdb.core.ids import RecordId
+from vecdb.core.layout import ANYHOW, Layout
 from vecdb.core.query import Description, QueryRequest, QueryResult, ScanPage, ScanRequest
 from vecdb.core.records import DeleteIds, DeleteWhere, Record, UpdateMetadata, UpsertBatch, WriteResult
 from vecdb.core.schema import CollectionSchema
@@ -34,8 +35,9 @@ class ThreadNode:
             held.end(Stopped.CANCELLED)
             raise
 
-    async def create_collection(self, schema: CollectionSchema, call: Call | None = None) -> None:
-        await self._run("create_collection", schema, call=call)
+    async def create_collection(self, schema: CollectionSchema, call: Call | None = None, layout: Layout = ANYHOW
+                                ) -> None:
+        await self._run("create_collection", schema, call=call, layout=layout)
 
     async def drop_collection(self, name: str, call: Call | None = None) -> None:
         await self._run("drop_collection", name, call=call)

@@ -29,10 +29,16 @@ class Batch:
 
 
 def add(a: WriteResult, b: WriteResult) -> WriteResult:
-    """The sum of what two writes did; shard and log index are the later one's."""
-    log_index = max(a.log_index, b.log_index) if a.shard == b.shard else b.log_index
+    """The sum of what two writes did, and the furthest places of both."""
+    places: tuple[tuple[int, int], ...] = ()
+    log_index = b.log_index if a.positions or b.positions else max(a.log_index, b.log_index)
+    if a.positions or b.positions:
+        furthest = dict(a.positions)
+        for shard, at in b.positions:
+            furthest[shard] = max(furthest.get(shard, 0), at)
+        places = tuple(sorted(furthest.items()))
     return WriteResult(a.inserted + b.inserted, a.updated + b.updated, a.deleted + b.deleted, a.missing + b.missing,
-                       log_index, b.shard)
+                       0 if len(places) > 1 else log_index, 0, places)
 
 
 class Tally:

@@ -6,6 +6,7 @@ Which of several records at the very same distance are the last of ``k`` is, on 
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any, Final, TypeAlias
 
@@ -158,14 +159,19 @@ def in_order(ids: Sequence[RecordId], parts: Iterable[Sequence[Record]]) -> list
 
 
 def merge_writes(results: Sequence[WriteResult], command: Command, everywhere: bool = False) -> WriteResult:
-    """What all parts did together; ``everywhere``: every shard was asked for every id, and most of them miss it."""
+    """What all parts did together; ``everywhere``: every shard was asked for every id, and most of them miss it.
+
+    Of a write that was done before its shard was split each part may tell all of it: that counts once.
+    """
     if len(results) == 1:
-        return results[0]
-    missing = sum(one.missing for one in results)
-    deleted, updated = sum(one.deleted for one in results), sum(one.updated for one in results)
+        return results[0] if not results[0].origin else replace(results[0], origin=0)
+    counted = [one for at, one in enumerate(results)
+               if not one.origin or all(one.origin != other.origin for other in results[:at])]
+    missing, inserted = sum(one.missing for one in counted), sum(one.inserted for one in counted)
+    deleted, updated = sum(one.deleted for one in counted), sum(one.updated for one in counted)
     if everywhere and isinstance(command, DeleteIds | UpdateMetadata):
         missing = max(0, len(set(command.ids)) - (deleted if isinstance(command, DeleteIds) else updated))
-    return WriteResult(sum(one.inserted for one in results), updated, deleted, missing,
+    return WriteResult(inserted, updated, deleted, missing,
                        positions=merge_positions(one.positions for one in results))
 
 

@@ -70,6 +70,9 @@ class Call:
     ``stop``: int32 (1,), one of :class:`Stopped`; owned by the caller, watched by the work.
     ``session``: pairs of a shard and a log index that a read must have seen (:class:`Consistency`); pairs of shards
     that are not of the collection asked count for nothing.
+    ``allow_partial``: of a query, a count or a scan what shards answered in time is an answer, which says what is
+    missing.  ``shard``: of a collection with several shards the read is of this one alone, as the node asked holds it;
+    0: of all.
     """
 
     deadline: float | None = None
@@ -78,6 +81,8 @@ class Call:
     principal: str = ""
     consistency: Consistency = Consistency.EVENTUAL
     session: tuple[tuple[int, int], ...] = ()
+    allow_partial: bool = False
+    shard: int = 0
     stop: npt.NDArray[np.int32] = field(default_factory=_flag)
 
     def end(self, why: Stopped) -> None:

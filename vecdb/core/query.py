@@ -2,13 +2,19 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, overload
+from typing import Any, Final, TypeAlias, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from vecdb.core.filters.tree import Node
 from vecdb.core.ids import RecordId
+
+Cursor: TypeAlias = int | bytes
+"""Where a scan's next page begins: in one shard a place in it, across several an opaque position of at most
+:data:`MAX_POSITION_BYTES`.
+"""
+MAX_POSITION_BYTES: Final = 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,7 +101,8 @@ class Columns(Sequence[Matches]):
 class QueryResult:
     """Answers in the order of the queries; ``plan`` is there when ``explain`` was asked, ``cost`` with ``profile``.
 
-    ``missing`` names segments that could not be searched (damaged), so a partial answer says so.
+    ``missing`` names segments that could not be searched (damaged), and shards that did not answer where the call
+    allows that: a partial answer says so.
     """
 
     matches: Sequence[Matches]
@@ -110,19 +117,39 @@ class ScanRequest:
 
     filter: Node | None = None
     limit: int = 1_000
-    after: int = 0
+    after: Cursor = 0
     include_metadata: bool = True
     include_vectors: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScanPage:
-    """``vectors`` is (n, row_items) or None; ``cursor`` is None on the last page."""
+    """``vectors`` is (n, row_items) or None; ``cursor`` is None on the last page.
+
+    ``missing`` names shards that were passed over, where the call allows that.
+    """
 
     ids: list[RecordId]
     metadata: list[dict[str, Any]] | None
     vectors: npt.NDArray[Any] | None
-    cursor: int | None
+    cursor: Cursor | None
+    missing: tuple[str, ...] = ()
+
+
+class Count(int):
+    """A number of records; ``missing`` names shards that are not in it, where the call allows that."""
+
+    missing: tuple[str, ...] = ()
+
+    @property
+    def partial(self) -> bool:
+        return bool(self.missing)
+
+    @classmethod
+    def of(cls, records: int, missing: tuple[str, ...] = ()) -> "Count":
+        made = cls(records)
+        made.missing = missing
+        return made
 
 
 @dataclass(frozen=True, slots=True)

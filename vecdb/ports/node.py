@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from vecdb.core.calls import Call
 from vecdb.core.filters.tree import Node as FilterNode
 from vecdb.core.ids import RecordId
+from vecdb.core.layout import ANYHOW, Layout
 from vecdb.core.query import Description, QueryRequest, QueryResult, ScanPage, ScanRequest
 from vecdb.core.records import DeleteIds, DeleteWhere, Record, UpdateMetadata, UpsertBatch, WriteResult
 from vecdb.core.schema import CollectionSchema
@@ -23,7 +24,7 @@ Progress = Callable[[str, int, int], None]
 class CollectionsNode(Protocol):
     """Whole collections."""
 
-    async def create_collection(self, schema: CollectionSchema, call: Call) -> None: ...
+    async def create_collection(self, schema: CollectionSchema, call: Call, layout: Layout = ANYHOW) -> None: ...
 
     async def drop_collection(self, name: str, call: Call) -> None: ...
 

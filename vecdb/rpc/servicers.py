@@ -70,7 +70,8 @@ class CollectionsServicer:
         ]
 
     async def create(self, message: c.CreateCollectionRequest, context: Context) -> c.CreateCollectionReply:
-        await self._node.create_collection(convert.schema_from_wire(message.schema), context.call)
+        schema, layout = convert.schema_from_wire(message.schema), convert.layout_from_wire(message)
+        await self._node.create_collection(schema, context.call, layout)
         return c.CreateCollectionReply()
 
     async def drop(self, message: c.DropCollectionRequest, context: Context) -> c.DropCollectionReply:
@@ -187,7 +188,7 @@ class RecordsServicer:
     async def count(self, message: r.CountRequest, context: Context) -> r.CountReply:
         convert.read_from_wire(message, context.call)
         where = await context.apart(message.ByteSize(), convert.count_from_wire, message)
-        return r.CountReply(count=await self._node.count(message.collection, where, context.call))
+        return convert.counted_to_wire(await self._node.count(message.collection, where, context.call))
 
 
 class QueriesServicer:

@@ -20,6 +20,7 @@ from vecdb.core.calls import Call, Stopped
 from vecdb.core.errors import DatabaseClosed, InvalidArgument
 from vecdb.core.filters.tree import Node as FilterNode
 from vecdb.core.ids import RecordId
+from vecdb.core.layout import ANYHOW, Layout
 from vecdb.core.query import Description, QueryRequest, QueryResult, ScanPage, ScanRequest
 from vecdb.core.records import DeleteIds, DeleteWhere, Record, UpdateMetadata, UpsertBatch, WriteResult
 from vecdb.core.schema import CollectionSchema
@@ -43,7 +44,8 @@ BYTES_PER_RECORD: Final = 256
 class Database(Protocol):
     """What the node needs of the engine: the SDK's backend, and maintenance."""
 
-    def create_collection(self, schema: CollectionSchema, *, call: Call | None = None) -> None: ...
+    def create_collection(self, schema: CollectionSchema, *, call: Call | None = None, layout: Layout = ANYHOW
+                          ) -> None: ...
 
     def drop_collection(self, name: str, *, call: Call | None = None) -> None: ...
 
@@ -219,7 +221,8 @@ class LocalNode:
 
     # --- collections ------------------------------------------------------------------------------
 
-    async def create_collection(self, schema: CollectionSchema, call: Call) -> None:
+    async def create_collection(self, schema: CollectionSchema, call: Call, layout: Layout = ANYHOW) -> None:
+        layout.alone("a node that is alone")
         await self._in(self._long, call, lambda: self._database.create_collection(schema, call=call))
 
     async def drop_collection(self, name: str, call: Call) -> None:

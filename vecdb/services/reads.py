@@ -13,7 +13,7 @@ import numpy.typing as npt
 import orjson
 
 from vecdb.core.calls import Call, check
-from vecdb.core.errors import DataCorrupted
+from vecdb.core.errors import DataCorrupted, InvalidArgument
 from vecdb.core.filters.tree import Node
 from vecdb.core.ids import RecordId, id_from_key, id_key
 from vecdb.core.limits import MAX_BATCH_BYTES
@@ -57,11 +57,15 @@ def scan(machine: ShardMachine, directory: Path, request: ScanRequest, call: Cal
 
     A page ends before ``limit`` where its records take :data:`PAGE_BYTES`: it travels as one message.
     """
+    after = request.after
+    if isinstance(after, bytes):
+        raise InvalidArgument("after", "is of a collection with several shards, and this one is in one piece",
+                              got="bytes", limit="the cursor of the page before")
     view = machine.view
     rids: list[int] = []
     for segment in view.segments:
-        if segment.rid_range[1] > request.after and len(rids) <= request.limit:
-            rids += matching_rids(segment, request.filter, machine.read_metadata, request.after,
+        if segment.rid_range[1] > after and len(rids) <= request.limit:
+            rids += matching_rids(segment, request.filter, machine.read_metadata, after,
                                   request.limit + 1 - len(rids), call)
     living = _rows(machine, rids[: request.limit], request.include_vectors, call)
     more = len(rids) > len(living)

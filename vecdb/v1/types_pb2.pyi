@@ -385,6 +385,7 @@ class WriteResult(_message.Message):
     LOG_INDEX_FIELD_NUMBER: _builtins.int
     SHARD_FIELD_NUMBER: _builtins.int
     POSITIONS_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
     inserted: _builtins.int
     updated: _builtins.int
     deleted: _builtins.int
@@ -392,6 +393,8 @@ class WriteResult(_message.Message):
     log_index: _builtins.int
     shard: _builtins.int
     """where the log index is of; 0 outside a cluster, and where several shards were written to"""
+    origin: _builtins.int
+    """between nodes: the shard whose doing this is, counted once where several shards tell of it"""
     @_builtins.property
     def positions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Position]:
         """of a write to several shards: the place in each"""
@@ -406,10 +409,11 @@ class WriteResult(_message.Message):
         log_index: _builtins.int = ...,
         shard: _builtins.int = ...,
         positions: _abc.Iterable[Global___Position] | None = ...,
+        origin: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted", "inserted", b"inserted", "log_index", b"log_index", "missing", b"missing", "positions", b"positions", "shard", b"shard", "updated", b"updated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted", "inserted", b"inserted", "log_index", b"log_index", "missing", b"missing", "origin", b"origin", "positions", b"positions", "shard", b"shard", "updated", b"updated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

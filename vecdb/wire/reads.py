@@ -21,10 +21,11 @@ _FROM_WIRE: Final = {wire: consistency for consistency, wire in _TO_WIRE.items()
 
 def read_to_wire(call: Call | None) -> types_pb2.ReadOptions | None:
     """Write what ``call`` asks of a read; None where that is the default: eventual, and no positions."""
-    if call is None or (not call.session and call.consistency is Consistency.EVENTUAL):
+    if call is None or not (call.session or call.consistency is not Consistency.EVENTUAL or call.allow_partial
+                            or call.shard):
         return None
     return types_pb2.ReadOptions(
-        consistency=_TO_WIRE[call.consistency],
+        consistency=_TO_WIRE[call.consistency], allow_partial=call.allow_partial, shard=call.shard,
         session=[types_pb2.Position(shard=shard, log_index=log_index) for shard, log_index in call.session])
 
 
@@ -50,6 +51,7 @@ def read_from_wire(msg: ReadRequest, call: Call) -> None:
             raise InvalidArgument("consistency", "is not known to this server", got=options.consistency,
                                   limit=", ".join(Consistency))
     set_read(call, consistency, [(one.shard, one.log_index) for one in options.session])
+    call.allow_partial, call.shard = options.allow_partial, options.shard
 
 
 def set_read(call: Call, consistency: Consistency | None, session: Sequence[tuple[int, int]]) -> None:

@@ -17,7 +17,7 @@ from vecdb.core.filters.tree import Node
 from vecdb.core.ids import RecordId
 from vecdb.core.limits import MAX_BATCH_BYTES, MAX_BATCH_RECORDS
 from vecdb.core.metadata import parse_metadata
-from vecdb.core.query import ScanPage, ScanRequest
+from vecdb.core.query import MAX_POSITION_BYTES, Count, ScanPage, ScanRequest
 from vecdb.core.records import DeleteIds, DeleteWhere, Record, UpdateMetadata, UpsertBatch, WriteResult
 from vecdb.core.schema import CollectionSchema
 from vecdb.core.vectors import row_bytes
@@ -159,13 +159,19 @@ def update_from_wire(msg: pb.UpdateMetadataRequest, schema: CollectionSchema) ->
 
 def write_result_to_wire(value: WriteResult) -> types_pb2.WriteResult:
     """Write what a write did."""
-    return types_pb2.WriteResult(inserted=value.inserted, updated=value.updated, deleted=value.deleted,
-                                 missing=value.missing, log_index=value.log_index, shard=value.shard)
+    msg = types_pb2.WriteResult(inserted=value.inserted, updated=value.updated, deleted=value.deleted,
+                                missing=value.missing, log_index=value.log_index, shard=value.shard,
+                                origin=value.origin)
+    if len(value.positions) > 1:
+        msg.positions.extend([types_pb2.Position(shard=shard, log_index=at) for shard, at in value.positions])
+    return msg
 
 
 def write_result_from_wire(msg: types_pb2.WriteResult) -> WriteResult:
     """Return what a write did."""
-    return WriteResult(msg.inserted, msg.updated, msg.deleted, msg.missing, msg.log_index, msg.shard)
+    positions = tuple((one.shard, one.log_index) for one in msg.positions) if msg.positions else ()
+    return WriteResult(msg.inserted, msg.updated, msg.deleted, msg.missing, msg.log_index, msg.shard, positions,
+                       msg.origin)
 
 
 def token_from_wire(msg: WriteRequest) -> WriteToken | None:
@@ -268,8 +274,12 @@ def _rows(msg: types_pb2.Matrix, count: int) -> Any:
 
 def scan_to_wire(name: str, request: ScanRequest) -> pb.ScanRequest:
     """Write a request for a page."""
-    msg = pb.ScanRequest(collection=name, limit=request.limit, after=request.after,
-                         without_metadata=not request.include_metadata, with_vectors=request.include_vectors)
+    msg = pb.ScanRequest(collection=name, limit=request.limit, without_metadata=not request.include_metadata,
+                         with_vectors=request.include_vectors)
+    if isinstance(request.after, bytes):
+        msg.position = request.after
+    else:
+        msg.after = request.after
     if request.filter is not None:
         put_filter(msg.filter, request.filter)
     return msg
@@ -283,15 +293,22 @@ def scan_from_wire(msg: pb.ScanRequest, schema: CollectionSchema) -> ScanRequest
                             limit=f"1..{MAX_BATCH_RECORDS}")
     if msg.after > MAX_CURSOR:
         raise InvalidArgument("after", "is no cursor of a page", got=msg.after, limit=MAX_CURSOR)
+    if len(msg.position) > MAX_POSITION_BYTES:
+        raise LimitExceeded("position", f"{len(msg.position)} bytes, more than {MAX_POSITION_BYTES}",
+                            got=len(msg.position), limit=MAX_POSITION_BYTES)
     if msg.with_vectors:
         limit = max(1, min(limit, MAX_BATCH_BYTES // row_bytes(schema)))
     where = filter_from_wire(msg.filter) if msg.HasField("filter") else None
-    return ScanRequest(where, limit, msg.after, not msg.without_metadata, msg.with_vectors)
+    return ScanRequest(where, limit, msg.position or msg.after, not msg.without_metadata, msg.with_vectors)
 
 
 def page_to_wire(page: ScanPage) -> pb.ScanReply:
     """Write a page."""
-    msg = pb.ScanReply(cursor=page.cursor)
+    msg = pb.ScanReply(missing=page.missing)
+    if isinstance(page.cursor, bytes):
+        msg.position = page.cursor
+    elif page.cursor is not None:
+        msg.cursor = page.cursor
     put_ids(msg.ids, page.ids)
     if page.metadata is not None:
         msg.metadata.extend([dumps(one) for one in page.metadata])
@@ -306,7 +323,7 @@ def page_from_wire(msg: pb.ScanReply) -> ScanPage:
     ids = ids_from_wire(msg.ids)
     return ScanPage(ids, _metadata(msg.metadata, len(ids)),
                     _rows(msg.vectors, len(ids)) if msg.HasField("vectors") else None,
-                    msg.cursor if msg.HasField("cursor") else None)
+                    msg.position or (msg.cursor if msg.HasField("cursor") else None), tuple(msg.missing))
 
 
 def count_to_wire(name: str, where: Node | None) -> pb.CountRequest:
@@ -315,6 +332,16 @@ def count_to_wire(name: str, where: Node | None) -> pb.CountRequest:
     if where is not None:
         put_filter(msg.filter, where)
     return msg
+
+
+def counted_to_wire(count: int) -> pb.CountReply:
+    """Write how many there are, and what is not in that."""
+    return pb.CountReply(count=count, missing=count.missing if isinstance(count, Count) else ())
+
+
+def counted_from_wire(msg: pb.CountReply) -> int:
+    """Return how many there are; a :class:`Count` where something is missing."""
+    return Count.of(msg.count, tuple(msg.missing)) if msg.missing else msg.count
 
 
 def count_from_wire(msg: pb.CountRequest) -> Node | None:

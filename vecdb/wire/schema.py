@@ -4,6 +4,7 @@ from enum import StrEnum
 from typing import Any, Final, TypeVar
 
 from vecdb.core.errors import InvalidArgument, LimitExceeded, SchemaChanged
+from vecdb.core.layout import ANYHOW, Layout
 from vecdb.core.limits import MAX_INDEXED_FIELDS, MAX_WORD
 from vecdb.core.query import Description
 from vecdb.core.schema import CollectionSchema, IndexKind, IndexSpec, Metric, Quantization, VectorType, check_name
@@ -90,6 +91,20 @@ def schema_from_wire(msg: pb.Schema) -> CollectionSchema:
             subspaces=spec.subspaces, bits=spec.bits or _DEFAULT.bits, nlist=spec.nlist, nprobe=spec.nprobe,
             oversample=spec.oversample, vectors_on_disk=spec.vectors_on_disk),
         indexed_fields=fields)
+
+
+def layout_to_wire(layout: Layout) -> collections_pb2.Layout | None:
+    """Write what was said of a collection's layout; None where nothing was."""
+    return collections_pb2.Layout(**layout.given) if layout.given else None
+
+
+def layout_from_wire(msg: Any) -> Layout:
+    """Return the layout of a request that has one; what is zero was not said."""
+    if not msg.HasField("layout"):
+        return ANYHOW
+    one = msg.layout
+    return Layout(one.shards or None, one.replication_factor or None, one.shard_key or None,
+                  one.expected_records or None)
 
 
 def description_to_wire(value: Description) -> collections_pb2.DescribeCollectionReply:

@@ -187,6 +187,63 @@ def test_a_token_has_a_longest_form() -> None:
         Positions().use("vecdb1." + "e" * positions.MAX_TOKEN)
 
 
+def several(memory: Positions, name: str, pairs: list[tuple[int, int]]) -> None:
+    memory.saw(name, WriteResult(positions=tuple(pairs)))
+
+
+def refused(token: str) -> list[str]:
+    """The argument that is refused, or nothing."""
+    try:
+        Positions().use(token)
+    except InvalidArgument as error:
+        return [error.argument]
+    return []
+
+
+PLACES = st.dictionaries(st.integers(1, 2**63 - 1), st.integers(0, 2**63 - 1), min_size=2, max_size=40)
+
+
+@given(st.dictionaries(NAMES, PLACES, min_size=1))
+@settings(max_examples=100, deadline=None)
+def test_a_token_of_many_shards_says_all_of_them(known: dict) -> None:
+    memory, fresh = Positions(), Positions()
+    for name, places in known.items():
+        several(memory, name, list(places.items()))
+    token = memory.token()
+    assert token.startswith("vecdb2.")
+    fresh.use(token)
+    assert {name: dict(fresh.of(name)) for name in known} == known
+    assert {argument for end in range(8, len(token)) for argument in refused(token[:end])} <= {"session_token"}
+
+
+def test_tokens_of_many_shards_are_short() -> None:
+    memory = Positions()
+    several(memory, "docs", [(number, 10_000 + number) for number in range(1_000, 2_000)])
+    assert len(memory.token()) < 1_000 * 4 * 4 / 3 + 100
+
+
+def test_a_token_that_would_be_too_long_says_that_it_leaves_something_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(positions, "_BYTES", 400)
+    memory, fresh = Positions(), Positions()
+    for number in range(40):
+        several(memory, f"c{number}", [(3 * number + at, 2**40) for at in (1, 2, 3)])
+    fresh.use(memory.token())
+    assert fresh.of("c39"), "the last one written to"
+    assert fresh.of("c0") == ()
+    lost = fresh.call("c0", None, None)
+    assert lost is not None
+    assert lost.consistency is Consistency.LINEARIZABLE, "what was left out is found nevertheless"
+    other = Positions()
+    other.use(fresh.token(["c39"]))
+    assert other.call("c0", None, None) is not None, "who goes on from there knows no more"
+
+
+@given(st.binary(max_size=60))
+@settings(max_examples=200, deadline=None)
+def test_any_bytes_are_a_close_token_or_refused(raw: bytes) -> None:
+    assert refused("vecdb2." + base64.urlsafe_b64encode(raw).decode().rstrip("=")) in ([], ["session_token"])
+
+
 @given(st.text(max_size=60))
 @settings(max_examples=200, deadline=None)
 def test_any_text_is_a_token_or_refused(text: str) -> None:

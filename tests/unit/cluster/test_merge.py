@@ -102,6 +102,15 @@ def test_what_writes_did_is_summed_and_says_where() -> None:
     assert merge_writes([one], batch) is one
 
 
+def test_what_was_done_before_a_split_counts_once() -> None:
+    batch = UpsertBatch((), np.empty((0, 2)), ())
+    parts = [WriteResult(5, 1, log_index=3, shard=8, origin=2), WriteResult(5, 1, log_index=9, shard=9, origin=2),
+             WriteResult(2, log_index=1, shard=10), WriteResult(1, log_index=1, shard=11, origin=3)]
+    merged = merge_writes(parts, batch)
+    assert merged == WriteResult(8, 1, positions=((8, 3), (9, 9), (10, 1), (11, 1)))
+    assert merge_writes(parts[:1], batch) == WriteResult(5, 1, log_index=3, shard=8)
+
+
 @pytest.mark.parametrize("command", [DeleteIds((1, 2, 3)), UpdateMetadata((1, 2, 3), (b"{}",) * 3)])
 def test_of_what_every_shard_was_asked_for_one_is_missing_that_none_had(command: DeleteIds | UpdateMetadata) -> None:
     one = WriteResult(deleted=1, missing=2) if isinstance(command, DeleteIds) else WriteResult(updated=1, missing=2)

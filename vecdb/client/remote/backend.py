@@ -22,6 +22,7 @@ from vecdb.core.access import Grant, Key, NewKey
 from vecdb.core.calls import Call
 from vecdb.core.filters.tree import Node
 from vecdb.core.ids import RecordId
+from vecdb.core.layout import ANYHOW, Layout
 from vecdb.core.query import Description, QueryRequest, QueryResult, ScanPage, ScanRequest
 from vecdb.core.records import DeleteIds, DeleteWhere, Record, UpdateMetadata, UpsertBatch, WriteResult
 from vecdb.core.schema import CollectionSchema
@@ -57,8 +58,8 @@ class RemoteBackend:
         """Wait until a server answers; raises Unavailable (why), or Unauthenticated."""
         drive(connect_steps(self._do.caller, time.monotonic() + seconds, self._addresses), self._wire)
 
-    def create_collection(self, schema: CollectionSchema, call: Call | None = None) -> None:
-        drive(self._do.create_collection(schema, call), self._wire)
+    def create_collection(self, schema: CollectionSchema, call: Call | None = None, layout: Layout = ANYHOW) -> None:
+        drive(self._do.create_collection(schema, call, layout), self._wire)
 
     def drop_collection(self, name: str, call: Call | None = None) -> None:
         drive(self._do.drop_collection(name, call), self._wire)

@@ -24,6 +24,7 @@ from vecdb.core.access import Grant, Key, NewKey
 from vecdb.core.calls import Call, Stopped
 from vecdb.core.filters.tree import Node as FilterNode
 from vecdb.core.ids import RecordId
+from vecdb.core.layout import ANYHOW, Layout
 from vecdb.core.query import Description, QueryRequest, QueryResult, ScanPage, ScanRequest
 from vecdb.core.records import DeleteIds, DeleteWhere, Record, UpdateMetadata, UpsertBatch, WriteResult
 from vecdb.core.schema import CollectionSchema
@@ -74,8 +75,9 @@ class RemoteNode:
         """Wait until a server answers; raises Unavailable, which says why there is none."""
         await self._run(connect_steps(self._do.caller, time.monotonic() + seconds, self._addresses))
 
-    async def create_collection(self, schema: CollectionSchema, call: Call | None = None) -> None:
-        await self._run(self._do.create_collection(schema, call), call)
+    async def create_collection(self, schema: CollectionSchema, call: Call | None = None, layout: Layout = ANYHOW
+                                ) -> None:
+        await self._run(self._do.create_collection(schema, call, layout), call)
 
     async def drop_collection(self, name: str, call: Call | None = None) -> None:
         await self._run(self._do.drop_collection(name, call), call)

@@ -22,6 +22,7 @@ from vecdb.core.calls import Call, check
 from vecdb.core.errors import CollectionExists, CollectionNotFound, DeadlineExceeded, OutcomeUnknown, VecdbError
 from vecdb.core.filters.tree import Node
 from vecdb.core.ids import RecordId
+from vecdb.core.layout import ANYHOW, Layout
 from vecdb.core.query import Description, Matches, QueryRequest, QueryResult, ScanPage, ScanRequest
 from vecdb.core.records import DeleteIds, DeleteWhere, Record, UpdateMetadata, UpsertBatch, WriteResult
 from vecdb.core.schema import CollectionSchema
@@ -77,9 +78,11 @@ class Procedures:
 
     # --- collections ------------------------------------------------------------------------------
 
-    def create_collection(self, schema: CollectionSchema, call: Call | None = None) -> Steps[None]:
+    def create_collection(self, schema: CollectionSchema, call: Call | None = None, layout: Layout = ANYHOW
+                          ) -> Steps[None]:
         """A lost reply is settled by a look: the same schema is there, and so it was made."""
-        payload = c.CreateCollectionRequest(schema=convert.schema_to_wire(schema)).SerializeToString()
+        payload = c.CreateCollectionRequest(schema=convert.schema_to_wire(schema),
+                                            layout=convert.layout_to_wire(layout)).SerializeToString()
         unknown: OutcomeUnknown | None = None
         for _ in range(2):
             try:
@@ -241,12 +244,12 @@ class Procedures:
             return page
         schema = (yield from self.schema(name, call)) if request.include_vectors else None
         empty = None if schema is None else np.empty((0, schema.row_items), stored_dtype(schema))
-        return ScanPage([], [] if request.include_metadata else None, empty, page.cursor)
+        return ScanPage([], [] if request.include_metadata else None, empty, page.cursor, page.missing)
 
     def count(self, name: str, where: Node | None = None, call: Call | None = None) -> Steps[int]:
         payload = _reading(convert.count_to_wire(name, where), call)
         reply = yield from self._on(name, self.caller.call(m.COUNT, payload, call))
-        return int(read(r.CountReply, reply).count)
+        return convert.counted_from_wire(read(r.CountReply, reply))
 
 
 def _reading(message: Any, call: Call | None) -> bytes:

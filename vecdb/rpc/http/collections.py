@@ -6,6 +6,7 @@ from typing import Any, Final, Literal
 from pydantic import Field
 
 from vecdb.core.access import Role
+from vecdb.core.layout import Layout
 from vecdb.core.query import Description
 from vecdb.core.schema import CollectionSchema, IndexSpec, Metric, VectorType, check_name
 from vecdb.rpc.http import models
@@ -32,7 +33,8 @@ async def create(request: Request) -> Reply:
         indexed_fields=None if given.indexed_fields is None else tuple(given.indexed_fields))
     request.principal.require(Role.ADMIN, schema.name)
     request.path["name"] = schema.name
-    await request.node.create_collection(schema, request.call)
+    layout = Layout(given.shards, given.replication_factor, given.shard_key, given.expected_records)
+    await request.node.create_collection(schema, request.call, layout)
     return ok(schema.to_json(), 201, (("location", f"/v1/collections/{schema.name}"),))
 
 

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
+from vecdb.core.cluster import MAX_COLLECTION_SHARDS
+from vecdb.core.layout import MAX_EXPECTED_RECORDS, MAX_REPLICATION_FACTOR
 from vecdb.core.limits import (
     MAX_BATCH_RECORDS,
     MAX_DIM,
@@ -20,6 +22,7 @@ from vecdb.core.limits import (
     MAX_M,
     MAX_NAME_BYTES,
     MAX_POSITIONS,
+    MAX_WORD,
 )
 from vecdb.core.schema import NAME_PATTERN
 
@@ -75,6 +78,10 @@ CONSISTENCY: Final = (
     "eventual: what the replica asked has; session: at least the writes in `session`; linearizable: every write "
     "acknowledged before, anybody's. Left out: session where writes are given, else eventual")
 
+PARTIAL: Final = "of shards that do not answer in time the reply says so, instead of failing"
+MISSING: Final = "shards that are not in the answer; only with allow_partial"
+POSITION: Final = r"^[A-Za-z0-9_\-]{1,88}$"
+
 
 class Body(BaseModel):
     """Nothing is converted: "7" is no number, 1 is not true."""
@@ -109,11 +116,8 @@ class Index(Body):
     vectors_on_disk: bool = False
 
 
-class CreateCollection(Body):
-    """A collection to be made; ``metric`` hamming goes with ``vector_type`` binary and with no other."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [
-        {"name": "docs", "dim": 4, "metric": "cosine", "index": {"kind": "hnsw", "m": 32}}]})
+class Collection(Body):
+    """What a collection is; ``metric`` hamming goes with ``vector_type`` binary and with no other."""
 
     name: Name
     dim: int = Field(ge=1, le=MAX_DIM)
@@ -124,8 +128,20 @@ class CreateCollection(Body):
         default=None, max_length=MAX_INDEXED_FIELDS, description="null: every scalar field")
 
 
-class Collection(CreateCollection):
-    """What a collection is."""
+class CreateCollection(Collection):
+    """A collection to be made.  How a cluster is to hold it, it decides itself where that is null; a node that is alone
+    refuses more than one shard or replica, and a shard key.
+    """
+
+    model_config = ConfigDict(json_schema_extra={"examples": [
+        {"name": "docs", "dim": 4, "metric": "cosine", "index": {"kind": "hnsw", "m": 32}}]})
+
+    shards: int | None = Field(default=None, ge=1, le=MAX_COLLECTION_SHARDS)
+    replication_factor: int | None = Field(default=None, ge=1, le=MAX_REPLICATION_FACTOR)
+    shard_key: str | None = Field(default=None, min_length=1, max_length=MAX_WORD, description=(
+        "a metadata field: records of one value of it are on one shard"))
+    expected_records: int | None = Field(default=None, ge=0, le=MAX_EXPECTED_RECORDS, description=(
+        "shards are chosen for so many"))
 
 
 class CollectionList(Body):
@@ -180,6 +196,13 @@ class PutRecord(Body):
     metadata: MaybeObject = None
 
 
+class Position(Body):
+    """Where a write is, as its reply says."""
+
+    shard: int = Field(ge=0, le=MAX_INT_ID)
+    log_index: int = Field(ge=0, le=MAX_INT_ID)
+
+
 class WriteResult(Body):
     """What a write did; it is durable."""
 
@@ -188,14 +211,9 @@ class WriteResult(Body):
     deleted: int
     missing: int
     log_index: int
-    shard: int = Field(description="where log_index is a place; 0 outside a cluster")
-
-
-class Position(Body):
-    """Where a write is, as its reply says."""
-
-    shard: int = Field(ge=0, le=MAX_INT_ID)
-    log_index: int = Field(ge=0, le=MAX_INT_ID)
+    shard: int = Field(description="where log_index is a place; 0 outside a cluster, and of a write to several shards")
+    positions: list[Position] = Field(default=[], description=(
+        "in a cluster: the places that a later read of the session must have seen"))
 
 
 class Read(Body):
@@ -256,7 +274,8 @@ class Scan(Read):
 
     filter: Filter = None
     limit: int = Field(default=1_000, ge=1, le=MAX_PAGE)
-    after: int = Field(default=0, ge=0, le=MAX_INT_ID)
+    after: Annotated[int, Field(ge=0, le=MAX_INT_ID)] | Annotated[str, Field(pattern=POSITION)] = 0
+    allow_partial: bool = Field(default=False, description=PARTIAL)
     include: Include = Field(default=["metadata"])
     encoding: Encoding = "list"
 
@@ -265,15 +284,18 @@ class Page(Body):
     """Pages may be shorter than asked where vectors are long; ``cursor`` is null on the last one."""
 
     records: list[Record]
-    cursor: int | None
+    cursor: int | str | None = Field(description="a number, or, of a collection with several shards, a text")
+    missing: list[str] = Field(default=[], description=MISSING)
 
 
 class Count(Read):
     filter: Filter = None
+    allow_partial: bool = Field(default=False, description=PARTIAL)
 
 
 class CountReply(Body):
     count: int
+    missing: list[str] = Field(default=[], description=MISSING)
 
 
 class Query(Read):
@@ -298,6 +320,7 @@ class Query(Read):
     exact: bool = False
     explain: bool = False
     profile: bool = False
+    allow_partial: bool = Field(default=False, description=PARTIAL)
     encoding: Encoding = "list"
 
 

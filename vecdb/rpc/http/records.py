@@ -1,5 +1,7 @@
 """Operations on records."""
 
+import base64
+import binascii
 import dataclasses
 import re
 from collections.abc import Sequence
@@ -14,7 +16,7 @@ from vecdb.core.errors import InvalidArgument, InvalidId, LimitExceeded
 from vecdb.core.filters.tree import Node
 from vecdb.core.ids import RecordId, check_id
 from vecdb.core.limits import MAX_BATCH_BYTES, MAX_BATCH_RECORDS
-from vecdb.core.query import ScanRequest
+from vecdb.core.query import Count, Cursor, ScanRequest
 from vecdb.core.records import DeleteIds, DeleteWhere, Record, UpdateMetadata, UpsertBatch, WriteResult
 from vecdb.core.schema import CollectionSchema, check_name
 from vecdb.core.vectors import row_bytes
@@ -51,6 +53,7 @@ class GetParams(IdParams):
 
 def see(request: Request, given: models.Read) -> None:
     """Let the call see what its body asks for."""
+    request.call.allow_partial = getattr(given, "allow_partial", False)
     if given.consistency or given.session:
         level = None if given.consistency is None else Consistency(given.consistency)
         set_read(request.call, level, [(one.shard, one.log_index) for one in given.session])
@@ -93,7 +96,11 @@ async def _schema(request: Request) -> CollectionSchema:
 
 
 def _written(result: WriteResult) -> Reply:
-    return ok(dataclasses.asdict(result))
+    out = dataclasses.asdict(result)
+    del out["origin"], out["positions"]
+    if result.positions:
+        out["positions"] = [{"shard": shard, "log_index": log_index} for shard, log_index in result.positions]
+    return ok(out)
 
 
 async def upsert(request: Request) -> Reply:
@@ -216,7 +223,7 @@ async def scan(request: Request) -> Reply:
     limit = given.limit
     if with_vectors:
         limit = max(1, min(limit, MAX_BATCH_BYTES // row_bytes(schema)))
-    page = await request.node.scan(schema.name, ScanRequest(where, limit, given.after, metadata, with_vectors),
+    page = await request.node.scan(schema.name, ScanRequest(where, limit, _after(given.after), metadata, with_vectors),
                                    request.call)
     each = item_bytes(schema, given.include)
 
@@ -227,16 +234,34 @@ async def scan(request: Request) -> Reply:
         if page.vectors is not None:
             records = [{**one, "vector": arrays.to_json(row, given.encoding)}
                        for one, row in zip(records, page.vectors, strict=True)]
-        return Reply(200, dumps({"records": runs(records, each), "cursor": page.cursor}))
+        out = {"records": runs(records, each), "cursor": _cursor(page.cursor)}
+        return Reply(200, dumps({**out, "missing": page.missing} if page.missing else out))
 
     return await request.apart(len(page.ids) * each, write)
+
+
+def _after(given: int | str) -> Cursor:
+    """The cursor of a page, as :func:`_cursor` wrote it."""
+    if isinstance(given, int):
+        return given
+    try:
+        return base64.b64decode(given + "=" * (-len(given) % 4), altchars=b"-_", validate=True)
+    except binascii.Error:
+        raise InvalidArgument("after", "is no cursor of a page", got="string", limit="the cursor of the page before"
+                              ) from None
+
+
+def _cursor(cursor: Cursor | None) -> int | str | None:
+    return base64.urlsafe_b64encode(cursor).decode().rstrip("=") if isinstance(cursor, bytes) else cursor
 
 
 async def count(request: Request) -> Reply:
     name = check_name(request.path["name"])
     given, where = await request.apart(len(request.body), _filtered, models.Count, request.body or b"{}")
     see(request, given)
-    return ok({"count": await request.node.count(name, where, request.call)})
+    found = await request.node.count(name, where, request.call)
+    missing = found.missing if isinstance(found, Count) else ()
+    return ok({"count": int(found), "missing": missing} if missing else {"count": found})
 
 
 def _filtered(model: type[F], body: bytes) -> tuple[F, Node | None]:
