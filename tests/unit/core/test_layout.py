@@ -22,7 +22,8 @@ def test_what_was_said(layout: Layout, given: dict[str, object]) -> None:
 @pytest.mark.parametrize(("argument", "value"), [
     ("shards", 0), ("shards", MAX_COLLECTION_SHARDS + 1), ("shards", True), ("shards", "3"),
     ("replication_factor", 0), ("replication_factor", MAX_REPLICATION_FACTOR + 1), ("shard_key", ""),
-    ("shard_key", b"x"), ("shard_key", "a..b"), ("shard_key", "x" * 300), ("expected_records", -1), ("expected_records", 1.5)])
+    ("shard_key", b"x"), ("shard_key", "a..b"), ("shard_key", "x" * 300), ("expected_records", -1),
+    ("expected_records", 1.5)])
 def test_what_makes_no_sense_is_refused(argument: str, value: object) -> None:
     with pytest.raises(InvalidArgument) as info:
         Layout(**{argument: value})  # type: ignore[arg-type]
