@@ -21,7 +21,7 @@ from vecdb.cli.admin import KEYS
 from vecdb.cli.exits import PortInUseError
 from vecdb.cli.output import Output, duration, watched
 from vecdb.core.errors import InvalidArgument, Unauthenticated
-from vecdb.core.nodes import all_loopback, is_loopback, split_address
+from vecdb.core.nodes import all_loopback, is_loopback
 
 if TYPE_CHECKING:
     from vecdb.config import Loaded, Settings
@@ -120,8 +120,8 @@ def _warnings(settings: "Settings") -> tuple[list[str], list[str]]:
         ours.append("there are API keys, and none is asked for: security.require_keys is never")
     cluster = settings.cluster
     if cluster.name and is_loopback(cluster.host) and not all_loopback(
-            [cluster.nodes[settings.server.node_id]]):
-        ours.append(f"other nodes are told to come to {cluster.nodes[settings.server.node_id]}, and cluster.host is "
+            [cluster.address(settings.server.node_id)]):
+        ours.append(f"other nodes are told to come to {cluster.address(settings.server.node_id)}, and cluster.host is "
                     f"{cluster.host}: only this machine reaches it")
     if asks and not some:
         ours.append("API keys are asked for and there is none, so nobody gets in: make one with vecdb key create, or "
@@ -133,8 +133,9 @@ def check_ports(settings: "Settings") -> None:
     """Refuse ports that cannot be bound, before a database is opened for nothing."""
     server, cluster = settings.server, settings.cluster
     if cluster.name:
-        _check_port(cluster.host, split_address(cluster.nodes[server.node_id])[1], "cluster.host", "cluster.nodes",
-                    "another entry there takes another, the same on every node")
+        joins = "another takes another" if cluster.join else "another entry there takes another, the same on every node"
+        _check_port(cluster.host, cluster.listens_on(server.node_id), "cluster.host",
+                    "cluster.peer_port" if cluster.join else "cluster.nodes", joins)
     if server.host.startswith("unix:"):
         return
     for name, flag, number in (("grpc_port", "--port", server.grpc_port), ("http_port", "--http-port",

@@ -281,10 +281,75 @@ def test_a_cluster_s_nodes_as_a_table_a_variable_and_a_flag(tmp_path: Path, monk
     ("cluster.election_s_max", "1s", "below election_s_max, 1 s"),
     ("cluster.nodes", "n1=localhost:7701", "on port 7701"),
     ("cluster.replication_factor", "0", "replication_factor"),
+    ("cluster.nodes", ",".join(f"n{number}=localhost:{number}" for number in range(1, 9)), "8 nodes, more than 7"),
+    ("cluster.role", "shard", "is for nodes that join"),
+    ("cluster.role", "leader", "cluster.role"),
+    ("cluster.zone", "rack 1", "is no name of a zone"),
+    ("cluster.capacity", "0", "cluster.capacity"),
+    ("cluster.advertise", "0.0.0.0:7702", "leads others nowhere"),
+    ("cluster.advertise", "here", "'here' is no address"),
+    ("cluster.peer_port", "7701", "on port 7701"),
+    ("server.advertise", "[::]:7700", "leads others nowhere"),
+    ("cluster.join", "localhost:7702", r"cluster\.nodes too"),
     ("cluster.nods", "n1=localhost:1", r"did you mean cluster\.nodes"),
 ])
 def test_what_a_cluster_s_settings_must_not_say(tmp_path: Path, setting: str, value: str, message: str) -> None:
     (tmp_path / "vecdb.toml").write_text(CLUSTER)
+    with pytest.raises(InvalidArgument, match=message):
+        load(flags={setting: (value, f"--set {setting}")})
+
+
+JOINING = """
+[server]
+node_id = "s1"
+[cluster]
+name = "prod"
+join = ["localhost:7712", "localhost:7722", "localhost:7712"]
+token = "vdj_abc_secret"
+"""
+
+
+def test_who_joins_needs_no_nodes(tmp_path: Path) -> None:
+    (tmp_path / "vecdb.toml").write_text(JOINING)
+    loaded = load()
+    cluster = loaded.settings.cluster
+    assert cluster.join == ("localhost:7712", "localhost:7722")
+    assert (cluster.part, cluster.address("s1"), cluster.listens_on("s1")) == ("shard", "127.0.0.1:7702", 7702)
+    assert loaded.masked()["cluster"]["token"] == "********"
+    assert "secret" not in str(loaded.masked())
+    advertised = load(flags={"cluster.advertise": ("localhost:7732", "--set"), "cluster.role": ("both", "--set"),
+                             "cluster.zone": ("rack-1.a", "--set"), "cluster.capacity": ("2.5", "--set")}).settings
+    assert (advertised.cluster.part, advertised.cluster.address("s1")) == ("both", "localhost:7732")
+    assert advertised.cluster.listens_on("s1") == 7732
+    assert load(flags={"cluster.peer_port": ("7742", "--set")}).settings.cluster.address("s1") == "127.0.0.1:7742"
+    (tmp_path / "token").write_text("vdj_abc_other\n")
+    (tmp_path / "vecdb.toml").write_text(JOINING.replace('token = "vdj_abc_secret"', 'token_file = "token"'))
+    assert load().settings.cluster.token.get_secret_value() == "vdj_abc_other"
+
+
+def test_who_founds_listens_where_others_are_told(tmp_path: Path) -> None:
+    (tmp_path / "vecdb.toml").write_text(CLUSTER)
+    cluster = load().settings.cluster
+    assert cluster.part == "both"
+    assert cluster.address("n1") == cluster.nodes["n1"]
+    cluster = load(flags={"cluster.advertise": ("localhost:9", "--set"), "cluster.role": ("coordinator", "--set")}
+                   ).settings.cluster
+    assert (cluster.part, cluster.address("n1")) == ("coordinator", "localhost:9")
+
+
+@pytest.mark.parametrize(("setting", "value", "message"), [
+    ("cluster.name", "", "join: needs cluster.name"),
+    ("cluster.join", "", "must name the nodes of the cluster.*or say where to join"),
+    ("cluster.join", "c1", "'c1' is no address"),
+    ("cluster.join", "10.0.0.1:7702", "must say where other nodes reach this one"),
+    ("server.node_id", "", "must say how the node that joins is called"),
+    ("server.node_id", "S_1", "'S_1' is no name of a node"),
+    ("cluster.host", "0.0.0.0", "must say where other nodes reach this one"),
+    ("cluster.advertise", "10.0.0.9:7702", "without TLS"),
+    ("cluster.peer_port", "7700", "on port 7700"),
+])
+def test_what_the_settings_of_who_joins_must_not_say(tmp_path: Path, setting: str, value: str, message: str) -> None:
+    (tmp_path / "vecdb.toml").write_text(JOINING)
     with pytest.raises(InvalidArgument, match=message):
         load(flags={setting: (value, f"--set {setting}")})
 
