@@ -222,11 +222,15 @@ class RemoteReplicas:
         self._clock = clock
 
     async def _call(self, method: str, message: Message, kind: type[M], call: Call, *, write: bool = False) -> M:
+        return await self.call(f"Shards/{method}", message, kind, call, write=write)
+
+    async def call(self, method: str, message: Message, kind: type[M], call: Call, *, write: bool = False) -> M:
+        """Any internal method, as ``Service/Method``, of the same node; ``write``: it must not be lost silently."""
         metadata: list[tuple[str, str]] = [("x-request-id", call.request_id)] if call.request_id else []
         tracer = tracing.get()
         if not tracer.enabled:
             return await self._sent(method, message, kind, call, metadata, write)
-        with tracer.start(f"vecdb.internal.v1.Shards/{method}", tracing.Kind.CLIENT):
+        with tracer.start(f"vecdb.internal.v1.{method}", tracing.Kind.CLIENT):
             tracer.inject(metadata)
             return await self._sent(method, message, kind, call, metadata, write)
 
@@ -234,7 +238,7 @@ class RemoteReplicas:
         left = None if call.deadline is None else call.deadline - self._clock.monotonic()
         if left is not None and left <= 0.0:
             raise DeadlineExceeded("the deadline passed before the call was handed on")
-        path = f"{PEER_PREFIX}Shards/{method}"
+        path = f"{PEER_PREFIX}{method}"
         try:
             raw = await self._channel.unary_unary(path)(message.SerializeToString(), timeout=left, metadata=metadata)
             return kind.FromString(raw)

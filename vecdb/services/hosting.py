@@ -160,6 +160,14 @@ class Hosting:
         machine = self._places[label].machine
         return {} if machine is None else machine.marks()
 
+    def machine(self, label: str) -> ShardMachine:
+        """The replica of a shard here, as its log drives it; errors as of :meth:`replicator`."""
+        self.replicator(label)
+        machine = self._places[label].machine
+        if machine is None:
+            raise Unavailable("the replica is being taken away", retry_after_s=0.1)
+        return machine
+
     def check_room(self, label: str) -> None:
         """Raise ``Overloaded`` while the replica of a shard should be given nothing more; and :meth:`replicator`'s
         errors.

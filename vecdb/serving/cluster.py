@@ -38,6 +38,7 @@ from vecdb.ports.tell import Tell
 from vecdb.raft.driver import Driver
 from vecdb.raft.settings import RaftSettings
 from vecdb.rpc.admin import About, AdminServicer
+from vecdb.rpc.copies import CopiesServicer
 from vecdb.rpc.door import Guards
 from vecdb.rpc.edge import Edge
 from vecdb.rpc.frames import GrpcFrames
@@ -61,6 +62,7 @@ from vecdb.segment.files import sync_directory
 from vecdb.services.aside import set_aside
 from vecdb.services.balance import Balancer, BalanceSettings
 from vecdb.services.control import Control
+from vecdb.services.copying import Copying
 from vecdb.services.departures import Departures
 from vecdb.services.directory import Directory
 from vecdb.services.founding import NUMBERS
@@ -68,6 +70,7 @@ from vecdb.services.hosting import Hosting
 from vecdb.services.ledger import Ledger
 from vecdb.services.local import LocalDatabase
 from vecdb.services.node import LocalNode
+from vecdb.services.proposing import Proposer, Sources
 from vecdb.services.replicas import OwnReplicas
 from vecdb.services.replicated import Cluster, ReplicatedNode
 from vecdb.services.shards import ClusterShards
@@ -162,6 +165,9 @@ class Member:
         self.governing = Governing(me, self.control, self.own, self.peers, clock, self._events)
         self.node = ReplicatedNode(cluster, engine, self.own, self.control, self.peers, clock, observer,
                                    SystemRandom())
+        self.copies = Copying(Sources(self.control, self.hosting),
+                              Proposer(me, self.own, self.control, self.peers, clock, SystemRandom()),
+                              draw=lambda: secrets.randbits(63) + 1, tell=self._events)
         self.shards = ClusterShards(cluster, self.node, self.own, self.control, engine, self.peers, clock)
         self.server: PeerServer | None = None
         self._edges: list[Edge] = []
@@ -216,7 +222,8 @@ class Member:
 
     def _make_edges(self, guards: Guards, workers: Executor, about: About) -> list[Edge]:
         own, nobody = self.own, NullObserver()
-        internal = [*ReplicasServicer(own).methods(), *FoundingServicer(lambda: self.hosting.founding).methods()]
+        internal = [*ReplicasServicer(own).methods(), *FoundingServicer(lambda: self.hosting.founding).methods(),
+                    *CopiesServicer(self.copies).methods()]
         public = [*CollectionsServicer(own).methods(), *RecordsServicer(own, nobody).methods(),
                   *QueriesServicer(own, nobody, guards.deadline_s, guards.on_fault).methods(),
                   *AdminServicer(own, None, about).methods()]
@@ -228,6 +235,7 @@ class Member:
         await self.hand_over()  # others may have taken a node that drained for one that leads too little
         await self.server.stop(GRACE_S)
         await self.governing.stop()
+        await self.copies.close()
         await self.hosting.stop()
 
     async def close(self) -> None:

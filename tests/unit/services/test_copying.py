@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 from random import Random
 
@@ -106,7 +106,7 @@ def test_a_shard_is_split_while_it_is_written(tmp_path: Path, seed: int) -> None
     cuts = sorted({rng.randrange(lo + 1, hi) for _ in range(rng.choice((1, 2)))})
     edges = [lo, *cuts, hi]
     targets = tuple(CopyTarget(at, begin, end, ("n1",)) for at, (begin, end) in
-                    enumerate(zip(edges, edges[1:], strict=False), 2))
+                    enumerate(pairwise(edges), 2))
 
     def command() -> tuple[Command | Mark, WriteToken | None]:
         """Of records that the source may have."""
