@@ -176,6 +176,9 @@ class FakeHosted:
                 for n in range(1, group.applied[self.node] + 1)}
 
 
+    def check_sealed(self, name: str, command: bytes | None) -> None:
+        """No shard is sealed here."""
+
     def check_room(self, name: str) -> None:
         if self.cluster.full.get(self.node, 0):
             self.cluster.full[self.node] -= 1

@@ -177,6 +177,12 @@ class Hosting:
         if machine is not None:
             machine.check_room()
 
+    def check_sealed(self, label: str, command: bytes | None) -> None:
+        """Raise ``ShardSealed`` where that would come of a command, or (None) a read must not be answered as of now."""
+        place = self._places.get(label)
+        if place is not None and place.machine is not None:
+            place.machine.check_sealed(command)
+
     def statuses(self) -> dict[str, HostedShard]:
         """By label, of every shard that this node has or should have; the control group under the empty one."""
         control = self._control_place

@@ -23,6 +23,8 @@ class ShardMachine(StateMachine, Protocol):
 
     def check_room(self) -> None: ...
 
+    def check_sealed(self, command: bytes | None) -> None: ...
+
 
 class Groups(Protocol):
     """The groups of this node: :class:`vecdb.raft.driver.Driver`."""

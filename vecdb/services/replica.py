@@ -196,6 +196,12 @@ class ShardReplica:
         """Raise ``Overloaded`` while more waits to be sealed than memory should hold: for whoever proposes."""
         self._service.check_room()
 
+    def check_sealed(self, command: bytes | None) -> None:
+        """Raise ``ShardSealed`` where the shard is sealed and would refuse a command for that; None: whatever it is."""
+        machine = self._service.machine
+        if machine.seal.sealed and (command is None or machine.refuses(command)):
+            raise machine.seal.refusal()
+
     def held(self) -> Held:
         """What it takes of memory now."""
         views = self._service.view.segments

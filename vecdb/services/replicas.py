@@ -51,6 +51,10 @@ class Hosted(Protocol):
         """Raise ``Overloaded`` while the shard's replica should be given nothing more."""
         ...
 
+    def check_sealed(self, label: str, command: bytes | None) -> None:
+        """Raise ``ShardSealed`` where that would come of a command, or (None) a read must not be answered as of now."""
+        ...
+
 
 class Controlled(Protocol):
     """The control group: :class:`vecdb.services.control.Control`."""
@@ -158,6 +162,7 @@ class OwnReplicas:
         """Propose what memory was reserved for already, once there is room where it is to be applied."""
         replicator = self.replicator(group)
         if replicator.status().role == "leader":  # who does not lead says so at once
+            self._check_sealed(group, command)
             await self._room(group, call)
         return await replicator.propose(command, self.until(call))
 
@@ -183,7 +188,19 @@ class OwnReplicas:
         return self._control.state.log_index
 
     async def read_index(self, group: int, call: Call) -> int:
-        return await self.replicator(group).read_index(self.until(call))
+        found = await self.replicator(group).read_index(self.until(call))
+        self._check_sealed(group)
+        return found
+
+    def _check_sealed(self, group: int, command: bytes | None = None) -> None:
+        """As this node's replica knows it.
+
+        A command is refused here to keep it out of the log, where the machine would refuse it.  A read as of now is,
+        because from a seal on others may be written to in the shard's place: who has not heard of that asks here.
+        """
+        label = self._label(group) if group != CONTROL else None
+        if label is not None:
+            self._hosted.check_sealed(label, command)
 
     async def status(self, groups: Sequence[int], call: Call) -> dict[int, ReplicaStatus]:
         found = {group: self.look(group) for group in groups or (CONTROL, *self._shards())}
@@ -206,6 +223,7 @@ class OwnReplicas:
         """Return once a read of the group may see what the call asks for: ``NotLeader``, ``DeadlineExceeded``."""
         if call.consistency is Consistency.LINEARIZABLE:
             await self.replicator(group).read_index(self.until(call, most_s))
+            self._check_sealed(group)
         elif call.session:
             for shard, log_index in call.session:
                 if shard == group:

@@ -93,6 +93,15 @@ def decode(data: bytes | memoryview) -> tuple[LogCommand, WriteToken | None]:
     return command, token
 
 
+def key_of_write(data: bytes) -> bytes | None:
+    """The idempotency key of a command that writes, empty for none; None for what is no write, or nothing that can be
+    read.
+    """
+    if len(data) < _HEAD.size or not UPSERT <= data[0] <= UPDATE_METADATA:
+        return None
+    return data[_HEAD.size:_HEAD.size + data[2]]
+
+
 def _refused(message: str, *, got: Any, limit: Any) -> InvalidArgument:
     return InvalidArgument("command", message, got=got, limit=limit)
 

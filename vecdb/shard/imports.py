@@ -150,6 +150,9 @@ class Imports:
                 raise DataCorrupted("a row of what was imported cannot be understood", path=f"row {key[:1]!r}",
                                     got=len(value)) from error
 
+    def __contains__(self, key: bytes) -> bool:
+        return any(key in origin.writes for origin in list(self.origins.values()))
+
     def find(self, token: WriteToken) -> Earlier | None:
         """What is known of a write; raises ``InvalidArgument`` if its key stood for another."""
         found: list[tuple[int, Origin, tuple[int, ...]]] = []

@@ -118,6 +118,11 @@ class ShardMachine:
             result, error = WriteResult(log_index=log_index), refused
         return self._applied(change, log_index, term, result, error)
 
+    def refuses(self, command: bytes) -> bool:
+        """Whether a sealed shard would refuse it, as far as can be told by looking at it: any thread may ask."""
+        key = codec.key_of_write(command)
+        return key is not None and not (key and (key in self._tokens or key in self.imports))
+
     def _completed(self, before: WriteResult, rest: WriteResult) -> tuple[WriteResult | None, WriteResult]:
         """A write that was applied before its records came here, and what of it was left to do: ``(the answer, if that
         was nothing, the answer)``.

@@ -46,6 +46,9 @@ class Tokens:
                 raise DataCorrupted("the row of an idempotency key cannot be understood", path="row t", got=len(value))
             self._known[value[_ROW.size:]] = (rows.number_of(key), value[: _ROW.size])
 
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._known
+
     def __len__(self) -> int:
         return len(self._known)
 

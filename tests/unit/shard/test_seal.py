@@ -44,9 +44,15 @@ def test_after_a_seal_writes_are_refused_and_marks_are_not(tmp_path: Path) -> No
         assert list(replica.marks()) == [2, 6]
         again = _apply(replica, Seal(5, 2))
         assert isinstance(again, MarkResult), "once more by the same job it is the same"
+        for asked in (None, codec.encode(DeleteIds((1,))), codec.encode(DeleteIds((1,)), WriteToken(b"after"))):
+            with pytest.raises(ShardSealed):
+                replica.check_sealed(asked)
+        for allowed in (codec.encode(DeleteIds((1,)), WriteToken(b"before")), codec.encode(Mark()), b"", b"\x01"):
+            replica.check_sealed(allowed)  # goes into the log, which says what becomes of it
         assert isinstance(_apply(replica, Seal(6, 9)), ShardSealed), "not by another"
         assert isinstance(_apply(replica, Unseal(6, 9)), ShardSealed)
         assert _apply(replica, Unseal(5, 2)) == WriteResult(log_index=10)
+        replica.check_sealed(None)
         done = _apply(replica, DeleteIds((10**9,)), WriteToken(b"after", 4))
         assert done == WriteResult(missing=1, log_index=11), "what was refused left no key"
 
