@@ -112,6 +112,25 @@ class CollectionExists(VecdbError):
         super().__init__(f"a collection named {name!r} exists already", collection=name)
 
 
+class SnapshotNotFound(VecdbError):
+    """There is no snapshot of that name at that place."""
+
+    code = "NOT_FOUND"
+
+    def __init__(self, name: str, url: str = "") -> None:
+        super().__init__(f"no snapshot named {name!r}" + (f" at {url}" if url else ""), snapshot=name, url=url)
+
+
+class SnapshotExists(VecdbError):
+    """A snapshot of that name is at that place already."""
+
+    code = "ALREADY_EXISTS"
+
+    def __init__(self, name: str, url: str = "") -> None:
+        super().__init__(f"a snapshot named {name!r} exists already" + (f" at {url}" if url else ""), snapshot=name,
+                         url=url)
+
+
 class DatabaseLocked(VecdbError):
     """Another process (or another handle in this one) has the directory open."""
 
@@ -214,6 +233,12 @@ class NotLeader(Unavailable):
     def leader(self) -> str | None:
         value = self.fields["leader"]
         return None if value is None else str(value)
+
+
+class StaleShardMap(Unavailable):
+    """The shard asked is no more: others took its place, by a map of ``fields["epoch"]`` or earlier.  Nothing was done;
+    look up which they are, and ask them.
+    """
 
 
 class ShardSealed(Unavailable):

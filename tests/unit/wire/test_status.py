@@ -37,6 +37,8 @@ EXAMPLES = [
     errors.SchemaChanged("docs"),
     errors.CollectionNotFound("docs"),
     errors.CollectionExists("docs"),
+    errors.SnapshotNotFound("nightly", "s3://bucket/a"),
+    errors.SnapshotExists("nightly"),
     errors.DatabaseLocked("locked", path="./data"),
     errors.DatabaseClosed("closed"),
     errors.FormatMismatch("from a later version", found=9, known=3),
