@@ -11,7 +11,7 @@ IMAGE ?= vecdb
 DATA ?= glove-100 fashion-mnist
 SOAK ?= 300
 
-.PHONY: help install test sim chaos quickstart lint types contracts proto proto-baseline data bench soak lock image clean
+.PHONY: help install test sim chaos quickstart lint types contracts proto proto-baseline data bench soak lock image cluster cluster-down test-cluster clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -47,6 +47,16 @@ chaos: install  ## real nodes under real faults: make chaos ROUNDS=200 SEED=1 AT
 
 image:  ## the container image: make image IMAGE=vecdb BASE_IMAGE=python:3.11-slim-bookworm
 	@.ci/image $(IMAGE)
+
+cluster:  ## a cluster in containers with sample data in it, and its status
+	@.ci/cluster up $(IMAGE)
+
+cluster-down:  ## stop that cluster and delete its data
+	@.ci/cluster down $(IMAGE)
+
+test-cluster: install  ## clusters of containers, hurt in every way there is
+	@.ci/image vecdb:tests
+	@VECDB_TEST_IMAGE=vecdb:tests $(BIN)/python -m pytest -q $(CLUSTER_ARGS) tests/cluster
 
 quickstart: install  ## a real data set, queries with and without filters, recall and latency
 	@$(BIN)/vecdb quickstart

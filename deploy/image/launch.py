@@ -68,7 +68,8 @@ def warm(cpuinfo: str, cache: str) -> int:
     import subprocess
 
     command = [sys.executable, "-m", "vecdb.ann.warmup"]
-    runs = [subprocess.Popen(command, env=os.environ | variables(name, cpuinfo, cache)) for name in usable(cpuinfo)]
+    runs = [subprocess.Popen(command, env=os.environ | variables(name, cpuinfo, cache))  # noqa: S603
+            for name in usable(cpuinfo)]
     return max([one.wait() for one in runs], default=0)
 
 
