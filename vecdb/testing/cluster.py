@@ -227,11 +227,17 @@ class Node:
 
         def again() -> None:
             if self.shell is not shell or shell is None or host.failure is not None or group in host.replicas:
+                if forget and self.shell is shell and host.failure is not None:
+                    self.outcast[group] = True  # it was to begin afresh, and its disk has failed first: the next does
                 return
             if shell.busy(group):
                 self.cluster.world.at(0.01, again)
                 return
-            self.act(partial(self.home.let_go, group, forget=forget))
+            try:
+                self.act(partial(self.home.let_go, group, forget=forget))
+            except StorageError:
+                self.cluster.world.at(0.01, again)
+                return
             self._open(group)
 
         again()
