@@ -15,10 +15,10 @@ from vecdb.cluster.routing import hash_of_id, metadata_hash
 from vecdb.core.calls import Call, WriteToken
 from vecdb.core.cluster import HASH_SPACE
 from vecdb.core.errors import CollectionNotFound, InvalidArgument, OutcomeUnknown, Unavailable, VecdbError
-from vecdb.core.filters import to_node
+from vecdb.core.filters import parse
 from vecdb.core.query import ScanRequest
 from vecdb.core.records import Command, DeleteIds, DeleteWhere, UpdateMetadata, UpsertBatch, WriteResult
-from vecdb.core.schema import CollectionSchema
+from vecdb.core.schema import CollectionSchema, Metric
 from vecdb.ports.copies import CopyOrder, CopyStatus, CopyTarget
 from vecdb.services.copying import Copying, Splitter
 from vecdb.services.following import Follow, FollowLimits
@@ -140,7 +140,7 @@ def test_a_shard_is_split_while_it_is_written(tmp_path: Path, seed: int) -> None
         assert await copying.start(order, NOW) == status, "asked once more it is the same"
         await copying.close()
 
-    schema = CollectionSchema("c", DIM, rng.choice(("l2", "cosine")))
+    schema = CollectionSchema("c", DIM, rng.choice((Metric.L2, Metric.COSINE)))
     with _shards(tmp_path, [1, *(one.group for one in targets)], schema) as replicas:
         asyncio.run(run(Groups(replicas, rng, 0.1)))
         filled = [replicas[one.group] for one in targets]
@@ -185,7 +185,7 @@ def test_two_shards_are_merged_and_retries_are_answered(tmp_path: Path, seed: in
             await _until(copying, 1, source, groups.replicas[source].position().log_index)
         await copying.close()
 
-    with _shards(tmp_path, [1, 2, 3], CollectionSchema("c", DIM, "l2")) as replicas:
+    with _shards(tmp_path, [1, 2, 3], CollectionSchema("c", DIM, Metric.L2)) as replicas:
         groups = Groups(replicas, rng, 0.1)
         asyncio.run(run(groups))
         whole = _digest([replicas[3]])
@@ -217,13 +217,13 @@ def test_records_of_one_value_of_a_shard_key_stay_together(tmp_path: Path) -> No
         await copying.start(CopyOrder(1, 2, 1, 0, HASH_SPACE, targets, "t"), NOW)
         for at in range(60):
             ids = tuple(rng.sample(sorted(_ids(groups.replicas[1]), key=str), 2))
-            groups.apply(1, (upsert(5), DeleteIds(ids), DeleteWhere(to_node("n == 2 and t < '5'")),
+            groups.apply(1, (upsert(5), DeleteIds(ids), DeleteWhere(parse("n == 2 and t < '5'")),
                              UpdateMetadata(ids, (b'{"n":9}',) * 2))[at % 4])
             await asyncio.sleep(0.001)
         await _until(copying, 1, 1, groups.replicas[1].position().log_index)
         await copying.close()
 
-    with _shards(tmp_path, [1, 2, 3], CollectionSchema("c", DIM, "l2")) as replicas:
+    with _shards(tmp_path, [1, 2, 3], CollectionSchema("c", DIM, Metric.L2)) as replicas:
         asyncio.run(run(Groups(replicas, rng, 0.0)))
         assert _digest([replicas[2], replicas[3]]) == _digest([replicas[1]])
         for target in targets:
@@ -238,7 +238,7 @@ def _order(fence: int = 2, **more: object) -> CopyOrder:
 
 
 def _run(tmp_path: Path, test: object, records: int = 300, lost: float = 0.0) -> None:
-    with _shards(tmp_path, [1, 2, 3], CollectionSchema("c", DIM, "l2")) as replicas:
+    with _shards(tmp_path, [1, 2, 3], CollectionSchema("c", DIM, Metric.L2)) as replicas:
         groups = Groups(replicas, Random(1), lost)
         groups.apply(1, UpsertBatch(tuple(range(records)), np.ones((records, DIM), np.float32), (b"{}",) * records))
         asyncio.run(test(groups, _copying(groups)))  # type: ignore[operator]

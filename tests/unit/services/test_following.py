@@ -12,7 +12,7 @@ from tests.replicas import DIM, SCHEMA, open_replicas, random_command, replica_a
 from vecdb.core.calls import WriteToken
 from vecdb.core.errors import DatabaseClosed, Overloaded, VecdbError
 from vecdb.core.records import DeleteIds, UpsertBatch
-from vecdb.core.schema import CollectionSchema
+from vecdb.core.schema import CollectionSchema, Metric
 from vecdb.services.following import Follow, FollowLimits
 from vecdb.services.replica import ShardReplica
 from vecdb.shard import codec
@@ -47,7 +47,7 @@ def _everything(follow: Follow, most_bytes: int = 1 << 20) -> tuple[list[tuple[i
 @pytest.mark.parametrize("limits", [FollowLimits(), FollowLimits(0, 1 << 24), FollowLimits(2_000, 1 << 24)])
 def test_the_moment_and_what_came_after_it_make_the_same_shard(tmp_path: Path, seed: int, limits: FollowLimits) -> None:
     rng = Random(seed)
-    schema = CollectionSchema("c", DIM, rng.choice(("l2", "cosine", "dot")))
+    schema = CollectionSchema("c", DIM, rng.choice((Metric.L2, Metric.COSINE, Metric.DOT)))
     database = open_replicas(tmp_path / "a", seal_records=40)
     database.host(schema, "g00000001")
     source = database.replica("c")
@@ -88,7 +88,7 @@ def test_the_moment_and_what_came_after_it_make_the_same_shard(tmp_path: Path, s
 
 
 def test_unit_vectors_arrive_as_they_are_stored(tmp_path: Path) -> None:
-    schema = CollectionSchema("c", DIM, "cosine")
+    schema = CollectionSchema("c", DIM, Metric.COSINE)
     stored = np.full((1, DIM), 0.3535, np.float32)  # not what normalising it once more would give
     again = stored / np.linalg.norm(stored.astype(np.float64))
     assert not np.array_equal(stored, again.astype(np.float32))
