@@ -30,8 +30,18 @@ class Witnesses(Protocol):
         ...
 
 
+class Entrance(Protocol):
+    """How a node comes to be a member.  ``fresh``: a log of the control group that is not there never was."""
+
+    fresh: bool
+
+    async def found(self, has_state: bool) -> Founding: ...
+
+
 class Founder:
     """``thread`` runs what blocks; ``draw`` is the process's entropy (:data:`NUMBERS`)."""
+
+    fresh = False
 
     def __init__(self, me: str, nodes: Sequence[str], ledger: Ledger, witnesses: Witnesses, tell: Tell, *,
                  draw: Callable[[], int], thread: Callable[..., Awaitable[Any]]) -> None:

@@ -52,7 +52,7 @@ from vecdb.ports.replicator import Replicator
 from vecdb.ports.tell import Tell, tell_nobody
 from vecdb.services.control import CONTROL_GROUP, Control
 from vecdb.services.departures import Departures
-from vecdb.services.founding import Founder, Witnesses
+from vecdb.services.founding import Entrance, Founder, Witnesses
 from vecdb.services.homes import folder_of, group_of
 from vecdb.services.hosts import Groups, HostedShard, HostingSettings, LocalReplicas, Place, ShardMachine
 from vecdb.services.ledger import Ledger
@@ -73,7 +73,7 @@ class Hosting:
 
     def __init__(self, me: str, nodes: Sequence[str], groups: Groups, database: LocalReplicas, control: Control,
                  ledger: Ledger, witnesses: Witnesses, *, draw: Callable[[], int], executor: Executor | None = None,
-                 settings: HostingSettings | None = None, departures: Departures | None = None,
+                 settings: HostingSettings | None = None, departures: Departures | None = None, joiner: Entrance | None = None,
                  is_member: Callable[[ShardEntry], Awaitable[bool]] | None = None, tell: Tell = tell_nobody) -> None:
         """``me``: this node; ``nodes``: all.  ``draw``: a random number of :data:`vecdb.services.founding.NUMBERS`.
 
@@ -89,7 +89,7 @@ class Hosting:
         self._tell = tell
         self._loop = asyncio.get_running_loop()
         self._executor = executor or ThreadPoolExecutor(WORKERS, "hosting")
-        self._founder = Founder(me, nodes, ledger, witnesses, tell, draw=draw, thread=self._note)
+        self._founder: Entrance = joiner or Founder(me, nodes, ledger, witnesses, tell, draw=draw, thread=self._note)
         self._places: dict[str, Place] = {}
         self._control_place = Place("")
         self._replica = ""
@@ -483,7 +483,7 @@ class Hosting:
             machine = await self._thread(self._control.open)
         has_state = machine.position().log_index > 0
         founding = await self._founder.found(has_state)
-        existing = founding.joined or has_state
+        existing = has_state or (founding.joined and not self._founder.fresh)
         place.replicator = self._groups.add(CONTROL_GROUP, machine, number=founding.number,
                                             voters=() if existing else founding.members, existing=existing,
                                             afresh=place.outcast)

@@ -1,0 +1,185 @@
+"""What nodes tell of themselves: silence from when the leader leads, clocks, and two processes by one name."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from vecdb.cluster.joining import Candidate
+from vecdb.core.errors import NodeRemoved, NotLeader, Unavailable
+from vecdb.services.announcing import CLOCK_OFF, REMOVED_S, Announcements, Announcer, Answer, Report
+
+
+class Clock:
+    now = 100.0
+    wall_s = 5_000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def wall(self) -> float:
+        return self.wall_s
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.clock, self.term = Clock(), 3
+        self.told: list[tuple[str, str, dict[str, Any]]] = []
+        self.heard = Announcements(lambda: self.term, self.clock, self.tell)
+
+    def tell(self, level: str, event: str, **fields: Any) -> None:
+        self.told.append((level, event, fields))
+
+    def report(self, name: str = "s1", *, incarnation: int = 1, off: float = 0.0, **stats: float) -> Report:
+        return Report(Candidate(name, 7, f"{name}:1"), f"{name}/7", False, incarnation, self.clock.wall_s + off, stats)
+
+
+def test_silence_counts_from_when_the_leader_leads() -> None:
+    bench = Bench()
+    assert bench.heard.look()
+    bench.clock.now += 4
+    assert bench.heard.heard_s("s1") == bench.heard.leading_s == 4
+    bench.heard.take(bench.report())
+    bench.clock.now += 3
+    assert (bench.heard.heard_s("s1"), bench.heard.heard_s("s2")) == (3, 7)
+    bench.term = 4
+    assert (bench.heard.heard_s("s1"), bench.heard.leading_s) == (0, 0), "another leadership, though by the same node"
+    assert bench.heard.report("s1") is None
+    bench.clock.now += 2
+    assert bench.heard.heard_s("s1") == 2
+    bench.term = 0
+    assert (bench.heard.heard_s("s1"), bench.heard.leading_s) == (0, 0)
+    with pytest.raises(NotLeader):
+        bench.heard.take(bench.report())
+
+
+def test_stats_are_of_the_last_word() -> None:
+    bench = Bench()
+    assert bench.heard.stats("s1") == {}
+    assert bench.heard.take(bench.report(disk_free_bytes=1.0)) == Answer(5_000.0)
+    bench.heard.take(bench.report(disk_free_bytes=2.0, off=-3.0))
+    assert bench.heard.stats("s1") == {"disk_free_bytes": 2.0, CLOCK_OFF: -3.0}
+    bench.heard.forget("s1")
+    assert bench.heard.stats("s1") == {}
+
+
+@pytest.mark.parametrize(("off", "loud"), [(59.0, False), (-59.0, False), (120.0, True), (-61.0, True)])
+def test_a_clock_that_is_off_is_told_of_by_name(off: float, loud: bool) -> None:
+    bench = Bench()
+    for _ in range(3):
+        bench.heard.take(bench.report(off=off))
+    events = [(level, event, fields["about"], fields["off_s"]) for level, event, fields in bench.told]
+    assert events == ([("error", "node_clock_off", "s1", off)] if loud else []), "once, not every two seconds"
+    assert bench.heard.stats("s1")[CLOCK_OFF] == off
+
+
+def test_of_two_processes_by_one_name_the_older_hears_of_it() -> None:
+    bench = Bench()
+    assert not bench.heard.take(bench.report(incarnation=5, one=1.0)).twice
+    assert not bench.heard.take(bench.report(incarnation=6, two=1.0)).twice, "a restart, perhaps"
+    assert bench.heard.take(bench.report(incarnation=5, one=1.0)).twice
+    assert [event for _, event, _ in bench.told] == ["node_twice"]
+    assert "two" in bench.heard.stats("s1"), "the later counts"
+
+
+class Others:
+    """Nodes that answer as they are told to."""
+
+    def __init__(self, **answers: Any) -> None:
+        self.answers, self.asked = answers, list[str]()
+
+    async def announce(self, node: str, report: Report, call: Any) -> Answer:
+        self.asked.append(node)
+        return self.say(node)
+
+    async def announced(self, report: Report) -> Answer:
+        self.asked.append("me")
+        return self.say("me")
+
+    def say(self, node: str) -> Answer:
+        answer = self.answers.get(node, Unavailable("away"))
+        if isinstance(answer, Exception):
+            raise answer
+        return Answer(5_000.0) if answer is None else answer
+
+
+def announcer(bench: Bench, others: Others, leader: str | None = None, nodes: tuple[str, ...] = ("a", "b", "me"),
+              off: float = 0.0) -> tuple[Announcer, list[int]]:
+    removed: list[int] = []
+
+    async def report() -> Report:
+        return bench.report("me", off=off)
+
+    status = None if leader is None else SimpleNamespace(leader=f"{leader}/1")
+    return Announcer("me", nodes, others, others, lambda: status, report, bench.clock,  # type: ignore[arg-type,return-value]
+                     settled=lambda: True, removed=lambda: removed.append(1),
+                     tell=bench.tell), removed
+
+
+def test_who_leads_is_told_and_hints_are_followed() -> None:
+    bench, others = Bench(), Others(a=NotLeader("b leads", leader="b/77"), b=None, me=None)
+    asyncio.run(announcer(bench, others, leader="b")[0].announce())
+    assert others.asked == ["b"]
+    asyncio.run(announcer(bench, others, leader="a")[0].announce())
+    assert others.asked == ["b", "a", "b"]
+    asyncio.run(announcer(bench, others, leader="me")[0].announce())
+    assert others.asked[3:] == ["me"]
+
+
+def test_where_nobody_is_known_to_lead_others_are_asked_in_turn() -> None:
+    bench, others = Bench(), Others(c=None)
+    one, _ = announcer(bench, others, nodes=("a", "b", "c"))
+
+    async def story() -> None:
+        for _ in range(6):
+            try:
+                await one.announce()
+                return
+            except Unavailable:
+                pass
+        raise AssertionError(others.asked)
+
+    asyncio.run(story())
+    assert others.asked[-1] == "c"
+    others.asked.clear()
+    asyncio.run(one.announce())
+    assert others.asked == ["c"], "it is remembered"
+
+
+def test_a_node_believes_that_it_was_removed_once_it_has_heard_so_for_long() -> None:
+    bench, others = Bench(), Others(a=NodeRemoved("gone"), b=NodeRemoved("gone"))
+    one, removed = announcer(bench, others, leader="a", nodes=("a", "b"))
+
+    async def ask() -> None:
+        with pytest.raises(NodeRemoved):
+            await one.announce()
+
+    async def story() -> None:
+        await ask()
+        bench.clock.now += REMOVED_S - 1
+        await ask()
+        others.answers["a"] = None
+        await one.announce()
+        others.answers["a"] = NodeRemoved("gone")
+        bench.clock.now += 2
+        await ask()
+        assert removed == [], "in between it was taken for a member"
+        bench.clock.now += REMOVED_S
+        await ask()
+
+    asyncio.run(story())
+    assert removed == [1]
+
+
+def test_a_node_says_so_when_its_own_clock_is_off_or_its_name_is_used_twice() -> None:
+    bench, others = Bench(), Others(a=None)
+    one, _ = announcer(bench, others, leader="a", off=-120.0)
+    asyncio.run(one.announce())
+    asyncio.run(one.announce())
+    assert one.clock_off_s == -120.0
+    assert [(event, fields.get("off_s")) for _, event, fields in bench.told] == [("clock_off", -120.0)]
+    others.answers["a"] = Answer(5_000.0, twice=True)
+    bench.clock.now += 100
+    asyncio.run(one.announce())
+    assert bench.told[-1][1] == "node_twice"
