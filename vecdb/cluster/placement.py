@@ -18,15 +18,41 @@ Bounded Loads*, SODA 2018).
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import isfinite, log
 from typing import Final
 
 import xxhash
 
+from vecdb.core.cluster import HASH_SPACE, MAX_COLLECTION_SHARDS
 from vecdb.core.errors import InvalidArgument
 
 SLACK: Final = 0.05
 """How far above its share of replicas a node may come while others are below theirs."""
+
+ONE_SHARD_RECORDS: Final = 5_000_000
+SHARD_RECORDS: Final = 10_000_000
+LEAST_RECORDS: Final = 2_500_000
+
+
+def shards_for(records: int, nodes: int) -> int:
+    """How many shards a collection of so many records should have on so many nodes that hold replicas.
+
+    A shard is searched by the nodes that hold it alone, and every query asks every shard: with more shards more cores
+    work on one query, and each query costs more in all, for a graph of half the size takes nearly as many comparisons
+    as the whole (they grow with the logarithm).  So few records stay together (below 5 million: one shard); many are
+    at most 10 million to a shard, which is what can be copied to another node, or built anew, within minutes; and
+    between the two every node gets one as long as each has 2.5 million, for nodes without a shard serve no query.
+    """
+    if records < ONE_SHARD_RECORDS:
+        return 1
+    return min(MAX_COLLECTION_SHARDS, max(-(-records // SHARD_RECORDS), min(nodes, records // LEAST_RECORDS)))
+
+
+def ranges(shards: int) -> list[tuple[int, int]]:
+    """All hashes in so many equal parts, ``lo <= hash < hi``."""
+    bounds = [HASH_SPACE * at // shards for at in range(shards + 1)]
+    return list(pairwise(bounds))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,28 +8,44 @@ one, in name only.  A change and the position it brings are one batch of the sto
 follows from the state (groups, folders) is :mod:`vecdb.services.hosting`'s.
 """
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import xxhash
 
+from vecdb.cluster import control as commands
 from vecdb.cluster.control import (
     RANGES,
+    ApiKeyEntry,
     CollectionEntry,
     ControlState,
+    JobEntry,
+    NewShards,
+    NodeEntry,
+    Outcome,
+    TokenEntry,
     apply,
-    create_shards,
-    drop,
     from_rows,
     node_of,
     read_rows,
     rows_of,
+    version_of,
 )
-from vecdb.cluster.placement import Candidate, place
+from vecdb.cluster.placement import Candidate, place, ranges, shards_for
 from vecdb.core.calls import Call, check
-from vecdb.core.cluster import HASH_SPACE
-from vecdb.core.errors import DataCorrupted, InvalidArgument, NotLeader, Unavailable, VecdbError
+from vecdb.core.cluster import NodeState
+from vecdb.core.errors import (
+    DataCorrupted,
+    InvalidArgument,
+    NotLeader,
+    Unavailable,
+    Unsupported,
+    VecdbError,
+)
+from vecdb.core.layout import ANYHOW, Layout
 from vecdb.core.schema import CollectionSchema
 from vecdb.ports.replicator import Position, ReplicaStatus, Replicator, SnapshotFile
 from vecdb.ports.store import Store
@@ -37,12 +53,17 @@ from vecdb.ports.stores import OpenStore
 from vecdb.services.aside import set_aside
 from vecdb.shard.mutations import Mutations
 
+T = TypeVar("T")
+
 CONTROL_GROUP: Final = 0
 FILE: Final = "control"
 _LENGTHS: Final = 8
 """Bytes of the two lengths before a row in a snapshot."""
 UNHEARD_S: Final = 10.0
 """A node that the leader has not heard for so long is given new replicas only if there are no others."""
+PLACED_AT_ONCE: Final = 32
+"""Shards of a new collection that are placed before the loop goes on with something else."""
+_OUTCOMES: Final = (CollectionEntry, NodeEntry, TokenEntry, ApiKeyEntry, JobEntry, tuple)
 
 
 def pack(state: ControlState) -> bytes:
@@ -70,7 +91,7 @@ def unpack(data: bytes) -> ControlState:
 class ControlReplica:
     """The :class:`~vecdb.ports.replicator.StateMachine` of the control group over a store of its own.
 
-    ``changed`` is told, in the thread that applied, of every state with other collections than the one before.
+    ``changed`` is told, in the thread that applied, of every state with other entries than the one before.
     The constructor raises ``DataCorrupted`` for rows that are not what was written.
     """
 
@@ -88,8 +109,8 @@ class ControlReplica:
     def position(self) -> Position:
         return Position(self.state.log_index, self.state.term)
 
-    def apply(self, log_index: int, term: int, command: bytes) -> CollectionEntry | VecdbError | None:
-        """The entry that the command made or took away, or its error; None for what was applied before."""
+    def apply(self, log_index: int, term: int, command: bytes) -> Outcome | VecdbError | None:
+        """What the command made or took away, or its error; None for what was applied before."""
         before = self.state
         if log_index <= before.log_index:
             return None
@@ -100,7 +121,7 @@ class ControlReplica:
 
     def _show(self, state: ControlState) -> None:
         before, self.state = self.state, state
-        if (state.epoch, state.next_group) != (before.epoch, before.next_group):
+        if state.digest != before.digest:
             self._changed(state)
 
     def checkpoint(self) -> Position:
@@ -199,13 +220,16 @@ class Control:
     """What a node asks of the control group; belongs to an event loop, but ``state`` may be read in any thread.
 
     ``directory``: of the control state's store, opened by :meth:`open`.  New collections are given
-    ``replication_factor`` replicas, or as many as there are nodes.
+    ``replication_factor`` replicas, or as many as there are nodes, where nothing else is said.  ``announced``: nodes
+    are known by what they announce, and one that is heard and has not yet is waited for; else they are all alike.
     """
 
-    def __init__(self, directory: Path, open_store: OpenStore, *, replication_factor: int) -> None:
+    def __init__(self, directory: Path, open_store: OpenStore, *, replication_factor: int,
+                 announced: bool = False) -> None:
         self._directory = directory
         self._open_store = open_store
         self._replication_factor = replication_factor
+        self._announced = announced
         self._replica: ControlReplica | None = None
         self._latest = ControlState()
         self._listeners: list[Callable[[ControlState], None]] = []
@@ -245,7 +269,7 @@ class Control:
             replica.close()
 
     def on_change(self, listener: Callable[[ControlState], None]) -> None:
-        """Have ``listener`` told of each later state with other collections, in the thread that applied."""
+        """Have ``listener`` told of each later state with other entries, in the thread that applied."""
         self._listeners.append(listener)
 
     def _tell(self, state: ControlState) -> None:
@@ -273,21 +297,33 @@ class Control:
         """Of this node's replica of the control group; None while there is none."""
         return None if self.replicator is None else self.replicator.status()
 
-    async def create(self, schema: CollectionSchema, call: Call | None = None) -> CollectionEntry:
+    async def create(self, schema: CollectionSchema, call: Call | None = None, layout: Layout = ANYHOW
+                     ) -> CollectionEntry:
         """Make a collection; return once this node has applied it.
 
-        Raises ``CollectionExists``, ``LimitExceeded``; ``NotLeader``, ``Overloaded``, ``Unavailable`` (nothing was
-        done) and ``OutcomeUnknown`` (asked again with the same ``call.token`` it happens once).
+        What the layout does not say is chosen: one shard, or as many as suit ``expected_records``
+        (:func:`vecdb.cluster.placement.shards_for`).  Raises ``CollectionExists``, ``LimitExceeded``,
+        ``InvalidArgument``; ``NotLeader``, ``Overloaded``, ``Unavailable`` (nothing was done) and ``OutcomeUnknown``
+        (asked again with the same ``call.token`` it happens once).
         """
         check(call)
-        replicator = self._leading()
-        shards = [(0, HASH_SPACE, self._choose(replicator.status()))]
-        return await self._propose(create_shards(schema, shards, self._replication_factor, key=_key(call)), call)
+        status = self._leading().status()
+        candidates = self._candidates(status)
+        count = layout.shards or shards_for(layout.expected_records or 0, len(candidates))
+        factor = layout.replication_factor or self._replication_factor
+        if (layout.replication_factor or 1) > len(candidates):
+            raise InvalidArgument("replication_factor", f"{factor} replicas want as many nodes that hold replicas and "
+                                  f"are active; there are {len(candidates)}", got=factor, limit=len(candidates))
+        shards = await self._place(candidates, count, factor)
+        numbers = members(status)
+        named = [(lo, hi, [numbers[node][0] for node in nodes]) for lo, hi, nodes in shards]
+        return await self._made(CollectionEntry, commands.create_shards(schema, named, factor, layout.shard_key,
+                                                                        _key(call)), call)
 
     async def drop(self, name: str, call: Call | None = None) -> CollectionEntry:
         """Drop a collection with all its records; errors as of :meth:`create`, and ``CollectionNotFound``."""
         check(call)
-        return await self._propose(drop(name, _key(call)), call)
+        return await self._made(CollectionEntry, commands.drop(name, _key(call)), call)
 
     async def catch_up(self, deadline: float | None) -> ControlState:
         """The state with everything that was acknowledged before this call; ``NotLeader`` where another leads."""
@@ -303,20 +339,115 @@ class Control:
                             "the control group has no leader at the moment", leader=status.leader)
         return self.replicator
 
-    def _choose(self, status: ReplicaStatus) -> list[str]:
-        """The replicas of a new group."""
-        state, known = self.state, members(status)
-        loads = state.loads()
-        chosen = place(state.next_group, [Candidate(node, load=loads.get(node, 0), well=heard)
-                                          for node, (_, heard) in known.items()], self._replication_factor)
-        return [known[node][0] for node in chosen]
+    def _candidates(self, status: ReplicaStatus) -> list[Candidate]:
+        """Nodes that may be given replicas."""
+        state, loads, found = self.state, self.state.loads(), list[Candidate]()
+        for node, (_, heard) in members(status).items():
+            entry = state.nodes.get(node)
+            if entry is None and self._announced:
+                if heard:
+                    raise Unavailable(f"node {node} has not told yet what it is for", node=node, retry_after_s=0.2)
+                continue
+            if entry is None:
+                found.append(Candidate(node, load=loads.get(node, 0), well=heard))
+            elif entry.role.holds and entry.state is NodeState.ACTIVE:
+                found.append(Candidate(node, entry.capacity, entry.zone, loads.get(node, 0), heard))
+        if not found:
+            raise Unavailable("the cluster has no node that holds replicas and is active", retry_after_s=1.0)
+        return found
 
-    async def _propose(self, command: bytes, call: Call | None) -> CollectionEntry:
+    async def _place(self, candidates: list[Candidate], count: int, replicas: int
+                     ) -> list[tuple[int, int, tuple[str, ...]]]:
+        """New shards, each with the nodes it should be on; other tasks go on meanwhile."""
+        by_name, found = {one.node: one for one in candidates}, []
+        for group, (lo, hi) in enumerate(ranges(count), self.state.next_group):
+            nodes = place(group, list(by_name.values()), replicas)
+            for node in nodes:
+                by_name[node] = replace(by_name[node], load=by_name[node].load + 1)
+            found.append((lo, hi, nodes))
+            if len(found) % PLACED_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        return found
+
+    # --- commands ---------------------------------------------------------------------------------
+
+    async def propose(self, command: bytes, call: Call | None = None) -> Outcome:
+        """Have a command of :mod:`vecdb.cluster.control` done; return what came of it once this node has applied it.
+
+        Raises its error, and what :meth:`create` raises; ``Unsupported`` where a node of the cluster could not read it.
+        """
+        check(call)
+        reads = self.state.commands
+        if reads is not None and version_of(command) > reads:
+            old = sorted(one.name for one in self.state.nodes.values() if one.commands == reads)
+            raise Unsupported(f"{', '.join(old[:3])} would not understand it: upgrade all nodes first", nodes=old[:16])
         committed = await self._leading().propose(command, None if call is None else call.deadline)
         outcome = committed.result
-        if not isinstance(outcome, CollectionEntry):
+        if not isinstance(outcome, _OUTCOMES):
             raise VecdbError("the control group answered with what is no outcome", got=type(outcome).__name__)
         return outcome
+
+    async def _made(self, kind: type[T], command: bytes, call: Call | None) -> T:
+        outcome = await self.propose(command, call)
+        if not isinstance(outcome, kind):
+            raise VecdbError("the control group answered with another outcome", got=type(outcome).__name__)
+        return outcome
+
+    async def node_put(self, entry: NodeEntry, call: Call | None = None) -> NodeEntry:
+        return await self._made(NodeEntry, commands.node_put(entry, _key(call)), call)
+
+    async def node_state(self, name: str, state: NodeState, at_s: float, call: Call | None = None) -> NodeEntry:
+        return await self._made(NodeEntry, commands.node_state(name, state, at_s=at_s, key=_key(call)), call)
+
+    async def node_remove(self, name: str, at_s: float, call: Call | None = None) -> NodeEntry:
+        return await self._made(NodeEntry, commands.node_remove(name, at_s=at_s, key=_key(call)), call)
+
+    async def token_put(self, entry: TokenEntry, call: Call | None = None) -> TokenEntry:
+        return await self._made(TokenEntry, commands.token_put(entry, _key(call)), call)
+
+    async def token_revoke(self, id: str, call: Call | None = None) -> None:
+        await self.propose(commands.token_revoke(id, _key(call)), call)
+
+    async def api_key_put(self, entry: ApiKeyEntry, at_s: float, call: Call | None = None) -> ApiKeyEntry:
+        return await self._made(ApiKeyEntry, commands.api_key_put(entry, at_s=at_s, key=_key(call)), call)
+
+    async def api_key_revoke(self, id: str, at_s: float, call: Call | None = None) -> ApiKeyEntry:
+        """``KeyNotFound``."""
+        return await self._made(ApiKeyEntry, commands.api_key_revoke(id, at_s=at_s, key=_key(call)), call)
+
+    async def job_put(self, kind: str, target: str, args: Mapping[str, Any], at_s: float, call: Call | None = None
+                      ) -> JobEntry:
+        return await self._made(JobEntry, commands.job_put(kind, target, args, at_s=at_s, key=_key(call)), call)
+
+    async def job_update(self, job: JobEntry, at_s: float, call: Call | None = None) -> JobEntry:
+        """``job``: as it should be; what it was asked to do stays."""
+        return await self._made(JobEntry, commands.job_update(
+            job.id, state=job.state, phase=job.phase, done=job.done, total=job.total, unit=job.unit, error=job.error,
+            data=job.data, at_s=at_s, key=_key(call)), call)
+
+    async def job_cancel(self, id: int, at_s: float, call: Call | None = None) -> JobEntry:
+        return await self._made(JobEntry, commands.job_cancel(id, at_s=at_s, key=_key(call)), call)
+
+    async def place(self, group: int, desired: Sequence[str], call: Call | None = None) -> None:
+        await self.propose(commands.place(group, desired, _key(call)), call)
+
+    async def replication(self, name: str, factor: int, call: Call | None = None) -> CollectionEntry:
+        return await self._made(CollectionEntry, commands.replication(name, factor, _key(call)), call)
+
+    async def shards_add(self, job: int, name: str, shards: NewShards, call: Call | None = None) -> tuple[int, ...]:
+        """The groups."""
+        return await self._made(tuple, commands.shards_add(job, name, shards, _key(call)), call)
+
+    async def shards_switch(self, job: int, name: str, retire: Sequence[int], activate: Sequence[int],
+                            call: Call | None = None) -> CollectionEntry:
+        return await self._made(CollectionEntry, commands.shards_switch(job, name, retire, activate, _key(call)), call)
+
+    async def shards_forget(self, groups: Sequence[int], call: Call | None = None) -> tuple[int, ...]:
+        """Those that were forgotten by it."""
+        return await self._made(tuple, commands.shards_forget(groups, _key(call)), call)
+
+    async def setting_put(self, name: str, value: bool | int | float | str | None, call: Call | None = None) -> None:
+        await self.propose(commands.setting_put(name, value, _key(call)), call)
 
 
 def _key(call: Call | None) -> bytes:

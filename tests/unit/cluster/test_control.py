@@ -18,6 +18,7 @@ from vecdb.cluster.control import (
     from_rows,
     machine,
     rows_of,
+    sharding,
 )
 from vecdb.core.errors import (
     CollectionExists,
@@ -81,7 +82,7 @@ class Machine(RuleBasedStateMachine):
     @rule(name=names, dim=st.integers(1, 3), key=keys)
     def create(self, name, dim, key):
         outcome = self._apply(create(schema(name, dim), REPLICAS, key))
-        full = len(self.model) >= machine.MAX_COLLECTIONS
+        full = len(self.model) >= sharding.MAX_COLLECTIONS
         expected = CollectionExists if name in self.model else LimitExceeded if full else (name, self.groups + 1)
         if self._check(outcome, key, (name, dim), expected):
             self.groups += 1
@@ -119,7 +120,7 @@ class Machine(RuleBasedStateMachine):
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     monkeypatch.setattr(machine, "MAX_KEYS_KEPT", 3)
-    monkeypatch.setattr(machine, "MAX_COLLECTIONS", 3)
+    monkeypatch.setattr(sharding, "MAX_COLLECTIONS", 3)
 
 
 Machine.TestCase.settings = settings(max_examples=120, stateful_step_count=30, deadline=None)

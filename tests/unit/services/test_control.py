@@ -311,12 +311,12 @@ def test_replicas_go_to_nodes_that_are_heard_and_hold_little(tmp_path):
         control = Control(tmp_path / "c", lambda path: MemoryStore(), replication_factor=3)
         control.open()
         control.replicator = Leader({"n2/2": 0.1, "n3/3": 50.0, "n4/4": 11.0, "n5/5": 0.0, "n6/6": 99.0, "n7/7": 12.0})
-        chosen = control._choose(control.status())
-        assert set(chosen) == {"n1/1", "n2/2", "n5/5"}
+        (_, _, chosen), = await control._place(control._candidates(control.status()), 1, 3)
+        assert set(chosen) == {"n1", "n2", "n5"}
         assert members(control.status())["n3"] == ("n3/3", False)
         control.replicator = Leader({})
-        seen = {tuple(sorted(control._choose(control.status())))}
-        assert len(seen.pop()) == 3
+        (_, _, chosen), = await control._place(control._candidates(control.status()), 1, 3)
+        assert len(set(chosen)) == 3
 
     asyncio.run(story())
 

@@ -1,8 +1,10 @@
 """Rows of the control state in a store.
 
-``c`` name → a collection; ``g`` group → a shard; ``k`` log index → a key and its outcome; ``s`` → the state's numbers.
-Each is JSON behind its checksum, which is bound to the key; ``s`` holds a sum over all others' checksums, so a row that
-is missing or from another time is damage like a flipped bit.  The sum is the digest by which replicas are compared.
+``a`` id → an API key; ``c`` name → a collection; ``g`` group → a shard; ``j`` id → a job; ``k`` log index → an
+idempotency key and its outcome; ``n`` name → a node; ``p`` name → a setting; ``t`` id → a token; ``s`` → the state's
+numbers.  Each is JSON behind its checksum, which is bound to the key; ``s`` holds a sum over all others' checksums, so
+a row that is missing or from another time is damage like a flipped bit.  The sum is the digest by which replicas are
+compared.
 
 **Version 1**, of the release that knew only collections of one shard, had both in ``c``, and a list in ``s``.  It is
 read; what is read so has the digest of the rows that it would be written as now, and whoever opens a store of it writes
@@ -10,7 +12,7 @@ them all (:func:`read_rows` says so).
 """
 
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Final
@@ -18,9 +20,16 @@ from typing import Any, Final
 import orjson
 import xxhash
 
-from vecdb.cluster.control.entries import CollectionEntry, ShardEntry
-from vecdb.cluster.control.state import ControlState, Done, Refusal
-from vecdb.core.errors import DataCorrupted, VecdbError
+from vecdb.cluster.control.entries import (
+    ApiKeyEntry,
+    CollectionEntry,
+    JobEntry,
+    NodeEntry,
+    ShardEntry,
+    TokenEntry,
+)
+from vecdb.cluster.control.state import ControlState, Done, Outcome, Refusal, full
+from vecdb.core.errors import CollectionExists, CollectionNotFound, DataCorrupted, VecdbError
 from vecdb.core.schema import CollectionSchema
 
 ROW_VERSION: Final = 2
@@ -38,8 +47,8 @@ Row = tuple[bytes, bytes]
 
 def rows_of(state: ControlState) -> list[Row]:
     """All rows of a state, in the order of their keys."""
-    return sorted([*map(collection_row, state.collections.values()), *map(shard_row, state.shards.values()),
-                   *(done_row(key, done) for key, done in state.keys.items()), state_row(state)])
+    return sorted([*(row_of(kind, key, entry) for kind in KINDS for key, entry in getattr(state, kind).items()),
+                   state_row(state)])
 
 
 def from_rows(rows: Iterable[Row]) -> ControlState:
@@ -68,11 +77,9 @@ class _Reader:
 
     def __init__(self) -> None:
         self.version = ROW_VERSION
-        self._numbers: dict[str, int] | None = None
+        self._numbers: dict[str, Any] | None = None
         self._counts: dict[str, int] = {}
-        self._collections: dict[str, CollectionEntry] = {}
-        self._shards: dict[int, ShardEntry] = {}
-        self._keys: dict[bytes, Done] = {}
+        self._maps: dict[str, dict[Any, Any]] = {kind: {} for kind in KINDS}
         self._digest = 0
         self._any = False
 
@@ -85,24 +92,26 @@ class _Reader:
             self._take_numbers(orjson.loads(body))
             return
         self._digest += sum_of((key, value))
-        kind, found = key[:1], orjson.loads(body)
+        kind, found, maps = key[:1], orjson.loads(body), self._maps
         if kind == b"c" and version == 1:
-            self._old(found)
-        elif kind == b"c":
-            entry = CollectionEntry.from_json(found)
-            self._collections[entry.name] = entry
+            maps["collections"][key[1:].decode()], shard = _old_entry(found)
+            maps["shards"][shard.group] = shard
         elif kind == b"g":
-            shard = ShardEntry.from_json(found, self._collections[found["collection"]].schema)
-            self._shards[shard.group] = shard
+            shard = ShardEntry.from_json(found, maps["collections"][found["collection"]].schema)
+            maps["shards"][_NUMBER_ROW.unpack(key)[1]] = shard
         elif kind == b"k":
             name, fingerprint, done = found
-            self._keys[bytes.fromhex(name)] = Done(fingerprint, _NUMBER_ROW.unpack(key)[1], _outcome(done, version))
+            outcome = _old_outcome(done) if version == 1 else _outcome(done)
+            maps["keys"][bytes.fromhex(name)] = Done(fingerprint, _NUMBER_ROW.unpack(key)[1], outcome)
+        elif kind == b"j":
+            maps["jobs"][_NUMBER_ROW.unpack(key)[1]] = JobEntry.from_json(found)
+        elif kind == b"p":
+            maps["settings"][key[1:].decode()] = found
+        elif kind in _NAMED:
+            field, read = _NAMED[kind]
+            maps[field][key[1:].decode()] = read(found)
         else:
             raise _damaged(f"the row {key!r} is of no kind that is known")
-
-    def _old(self, found: Mapping[str, Any]) -> None:
-        entry, shard = _old_entry(found)
-        self._collections[entry.name], self._shards[shard.group] = entry, shard
 
     def _take_numbers(self, found: Any) -> None:
         if self.version == 1:
@@ -120,8 +129,8 @@ class _Reader:
             if self._any:
                 raise _damaged("there are rows, and not the one that tells of them")
             return ControlState()
-        found = _numbered(ControlState(MappingProxyType(self._collections), MappingProxyType(self._shards),
-                                       keys=MappingProxyType(self._keys)), self._numbers)
+        maps: dict[str, Any] = {kind: MappingProxyType(entries) for kind, entries in self._maps.items()}
+        found = replace(ControlState(), **maps, **self._numbers)
         if counts_of(found) != {**counts_of(ControlState()), **self._counts} \
                 or self._digest & _MASK != found.digest:
             raise _damaged("rows are missing, or are not of one time")
@@ -134,11 +143,6 @@ class _Reader:
 def _with_digest(state: ControlState) -> ControlState:
     """With the digest of the rows it would be written as."""
     return replace(state, digest=sum(sum_of(row) for row in rows_of(state) if row[0] != STATE_ROW) & _MASK)
-
-
-def _numbered(state: ControlState, numbers: Mapping[str, int]) -> ControlState:
-    return replace(state, next_group=numbers["next_group"], next_job=numbers["next_job"], epoch=numbers["epoch"],
-                   log_index=numbers["log_index"], term=numbers["term"], digest=numbers["digest"])
 
 
 def _check_whole(state: ControlState) -> None:
@@ -158,35 +162,62 @@ def _old_entry(found: Mapping[str, Any]) -> tuple[CollectionEntry, ShardEntry]:
             ShardEntry.only(schema, group, replicas, created))
 
 
-def _outcome(found: Mapping[str, Any], version: int) -> CollectionEntry | Refusal:
-    if "refused" in found:
-        return Refusal(found["refused"], found["name"])
-    return _old_entry(found)[0] if version == 1 else CollectionEntry.from_json(found)
+def _old_outcome(found: Mapping[str, Any]) -> CollectionEntry | Refusal:
+    if "refused" not in found:
+        return _old_entry(found)[0]
+    name = found["name"]
+    return Refusal.of({"exists": CollectionExists(name), "not_found": CollectionNotFound(name)}.get(found["refused"],
+                                                                                                  full()))
+
+
+def _outcome(found: Mapping[str, Any]) -> Outcome | Refusal:
+    (kind, value), = found.items()
+    if kind == "refused":
+        return Refusal(*value)
+    return tuple(value) if kind == "groups" else _OUTCOMES[kind].from_json(value)
+
+
+def _outcome_json(outcome: Outcome | Refusal) -> dict[str, Any]:
+    if isinstance(outcome, Refusal):
+        return {"refused": [outcome.kind, outcome.message, outcome.fields]}
+    if isinstance(outcome, tuple):
+        return {"groups": outcome}
+    return {type(outcome).__name__: outcome.to_json()}
+
+
+_OUTCOMES: Final[dict[str, type[CollectionEntry | NodeEntry | TokenEntry | ApiKeyEntry | JobEntry]]] = {
+    one.__name__: one for one in (CollectionEntry, NodeEntry, TokenEntry, ApiKeyEntry, JobEntry)}
 
 
 def counts_of(state: ControlState) -> dict[str, int]:
     """How many rows there are of what."""
-    return {"collections": len(state.collections), "shards": len(state.shards), "keys": len(state.keys)}
+    return {kind: len(getattr(state, kind)) for kind in KINDS}
 
 
 # --- single rows ----------------------------------------------------------------------------------
+
+_NAMED: Final[dict[bytes, tuple[str, Callable[[Any], Any]]]] = {
+    b"a": ("api_keys", ApiKeyEntry.from_json), b"c": ("collections", CollectionEntry.from_json),
+    b"n": ("nodes", NodeEntry.from_json), b"t": ("tokens", TokenEntry.from_json)}
+"""Rows whose key is a name."""
+_LETTERS: Final = {"api_keys": b"a", "collections": b"c", "nodes": b"n", "settings": b"p", "tokens": b"t"}
+_NUMBERED: Final = {"shards": b"g", "jobs": b"j"}
+KINDS: Final = (*_LETTERS, *_NUMBERED, "keys")
+"""The mappings of a state."""
+
+
+def row_of(kind: str, key: Any, entry: Any) -> Row:
+    """Of one entry of a mapping of the state."""
+    if kind == "keys":
+        return _row(_NUMBER_ROW.pack(b"k", entry.log_index), [key.hex(), entry.fingerprint, _outcome_json(entry.entry)])
+    if kind in _NUMBERED:
+        return _row(_NUMBER_ROW.pack(_NUMBERED[kind], key), entry.to_json())
+    return _row(_LETTERS[kind] + key.encode(), entry if kind == "settings" else entry.to_json())
 
 
 def state_row(state: ControlState) -> Row:
     numbers: dict[str, Any] = {name: getattr(state, name) for name in _NUMBERS}
     return _row(STATE_ROW, {**numbers, "counts": counts_of(state)})
-
-
-def collection_row(entry: CollectionEntry) -> Row:
-    return _row(b"c" + entry.name.encode(), entry.to_json())
-
-
-def shard_row(entry: ShardEntry) -> Row:
-    return _row(_NUMBER_ROW.pack(b"g", entry.group), entry.to_json())
-
-
-def done_row(key: bytes, done: Done) -> Row:
-    return _row(_NUMBER_ROW.pack(b"k", done.log_index), [key.hex(), done.fingerprint, done.entry.to_json()])
 
 
 def sum_of(row: Row) -> int:

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import orjson
+
 from vecdb.cluster.control.entries import (
     ApiKeyEntry,
     CollectionEntry,
@@ -12,7 +14,16 @@ from vecdb.cluster.control.entries import (
     ShardEntry,
     TokenEntry,
 )
-from vecdb.core.errors import CollectionExists, CollectionNotFound, LimitExceeded, Unsupported, VecdbError
+from vecdb.core.cluster import NodeState
+from vecdb.core.errors import (
+    CollectionExists,
+    CollectionNotFound,
+    InvalidArgument,
+    KeyNotFound,
+    LimitExceeded,
+    Unsupported,
+    VecdbError,
+)
 from vecdb.core.limits import MAX_COLLECTIONS
 
 MAX_KEYS_KEPT: Final = 1_024
@@ -21,22 +32,26 @@ MAX_KEYS_KEPT: Final = 1_024
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a command changed nothing.  ``kind``: exists, not_found or full; ``name``: of the collection."""
+    """Why a command changed nothing: an error as JSON has it."""
 
     kind: str
-    name: str
+    message: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, error: VecdbError, name: str) -> "Refusal":
-        return cls({CollectionExists: "exists", CollectionNotFound: "not_found"}.get(type(error), "full"), name)
+    def of(cls, error: VecdbError) -> "Refusal":
+        fields = orjson.loads(orjson.dumps(error.fields, default=str))
+        return cls(type(error).__name__, error.message, fields)
 
     def error(self) -> VecdbError:
-        if self.kind == "exists":
-            return CollectionExists(self.name)
-        return CollectionNotFound(self.name) if self.kind == "not_found" else full()
+        found = _REFUSALS.get(self.kind, VecdbError)
+        error = found.__new__(found)
+        VecdbError.__init__(error, self.message, **self.fields)
+        return error
 
-    def to_json(self) -> dict[str, Any]:
-        return {"refused": self.kind, "name": self.name}
+
+_REFUSALS: Final = {kind.__name__: kind for kind in (
+    CollectionExists, CollectionNotFound, InvalidArgument, KeyNotFound, LimitExceeded)}
 
 
 def full() -> LimitExceeded:
@@ -44,9 +59,13 @@ def full() -> LimitExceeded:
                          limit=MAX_COLLECTIONS)
 
 
+Outcome = CollectionEntry | NodeEntry | TokenEntry | ApiKeyEntry | JobEntry | tuple[int, ...]
+"""What a command made or took away: an entry as it is then (or was), or the numbers of groups."""
+
+
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What the command with a key did, at ``log_index``: the entry it made or took away, or why it did nothing.
+    """What the command with a key did, at ``log_index``: its outcome, or why it did nothing.
 
     Refusals are remembered as well: of a command that was sent twice, one may be refused and told to its caller, and
     the other come after all, late, and find things changed.
@@ -54,7 +73,7 @@ class Done:
 
     fingerprint: int
     log_index: int
-    entry: CollectionEntry | Refusal
+    entry: Outcome | Refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +137,11 @@ class ControlState:
     def was_dropped(self, group: int) -> bool:
         """Whether this group was, and is no more; False for one that this state knows nothing of yet."""
         return group < self.next_group and group not in self.shards
+
+    @property
+    def commands(self) -> int | None:
+        """The latest version of commands that every node reads, as they announced; None where none has yet."""
+        return min((node.commands for node in self.nodes.values() if node.state is not NodeState.LEFT), default=None)
 
     def loads(self) -> dict[str, int]:
         """Replicas by node, as they should be."""
