@@ -18,6 +18,7 @@ import asyncio
 import os
 import secrets
 from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import Executor
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
@@ -42,6 +43,7 @@ from vecdb.rpc.copies import CopiesServicer
 from vecdb.rpc.door import Guards
 from vecdb.rpc.edge import Edge
 from vecdb.rpc.frames import GrpcFrames
+from vecdb.rpc.members import JOIN
 from vecdb.rpc.peer import PEER_PREFIX
 from vecdb.rpc.peer_certificates import open_peer_certificates
 from vecdb.rpc.peer_channels import PeerChannels
@@ -65,7 +67,6 @@ from vecdb.services.control import Control
 from vecdb.services.copying import Copying
 from vecdb.services.departures import Departures
 from vecdb.services.directory import Directory
-from vecdb.services.founding import NUMBERS
 from vecdb.services.hosting import Hosting
 from vecdb.services.ledger import Ledger
 from vecdb.services.local import LocalDatabase
@@ -75,6 +76,7 @@ from vecdb.services.replicas import OwnReplicas
 from vecdb.services.replicated import Cluster, ReplicatedNode
 from vecdb.services.shards import ClusterShards
 from vecdb.serving.governing import Governing, is_member
+from vecdb.serving.membership import Membership, draw
 from vecdb.storage.paths import replace_file
 
 LOGS: Final = "raft"
@@ -132,7 +134,7 @@ class Member:
     """This node's part in its cluster; made by :func:`join`."""
 
     def __init__(self, settings: Settings, database: LocalDatabase, engine: LocalNode, observer: Observer, store: Store,
-                 certificates: Certificates | None, tell: Tell) -> None:
+                 certificates: Certificates | None, release: str, tell: Tell) -> None:
         """Starts nothing that other nodes see.  In the event loop."""
         me, options = settings.server.node_id, settings.cluster
         self._loop = asyncio.get_running_loop()
@@ -157,9 +159,11 @@ class Member:
                                                    checkpoint_bytes=min(CHECKPOINT_BYTES, options.log_bytes // 4),
                                                    snapshot_bytes_s=options.snapshot_bytes_s))
         self.peers = RemotePeers(self.channels, _open_node, clock)
+        self.membership = Membership(settings, release, self.control, self.directory, self.ledger, self.peers,
+                                     certificates, clock, self._events, self._stats)
         self.hosting = Hosting(me, tuple(options.nodes), self.driver, database, self.control, self.ledger,
-                               RemoteWitnesses(self.peers), draw=lambda: secrets.randbelow(NUMBERS[1] - NUMBERS[0])
-                               + NUMBERS[0], departures=Departures(store),
+                               RemoteWitnesses(self.peers), draw=draw, joiner=self.membership.joiner,
+                               departures=Departures(store),
                                is_member=lambda entry: is_member(me, self.governing, entry), tell=self._events)
         self.own = OwnReplicas(engine, self.hosting, self.control, clock)
         self.governing = Governing(me, self.control, self.own, self.peers, clock, self._events)
@@ -183,23 +187,28 @@ class Member:
         """Calls of other nodes that have begun and not ended."""
         return sum(edge.running for edge in self._edges)
 
-    async def start(self, guards: Guards, workers: Executor, about: About, stack: AsyncExitStack) -> int:
-        """Listen for the other nodes and take up what is here; returns the port.  ``stack`` undoes it."""
+    async def start(self, guards: Guards, workers: Executor, about: About, addresses: Mapping[str, Any],
+                    stack: AsyncExitStack) -> int:
+        """Listen for the other nodes and take up what is here; returns the port.  ``stack`` undoes it.
+
+        ``addresses``: where clients reach this node.
+        """
         self._edges = self._make_edges(cluster_guards(guards), workers, about)
         cluster, me = self._settings.cluster, self._settings.server.node_id
         address = f"{bracketed(cluster.host)}:{cluster.listens_on(me)}"
         credentials = None if self._certificates is None else self._certificates.grpc_credentials()
         self.server = PeerServer(PeerServerOptions(me, cluster.name, address, self.directory, credentials,
                                                    credentials is None, tell=self._tell,
-                                                   removed=lambda: self.directory.left),
+                                                   removed=lambda: self.directory.left, open_methods=(JOIN,)),
                                  [self.frames.servicer(), *self._edges])
         if self._certificates is not None:
             reload = self._loop.create_task(self._certificates.watch())
             stack.callback(reload.cancel)
         stack.push_async_callback(self._let_go)
         bound = await self.server.start()
-        following = self._loop.create_task(self._follow())
-        stack.callback(following.cancel)
+        for work in (self._follow(), self._leave()):
+            stack.callback(self._loop.create_task(work).cancel)
+        self.membership.start(addresses, stack)
         self.hosting.start()
         self.governing.start()
         if cluster.balance_leaders:
@@ -220,10 +229,27 @@ class Member:
                     await self._loop.run_in_executor(None, self.ledger.write_directory, nodes)
             await asyncio.sleep(LOOK_S)
 
+    async def _leave(self) -> None:
+        """Once this node was removed: let go of what it holds here, which stays on its disk."""
+        await self.membership.removed.wait()
+        await self._balancer.stop()
+        await self.governing.stop()
+        await self.hosting.stop()
+        self.control.replicator = None
+        for group in list(self.driver.host.replicas):
+            await self.driver.remove(group)
+        await self.membership.forget()
+
+    def _stats(self) -> dict[str, float]:
+        """What is told of this node to who leads, beside its disk and memory."""
+        shards = [one.status for label, one in self.hosting.statuses().items() if label and one.status is not None]
+        return {"replicas": float(len(shards)), "leaders": float(sum(one.role == "leader" for one in shards)),
+                "halted": float(sum(one.state == "halted" for one in shards)), "running_calls": float(self.running)}
+
     def _make_edges(self, guards: Guards, workers: Executor, about: About) -> list[Edge]:
         own, nobody = self.own, NullObserver()
         internal = [*ReplicasServicer(own).methods(), *FoundingServicer(lambda: self.hosting.founding).methods(),
-                    *CopiesServicer(self.copies).methods()]
+                    *CopiesServicer(self.copies).methods(), *self.membership.servicer().methods()]
         public = [*CollectionsServicer(own).methods(), *RecordsServicer(own, nobody).methods(),
                   *QueriesServicer(own, nobody, guards.deadline_s, guards.on_fault).methods(),
                   *AdminServicer(own, None, about).methods()]
@@ -266,6 +292,8 @@ class Member:
         """Why this node does not serve yet, or no more; empty when it does."""
         if self.driver.failure is not None:
             return ["the logs' disk has failed; the node starts anew when it takes writes again"]
+        if self.membership.reason():
+            return [self.membership.reason()]
         status = self.control.status()
         if status is None:
             return [self._founding()]
@@ -365,14 +393,14 @@ def _open_logs(folder: Path, tell: Tell) -> Store:
         return open_logs(folder)
 
 
-async def join(settings: Settings, database: LocalDatabase, engine: LocalNode, observer: Observer, tell: Tell,
-               stack: AsyncExitStack) -> Member:
+async def join(settings: Settings, database: LocalDatabase, engine: LocalNode, observer: Observer, release: str,
+               tell: Tell, stack: AsyncExitStack) -> Member:
     """Open what a member of a cluster needs; nothing is seen by others until :meth:`Member.start`."""
     loop = asyncio.get_running_loop()
     certificates = open_peer_certificates(settings.cluster, settings.server.node_id, SystemClock(), tell)
     await loop.run_in_executor(None, check_directory, settings)
     store = await loop.run_in_executor(None, _open_logs, settings.data_dir / LOGS, tell)
     stack.callback(store.close)
-    member = Member(settings, database, engine, observer, store, certificates, tell)
+    member = Member(settings, database, engine, observer, store, certificates, release, tell)
     stack.push_async_callback(member.close)
     return member

@@ -205,7 +205,7 @@ async def _compose(settings: Settings, stack: AsyncExitStack, on_step: OnStep) -
         settings.engine.threads or available_cores(), limits.write_threads, limits.queued_queries,
         memory_limit(settings)), held_bytes, telemetry.slow.wants_plan)
     stack.push_async_callback(engine.close)
-    member = await _join(settings, database, engine, telemetry, stack)
+    member = await _join(settings, database, engine, telemetry, about["version"], stack)
     node: Node = engine if member is None else member.node
     keys = KeyRing(settings.data_dir / KEYS, open_store, clock)
     stack.callback(keys.close)
@@ -215,6 +215,8 @@ async def _compose(settings: Settings, stack: AsyncExitStack, on_step: OnStep) -
     guards = _guards(settings, keys, authenticator, metrics, certificates, stack)
     workers = ThreadPoolExecutor(EDGE_THREADS, thread_name_prefix="vecdb-edge")
     stack.callback(workers.shutdown)
+    if member is not None:
+        guards = replace(guards, authenticator=member.membership.guarded(guards.authenticator))
     details = _about(settings, about, engine)
     methods = [*CollectionsServicer(node).methods(), *RecordsServicer(node, metrics).methods(),
                *QueriesServicer(node, metrics, limits.deadline_s).methods(),
@@ -237,20 +239,20 @@ async def _compose(settings: Settings, stack: AsyncExitStack, on_step: OnStep) -
     if settings.server.warm_up:
         await loop.run_in_executor(None, _warm_up, on_step)
     if member is not None:
-        addresses["peer_port"] = await member.start(guards, workers, details, stack)
+        addresses["peer_port"] = await member.start(guards, workers, details, addresses, stack)
     await face.ready()
     starting.clear()
     return Running(face, http, metrics, addresses, settings.server.drain_s, starting, stack, member)
 
 
 async def _join(settings: Settings, database: LocalDatabase, engine: LocalNode, telemetry: Telemetry,
-                stack: AsyncExitStack) -> "Member | None":
+                release: str, stack: AsyncExitStack) -> "Member | None":
     """This node's part in its cluster, if it has one."""
     if not settings.cluster.name:
         return None
     from vecdb.serving.cluster import join  # a node that is alone needs nothing of it
 
-    member = await join(settings, database, engine, telemetry.metrics, tell, stack)
+    member = await join(settings, database, engine, telemetry.metrics, release, tell, stack)
     telemetry.add(Replication(member.figures, telemetry.metrics.names))
     return member
 

@@ -1,0 +1,212 @@
+"""Three coordinators and nodes that join them by a token, in one event loop: what lets them in, and what does not."""
+
+import shutil
+import time
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.grown_nodes import COORDINATORS, Grown
+from tests.replicated_nodes import free_ports, wait_for
+from vecdb.cluster.control import NodeEntry, node_of
+from vecdb.cluster.control.commands import node_put, node_remove, node_state, token_revoke
+from vecdb.core.cluster import NodeState, Role
+from vecdb.core.errors import NodeRemoved
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Of certificates; two shard nodes are members."""
+    with Grown(tmp_path_factory.mktemp("grown"), tls=True) as nodes:
+        nodes.found()
+        token = nodes.token(roles=[Role.SHARD])
+        nodes.add("s1", nodes.joining("s1", token, zone="east", capacity=2.0))
+        nodes.add("s2", nodes.joining("s2", token, zone="west", join=(nodes.nodes["c2"],)))
+        nodes.takes_part("s1", "s2")
+        yield nodes
+
+
+def refused(grown: Grown, name: str, words: str) -> None:
+    """Until a node that was started says that it does not get in, and why."""
+    wait_for(lambda: any("could not join" in why and words in why for why in grown.reasons(name)), f"{words!r}")
+
+
+def drop(grown: Grown, name: str) -> None:
+    """Stop a node that never became one."""
+    grown.stop([name])
+    del grown.settings[name]
+
+
+def test_who_joined_observes_and_everybody_knows_everybody(grown: Grown) -> None:
+    status = grown.status()
+    assert sorted(map(node_of, status.voters)) == list(COORDINATORS)
+    assert {"s1", "s2"} <= set(map(node_of, status.learners))
+    for name in ("c1", "s1", "s2"):
+        nodes = grown.state(name).nodes
+        assert {(one.name, one.role) for one in nodes.values()} >= {
+            ("c1", Role.COORDINATOR), ("s1", Role.SHARD), ("s2", Role.SHARD)}
+        assert (nodes["s1"].zone, nodes["s1"].capacity, nodes["s2"].zone) == ("east", 2.0, "west")
+        assert nodes["s1"].client_address == grown.url("s1").removeprefix("grpc://")
+        assert {*COORDINATORS, "s1", "s2"} <= set(grown.member(name).directory)
+
+
+def test_the_leader_hears_of_all_of_them(grown: Grown) -> None:
+    def heard() -> bool:
+        told = grown.member(grown.leader()).membership.announcements
+        return all(told.stats(name).get("disk_free_bytes", 0) > 0 and told.heard_s(name) < 5
+                   for name in grown.running)
+
+    wait_for(heard, "word of all nodes")
+
+
+def test_all_start_again_in_any_order_without_a_token(grown: Grown) -> None:
+    for order in (["s2", "c3", "s1", "c1", "c2"], ["c1", "s1", "s2", "c2", "c3"]):
+        grown.stop(list(grown.running))
+        for name in ("s1", "s2"):
+            kept = grown.settings[name]
+            grown.settings[name] = kept.model_copy(update={"cluster": kept.cluster.model_copy(update={
+                "join": ("127.0.0.1:9",), "token": type(kept.cluster.token)("")})})
+        grown.start(order)
+        grown.takes_part(*order)
+        assert set(map(node_of, grown.status().learners)) == {"s1", "s2"}
+
+
+def test_a_shard_node_alone_finds_the_others_again(grown: Grown) -> None:
+    before = grown.status().learners
+    grown.stop(["s1"])
+    grown.start(["s1"])
+    grown.takes_part("s1")
+    assert grown.status().learners == before, "the same replica"
+
+
+@pytest.mark.parametrize(("kind", "words"), [
+    ("wrong", "has no such token"), ("none", "none was given"), ("revoked", "has no such token"),
+    ("expired", "has expired"), ("role", "is for nodes of the role coordinator, not shard")])
+def test_a_token_that_does_not_fit(grown: Grown, kind: str, words: str) -> None:
+    token = ""
+    if kind == "wrong":
+        token = "vdj_" + "a" * 12 + "_" + "b" * 52
+    elif kind == "expired":
+        token = grown.token(ttl_s=10.0, at_s=time.time() - 60)
+    elif kind == "role":
+        token = grown.token(roles=[Role.COORDINATOR])
+    elif kind == "revoked":
+        token = grown.token()
+        grown.propose(token_revoke(token.split("_")[1]))
+    name = f"x{kind}"
+    before = grown.status().learners
+    grown.add(name, grown.joining(name, token))
+    refused(grown, name, words)
+    assert name not in grown.state("c1").nodes
+    assert grown.status().learners == before
+    drop(grown, name)
+
+
+def test_two_nodes_by_one_name(grown: Grown) -> None:
+    wait_for(lambda: grown.member(grown.leader()).membership.announcements.report("s1"), "word of s1")
+    token = grown.token()
+    for name in ("s1", "c2"):
+        others = tuple(address for node, address in grown.nodes.items() if node != name)
+        grown.add("twin", grown.joining(name, token, folder=f"twin-{name}", join=others))
+        refused(grown, "twin", "two nodes have this name")
+        drop(grown, "twin")
+        grown.takes_part(name)
+
+
+def test_a_lost_disk_comes_back_as_an_observer_by_the_same_name(grown: Grown) -> None:
+    token = grown.token()
+    before = next(one for one in grown.status().learners if node_of(one) == "s2")
+    settings = grown.settings["s2"]
+    grown.stop(["s2"])
+    shutil.rmtree(settings.data_dir)
+    again = grown.joining("s2", token, zone="west")
+    grown.add("s2", again)
+    refused(grown, "s2", "two nodes have this name"), "it was heard from a moment ago"
+    grown.takes_part("s2")
+    status = grown.status()
+    (after,) = [one for one in status.learners if node_of(one) == "s2"]
+    assert after != before
+    assert "s2" not in map(node_of, status.voters)
+    assert grown.state("c1").nodes["s2"].address == again.cluster.advertise
+
+
+def test_an_address_that_changes_is_taken_over(grown: Grown) -> None:
+    (port,) = free_ports(1)
+    settings = grown.settings["s1"]
+    moved = settings.model_copy(update={"cluster": settings.cluster.model_copy(update={
+        "advertise": f"127.0.0.1:{port}", "zone": "north"})})
+    grown.stop(["s1"])
+    grown.add("s1", moved)
+    wait_for(lambda: all(grown.state(name).nodes["s1"].zone == "north"
+                         and grown.member(name).directory["s1"] == f"127.0.0.1:{port}" for name in grown.running),
+             "the new address")
+    grown.takes_part("s1")
+
+
+def test_certificates_of_another_cluster(grown: Grown, tmp_path: Any) -> None:
+    token = grown.token()
+    stranger = Grown(tmp_path, tls=True)
+    with stranger:
+        theirs = stranger.make("s9", join=tuple(grown.nodes.values()), token=token, advertise="127.0.0.1:7")
+        grown.add("s9", theirs.model_copy(update={"data_dir": grown.path / "s9"}))
+        refused(grown, "s9", "not by this cluster's authority")
+        drop(grown, "s9")
+
+
+def test_a_removed_node_stops_and_joins_anew(grown: Grown) -> None:
+    token = grown.token()
+    grown.add("s3", grown.joining("s3", token))
+    grown.takes_part("s3")
+    grown.propose(node_state("s3", NodeState.DRAINED))
+    grown.propose(node_remove("s3"))
+    wait_for(lambda: "s3" not in map(node_of, grown.status().learners), "its replica to be taken out")
+    wait_for(lambda: any("was removed" in why for why in grown.reasons("s3")), "word of the removal")
+    with grown.connect("s3") as db, pytest.raises(NodeRemoved):
+        db.list_collections()
+    wait_for(lambda: "s3" not in grown.member("c1").directory, "it to be forgotten")
+    grown.stop(["s3"])
+    grown.start(["s3"])
+    grown.takes_part("s3")
+    assert grown.state("c1").nodes["s3"].state is NodeState.ACTIVE
+
+
+def test_a_node_that_was_down_when_it_was_removed_hears_of_it_from_the_others(grown: Grown) -> None:
+    token = grown.token()
+    grown.add("s4", grown.joining("s4", token))
+    grown.takes_part("s4")
+    grown.stop(["s4"])
+    grown.propose(node_state("s4", NodeState.DRAINED))
+    grown.propose(node_remove("s4"))
+    wait_for(lambda: "s4" not in map(node_of, grown.status().learners), "its replica to be taken out")
+    settings = grown.settings["s4"]
+    grown.settings["s4"] = settings.model_copy(update={"cluster": settings.cluster.model_copy(update={
+        "token": type(settings.cluster.token)("")})})
+    grown.start(["s4"])
+    wait_for(lambda: any("was removed" in why for why in grown.reasons("s4")), "word of the removal")
+    drop(grown, "s4")
+
+
+def test_who_joins_as_a_coordinator_votes(grown: Grown) -> None:
+    token = grown.token(roles=[Role.COORDINATOR])
+    grown.add("c4", grown.joining("c4", token, role="coordinator"))
+    wait_for(lambda: "c4" in map(node_of, grown.status().voters), "a fourth vote")
+    grown.takes_part("c4")
+    grown.propose(node_state("c4", NodeState.DRAINED))
+    grown.propose(node_remove("c4"))
+    wait_for(lambda: "c4" not in map(node_of, grown.status().voters), "its vote to go")
+    wait_for(lambda: any("was removed" in why for why in grown.reasons("c4")), "word of the removal")
+    drop(grown, "c4")
+
+
+def test_a_version_too_far_away(grown: Grown) -> None:
+    token = grown.token()
+    entry: NodeEntry = grown.state("c1").nodes["s1"]
+    grown.propose(node_put(replace(entry, name="old", address="127.0.0.1:6", version="7.7.7")))
+    try:
+        grown.add("s7", grown.joining("s7", token))
+        refused(grown, "s7", "one minor version apart")
+        drop(grown, "s7")
+    finally:
+        grown.propose(node_state("old", NodeState.DRAINED))
+        grown.propose(node_remove("old"))

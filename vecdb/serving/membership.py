@@ -1,0 +1,187 @@
+"""What of a node is about who belongs to the cluster, put together: joining, announcing, and having been removed.
+
+**A node that was removed** hears so from the control state, or from everybody it still reaches.  It lets go of its
+replicas, answers calls with ``NodeRemoved``, is not ready and says why; what it holds stays on its disk.  It forgets
+that it was a member, so with ``cluster.join`` and a token it may be started anew and join like any other.
+"""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+from typing import Any, Final
+
+from vecdb.cluster.control import VERSION
+from vecdb.cluster.founding import Founding
+from vecdb.cluster.joining import Candidate
+from vecdb.config import Settings
+from vecdb.core.access import Principal
+from vecdb.core.cluster import NodeState
+from vecdb.core.errors import DataCorrupted, NodeRemoved, StorageError
+from vecdb.core.nodes import bracketed, is_wildcard, split_address
+from vecdb.ports.clock import Clock
+from vecdb.ports.tell import Tell
+from vecdb.rpc.door import Authenticate
+from vecdb.rpc.members import JoinCalls, MembersServicer, RemoteMembers
+from vecdb.rpc.peers import RemotePeers
+from vecdb.rpc.tls import Certificates
+from vecdb.runtime.memory import disk, memory
+from vecdb.services.announcing import Announcements, Announcer, Report
+from vecdb.services.control import Control
+from vecdb.services.directory import Directory
+from vecdb.services.founding import NUMBERS
+from vecdb.services.joining import Joiner, Registrar
+from vecdb.services.ledger import Ledger
+
+LOOK_S: Final = 0.5
+LEFT_S: Final = 3.0
+REMOVED: Final = "this node was removed from the cluster: it may join anew, with a token (cluster.join, cluster.token)"
+
+
+def draw() -> int:
+    """A number for a disk."""
+    return secrets.randbelow(NUMBERS[1] - NUMBERS[0]) + NUMBERS[0]
+
+
+class Membership:
+    """Belongs to one event loop.  ``stats()``: what is told of the node beside its disk and memory."""
+
+    def __init__(self, settings: Settings, version: str, control: Control, directory: Directory, ledger: Ledger,
+                 peers: RemotePeers, certificates: Certificates | None, clock: Clock, tell: Tell,
+                 stats: Callable[[], Mapping[str, float]]) -> None:
+        self._me = settings.server.node_id
+        self._settings = settings
+        self._version = version
+        self._control = control
+        self._directory = directory
+        self._ledger = ledger
+        self._clock = clock
+        self._tell = tell
+        self._stats = stats
+        self._loop = asyncio.get_running_loop()
+        self._incarnation = time.time_ns()
+        self._ports: dict[str, Any] = {}
+        self.removed = asyncio.Event()
+        self.announcements = Announcements(self._leading, clock, tell)
+        self.registrar = Registrar(self._me, version, control, directory, self.announcements, clock, tell=tell)
+        self._members = RemoteMembers(peers.replicas)
+        self._announcer = Announcer(self._me, directory.names, self.registrar, self._members, control.status,
+                                    self._report, clock, settled=self._settled, removed=self._was_removed, tell=tell)
+        cluster = settings.cluster
+        self.joiner = None if not cluster.join else Joiner(
+            cluster.join, cluster.token.get_secret_value, self.describe, ledger, directory,
+            JoinCalls(self._me, cluster, certificates, self._incarnation), tell, draw=draw, thread=self._thread,
+            joined=self._announcer.likely)
+
+    def servicer(self) -> MembersServicer:
+        return MembersServicer(self._me, self.registrar, self._leader, self._members.admit, self._votes, self._clock)
+
+    def start(self, addresses: Mapping[str, Any], stack: AsyncExitStack) -> None:
+        """Begin to tell of this node, once it is known where clients reach it; ``stack`` undoes it."""
+        self._ports = dict(addresses)
+        for work in (self._announcer.run(), self.registrar.run(), self._follow()):
+            stack.callback(self._loop.create_task(work).cancel)
+
+    # --- this node --------------------------------------------------------------------------------
+
+    def describe(self, number: int) -> Candidate:
+        """This node as it stands in the control state."""
+        server, cluster = self._settings.server, self._settings.cluster
+        address = cluster.address(self._me)
+        host = split_address(address)[0] if is_wildcard(server.host) else server.host
+        client = server.advertise
+        if not client and not server.host.startswith("unix:"):
+            client = f"{bracketed(host)}:{self._ports.get('grpc_port') or server.grpc_port}"
+        http = ""
+        if client and server.http_port >= 0:
+            port = self._ports.get("http_port") or server.http_port
+            http = f"{bracketed(split_address(client)[0])}:{port}" if port else ""
+        if client.endswith(":0"):  # not known yet
+            client = http = ""
+        return Candidate(self._me, number, address, client, http, cluster.part, cluster.zone, cluster.capacity,
+                         self._version, VERSION)
+
+    async def _report(self) -> Report:
+        folder = self._settings.data_dir
+        room = await self._loop.run_in_executor(None, _room, folder)
+        status, founding = self._control.status(), self._ledger.founding
+        stats = {**room, **self._stats(), "control_applied": float(self._control.state.log_index)}
+        return Report(self.describe(0 if founding is None else founding.number), "" if status is None else status.me,
+                      status is not None and status.state == "joining", self._incarnation, self._clock.wall(), stats)
+
+    def _settled(self) -> bool:
+        status, entry = self._control.status(), self._control.state.nodes.get(self._me)
+        return entry is not None and status is not None and status.state == "ok"
+
+    async def _thread(self, work: Callable[..., Any], *args: Any) -> Any:
+        return await self._loop.run_in_executor(None, work, *args)
+
+    # --- the control group ------------------------------------------------------------------------
+
+    def _leading(self) -> int:
+        status = self._control.status()
+        return status.term if status is not None and status.role == "leader" else 0
+
+    def _leader(self) -> str | None:
+        status = self._control.status()
+        return None if status is None or status.leader is None else status.leader.rpartition("/")[0]
+
+    def _votes(self, node: str) -> bool:
+        status = self._control.status()
+        return status is not None and any(one.rpartition("/")[0] == node for one in status.voters)
+
+    # --- the end ----------------------------------------------------------------------------------
+
+    async def _follow(self) -> None:
+        """Look whether this node, having been a member in this life, has left by its own control state, for longer than
+        it takes to read a log in which it left and joined anew.
+        """
+        member, since = False, 0.0
+        while not self.removed.is_set():
+            entry, now = self._control.state.nodes.get(self._me), self._clock.monotonic()
+            left = entry is not None and entry.state is NodeState.LEFT
+            member, since = member or (entry is not None and not left), since if left else now
+            if member and left and now - since >= LEFT_S:
+                self._was_removed()
+            await asyncio.sleep(LOOK_S)
+
+    def _was_removed(self) -> None:
+        if not self.removed.is_set():
+            self.removed.set()
+            self._tell("error", "node_removed", about=self._me, why=REMOVED)
+
+    async def forget(self) -> None:
+        """After this node's replicas were let go of: let it join anew at the next start."""
+        with suppress(StorageError, DataCorrupted):
+            await self._thread(self._ledger.write_founding, Founding(draw()))
+
+    def reason(self) -> str:
+        """Why this node is no member; empty where it is one."""
+        if self.removed.is_set():
+            return REMOVED
+        if self.joiner is not None and self.joiner.waits_for:
+            return f"it could not join the cluster yet: {self.joiner.waits_for}"
+        return ""
+
+    def guarded(self, authenticator: Authenticate) -> Authenticate:
+        """Who is let in where this node serves: nobody any more, once it was removed."""
+        return _Gate(authenticator, self.removed)
+
+
+class _Gate:
+    def __init__(self, inner: Authenticate, removed: asyncio.Event) -> None:
+        self._inner = inner
+        self._removed = removed
+
+    def check(self, metadata: Any, peer: str, certificate: str = "") -> Principal:
+        if self._removed.is_set():
+            raise NodeRemoved(REMOVED)
+        return self._inner.check(metadata, peer, certificate)
+
+
+def _room(folder: Path) -> dict[str, float]:
+    room, held = disk(folder), memory()
+    return {"disk_free_bytes": float(room.free_bytes), "disk_total_bytes": float(room.total_bytes),
+            "memory_bytes": float(held.resident_bytes), "memory_limit_bytes": float(held.total_bytes)}
