@@ -13,6 +13,7 @@ from vecdb.client.remote.channels import credentials, open_aio
 from vecdb.client.remote.failures import tls_hint
 from vecdb.client.remote.gather import AsyncGather
 from vecdb.client.remote.io import AioWire, Link, keep
+from vecdb.client.remote.operations import OperationsProcedures, RemoteOperations
 from vecdb.client.remote.options import Options
 from vecdb.client.remote.options import check as check_options
 from vecdb.client.remote.procedures import Procedures
@@ -60,6 +61,7 @@ class RemoteNode:
         self._do = Procedures(options, label, self._addresses)
         self._admin = AdminProcedures(self._do.caller)
         self._shards = ShardsProcedures(self._do.caller)
+        self.operations = RemoteOperations(self._run, OperationsProcedures(self._do.caller))
         self._gather = AsyncGather(self._query_now) if options.auto_batch else None
         keep(self._wire)
 

@@ -1,7 +1,7 @@
 """What operators ask of a cluster: nodes, jobs, tokens to join with, settings."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol, TypeVar
 
 import orjson
 
@@ -13,6 +13,8 @@ from vecdb.core.cluster import JobInfo, Plan
 from vecdb.core.operations import ClusterInfo, JoinToken, NewJoinToken
 from vecdb.v1 import operations_pb2 as pb
 from vecdb.wire import operations as wire
+
+T = TypeVar("T")
 
 GET: Final = Rpc("Operations/GetCluster")
 JOBS: Final = Rpc("Operations/ListClusterJobs")
@@ -82,3 +84,50 @@ class OperationsProcedures:
     def set_cluster_setting(self, name: str, value: Any, call: Call | None = None) -> Steps[None]:
         message = pb.SetClusterSettingRequest(name=name, value_json=orjson.dumps(value))
         yield from self._caller.call(SET, message.SerializeToString(), call, write=True)
+
+
+class Run(Protocol):
+    """Carries out steps in the event loop: of :class:`vecdb.client.remote.node.RemoteNode`."""
+
+    async def __call__(self, steps: Steps[T], call: Call | None = None, /) -> T: ...
+
+
+class RemoteOperations:
+    """Another node's :class:`vecdb.ports.operations.Operations`, awaited."""
+
+    def __init__(self, run: Run, procedures: OperationsProcedures) -> None:
+        self._run = run
+        self._do = procedures
+
+    async def cluster(self, call: Call) -> ClusterInfo:
+        return await self._run(self._do.cluster(call), call)
+
+    async def cluster_jobs(self, call: Call, *, id: int = 0, ended: bool = False) -> list[JobInfo]:
+        return await self._run(self._do.cluster_jobs(call, id=id, ended=ended), call)
+
+    async def plan_job(self, kind: str, target: str, args: Mapping[str, Any], call: Call) -> Plan:
+        return await self._run(self._do.plan_job(kind, target, args, call), call)
+
+    async def begin_job(self, kind: str, target: str, args: Mapping[str, Any], call: Call) -> int:
+        return await self._run(self._do.begin_job(kind, target, args, call), call)
+
+    async def cancel_job(self, id: int, call: Call) -> JobInfo:
+        return await self._run(self._do.cancel_job(id, call), call)
+
+    async def create_join_token(self, ttl_s: float, roles: Sequence[str], call: Call) -> NewJoinToken:
+        return await self._run(self._do.create_join_token(ttl_s, roles, call), call)
+
+    async def join_tokens(self, call: Call) -> list[JoinToken]:
+        return await self._run(self._do.join_tokens(call), call)
+
+    async def revoke_join_token(self, id: str, call: Call) -> None:
+        await self._run(self._do.revoke_join_token(id, call), call)
+
+    async def activate_node(self, node: str, call: Call) -> None:
+        await self._run(self._do.activate_node(node, call), call)
+
+    async def remove_node(self, node: str, call: Call) -> None:
+        await self._run(self._do.remove_node(node, call), call)
+
+    async def set_cluster_setting(self, name: str, value: Any, call: Call) -> None:
+        await self._run(self._do.set_cluster_setting(name, value, call), call)

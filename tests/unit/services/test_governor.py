@@ -1,0 +1,242 @@
+"""Jobs from beginning to end: what they want is reached, whoever runs them and however often that changes."""
+
+import asyncio
+from random import Random
+from typing import Any
+
+import pytest
+
+from tests.unit.services.governed import Control, Governed
+from vecdb.cluster.control import JobEntry, job_cancel
+from vecdb.core.cluster import JobState, NodeState
+from vecdb.core.errors import InvalidArgument, Unavailable, VecdbError
+from vecdb.services.governor import Governor
+from vecdb.services.operations.base import Step
+from vecdb.services.operations.kinds import Drain, Move, Rebalance, Repair, Replication
+from vecdb.services.operations.placing import AWAY_S, RECEIVE_AT_ONCE
+
+KINDS = {one.kind: one for one in (Move(), Replication(), Drain(), Repair(), Rebalance())}
+
+
+def governor(governed: Governed, operations: Any = KINDS) -> Governor:
+    return Governor("c1", Control(governed), governed.replicas, governed, governed.clock, operations)
+
+
+async def turns(governed: Governed, one: Governor, count: int) -> None:
+    for _ in range(count):
+        await one.look()
+        await asyncio.gather(*(run.task for run in one._runs.values() if run.task is not None))
+        governed.move()
+        governed.clock.now += 1.0
+
+
+async def until_ended(governed: Governed, job: JobEntry, *, seed: int = 0) -> JobEntry:
+    """With another node leading now and then, which knows nothing of what was done before."""
+    random, one = Random(seed), governor(governed)
+    for _ in range(400):
+        await turns(governed, one, 1)
+        if governed.now.jobs[job.id].state.ended:
+            return governed.now.jobs[job.id]
+        if random.random() < 0.3:
+            await one.stop()
+            one = governor(governed)
+        for group, nodes in governed.there.items():
+            assert len(nodes) >= 2, f"shard {group} has lost copies on the way"
+    raise AssertionError(f"it does not end: {governed.now.jobs[job.id]}")
+
+
+def spread(governed: Governed) -> dict[str, int]:
+    counts: dict[str, int] = dict.fromkeys(governed.now.nodes, 0)
+    for nodes in governed.there.values():
+        for node in nodes:
+            counts[node] += 1
+    return counts
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_drained_node_is_empty_and_stays_so(seed: int) -> None:
+    governed = Governed(5)
+    governed.collection("docs", *[tuple(f"n{(at + more) % 4 + 1}" for more in range(2)) for at in range(12)])
+    job = asyncio.run(until_ended(governed, governed.begin("drain", "n1"), seed=seed))
+    assert (job.state, job.error) == (JobState.DONE, "")
+    assert governed.now.nodes["n1"].state is NodeState.DRAINED
+    assert spread(governed)["n1"] == 0
+    assert not governed.now.loads().get("n1")
+    assert job.done == job.total == 6
+
+
+def test_a_move_waits_for_its_node_and_can_be_taken_back() -> None:
+    async def run() -> None:
+        governed = Governed(4)
+        governed.collection("docs", ("n1", "n2"))
+        governed.stuck = {"n4"}
+        job, one = governed.begin("move", "1", **{"from": "n2", "to": "n4"}), governor(governed)
+        await turns(governed, one, 10)
+        assert governed.now.jobs[job.id].state is JobState.RUNNING
+        assert governed.now.shards[1].desired == ("n1", "n4")
+        assert governed.there[1] == ("n1", "n2"), "nothing is given up for a node that is not there"
+        governed.do(job_cancel(job.id, at_s=governed.clock.now))
+        await turns(governed, one, 3)
+        assert governed.now.jobs[job.id].state is JobState.CANCELLED
+        assert sorted(governed.now.shards[1].desired) == ["n1", "n2"]
+        await one.stop()
+
+    asyncio.run(run())
+
+
+def test_a_lost_node_is_repaired_by_itself_and_one_that_comes_back_is_left_alone() -> None:
+    async def run() -> None:
+        governed = Governed(5)
+        governed.collection("docs", ("n1", "n2", "n3"), ("n1", "n3", "n4"))
+        one = governor(governed)
+        governed.silent["n1"] = 599.0
+        await turns(governed, one, 10)
+        assert not governed.now.jobs, "it may come back"
+        governed.silent["n1"] = 601.0
+        await turns(governed, one, 60)
+        (job,) = governed.now.jobs.values()
+        assert (job.kind, job.target, job.state) == ("repair", "n1", JobState.DONE)
+        assert spread(governed)["n1"] == 0
+        governed.silent["n2"] = AWAY_S - 1
+        early = governed.begin("repair", "n2")
+        await turns(governed, one, 10)
+        assert governed.now.jobs[early.id].state is JobState.DONE
+        assert governed.now.loads()["n2"], "it is heard"
+        await one.stop()
+
+    asyncio.run(run())
+
+
+def test_replication_goes_up_and_down() -> None:
+    governed = Governed(5)
+    governed.collection("docs", ("n1", "n2"), ("n2", "n3"))
+    assert asyncio.run(until_ended(governed, governed.begin("replication", "docs", factor=4))).state is JobState.DONE
+    assert [len(nodes) for nodes in governed.there.values()] == [4, 4]
+    assert governed.now.get("docs").replication_factor == 4
+    assert asyncio.run(until_ended(governed, governed.begin("replication", "docs", factor=2))).state is JobState.DONE
+    assert [len(nodes) for nodes in governed.there.values()] == [2, 2]
+
+
+def test_rebalancing_sends_no_node_more_than_it_may_at_once() -> None:
+    async def run() -> None:
+        governed = Governed(3)
+        governed.collection("docs", *[("n1", "n2")] * 20)
+        job, one = governed.begin("rebalance", ""), governor(governed)
+        for _ in range(200):
+            await turns(governed, one, 1)
+            coming = sum("n3" in entry.desired and "n3" not in governed.there[entry.group]
+                         for entry in governed.now.shards.values())
+            assert coming <= RECEIVE_AT_ONCE
+            if governed.now.jobs[job.id].state.ended:
+                break
+        assert governed.now.jobs[job.id].state is JobState.DONE
+        assert max(spread(governed).values()) - min(spread(governed).values()) <= 2
+        await one.stop()
+
+    asyncio.run(run())
+
+
+def test_plans_say_what_would_be_done_and_why_not() -> None:
+    governed = Governed(3, "ab")
+    governed.collection("docs", ("n1", "n2", "n3"))
+    state = governed.now
+    with pytest.raises(Unavailable, match="no other node"):
+        KINDS["drain"].plan(state, "n1", {})
+    with pytest.raises(InvalidArgument, match="no node"):
+        KINDS["drain"].plan(state, "n9", {})
+    with pytest.raises(InvalidArgument, match="is heard"):
+        KINDS["repair"].plan(state, "n1", {})
+    with pytest.raises(Unavailable, match="there are 3"):
+        KINDS["replication"].plan(state, "docs", {"factor": 4})
+    with pytest.raises(InvalidArgument):
+        KINDS["replication"].plan(state, "docs", {"factor": "4"})
+    with pytest.raises(InvalidArgument):
+        KINDS["move"].plan(state, "docs", {})
+    plan = KINDS["replication"].plan(state, "docs", {"factor": 2})
+    assert [(one.action, one.target) for one in plan.steps] == [("remove", "1")]
+    assert plan.notes
+    assert KINDS["rebalance"].plan(state, "", {}).empty
+
+
+class Failing:
+    """An operation that does what it is told."""
+
+    kind = "failing"
+
+    def __init__(self, *ends: object) -> None:
+        self.ends = list(ends)
+
+    def plan(self, *args: Any) -> Any:
+        raise AssertionError
+
+    async def step(self, job: Any, context: Any) -> Step:
+        end = self.ends.pop(0)
+        if isinstance(end, Exception):
+            raise end
+        assert isinstance(end, Step)
+        return end
+
+    cancel = step
+
+
+@pytest.mark.parametrize(("ends", "state", "error"), [
+    ([Unavailable("away"), Step("done", state=JobState.DONE)], JobState.DONE, ""),
+    ([InvalidArgument("x", "is wrong")], JobState.FAILED, "is wrong"),
+    ([KeyError("a mistake of ours")], JobState.FAILED, "KeyError"),
+])
+def test_what_may_pass_is_tried_again_and_what_may_not_ends_the_job(ends: list[object], state: JobState, error: str
+                                                                    ) -> None:
+    async def run() -> JobEntry:
+        governed = Governed(1)
+        job, one = governed.begin("failing", "x"), governor(governed, {"failing": Failing(*ends)})
+        await turns(governed, one, 5)
+        await one.stop()
+        return governed.now.jobs[job.id]
+
+    job = asyncio.run(run())
+    assert job.state is state
+    assert error in job.error
+
+
+def test_who_does_not_lead_runs_nothing_and_two_of_a_kind_wait_for_each_other() -> None:
+    async def run() -> None:
+        governed = Governed(1)
+        running = Step("on", 1, 3, "things")
+        first = governed.begin("failing", "x")
+        second = governed.begin("failing", "x")
+        one = governor(governed, {"failing": Failing(*[running] * 40)})
+        governed.leads = False
+        await turns(governed, one, 3)
+        assert governed.now.jobs[first.id].state is JobState.WAITING
+        governed.leads = True
+        await turns(governed, one, 5)
+        assert governed.now.jobs[first.id].state is JobState.RUNNING
+        assert governed.now.jobs[first.id].done == 1
+        assert governed.now.jobs[second.id].state is JobState.WAITING
+        unknown = governed.begin("nonsense", "x")
+        await turns(governed, one, 3)
+        assert governed.now.jobs[unknown.id].state is JobState.FAILED
+        await one.stop()
+
+    asyncio.run(run())
+
+
+def test_an_error_of_the_control_group_is_no_end() -> None:
+    governed = Governed(1)
+
+    async def run() -> None:
+        one = governor(governed)
+        before = governed.propose
+
+        async def broken(command: bytes, deadline: float | None = None) -> Any:
+            raise VecdbError("broken")
+
+        governed.propose = broken  # type: ignore[method-assign]
+        job = governed.begin("drain", "n9")
+        await turns(governed, one, 2)
+        governed.propose = before  # type: ignore[method-assign]
+        await turns(governed, one, 40)
+        assert governed.now.jobs[job.id].state.ended
+        await one.stop()
+
+    asyncio.run(run())

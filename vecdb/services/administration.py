@@ -1,0 +1,273 @@
+"""What operators ask of a node: answered from the control state, or by whoever leads the control group.
+
+Only the leader hears of all nodes, and only through him things change; so all but the simplest questions go to him, as
+writes of records go to the leader of their shard (:mod:`vecdb.services.leaders`).  A node that is asked by another
+answers for itself or says who leads.
+
+A job is refused as its plan would be, by the leader, before it is written down.  What was promised is kept by the
+governor (:mod:`vecdb.services.governor`), who plans anew at every step.
+"""
+
+import hashlib
+import os
+import secrets
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final, Protocol, TypeVar
+
+from vecdb.cluster.control import (
+    ControlState,
+    JobEntry,
+    TokenEntry,
+    job_cancel,
+    job_put,
+    node_of,
+    node_remove,
+    node_state,
+    setting_put,
+    token_put,
+    token_revoke,
+)
+from vecdb.core.calls import Call, WriteToken
+from vecdb.core.cluster import JobInfo, JobState, NodeInfo, NodeState, Plan, Role
+from vecdb.core.errors import InvalidArgument, NotLeader, Unavailable, Unsupported, VecdbError
+from vecdb.core.operations import SETTINGS, ClusterInfo, JoinToken, NewJoinToken
+from vecdb.ports.operations import Operations
+from vecdb.ports.replicator import ReplicaStatus, Replicator
+from vecdb.services.governor import Governor
+from vecdb.services.leaders import Leaders, Task
+from vecdb.services.operations.base import Operation
+from vecdb.services.operations.placing import AWAY_S
+from vecdb.services.replicas import CONTROL
+
+T = TypeVar("T")
+
+TOKEN_TTL_S: Final = 3_600.0
+TOKEN_MOST_S: Final = 366 * 86_400.0
+SECRET_BYTES: Final = 24
+
+
+class Controlled(Protocol):
+    """The control group: :class:`vecdb.services.control.Control`."""
+
+    @property
+    def state(self) -> ControlState: ...
+
+    @property
+    def replicator(self) -> Replicator | None: ...
+
+    def status(self) -> ReplicaStatus | None: ...
+
+
+def token_digest(salt: str, secret: str) -> str:
+    """What is kept of a token's secret: it has 192 random bits, so one pass of a hash is enough."""
+    return hashlib.blake2b(secret.encode(), salt=bytes.fromhex(salt), digest_size=32).hexdigest()
+
+
+class OwnOperations:
+    """Met where this node leads the control group; ``NotLeader`` where it does not."""
+
+    def __init__(self, me: str, name: str, control: Controlled, governor: Governor,
+                 operations: Mapping[str, Operation], leads: Callable[[], Mapping[str, int]]) -> None:
+        """``name``: of the cluster; ``leads``: how many shards each node leads, as far as this one knows."""
+        self._me = me
+        self._name = name
+        self._control = control
+        self._governor = governor
+        self._operations = operations
+        self._leads = leads
+
+    def _leading(self) -> ControlState:
+        replicator = self._control.replicator
+        if replicator is None:
+            raise Unavailable("the control group is not here yet", retry_after_s=0.1)
+        status = replicator.status()
+        if status.role != "leader":
+            raise NotLeader(f"{status.leader} leads the control group" if status.leader else
+                            "the control group has no leader at the moment", leader=status.leader)
+        return self._control.state
+
+    async def _propose(self, command: bytes) -> object:
+        outcome = await self._governor.context.propose(command)
+        if isinstance(outcome, VecdbError):
+            raise outcome
+        return outcome
+
+    async def cluster(self, call: Call) -> ClusterInfo:
+        state = self._leading()
+        status = self._control.status()
+        voters = set() if status is None else set(map(node_of, status.voters))
+        loads, leads, context = state.loads(), self._leads(), self._governor.context
+        nodes = [NodeInfo(one.name, one.address, one.client_address, one.http_address, one.role, one.zone,
+                          one.capacity, one.state, one.version, context.heard_s(one.name), one.name in voters,
+                          loads.get(one.name, 0), leads.get(one.name, -1), dict(context.stats(one.name)))
+                 for one in state.nodes.values() if one.state is not NodeState.LEFT]
+        settings = {name: state.settings.get(name, default) for name, (default, *_) in SETTINGS.items()}
+        return ClusterInfo(self._name, self._me, self._me, state.epoch, tuple(sorted(nodes, key=lambda one: one.name)),
+                           len(state.collections), sum(len(one.shards) for one in state.collections.values()),
+                           sum(not one.state.ended for one in state.jobs.values()), settings)
+
+    async def cluster_jobs(self, call: Call, *, id: int = 0, ended: bool = False) -> list[JobInfo]:
+        state = self._leading()
+        if id:
+            return [_told(_job(state, id))]
+        return [_told(one) for one in sorted(state.jobs.values(), key=lambda one: one.id)
+                if ended or not one.state.ended]
+
+    async def plan_job(self, kind: str, target: str, args: Mapping[str, Any], call: Call) -> Plan:
+        state = self._leading()
+        operation = self._operations.get(kind)
+        if operation is None:
+            raise InvalidArgument("kind", f"there is no job {kind[:40]!r}", got=kind[:40],
+                                  limit=sorted(self._operations))
+        heard_s = self._governor.context.heard_s
+        return operation.plan(state, target, args, [one for one in state.nodes if heard_s(one) > AWAY_S])
+
+    async def begin_job(self, kind: str, target: str, args: Mapping[str, Any], call: Call) -> int:
+        await self.plan_job(kind, target, args, call)
+        clock = self._governor.context.clock
+        made = await self._propose(job_put(kind, target, args, at_s=clock.wall(),
+                                           key=b"" if call.token is None else call.token.key))
+        if not isinstance(made, JobEntry):
+            raise VecdbError("the control group answered with what is no job", got=type(made).__name__)
+        return made.id
+
+    async def cancel_job(self, id: int, call: Call) -> JobInfo:
+        job = _job(self._leading(), id)
+        if not job.state.ended and job.state is not JobState.CANCELLING:
+            await self._propose(job_cancel(id, at_s=self._governor.context.clock.wall()))
+        return _told(_job(self._control.state, id))
+
+    async def create_join_token(self, ttl_s: float, roles: Sequence[str], call: Call) -> NewJoinToken:
+        self._leading()
+        ttl_s = ttl_s or TOKEN_TTL_S
+        if not 0 < ttl_s <= TOKEN_MOST_S:
+            raise InvalidArgument("ttl", "is how long the token is good for", got=ttl_s, limit=TOKEN_MOST_S)
+        unknown = [one for one in roles if one not in list(Role)]
+        if unknown:
+            raise InvalidArgument("roles", f"{unknown[0][:40]!r} is no role", got=unknown[0][:40], limit=list(Role))
+        now = self._governor.context.clock.wall()
+        id, salt, secret = secrets.token_hex(4), os.urandom(16).hex(), secrets.token_urlsafe(SECRET_BYTES)
+        entry = TokenEntry(id, salt, token_digest(salt, secret), now + ttl_s, tuple(map(Role, roles)), now)
+        await self._propose(token_put(entry))
+        return NewJoinToken(JoinToken(id, now, now + ttl_s, tuple(roles)), f"vdbj_{id}_{secret}")
+
+    async def join_tokens(self, call: Call) -> list[JoinToken]:
+        return [JoinToken(one.id, one.created_s, one.expires_s, tuple(one.roles))
+                for one in sorted(self._leading().tokens.values(), key=lambda one: one.created_s)]
+
+    async def revoke_join_token(self, id: str, call: Call) -> None:
+        if id not in self._leading().tokens:
+            raise InvalidArgument("token", f"there is no token {id[:40]!r}", got=id[:40])
+        await self._propose(token_revoke(id))
+
+    async def activate_node(self, node: str, call: Call) -> None:
+        self._node(node)
+        await self._propose(node_state(node, NodeState.ACTIVE))
+
+    async def remove_node(self, node: str, call: Call) -> None:
+        state = self._node(node)
+        held = state.loads().get(node, 0)
+        if held:
+            raise InvalidArgument("node", f"{node} should hold {held} replicas yet: drain it first, or repair it if it "
+                                  "is lost", got=node)
+        status = self._control.status()
+        if status is not None and node in map(node_of, status.voters) and len(status.voters) <= 1:
+            raise InvalidArgument("node", f"{node} is the only coordinator", got=node)
+        await self._propose(node_remove(node))
+
+    def _node(self, node: str) -> ControlState:
+        state = self._leading()
+        if node not in state.nodes or state.nodes[node].state is NodeState.LEFT:
+            raise InvalidArgument("node", f"there is no node {node[:80]!r}", got=node[:80],
+                                  limit=sorted(state.nodes)[:64])
+        return state
+
+    async def set_cluster_setting(self, name: str, value: Any, call: Call) -> None:
+        self._leading()
+        if name not in SETTINGS:
+            raise InvalidArgument("name", f"there is no setting {name[:80]!r}", got=name[:80], limit=sorted(SETTINGS))
+        _, least, most, _ = SETTINGS[name]
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))
+                                  or not least <= value <= most):
+            raise InvalidArgument("value", f"of {name} must be a number from {least:g} to {most:g}",
+                                  got=str(value)[:80], limit=[least, most])
+        await self._propose(setting_put(name, value))
+
+
+class Administration:
+    """Any node's: asks whoever leads the control group.  Met: :class:`vecdb.ports.operations.Operations`."""
+
+    def __init__(self, me: str, nodes: Callable[[], Sequence[str]], own: Operations, other: Callable[[str], Operations],
+                 leaders: Leaders) -> None:
+        """``nodes``: those that vote in the control group, or all; ``other``: of another node, for itself alone."""
+        self._me = me
+        self._nodes = nodes
+        self._own = own
+        self._other = other
+        self._leaders = leaders
+
+    async def _ask(self, call: Call, ask: Callable[[Operations], Awaitable[T]], *, once: bool = False) -> T:
+        return await self._leaders.ask(Task(CONTROL, self._nodes(), call, once=once), lambda node: ask(
+            self._own if node == self._me else self._other(node)))
+
+    async def cluster(self, call: Call) -> ClusterInfo:
+        return await self._ask(call, lambda one: one.cluster(call))
+
+    async def cluster_jobs(self, call: Call, *, id: int = 0, ended: bool = False) -> list[JobInfo]:
+        return await self._ask(call, lambda one: one.cluster_jobs(call, id=id, ended=ended))
+
+    async def plan_job(self, kind: str, target: str, args: Mapping[str, Any], call: Call) -> Plan:
+        return await self._ask(call, lambda one: one.plan_job(kind, target, args, call))
+
+    async def begin_job(self, kind: str, target: str, args: Mapping[str, Any], call: Call) -> int:
+        if call.token is None:  # what is tried again here must be done once
+            call.token = WriteToken(os.urandom(16))
+        return await self._ask(call, lambda one: one.begin_job(kind, target, args, call))
+
+    async def cancel_job(self, id: int, call: Call) -> JobInfo:
+        return await self._ask(call, lambda one: one.cancel_job(id, call))
+
+    async def create_join_token(self, ttl_s: float, roles: Sequence[str], call: Call) -> NewJoinToken:
+        return await self._ask(call, lambda one: one.create_join_token(ttl_s, roles, call), once=True)
+
+    async def join_tokens(self, call: Call) -> list[JoinToken]:
+        return await self._ask(call, lambda one: one.join_tokens(call))
+
+    async def revoke_join_token(self, id: str, call: Call) -> None:
+        await self._ask(call, lambda one: one.revoke_join_token(id, call))
+
+    async def activate_node(self, node: str, call: Call) -> None:
+        await self._ask(call, lambda one: one.activate_node(node, call))
+
+    async def remove_node(self, node: str, call: Call) -> None:
+        await self._ask(call, lambda one: one.remove_node(node, call))
+
+    async def set_cluster_setting(self, name: str, value: Any, call: Call) -> None:
+        await self._ask(call, lambda one: one.set_cluster_setting(name, value, call))
+
+
+class NoCluster:
+    """Of a node that is alone: every method raises ``Unsupported``."""
+
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+        async def refuse(*args: Any, **named: Any) -> Any:
+            raise Unsupported("this node is alone: it is of no cluster (cluster.name is empty)", method=name)
+
+        return refuse
+
+
+def _job(state: ControlState, id: int) -> JobEntry:
+    found = state.jobs.get(id)
+    if found is None:
+        raise InvalidArgument("job", f"there is no job {id}", got=id)
+    return found
+
+
+def _told(job: JobEntry) -> JobInfo:
+    """With when it will be done, if it goes on as it went so far."""
+    eta_s = -1.0
+    passed = job.updated_s - job.created_s
+    if job.state is JobState.RUNNING and 0 < job.done < job.total and passed > 0:
+        eta_s = passed * (job.total - job.done) / job.done
+    return JobInfo(job.id, job.kind, job.target, job.args, job.state, job.phase, job.done, job.total, job.unit,
+                   job.created_s, job.updated_s, eta_s, job.error)

@@ -1,0 +1,307 @@
+"""Who leads the control group runs the jobs: a step at a time each, and some at once.
+
+Twice a second the governor looks at the jobs that the control state has.  One that waits is begun when nothing that
+it would get in the way of is running; one that runs is given its next step when that is due; one that is being
+cancelled is given its ``cancel``.  What comes of a step is written down in the control group's log where it says
+something new, progress at most every :data:`PROGRESS_S` seconds.
+
+Nothing of this is remembered by the node: another that is elected reads the same jobs and goes on.  A step that fails
+because somebody was away is tried again, after a pause that grows; any other error ends the job, and stands there for
+whoever asks.
+
+By itself it begins two kinds of jobs (settings of the cluster, ``vecdb cluster set``): ``repair`` of a node that was
+not heard for ``repair_after_s``, and ``scrub`` of a collection that was not compared for ``scrub_every_s``.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from vecdb.cluster.control import ControlState, job_put, job_update
+from vecdb.core.calls import Call
+from vecdb.core.cluster import JobState, NodeState
+from vecdb.core.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    NotLeader,
+    OutcomeUnknown,
+    Overloaded,
+    Unavailable,
+    VecdbError,
+)
+from vecdb.ports.clock import Clock
+from vecdb.ports.peers import Replicas
+from vecdb.ports.replicator import ReplicaStatus, Replicator
+from vecdb.ports.tell import Tell, tell_nobody
+from vecdb.services.operations.base import Job, Operation, Step
+
+LOOK_S: Final = 0.5
+PROGRESS_S: Final = 2.0
+AT_ONCE: Final = 8
+"""Jobs that run at the same time."""
+RETRY_S: Final = (0.5, 15.0)
+"""Pauses after a failure that may pass: the first, and the longest."""
+ASK_S: Final = 2.0
+PROPOSE_S: Final = 10.0
+_PASSING: Final = (Unavailable, DeadlineExceeded, OutcomeUnknown, Overloaded, Cancelled)
+
+REPAIR_AFTER_S: Final = 600.0
+SCRUB_EVERY_S: Final = 86_400.0
+BEGIN_S: Final = 5.0
+"""How often it is looked whether a job should begin by itself."""
+
+
+class Controlled(Protocol):
+    """The control group: :class:`vecdb.services.control.Control`."""
+
+    @property
+    def state(self) -> ControlState: ...
+
+    @property
+    def replicator(self) -> Replicator | None: ...
+
+
+class Heard(Protocol):
+    """What nodes tell of themselves: :class:`vecdb.services.announcing.Announcements`."""
+
+    def heard_s(self, node: str) -> float: ...
+
+    def stats(self, node: str) -> Mapping[str, float]: ...
+
+
+class Reached(Protocol):
+    """Replicas of any node, this one's own as well."""
+
+    def __call__(self, node: str) -> Replicas: ...
+
+
+class GovernorContext:
+    """What steps use: :class:`vecdb.services.operations.base.Context`."""
+
+    def __init__(self, me: str, control: Controlled, replicas: Reached, heard: Heard, clock: Clock, tell: Tell) -> None:
+        self._me = me
+        self._control = control
+        self._replicas = replicas
+        self._heard = heard
+        self._clock = clock
+        self._tell = tell
+
+    @property
+    def me(self) -> str:
+        return self._me
+
+    @property
+    def clock(self) -> Clock:
+        return self._clock
+
+    @property
+    def tell(self) -> Tell:
+        return self._tell
+
+    def state(self) -> ControlState:
+        return self._control.state
+
+    async def propose(self, command: bytes) -> object:
+        replicator = self._control.replicator
+        if replicator is None:
+            raise Unavailable("the control group is not here")
+        committed = await replicator.propose(command, asyncio.get_running_loop().time() + PROPOSE_S)
+        return committed.result
+
+    def replicas(self, node: str) -> Replicas:
+        return self._replicas(node)
+
+    async def leader(self, group: int) -> ReplicaStatus | None:
+        entry = self.state().shards.get(group)
+        if entry is None:
+            return None
+        nodes = list(dict.fromkeys((*entry.desired, *entry.nodes)))
+
+        async def ask(node: str) -> ReplicaStatus | None:
+            with suppress(VecdbError):
+                call = Call(deadline=self._clock.monotonic() + ASK_S)
+                return (await self._replicas(node).status([group], call)).get(group)
+            return None
+
+        found = [one for one in await asyncio.gather(*map(ask, nodes)) if one is not None and one.role == "leader"]
+        return max(found, key=lambda one: one.term) if found else None
+
+    def heard_s(self, node: str) -> float:
+        return 0.0 if node == self._me else self._heard.heard_s(node)
+
+    def stats(self, node: str) -> Mapping[str, float]:
+        return self._heard.stats(node)
+
+
+@dataclass(slots=True)
+class _Run:
+    """Of a job, while this node leads."""
+
+    task: "asyncio.Task[None] | None" = None
+    due: float = 0.0
+    failures: int = 0
+    written: float = -PROGRESS_S
+
+
+class Governor:
+    """See the module.  Belongs to one event loop."""
+
+    def __init__(self, me: str, control: Controlled, replicas: Reached, heard: Heard, clock: Clock,
+                 operations: Mapping[str, Operation], *, tell: Tell = tell_nobody) -> None:
+        self._control = control
+        self._clock = clock
+        self._operations = operations
+        self._tell = tell
+        self.context = GovernorContext(me, control, replicas, heard, clock, tell)
+        self._runs: dict[int, _Run] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._begun = 0.0
+        self._told = ""
+
+    def start(self) -> None:
+        """Begin; returns at once."""
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def stop(self) -> None:
+        """End; steps under way are given up, which they stand.  May be said again."""
+        tasks = [one for one in (self._task, *(run.task for run in self._runs.values())) if one is not None]
+        self._task = None
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._runs.clear()
+
+    @property
+    def governs(self) -> bool:
+        """Whether this node leads the control group, as far as it knows."""
+        replicator = self._control.replicator
+        return replicator is not None and replicator.status().role == "leader"
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self.look()
+                self._told = ""
+            except Exception as error:  # whatever it is, it must not be the end
+                text = f"{type(error).__name__}: {error}"
+                if text != self._told:
+                    self._told = text
+                    self._tell("error", "governor_stuck", error=text)
+            await asyncio.sleep(LOOK_S)
+
+    async def look(self) -> None:
+        """Begin the steps that are due."""
+        if not self.governs:
+            for run in self._runs.values():
+                if run.task is not None:
+                    run.task.cancel()
+            self._runs.clear()
+            return
+        state, now = self._control.state, self._clock.monotonic()
+        open_jobs = {job.id: job for job in state.jobs.values() if not JobState(job.state).ended}
+        for gone in [one for one, run in self._runs.items() if one not in open_jobs and run.task is None]:
+            del self._runs[gone]
+        for job in sorted(open_jobs.values(), key=lambda one: one.id):
+            run = self._runs.setdefault(job.id, _Run())
+            if run.task is not None or now < run.due or not self._may_run(job, open_jobs):
+                continue
+            run.task = asyncio.get_running_loop().create_task(self._advance(job, run))
+        if now - self._begun >= BEGIN_S:
+            self._begun = now
+            await self._begin(state)
+
+    def _may_run(self, job: Job, others: Mapping[int, Job]) -> bool:
+        """A job that waits is begun after those before it that want the same, and not too many at once."""
+        if job.state != JobState.WAITING:
+            return True
+        running = [one for one in others.values() if one.state != JobState.WAITING]
+        return len(running) < AT_ONCE and not any(
+            one.id < job.id and (one.kind, one.target) == (job.kind, job.target) for one in others.values())
+
+    async def _advance(self, job: Job, run: _Run) -> None:
+        try:
+            operation = self._operations.get(job.kind)
+            if operation is None:
+                step = Step(job.phase, job.done, job.total, state=JobState.FAILED, data=job.data,
+                            error=f"this version knows of no job {job.kind!r}")
+            elif job.state == JobState.CANCELLING:
+                step = await operation.cancel(job, self.context)
+            else:
+                step = await operation.step(job, self.context)
+            run.failures = 0
+            await self._write(job, step, run)
+            run.due = self._clock.monotonic() + step.again_s
+        except NotLeader:
+            return
+        except _PASSING as error:
+            self._pause(job, run, error)
+        except VecdbError as error:
+            await self._end(job, run, f"{type(error).__name__}: {error.message}")
+        except Exception as error:  # a mistake of ours: the job has failed, the governor has not
+            self._tell("error", "job_broken", job=job.id, kind=job.kind, error=f"{type(error).__name__}: {error}")
+            await self._end(job, run, f"{type(error).__name__}: {error}")
+        finally:
+            run.task = None
+
+    def _pause(self, job: Job, run: _Run, error: VecdbError) -> None:
+        first, longest = RETRY_S
+        run.failures += 1
+        run.due = self._clock.monotonic() + min(first * 2.0 ** (run.failures - 1), longest)
+        self._tell("info", "job_waits", job=job.id, kind=job.kind, error=f"{type(error).__name__}: {error.message}")
+
+    async def _end(self, job: Job, run: _Run, error: str) -> None:
+        with suppress(VecdbError):
+            await self._write(job, Step(job.phase, job.done, job.total, state=JobState.FAILED, error=error,
+                                        data=job.data), run)
+
+    async def _write(self, job: Job, step: Step, run: _Run) -> None:
+        """Note what came of a step, where it is more than a little further."""
+        same = (job.state, job.phase, dict(job.data)) == (step.state, step.phase, dict(step.data))
+        further = (job.done, job.total) != (step.done, step.total)
+        now = self._clock.monotonic()
+        if same and not (further and now - run.written >= PROGRESS_S):
+            return
+        outcome = await self.context.propose(job_update(
+            job.id, state=step.state, phase=step.phase, done=step.done, total=step.total, unit=step.unit,
+            error=step.error, data=step.data, at_s=self._clock.wall()))
+        if isinstance(outcome, VecdbError):
+            raise outcome
+        run.written = now
+        if step.state.ended:
+            self._tell("error" if step.state is JobState.FAILED else "info", "job_ended", job=job.id, kind=job.kind,
+                       target=job.target, state=step.state, error=step.error)
+
+    # --- by itself --------------------------------------------------------------------------------
+
+    async def _begin(self, state: ControlState) -> None:
+        """Begin the jobs that nobody has to ask for."""
+        after_s = _number(state.settings, "repair_after_s", REPAIR_AFTER_S)
+        waiting = {(job.kind, job.target) for job in state.jobs.values() if not JobState(job.state).ended}
+        loads = state.loads()
+        for name, node in state.nodes.items():
+            if after_s > 0 and node.state == NodeState.ACTIVE and loads.get(name) \
+                    and self.context.heard_s(name) > after_s and ("repair", name) not in waiting:
+                await self._put("repair", name, {"why": f"not heard for {after_s:g} s"})
+        every_s, now = _number(state.settings, "scrub_every_s", SCRUB_EVERY_S), self._clock.wall()
+        last = {job.target: job.created_s for job in state.jobs.values() if job.kind == "scrub"}
+        for name, entry in state.collections.items():
+            made_s = getattr(entry, "created_s", 0.0)
+            if every_s > 0 and ("scrub", name) not in waiting and now - last.get(name, max(made_s, 0.0)) > every_s:
+                await self._put("scrub", name, {})
+                return  # one at a look
+
+    async def _put(self, kind: str, target: str, args: Mapping[str, Any]) -> None:
+        if kind not in self._operations:
+            return
+        outcome = await self.context.propose(job_put(kind, target, args, at_s=self._clock.wall()))
+        if isinstance(outcome, VecdbError):
+            self._tell("warning", "job_not_begun", kind=kind, target=target, error=outcome.message)
+        else:
+            self._tell("info", "job_begun", kind=kind, target=target)
+
+
+def _number(settings: Mapping[str, Any], name: str, default: float) -> float:
+    value = settings.get(name, default)
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else default

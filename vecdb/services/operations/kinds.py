@@ -1,0 +1,137 @@
+"""The operations that place shards: what each wants, what it asks of the state before, and what it does at the end."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vecdb.cluster.control import ControlState, node_state, replication
+from vecdb.cluster.planning import Wish, homeless, moved, rebalanced, replicated, vacated
+from vecdb.core.cluster import NodeState
+from vecdb.core.errors import InvalidArgument, Unavailable, VecdbError
+from vecdb.services.operations.base import Context, Job
+from vecdb.services.operations.placing import PlacingOperation
+
+
+class Move(PlacingOperation):
+    """``target``: a shard's group; ``args``: ``from`` and ``to``, nodes."""
+
+    kind = "move"
+
+    def wishes(self, state: ControlState, target: str, args: Mapping[str, Any], away: Sequence[str]) -> list[Wish]:
+        group, source, to = int(target), str(args["from"]), str(args["to"])
+        entry = state.shards.get(group)
+        if entry is None or (to in entry.desired and source not in entry.desired):
+            return []  # dropped, or placed
+        return [moved(state, group, source, to, away)]
+
+    def check(self, state: ControlState, target: str, args: Mapping[str, Any], away: Sequence[str]) -> tuple[str, ...]:
+        if not target.isdecimal():
+            raise InvalidArgument("shard", "is the number of a shard", got=target[:40], limit="vecdb shard list")
+        moved(state, int(target), str(args.get("from", "")), str(args.get("to", "")), away)
+        return ()
+
+
+class Replication(PlacingOperation):
+    """``target``: a collection; ``args``: ``factor``."""
+
+    kind = "replication"
+
+    def wishes(self, state: ControlState, target: str, args: Mapping[str, Any], away: Sequence[str]) -> list[Wish]:
+        if target not in state.collections:
+            return []
+        return replicated(state, target, int(args["factor"]), away)
+
+    def check(self, state: ControlState, target: str, args: Mapping[str, Any], away: Sequence[str]) -> tuple[str, ...]:
+        factor = args.get("factor")
+        if not isinstance(factor, int) or isinstance(factor, bool):
+            raise InvalidArgument("factor", "is a number of replicas", got=str(factor)[:40])
+        replicated(state, target, factor, away)
+        able = [node for node in state.nodes.values() if node.role.holds and node.state is NodeState.ACTIVE]
+        if len(able) < factor:
+            raise Unavailable(f"{factor} replicas of a shard want {factor} nodes that hold replicas and are active; "
+                              f"there are {len(able)}", got=len(able), limit=factor)
+        if factor < 3:
+            return (f"with {factor} replica{'s' if factor > 1 else ''} the loss of any node of a shard stops its "
+                    "writes" if factor == 2 else "with 1 replica the loss of a node loses what only it had",)
+        return ()
+
+    async def finish(self, job: Job, context: Context) -> str:
+        """From here on it is what shards are made with, by a split as well."""
+        if job.target in context.state().collections:
+            await _propose(context, replication(job.target, int(job.args["factor"])))
+        return ""
+
+
+class Drain(PlacingOperation):
+    """``target``: a node.  It is given nothing any more, all it has goes elsewhere, and then it is ``drained``."""
+
+    kind = "drain"
+
+    def wishes(self, state: ControlState, target: str, args: Mapping[str, Any], away: Sequence[str]) -> list[Wish]:
+        return vacated(state, target, away)
+
+    def check(self, state: ControlState, target: str, args: Mapping[str, Any], away: Sequence[str]) -> tuple[str, ...]:
+        _check_node(state, target)
+        left = homeless(state, target, away)
+        if left:
+            raise Unavailable(f"{len(left)} shards of {target} have no other node to go to (shard {left[0].group} of "
+                              f"{left[0].name!r} is the first): add a node, or lower their replication factor",
+                              node=target, shards=[one.group for one in left[:16]])
+        return ()
+
+    async def begin(self, job: Job, context: Context) -> None:
+        node = context.state().nodes.get(job.target)
+        if node is not None and node.state is NodeState.ACTIVE:
+            await _propose(context, node_state(job.target, NodeState.DRAINING))
+
+    async def finish(self, job: Job, context: Context) -> str:
+        left = homeless(context.state(), job.target)
+        if left:
+            return f"{len(left)} shards have no other node to go to: add one, or lower their replication factor"
+        await _propose(context, node_state(job.target, NodeState.DRAINED))
+        return ""
+
+    async def revoke(self, job: Job, context: Context) -> None:
+        node = context.state().nodes.get(job.target)
+        if node is not None and node.state is NodeState.DRAINING:
+            await _propose(context, node_state(job.target, NodeState.ACTIVE))
+
+
+class Repair(PlacingOperation):
+    """``target``: a node that is lost.  What it held is built anew elsewhere, from the other replicas.
+
+    It stays a node: should it come back it finds that its replicas are wanted no more, and deletes them.
+    """
+
+    kind = "repair"
+
+    def wishes(self, state: ControlState, target: str, args: Mapping[str, Any], away: Sequence[str]) -> list[Wish]:
+        if not args.get("force") and target in state.nodes and target not in away:
+            return []  # it is back
+        return vacated(state, target, away)
+
+    def check(self, state: ControlState, target: str, args: Mapping[str, Any], away: Sequence[str]) -> tuple[str, ...]:
+        _check_node(state, target)
+        if target not in away and not args.get("force"):
+            raise InvalidArgument("node", f"{target} is heard: drain it instead, or say force", got=target)
+        left = homeless(state, target, away)
+        return (f"{len(left)} shards have no other node to go to, and keep what they have",) if left else ()
+
+
+class Rebalance(PlacingOperation):
+    """All nodes by their capacity; ``target`` is empty."""
+
+    kind = "rebalance"
+
+    def wishes(self, state: ControlState, target: str, args: Mapping[str, Any], away: Sequence[str]) -> list[Wish]:
+        return rebalanced(state, away)
+
+
+def _check_node(state: ControlState, node: str) -> None:
+    if node not in state.nodes:
+        raise InvalidArgument("node", f"there is no node {node!r}", got=node[:80], limit=sorted(state.nodes)[:64])
+
+
+async def _propose(context: Context, command: bytes) -> None:
+    outcome = await context.propose(command)
+    if isinstance(outcome, VecdbError):
+        raise outcome

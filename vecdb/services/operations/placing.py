@@ -1,0 +1,151 @@
+"""Operations that say on which nodes shards should be: move, replication, drain, repair, rebalance.
+
+All are the same loop.  A planner (:mod:`vecdb.cluster.planning`), which is a pure function of the control state, names
+the shards that should be elsewhere; some at a time are placed there, by a command that changes what is *wanted*; who
+leads such a shard makes it so (:mod:`vecdb.services.keeping`); and when the group's voters are where they should be it
+is done, and the next is placed.  The planner is asked anew at every step, so what changes meanwhile (a collection that
+was made or dropped, a node that came or went) is met as it is, and who takes over the job needs no memory of it.
+
+What is noted is what is under way: the nodes that a shard is to be on and was on before, which is what a cancelled job
+goes back to.
+"""
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from vecdb.cluster.control import ControlState, place
+from vecdb.cluster.planning import Wish
+from vecdb.core.cluster import JobState, Plan, PlanStep
+from vecdb.core.errors import VecdbError
+from vecdb.ports.replicator import ReplicaStatus
+from vecdb.services.operations.base import Context, Job, Step
+
+AWAY_S: Final = 10.0
+"""Not heard for so long a node gets nothing."""
+RECEIVE_AT_ONCE: Final = 2
+"""Replicas that one node is sent at a time: snapshots share its disk and its network."""
+AT_ONCE: Final = 32
+"""Shards of one job that are under way."""
+
+
+class PlacingOperation(ABC):
+    """The loop of the module; kinds say what they want.  An :class:`~vecdb.services.operations.base.Operation`."""
+
+    kind: str = ""
+
+    @abstractmethod
+    def wishes(self, state: ControlState, target: str, args: Mapping[str, Any], away: Sequence[str]) -> list[Wish]:
+        """Shards that should be elsewhere than the state says, in the order in which they are to go."""
+
+    def check(self, state: ControlState, target: str, args: Mapping[str, Any], away: Sequence[str]) -> tuple[str, ...]:
+        """What whoever agrees to the plan should know; raises a ``VecdbError`` where it makes no sense."""
+        return ()
+
+    def plan(self, state: ControlState, target: str, args: Mapping[str, Any], away: Sequence[str] = ()) -> Plan:
+        """One step for each shard that is placed anew."""
+        notes = self.check(state, target, args, away)
+        steps = [_step_of(state, wish) for wish in self.wishes(state, target, args, away)]
+        return Plan(self.kind, tuple(steps), notes)
+
+    async def begin(self, job: Job, context: Context) -> None:  # noqa: B027  # most have nothing to do
+        """What comes before the first placement; done again after a change of leader."""
+
+    async def finish(self, job: Job, context: Context) -> str:
+        """What comes when nothing is left to place; the error if there is one."""
+        return ""
+
+    async def revoke(self, job: Job, context: Context) -> None:  # noqa: B027
+        """What a cancelled job takes back beside the placements that are under way."""
+
+    async def step(self, job: Job, context: Context) -> Step:
+        if not job.phase:
+            await self.begin(job, context)
+        moving, ended = await self._settled(job, context)
+        done = job.done + ended
+        state = context.state()
+        away = [name for name in state.nodes if context.heard_s(name) > AWAY_S]
+        wishes = [one for one in self.wishes(state, job.target, job.args, away) if str(one.group) not in moving]
+        if not wishes and not moving:
+            error = await self.finish(job, context)
+            return Step("done", done, done, "shards", JobState.FAILED if error else JobState.DONE, error)
+        total = done + len(moving) + len(wishes)
+        for wish in self._next(state, wishes, moving):
+            before = list(state.shards[wish.group].desired)
+            moving[str(wish.group)] = {"desired": list(wish.desired), "before": before}
+        # Noted before it is done: a placement that nobody knows of could not be taken back.
+        placed = job.data.get("moving", {})
+        for group, one in moving.items():
+            if group in placed:
+                await _place(context, int(group), one["desired"])
+        fresh = any(group not in placed for group in moving)
+        return Step("moving", done, total, "shards", data={"moving": moving}, again_s=0.05 if fresh else 0.5)
+
+    async def cancel(self, job: Job, context: Context) -> Step:
+        """Go back to where the shards under way were; those that have arrived stay."""
+        state = context.state()
+        for group, one in job.data.get("moving", {}).items():
+            entry = state.shards.get(int(group))
+            if entry is not None and sorted(entry.desired) == sorted(one["desired"]):
+                await _place(context, int(group), one["before"])
+        await self.revoke(job, context)
+        return Step("cancelled", job.done, job.total, "shards", JobState.CANCELLED)
+
+    async def _settled(self, job: Job, context: Context) -> tuple[dict[str, Any], int]:
+        """What is still under way, and how much of it has ended."""
+        state, moving, ended = context.state(), {}, 0
+        for group, one in job.data.get("moving", {}).items():
+            entry = state.shards.get(int(group))
+            if entry is None:
+                continue  # dropped
+            wanted = sorted(entry.desired)
+            if wanted not in (sorted(one["desired"]), sorted(one["before"])):
+                continue  # somebody else has placed it meanwhile: it is his
+            if wanted == sorted(one["desired"]) and is_there(one["desired"], await context.leader(int(group))):
+                ended += 1
+            else:
+                moving[group] = one
+        return moving, ended
+
+    @staticmethod
+    def _next(state: ControlState, wishes: Sequence[Wish], moving: Mapping[str, Any]) -> list[Wish]:
+        """As many as there is room for, on every node that receives."""
+        receiving: Counter[str] = Counter()
+        for one in moving.values():
+            receiving.update(set(one["desired"]) - set(one["before"]))
+        chosen: list[Wish] = []
+        for wish in wishes:
+            new = set(wish.desired) - set(state.shards[wish.group].desired)
+            if len(moving) + len(chosen) < AT_ONCE and all(receiving[node] < RECEIVE_AT_ONCE for node in new):
+                receiving.update(new)
+                chosen.append(wish)
+        return chosen
+
+
+async def _place(context: Context, group: int, desired: Sequence[str]) -> None:
+    entry = context.state().shards.get(group)
+    if entry is None or sorted(entry.desired) == sorted(desired):
+        return
+    outcome = await context.propose(place(group, tuple(desired)))
+    if isinstance(outcome, VecdbError):
+        raise outcome
+
+
+def is_there(desired: Sequence[str], status: ReplicaStatus | None) -> bool:
+    """Whether a group votes on the wanted nodes and nowhere else, as its leader says."""
+    return status is not None and not status.joining and not status.learners \
+        and sorted(one.rpartition("/")[0] for one in status.voters) == sorted(desired)
+
+
+def _step_of(state: ControlState, wish: Wish) -> PlanStep:
+    """For people: which replica goes where."""
+    entry = state.shards[wish.group]
+    lost = sorted(set(entry.desired) - set(wish.desired))
+    won = sorted(set(wish.desired) - set(entry.desired))
+    what = f"shard {wish.group} of {entry.name!r}"
+    if lost and won:
+        return PlanStep("move", str(wish.group), f"{what}: from {', '.join(lost)} to {', '.join(won)}")
+    if won:
+        return PlanStep("add", str(wish.group), f"{what}: another replica on {', '.join(won)}")
+    return PlanStep("remove", str(wish.group), f"{what}: no replica on {', '.join(lost)} any more")
