@@ -8,16 +8,13 @@ A job is refused as its plan would be, by the leader, before it is written down.
 governor (:mod:`vecdb.services.governor`), who plans anew at every step.
 """
 
-import hashlib
 import os
-import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
 from vecdb.cluster.control import (
     ControlState,
     JobEntry,
-    TokenEntry,
     job_cancel,
     job_put,
     node_of,
@@ -27,6 +24,7 @@ from vecdb.cluster.control import (
     token_put,
     token_revoke,
 )
+from vecdb.cluster.joining import make_token
 from vecdb.core.calls import Call, WriteToken
 from vecdb.core.cluster import JobInfo, JobState, NodeInfo, NodeState, Plan, Role
 from vecdb.core.errors import InvalidArgument, NotLeader, Unavailable, Unsupported, VecdbError
@@ -43,7 +41,6 @@ T = TypeVar("T")
 
 TOKEN_TTL_S: Final = 3_600.0
 TOKEN_MOST_S: Final = 366 * 86_400.0
-SECRET_BYTES: Final = 24
 
 
 class Controlled(Protocol):
@@ -56,11 +53,6 @@ class Controlled(Protocol):
     def replicator(self) -> Replicator | None: ...
 
     def status(self) -> ReplicaStatus | None: ...
-
-
-def token_digest(salt: str, secret: str) -> str:
-    """What is kept of a token's secret: it has 192 random bits, so one pass of a hash is enough."""
-    return hashlib.blake2b(secret.encode(), salt=bytes.fromhex(salt), digest_size=32).hexdigest()
 
 
 class OwnOperations:
@@ -146,10 +138,9 @@ class OwnOperations:
         if unknown:
             raise InvalidArgument("roles", f"{unknown[0][:40]!r} is no role", got=unknown[0][:40], limit=list(Role))
         now = self._governor.context.clock.wall()
-        id, salt, secret = secrets.token_hex(4), os.urandom(16).hex(), secrets.token_urlsafe(SECRET_BYTES)
-        entry = TokenEntry(id, salt, token_digest(salt, secret), now + ttl_s, tuple(map(Role, roles)), now)
+        entry, secret = make_token(os.urandom, now, ttl_s, map(Role, roles))
         await self._propose(token_put(entry))
-        return NewJoinToken(JoinToken(id, now, now + ttl_s, tuple(roles)), f"vdbj_{id}_{secret}")
+        return NewJoinToken(JoinToken(entry.id, entry.created_s, entry.expires_s, entry.roles), secret)
 
     async def join_tokens(self, call: Call) -> list[JoinToken]:
         return [JoinToken(one.id, one.created_s, one.expires_s, tuple(one.roles))
