@@ -247,6 +247,9 @@ class NoCluster:
         return refuse
 
 
+LONE: Final[Any] = NoCluster()
+
+
 def _job(state: ControlState, id: int) -> JobEntry:
     found = state.jobs.get(id)
     if found is None:

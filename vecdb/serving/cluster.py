@@ -24,7 +24,7 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from random import SystemRandom
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from vecdb.app import CLUSTER_ID, open_logs, open_store
 from vecdb.client.remote.node import RemoteNode
@@ -39,11 +39,12 @@ from vecdb.ports.tell import Tell
 from vecdb.raft.driver import Driver
 from vecdb.raft.settings import RaftSettings
 from vecdb.rpc.admin import About, AdminServicer
-from vecdb.rpc.copies import CopiesServicer
+from vecdb.rpc.copies import CopiesServicer, RemoteCopies
 from vecdb.rpc.door import Guards
 from vecdb.rpc.edge import Edge
 from vecdb.rpc.frames import GrpcFrames
 from vecdb.rpc.members import JOIN
+from vecdb.rpc.operations import OperationsServicer
 from vecdb.rpc.peer import PEER_PREFIX
 from vecdb.rpc.peer_certificates import open_peer_certificates
 from vecdb.rpc.peer_channels import PeerChannels
@@ -166,13 +167,17 @@ class Member:
                                departures=Departures(store),
                                is_member=lambda entry: is_member(me, self.governing, entry), tell=self._events)
         self.own = OwnReplicas(engine, self.hosting, self.control, clock)
-        self.governing = Governing(me, self.control, self.own, self.peers, clock, self._events)
         self.node = ReplicatedNode(cluster, engine, self.own, self.control, self.peers, clock, observer,
                                    SystemRandom())
         self.copies = Copying(Sources(self.control, self.hosting),
                               Proposer(me, self.own, self.control, self.peers, clock, SystemRandom()),
                               draw=lambda: secrets.randbits(63) + 1, tell=self._events)
         self.shards = ClusterShards(cluster, self.node, self.own, self.control, engine, self.peers, clock)
+        self.governing = Governing(
+            me, options.name, self.control, self.own, self.peers, self.membership.announcements,
+            lambda node: self.copies if node == me else RemoteCopies(self.peers.replicas(node)),
+            lambda node: cast(RemoteNode, self.peers.node(node)).operations, lambda: self.directory.names,
+            self.node.leaders, clock, self._events)
         self.server: PeerServer | None = None
         self._edges: list[Edge] = []
         self._kept: set[tuple[Replicator, int]] = set()
@@ -252,7 +257,8 @@ class Member:
                     *CopiesServicer(self.copies).methods(), *self.membership.servicer().methods()]
         public = [*CollectionsServicer(own).methods(), *RecordsServicer(own, nobody).methods(),
                   *QueriesServicer(own, nobody, guards.deadline_s, guards.on_fault).methods(),
-                  *AdminServicer(own, None, about).methods()]
+                  *AdminServicer(own, None, about).methods(),
+                  *OperationsServicer(lambda: self.governing.own).methods()]
         return [Edge(internal, guards, workers, prefix=PEER_PREFIX), Edge(public, guards, workers)]
 
     async def _let_go(self) -> None:

@@ -27,6 +27,7 @@ from vecdb.rpc.edge import Edge
 from vecdb.rpc.http.app import HttpApp
 from vecdb.rpc.http.face import HttpFace, HttpOptions
 from vecdb.rpc.methods import Method
+from vecdb.rpc.operations import OperationsServicer
 from vecdb.rpc.peer import PEER_PREFIX, PeerServicer, peer_guards
 from vecdb.rpc.rates import InflightBytes, RateLimiter
 from vecdb.rpc.server import GrpcServer, ServerOptions
@@ -41,6 +42,7 @@ from vecdb.runtime.metrics import Metrics
 from vecdb.runtime.pool import available_cores
 from vecdb.runtime.replication import Replication
 from vecdb.runtime.telemetry import Telemetry, TelemetryOptions
+from vecdb.services.administration import LONE
 from vecdb.services.alone import LoneShards
 from vecdb.services.aside import kept
 from vecdb.services.keys import KeyRing
@@ -221,7 +223,8 @@ async def _compose(settings: Settings, stack: AsyncExitStack, on_step: OnStep) -
     methods = [*CollectionsServicer(node).methods(), *RecordsServicer(node, metrics).methods(),
                *QueriesServicer(node, metrics, limits.deadline_s).methods(),
                *AdminServicer(node, keys, details).methods(),
-               *ShardsServicer(LoneShards(node, about["node_id"]) if member is None else member.shards).methods()]
+               *ShardsServicer(LoneShards(node, about["node_id"]) if member is None else member.shards).methods(),
+               *OperationsServicer(lambda: LONE if member is None else member.governing.administration).methods()]
     starting = ["starting"]
     face = _grpc_face(settings, methods, guards, workers, certificates, about, folder, stack)
     metrics.watch(Watched.STREAMS, lambda: float(face.streams))

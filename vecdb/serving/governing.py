@@ -1,42 +1,87 @@
 """What of a node steers the cluster, put together: members of groups that it leads, jobs, what it tells operators."""
 
 import asyncio
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
-from vecdb.cluster.control import ControlState, ShardEntry, node_of
+from vecdb.cluster.control import ControlState, ShardEntry, node_of, shards_add, shards_forget, shards_switch
 from vecdb.core.calls import Call
 from vecdb.core.cluster import ShardState
 from vecdb.core.errors import VecdbError
 from vecdb.ports.clock import Clock
+from vecdb.ports.copies import Copies
+from vecdb.ports.operations import Operations
 from vecdb.ports.peers import Peers, Replicas
 from vecdb.ports.replicator import ReplicaStatus
 from vecdb.ports.tell import Tell
+from vecdb.services.administration import Administration, OwnOperations
+from vecdb.services.announcing import Announcements
 from vecdb.services.control import Control
+from vecdb.services.governor import Governor
 from vecdb.services.keeping import MemberKeeper, Wanted
+from vecdb.services.leaders import Leaders
+from vecdb.services.operations.base import Operation
+from vecdb.services.operations.kinds import Drain, Move, Rebalance, Repair, Replication
+from vecdb.services.operations.reshard import NewShard, Reshard
 from vecdb.services.replicas import OwnReplicas
 
 ASK_S: Final = 2.0
 
 
-class Governing:
-    """Belongs to one event loop.  ``own``, ``peers``: replicas here and elsewhere."""
+class ReshardCommands:
+    """:class:`vecdb.services.operations.reshard.Commands`, as the control group reads them."""
 
-    def __init__(self, me: str, control: Control, own: OwnReplicas, peers: Peers, clock: Clock, tell: Tell) -> None:
+    def add(self, job: int, collection: str, shards: Sequence[NewShard]) -> bytes:
+        return shards_add(job, collection, shards)
+
+    def switch(self, job: int, collection: str, retire: Sequence[int], activate: Sequence[int]) -> bytes:
+        return shards_switch(job, collection, retire, activate)
+
+    def forget(self, groups: Sequence[int]) -> bytes:
+        return shards_forget(groups)
+
+
+def operations(copies: Callable[[str], Copies]) -> dict[str, Operation]:
+    """Every kind of job there is.  ``copies``: the copiers of a node."""
+    commands = ReshardCommands()
+    kinds: list[Operation] = [Move(), Replication(), Drain(), Repair(), Rebalance(),
+                              Reshard("split", copies, commands), Reshard("merge", copies, commands)]
+    return {one.kind: one for one in kinds}
+
+
+class Governing:
+    """Belongs to one event loop.  ``own``, ``peers``: replicas here and elsewhere; ``copies``: the copiers of a node.
+
+    ``remote``: what operators ask, of another node for itself alone.
+    """
+
+    def __init__(self, me: str, name: str, control: Control, own: OwnReplicas, peers: Peers, heard: Announcements,
+                 copies: Callable[[str], Copies], remote: Callable[[str], Any], nodes: Callable[[], Sequence[str]],
+                 leaders: Leaders, clock: Clock, tell: Tell) -> None:
         self._me = me
         self._own = own
         self._peers = peers
         self._clock = clock
         self._control = control
+        kinds = operations(copies)
         self._keeper = MemberKeeper(me, own, lambda: wanted(control.state), peers.replicas, clock, tell=tell)
+        self.governor = Governor(me, control, self.replicas, heard, clock, kinds, tell=tell)
+        self.own: Operations = OwnOperations(
+            me, name, control, self.governor, kinds,
+            lambda: {node: int(stats["leaders"]) for node in control.state.nodes
+                     if "leaders" in (stats := heard.stats(node))})
+        self.administration = Administration(me, nodes, self.own, remote, leaders)
 
     def start(self) -> None:
         """Begin; returns at once."""
         self._keeper.start()
+        self.governor.start()
 
     async def stop(self) -> None:
         """Change nothing any more."""
         await self._keeper.stop()
+        await self.governor.stop()
 
     def replicas(self, node: str) -> Replicas:
         """Of any node."""
