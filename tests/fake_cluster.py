@@ -7,6 +7,7 @@ that their replica has applied, so that a stale answer shows.
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from random import Random
 from typing import Any
 
@@ -23,6 +24,7 @@ from vecdb.core.errors import (
     Unavailable,
     VecdbError,
 )
+from vecdb.core.layout import Layout
 from vecdb.core.query import Description
 from vecdb.core.records import UpsertBatch, WriteResult
 from vecdb.core.schema import CollectionSchema
@@ -37,6 +39,12 @@ from vecdb.shard.marks import MarkResult
 
 SCHEMA = CollectionSchema("docs", 2, "l2")  # type: ignore[arg-type]
 NAMES = ("n1", "n2", "n3")
+
+
+def even(count: int) -> list[tuple[int, int]]:
+    """All hashes in so many ranges."""
+    edges = [(1 << 64) * at // count for at in range(count + 1)]
+    return list(pairwise(edges))
 
 
 class Group:
@@ -200,10 +208,12 @@ class FakeControl:
     def state(self) -> control.ControlState:
         return self.cluster.states[self.cluster.control.applied[self.node]]
 
-    async def create(self, schema: CollectionSchema, call: Call) -> object:
+    async def create(self, schema: CollectionSchema, call: Call, layout: Layout) -> object:
         assert call.token is not None
         replicas = [f"{node}/7" for node in self.cluster.placed]
-        return await self._change(control.create(schema, replicas, call.token.key), call)
+        shards = [(lo, hi, replicas) for lo, hi in even(layout.shards or 1)]
+        command = control.create_shards(schema, shards, len(replicas), layout.shard_key, call.token.key)
+        return await self._change(command, call)
 
     async def drop(self, name: str, call: Call) -> object:
         assert call.token is not None

@@ -4,19 +4,22 @@ from dataclasses import replace
 
 from vecdb.cluster.control import ControlState
 from vecdb.ports.replicator import Position
-from vecdb.services import control, local, replicated
+from vecdb.services import control, local
 from vecdb.services.control import Control, ControlReplica
+from vecdb.services.coordinator import writes
+from vecdb.services.coordinator.knowledge import Knowledge
+from vecdb.services.coordinator.shard_reads import ShardReader
+from vecdb.services.coordinator.writes import Writer
 from vecdb.services.hosting import Hosting
 from vecdb.services.local import LocalDatabase
 from vecdb.services.replicas import OwnReplicas
-from vecdb.services.replicated import ReplicatedNode
 
 
 def reads_do_not_wait(patch):
     async def settle(self, entry, call):
         return None
 
-    patch.setattr(ReplicatedNode, "_settle", settle)
+    patch.setattr(ShardReader, "settle", settle)
 
 
 def nobody_waits_for_anybody(patch):
@@ -30,23 +33,24 @@ def nobody_waits_for_anybody(patch):
 
 def drops_the_token_on_the_way(patch):
     async def encoded(self, command, token, size):
-        return replicated.encode(command, None)
+        return writes.encode(command, None)
 
-    patch.setattr(ReplicatedNode, "_encoded", encoded)
+    patch.setattr(Writer, "_encoded", encoded)
 
 
 def says_there_is_none_without_asking(patch):
-    async def entry(self, name, call):
-        return self._control.state.get(name)
+    async def shards(self, name, call):
+        self.control.state.get(name)
+        return self.known(name)
 
-    patch.setattr(ReplicatedNode, "entry", entry)
+    patch.setattr(Knowledge, "shards", shards)
 
 
 def lists_what_it_knows(patch):
     async def learn(self, call):
         return None
 
-    patch.setattr(ReplicatedNode, "learn", learn)
+    patch.setattr(Knowledge, "learn", learn)
 
 
 def uses_numbers_again(patch):

@@ -25,14 +25,13 @@ import numpy.typing as npt
 import orjson
 import xxhash
 
+from vecdb.core.cluster import HASH_SPACE
 from vecdb.core.errors import InvalidArgument, InvalidMetadata
 from vecdb.core.filters.paths import split_path
 from vecdb.core.filters.tree import And, Compare, In, Node, Op, Or
 from vecdb.core.ids import RecordId, id_key
 from vecdb.core.records import Command, DeleteIds, DeleteWhere, UpdateMetadata, UpsertBatch
 
-HASH_SPACE: Final = 1 << 64
-"""One more than the largest hash."""
 MOST_PINNED: Final = 4_096
 """Values in a filter from which on all shards are asked: hashing them would take longer than it saves."""
 

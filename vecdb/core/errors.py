@@ -91,6 +91,17 @@ class SchemaChanged(InvalidArgument):
                          limit="the schema this call was checked against")
 
 
+class StaleCursor(InvalidArgument):
+    """The shard in which a scan stood has been split or merged, and what it had is no longer there to go on in.
+
+    Begin the scan anew.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__("after", f"is a place in a shard of {name!r} that was split or merged meanwhile: begin the "
+                         "scan anew", got="a cursor", limit="0, or a cursor of shards that are still there", collection=name)
+
+
 class CollectionNotFound(VecdbError, KeyError):
     """There is no collection of that name."""
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from vecdb.core.calls import Call
+from vecdb.core.layout import ANYHOW, Layout
 from vecdb.core.schema import CollectionSchema
 from vecdb.ports.node import Node
 from vecdb.ports.replicator import Committed, ReplicaStatus
@@ -24,9 +25,9 @@ class Replicas(Protocol):
         """Commit a command, which was checked and encoded where the call came in; the leader's alone."""
         ...
 
-    async def change(self, what: CollectionSchema | str, call: Call) -> int:
-        """Make the collection of a schema, or drop the one of a name, once for ``call.token``; the control leader's
-        alone.  Returns a place in the control group's log at or behind the command.
+    async def change(self, what: CollectionSchema | str, call: Call, layout: Layout = ANYHOW) -> int:
+        """Make the collection of a schema by a layout, or drop the one of a name, once for ``call.token``; the control
+        leader's alone.  Returns a place in the control group's log at or behind the command.
         """
         ...
 

@@ -25,6 +25,7 @@ from vecdb.core.errors import (
     Unavailable,
     VecdbError,
 )
+from vecdb.core.layout import ANYHOW, Layout
 from vecdb.core.limits import MAX_BATCH_BYTES
 from vecdb.core.records import WriteResult
 from vecdb.core.schema import CollectionSchema
@@ -117,7 +118,8 @@ class ReplicasServicer:
         what: CollectionSchema | str = message.drop
         if message.WhichOneof("change") == "create":
             what = convert.schema_from_wire(message.create)
-        return pb.ChangeReply(log_index=await self._replicas.change(what, context.call))
+        layout = convert.layout_from_wire(message)
+        return pb.ChangeReply(log_index=await self._replicas.change(what, context.call, layout))
 
     async def read_index(self, message: pb.ReadIndexRequest, context: Context) -> pb.ReadIndexReply:
         return pb.ReadIndexReply(log_index=await self._replicas.read_index(message.group, context.call))
@@ -264,8 +266,9 @@ class RemoteReplicas:
             return Committed(reply.log_index, convert.write_result_from_wire(reply.write))
         return Committed(reply.log_index, _mark_from_wire(reply.mark) if result == "mark" else None)
 
-    async def change(self, what: CollectionSchema | str, call: Call) -> int:
-        message = pb.ChangeRequest(idempotency_key=b"" if call.token is None else call.token.key)
+    async def change(self, what: CollectionSchema | str, call: Call, layout: Layout = ANYHOW) -> int:
+        message = pb.ChangeRequest(idempotency_key=b"" if call.token is None else call.token.key,
+                                   layout=convert.layout_to_wire(layout))
         if isinstance(what, str):
             message.drop = what
         else:

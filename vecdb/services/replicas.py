@@ -14,7 +14,8 @@ from typing import Any, Final, Protocol, TypeVar
 
 from vecdb.cluster.control import ControlState, ShardEntry, collection_of
 from vecdb.core.calls import Call, Consistency
-from vecdb.core.errors import CollectionNotFound, Overloaded, Unavailable, Unsupported
+from vecdb.core.cluster import ShardState
+from vecdb.core.errors import CollectionNotFound, Overloaded, StaleShardMap, Unavailable, Unsupported
 from vecdb.core.filters.tree import Node as FilterNode
 from vecdb.core.ids import RecordId
 from vecdb.core.layout import ANYHOW, Layout
@@ -65,7 +66,7 @@ class Controlled(Protocol):
     @property
     def replicator(self) -> Replicator | None: ...
 
-    async def create(self, schema: CollectionSchema, call: Call) -> object: ...
+    async def create(self, schema: CollectionSchema, call: Call, layout: Layout) -> object: ...
 
     async def drop(self, name: str, call: Call) -> object: ...
 
@@ -183,8 +184,8 @@ class OwnReplicas:
                     raise
             await asyncio.sleep(LOOK_AGAIN_S)
 
-    async def change(self, what: CollectionSchema | str, call: Call) -> int:
-        await (self._control.drop(what, call) if isinstance(what, str) else self._control.create(what, call))
+    async def change(self, what: CollectionSchema | str, call: Call, layout: Layout = ANYHOW) -> int:
+        await (self._control.drop(what, call) if isinstance(what, str) else self._control.create(what, call, layout))
         return self._control.state.log_index
 
     async def read_index(self, group: int, call: Call) -> int:
@@ -241,21 +242,34 @@ class OwnReplicas:
             raise Unavailable("this node's replica was replaced while it was read", group=group)
         return found
 
-    def _entry(self, name: str, call: Call) -> ShardEntry:
-        """A collection's shard as this node knows it; ``Unavailable`` if it is not yet the one that is meant."""
+    def _entry(self, label: str, call: Call, retired: bool = False) -> ShardEntry:
+        """The shard of a label as this node knows it.
+
+        ``Unavailable`` if it is not yet the one that is meant, ``StaleShardMap`` if others have taken its place; one
+        that ``retired`` is good enough for what began before.
+        """
         state = self._control.state
-        if name not in state.collections:
-            raise Unavailable(f"this node knows of no collection {name!r} yet", collection=name)
-        entry = state.only(name)
+        try:
+            entry = state.labelled(label)
+        except CollectionNotFound:
+            name, _, number = label.partition("@")
+            if name in state.collections and (not number or state.was_dropped(int(number))):
+                raise _stale(label, state) from None
+            raise Unavailable(f"this node knows of no collection {name!r} yet", collection=name) from None
+        if entry.state is ShardState.LOADING:
+            raise Unavailable(f"as far as this node knows shard {entry.group} of {entry.name!r} is being filled",
+                              collection=entry.name)
+        if entry.state is ShardState.RETIRED and not retired:
+            raise _stale(label, state)
         if any(shard > entry.group or (shard == entry.group and place >= GONE) for shard, place in call.session):
-            raise Unavailable(f"this node knows of an earlier collection {name!r} alone", collection=name)
+            raise Unavailable(f"this node knows of an earlier collection {entry.name!r} alone", collection=entry.name)
         return entry
 
-    async def _read(self, name: str, call: Call, read: Callable[[str], Awaitable[T]]) -> T:
-        """``read`` of the label that the collection's shard is held under here."""
-        entry = self._entry(name, call)
+    async def _read(self, label: str, call: Call, read: Callable[[str], Awaitable[T]], retired: bool = False) -> T:
+        """``read`` of the shard that is held under a label here."""
+        entry = self._entry(label, call, retired)
         if not self.serves(entry.group):
-            raise Unavailable(f"this node has no replica of {name!r} that serves", collection=name)
+            raise Unavailable(f"this node has no replica of {entry.name!r} that serves", collection=entry.name)
         if not call.session and call.consistency is not Consistency.LINEARIZABLE:
             return await read(entry.label)
         return await self.settled(entry.group, lambda: self.settle(entry.group, call), lambda: read(entry.label))
@@ -264,7 +278,7 @@ class OwnReplicas:
         return sorted(self._control.state.collections)
 
     async def schema(self, name: str, call: Call) -> CollectionSchema:
-        return self._entry(name, call).schema
+        return self._entry(name, call, retired=True).schema
 
     async def describe(self, name: str, call: Call) -> Description:
         return await self._read(name, call, lambda label: self._engine.describe(label, call))
@@ -281,7 +295,7 @@ class OwnReplicas:
             label, ids, call, include_metadata=include_metadata, include_vectors=include_vectors))
 
     async def scan(self, name: str, request: ScanRequest, call: Call) -> ScanPage:
-        return await self._read(name, call, lambda label: self._engine.scan(label, request, call))
+        return await self._read(name, call, lambda label: self._engine.scan(label, request, call), retired=True)
 
     async def count(self, name: str, where: FilterNode | None, call: Call) -> int:
         return await self._read(name, call, lambda label: self._engine.count(label, where, call))
@@ -313,6 +327,12 @@ class OwnReplicas:
 
     async def close(self) -> None:
         """Nothing is held here."""
+
+
+def _stale(label: str, state: ControlState) -> StaleShardMap:
+    name = collection_of(label)
+    return StaleShardMap(f"the shard asked of {name!r} is no more: others took its place", collection=name,
+                         epoch=state.epoch)
 
 
 def _not_here(method: str) -> Unsupported:

@@ -67,13 +67,14 @@ class ClusterShards:
 
     async def list(self, name: str | None, call: Call) -> "list[ShardInfo]":
         if name is not None:
-            entry = await self._node.entry(name, call)
-            statuses = await self._statuses(self._node.members(entry), [entry.group], call)
-            return [_info(name, entry.group, entry.nodes, statuses)]
+            entries = await self._node.shards(name, call)
+            nodes = dict.fromkeys(node for entry in entries for node in self._node.members(entry))
+            statuses = await self._statuses(nodes, [entry.group for entry in entries], call)
+            return [_info(name, entry.group, entry.nodes, statuses) for entry in entries]
         statuses = await self._statuses(self._cluster.nodes, [], call)
-        entries = sorted(self._control.state.shards.values(), key=lambda one: (one.name, one.lo, one.group))
+        every = sorted(self._control.state.shards.values(), key=lambda one: (one.name, one.lo, one.group))
         return [_info("", CONTROL, self._cluster.nodes, statuses),
-                *(_info(one.name, one.group, one.nodes, statuses) for one in entries)]
+                *(_info(one.name, one.group, one.nodes, statuses) for one in every)]
 
     async def _statuses(self, nodes: Iterable[str], groups: Sequence[int], call: Call) -> Statuses:
         found, away = dict[str, dict[int, ReplicaStatus]](), dict[str, str]()
@@ -95,7 +96,7 @@ class ClusterShards:
 
     async def verify(self, name: str, call: Call, *, deep: bool = False) -> ShardVerification:
         """All replicas at one mark, which is made for it."""
-        entry = await self._node.entry(name, call)
+        entry = await self._node.one_shard(name, call)
         members = self._node.members(entry)
         command = encode(Mark())
 
@@ -132,7 +133,7 @@ class ClusterShards:
         own = self._engine if node == self._cluster.me else self._peers.node(node)
         mine = Call(call.deadline, None, call.request_id, call.principal)
         try:
-            found = await own.verify(entry.name, mine)
+            found = await own.verify(entry.label, mine)
         except VecdbError as error:
             return ReplicaDigest(replica, "damaged", mark.digest, mark.records, "", error.message)
         equal = bool(found["equal"])
@@ -143,7 +144,7 @@ class ClusterShards:
     # --- who leads --------------------------------------------------------------------------------
 
     async def transfer(self, name: str, to: str | None, call: Call) -> None:
-        entry = await self._node.entry(name, call) if name else None
+        entry = await self._node.one_shard(name, call) if name else None
         group = CONTROL if entry is None else entry.group
         nodes = list(self._cluster.nodes) if entry is None else self._node.members(entry)
         statuses = await self._statuses(nodes, [group], call)

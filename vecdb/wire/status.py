@@ -72,6 +72,7 @@ KINDS: Final[dict[type[VecdbError], dict[str, Any]]] = {
     errors.InvalidFilter: {**_BAD_ARGUMENT, "argument": "filter", "position": None},
     errors.LimitExceeded: _BAD_ARGUMENT,
     errors.SchemaChanged: {**_BAD_ARGUMENT, "argument": "collection"},
+    errors.StaleCursor: {**_BAD_ARGUMENT, "argument": "after"},
     errors.CollectionNotFound: {"collection": ""},
     errors.CollectionExists: {"collection": ""},
     errors.SnapshotNotFound: {"snapshot": "", "url": ""},

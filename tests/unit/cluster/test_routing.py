@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vecdb.cluster.routing import (
-    HASH_SPACE,
     Part,
     Ring,
     asked,
@@ -23,6 +22,7 @@ from vecdb.cluster.routing import (
     split_ids,
     value_key,
 )
+from vecdb.core.cluster import HASH_SPACE
 from vecdb.core.errors import InvalidArgument, InvalidMetadata
 from vecdb.core.filters import evaluate, to_node
 from vecdb.core.records import DeleteIds, DeleteWhere, UpdateMetadata, UpsertBatch

@@ -180,11 +180,11 @@ def test_a_cancelled_write_frees_its_waiter_and_its_place() -> None:
         node = cluster.nodes["n2"]
         write = asyncio.create_task(node.upsert("docs", batch(), soon()))
         await asyncio.sleep(0.05)
-        assert node._writes.inside == 1
+        assert node.writer.gate.inside == 1
         write.cancel()
         with pytest.raises(asyncio.CancelledError):
             await write
-        assert node._writes.inside == 0
+        assert node.writer.gate.inside == 0
         assert len(asyncio.all_tasks()) == 1
 
     run(test)

@@ -59,6 +59,8 @@ EXAMPLES = [
     errors.NodeRemoved("it was removed"),
     errors.JoinRefused("there is no such token", reason="token"),
     errors.ShardSealed("its records move", job=7, retry_after_s=0.05),
+    errors.StaleShardMap("others took its place", collection="docs", shard=7, epoch=9),
+    errors.StaleCursor("docs"),
     errors.Overloaded("the queue is full", retry_after_s=0.25, got=4096, limit=4096),
     errors.Unsupported("not with binary"),
 ]

@@ -1,0 +1,191 @@
+"""What is no read of records: descriptions, maintenance, background jobs.
+
+**Which replica answers**: ``describe`` and ``verify`` of each shard this node's if it has one, and ``describe`` names
+it; ``jobs`` are of all nodes; ``optimize`` runs on all, for graphs and segments are each replica's own.
+
+Of a collection with several shards a description adds up what can be (records, bytes) and has a part for each shard;
+segments say of which they are.  The digest of a verification is that of all records, however they are divided: shards'
+digests are sums over their records, and so add up.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Sequence
+from dataclasses import replace
+from typing import Any, Final, TypeVar
+
+from vecdb.cluster.control import ShardEntry, collection_of
+from vecdb.core.calls import Call
+from vecdb.core.errors import Unavailable
+from vecdb.core.query import Description
+from vecdb.ports.node import Progress
+from vecdb.services.coordinator.fan import Answers, Chosen, Fan
+from vecdb.services.coordinator.knowledge import ASK_S, Knowledge, Shards
+from vecdb.services.coordinator.shard_reads import Reading
+from vecdb.services.passing import copy_of
+from vecdb.services.replicas import Engine
+
+T = TypeVar("T")
+
+AT_ONCE: Final = 4
+"""Shards that are optimized at the same time: a node has few threads for it."""
+DIGEST_BITS: Final = 128
+_SUMMED: Final = ("records", "deleted", "dead", "disk_bytes", "memory_bytes")
+
+
+class Care:
+    """Belongs to one event loop."""
+
+    def __init__(self, know: Knowledge, fan: Fan, engine: Engine) -> None:
+        self._know = know
+        self._fan = fan
+        self._engine = engine
+
+    async def describe(self, name: str, call: Call) -> Description:
+        """Of the replicas that answer, which the details name with their shard and who leads."""
+        reading: Reading[Description] = Reading("describe", lambda shard, mine: self._described_here(shard, mine),
+                                       lambda shard, node, _, mine: self._described_there(
+                                           shard, node.describe(shard.label, mine)))
+
+        def merge(answers: Answers[Description]) -> Description:
+            return _together(name, answers, self._know)
+
+        return await self._fan.read(name, call, _all(reading), merge)
+
+    async def _described_here(self, shard: ShardEntry, call: Call) -> Description:
+        told = await self._engine.describe(shard.label, call)
+        return Description(shard.name, told.records, {**told.details, **self.about(shard)})
+
+    async def _described_there(self, shard: ShardEntry, asking: Awaitable[Description]) -> Description:
+        told = await asking
+        about = {} if "replica" in told.details else self.about(shard)
+        return Description(shard.name, told.records, {**told.details, **about})
+
+    def about(self, shard: ShardEntry) -> dict[str, Any]:
+        """What a description says of the shard and of this node's replica of it."""
+        know = self._know
+        status = know.own.look(shard.group)
+        return {"shard": shard.group, "replica": "" if status is None else status.me,
+                "leader": "" if status is None else status.leader or "", "nodes": know.members(shard)}
+
+    async def optimize(self, name: str, call: Call, on_progress: Progress | None = None) -> Description:
+        """On every replica, each for itself; progress is the first one's.  Those that are away do it by themselves."""
+        shards = await self._know.shards(name, call)
+        if len(shards.all) == 1:
+            return await self._optimized(shards.all[0], call, on_progress)
+        free = asyncio.Semaphore(AT_ONCE)
+
+        async def one(shard: ShardEntry) -> Description:
+            def report(stage: str, done: int, total: int) -> None:
+                if on_progress is not None:
+                    on_progress(f"shard {shard.group}: {stage}", done, total)
+
+            async with free:
+                return await self._optimized(shard, copy_of(call), report)
+
+        async with asyncio.TaskGroup() as group:
+            running = [group.create_task(one(shard)) for shard in shards.all]
+        return _together(name, Answers(list(shards.all), [task.result() for task in running]), self._know)
+
+    async def _optimized(self, shard: ShardEntry, call: Call, on_progress: Progress | None) -> Description:
+        know, me = self._know, self._know.cluster.me
+        nodes = sorted(know.members(shard), key=lambda one: one != me)
+        if nodes[0] == me and not know.own.serves(shard.group):
+            nodes = nodes[1:]
+        running = [self._engine.optimize(shard.label, call, on_progress) if node == me
+                   else know.peers.node(node).optimize(shard.label, copy_of(call), on_progress if at == 0 else None)
+                   for at, node in enumerate(nodes)]
+        done = await _every(running)
+        told = next((one for one in done if isinstance(one, Description)), None)
+        if told is not None:
+            about = {} if "replica" in told.details else self.about(shard)
+            return replace(told, name=shard.name, details={**told.details, **about})
+        call.check()
+        know.still(shard)
+        raise done[0] if done and isinstance(done[0], BaseException) \
+            else Unavailable(f"no replica of {shard.name!r} serves", collection=shard.name)
+
+    async def jobs(self, name: str | None, call: Call) -> list[dict[str, Any]]:
+        """Of all nodes that answer in time; each says which ``node`` it is of."""
+        know = self._know
+        asked: list[tuple[str, str | None]] = [(node, None) for node in know.cluster.nodes]
+        if name is not None:
+            shards = await know.shards(name, call)
+            asked = [(node, shard.label) for shard in shards.all for node in know.members(shard)]
+        brief = min(know.leaders.deadline(call), know.clock.monotonic() + ASK_S)
+
+        async def ask(node: str, label: str | None) -> list[dict[str, Any]]:
+            if node == know.cluster.me:
+                found = await self._engine.jobs(label, call)
+            else:
+                found = await know.peers.node(node).jobs(label, replace(copy_of(call), deadline=brief))
+            return [{**_of_collection(job), "node": node} for job in found]
+
+        answers = await _every([ask(node, label) for node, label in asked])
+        call.check()
+        return [job for jobs in answers if isinstance(jobs, list) for job in jobs]
+
+    async def verify(self, name: str, call: Call) -> dict[str, Any]:
+        reading: Reading[dict[str, Any]] = Reading("verify", lambda shard, mine: self._engine.verify(shard.label, mine),
+                                          lambda shard, node, _, mine: node.verify(shard.label, mine))
+        return await self._fan.read(name, call, _all(reading), _verified)
+
+
+def _all(reading: Reading[T]) -> Any:
+    def choose(shards: Shards) -> Chosen[T]:
+        return [(shard, reading) for shard in shards.all]
+
+    return choose
+
+
+def _of_collection(job: dict[str, Any]) -> dict[str, Any]:
+    """A job as users are told of it, who know nothing of labels."""
+    label = job.get("collection")
+    if not isinstance(label, str) or "@" not in label:
+        return job
+    return {**job, "collection": collection_of(label), "shard": int(label.rpartition("@")[2])}
+
+
+def _together(name: str, answers: Answers[Description], know: Knowledge) -> Description:
+    """Of all shards: sums, their segments, and what each says of itself."""
+    records = sum(one.records for one in answers.found)
+    details: dict[str, Any] = {"shards": [], "segments": []}
+    for shard, one in zip(answers.shards, answers.found, strict=True):
+        segments = one.details.get("segments", [])
+        part = {key: value for key, value in one.details.items() if key != "segments"}
+        details["shards"].append({**part, "shard": shard.group, "records": one.records, "segments": len(segments)})
+        details["segments"] += [{**segment, "shard": shard.group} for segment in segments]
+        for key in _SUMMED:
+            if key in part:
+                details[key] = _plus(details.get(key), part[key])
+    shards = know.known(name)
+    if shards is not None:
+        details |= {"shard_key": shards.entry.shard_key, "replication_factor": shards.entry.replication_factor}
+    if answers.missing:
+        details["missing"] = answers.missing
+    return Description(name, records, details)
+
+
+def _plus(a: Any, b: Any) -> Any:
+    """The sum of numbers, or of dicts of them."""
+    if a is None:
+        return b
+    if isinstance(a, dict) and isinstance(b, dict):
+        return {key: _plus(a.get(key), b.get(key)) if key in a and key in b else a.get(key, b.get(key))
+                for key in (*a, *(one for one in b if one not in a))}
+    return a + b if isinstance(a, int | float) and isinstance(b, int | float) else a
+
+
+def _verified(answers: Answers[dict[str, Any]]) -> dict[str, Any]:
+    def total(key: str) -> str:
+        return f"{sum(int(one[key], 16) for one in answers.found) % (1 << DIGEST_BITS):032x}"
+
+    return {"records": sum(one["records"] for one in answers.found),
+            "log_index": max(one["log_index"] for one in answers.found), "digest": total("digest"),
+            "computed": total("computed"), "equal": all(one["equal"] for one in answers.found),
+            "shards": [{"shard": shard.group, **one} for shard, one
+                       in zip(answers.shards, answers.found, strict=True)]}
+
+
+async def _every(running: Sequence[Awaitable[T]]) -> list[T | BaseException]:
+    """Results and errors in their order; cancelled together."""
+    return await asyncio.gather(*running, return_exceptions=True)

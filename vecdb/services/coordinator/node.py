@@ -1,0 +1,192 @@
+"""A node of a cluster for its clients: any node answers any call, from its own replicas or by way of others."""
+
+from collections.abc import Sequence
+from random import Random
+from typing import Any, TypeVar
+
+from vecdb.cluster.control import ShardEntry
+from vecdb.cluster.merge import in_order, merge_results, nothing
+from vecdb.cluster.routing import asked, split_ids
+from vecdb.core.calls import Call
+from vecdb.core.errors import InvalidArgument
+from vecdb.core.filters.tree import Node as FilterNode
+from vecdb.core.ids import RecordId
+from vecdb.core.layout import ANYHOW, Layout
+from vecdb.core.query import Count, Description, QueryRequest, QueryResult, ScanPage, ScanRequest
+from vecdb.core.records import DeleteIds, DeleteWhere, Record, UpdateMetadata, UpsertBatch, WriteResult
+from vecdb.core.schema import CollectionSchema
+from vecdb.ports.clock import Clock
+from vecdb.ports.node import Node, Progress
+from vecdb.ports.observer import Observer
+from vecdb.ports.peers import Peers
+from vecdb.services.coordinator.care import Care
+from vecdb.services.coordinator.collections import Collections
+from vecdb.services.coordinator.fan import Answers, Chosen, Fan
+from vecdb.services.coordinator.gathering import Gathering
+from vecdb.services.coordinator.knowledge import Cluster, Counts, Knowledge, Shards
+from vecdb.services.coordinator.scans import Scanner
+from vecdb.services.coordinator.shard_reads import Reading, ShardReader
+from vecdb.services.coordinator.writes import Writer
+from vecdb.services.replicas import Controlled, Engine, OwnReplicas
+
+T = TypeVar("T")
+
+
+class ReplicatedNode:
+    """A :class:`~vecdb.ports.node.Node`; see the package.  Belongs to one event loop."""
+
+    def __init__(self, cluster: Cluster, engine: Engine, own: OwnReplicas, control: Controlled, peers: Peers,
+                 clock: Clock, observer: Observer, random: Random) -> None:
+        self.counts = Counts()
+        self.know = Knowledge(cluster, own, control, peers, clock, random, self.counts)
+        self.leaders, self.barriers = self.know.leaders, self.know.barriers
+        self.reader = ShardReader(self.know)
+        self.gathering = Gathering()
+        self._engine = engine
+        self._own = own
+        self._control = control
+        self._fan = Fan(self.know, self.reader)
+        self.writer = Writer(self.know, engine, observer)
+        self._scanner = Scanner(self.know, self.reader, self._fan, engine)
+        self._collections = Collections(self.know)
+        self._care = Care(self.know, self._fan, engine)
+
+    # --- collections ------------------------------------------------------------------------------
+
+    async def create_collection(self, schema: CollectionSchema, call: Call, layout: Layout = ANYHOW) -> None:
+        await self._collections.create(schema, call, layout)
+
+    async def drop_collection(self, name: str, call: Call) -> None:
+        await self._collections.drop(name, call)
+
+    async def list_collections(self, call: Call) -> list[str]:
+        return await self._collections.list(call)
+
+    async def schema(self, name: str, call: Call) -> CollectionSchema:
+        found = self._control.state.collections.get(name)
+        return found.schema if found is not None and not call.session else await self._collections.schema(name, call)
+
+    async def shards(self, name: str, call: Call) -> list[ShardEntry]:
+        """The shards that calls of a collection go to, in the order of their ranges; ``CollectionNotFound``."""
+        return list((await self.know.shards(name, call)).all)
+
+    async def one_shard(self, what: str, call: Call) -> ShardEntry:
+        """A shard by its label, or by its collection's name where that has one."""
+        name, _, number = what.partition("@")
+        shards = (await self.know.shards(name, call)).all
+        found = [one for one in shards if not number or str(one.group) == number]
+        if len(found) == 1:
+            return found[0]
+        known = ", ".join(f"{name}@{one.group}" for one in shards[:8])
+        raise InvalidArgument("shard", f"{what!r} is not one shard; {name!r} has {known}", got=what[:200], limit=known)
+
+    def members(self, shard: ShardEntry) -> list[str]:
+        """The nodes that hold a shard."""
+        return self.know.members(shard)
+
+    def still(self, shard: ShardEntry) -> None:
+        """Raise where calls do not go to this shard any more."""
+        self.know.still(shard)
+
+    # --- writes -----------------------------------------------------------------------------------
+
+    async def upsert(self, name: str, batch: UpsertBatch, call: Call) -> WriteResult:
+        return await self.writer.upsert(name, batch, call)
+
+    async def delete(self, name: str, command: DeleteIds | DeleteWhere, call: Call) -> WriteResult:
+        return await self.writer.delete(name, command, call)
+
+    async def update_metadata(self, name: str, command: UpdateMetadata, call: Call) -> WriteResult:
+        return await self.writer.update_metadata(name, command, call)
+
+    # --- reads ------------------------------------------------------------------------------------
+
+    async def query(self, name: str, request: QueryRequest, call: Call) -> QueryResult:
+        reading = self._querying(request)
+        if call.shard:
+            return await self._direct(name, call, reading)
+
+        def choose(shards: Shards) -> Chosen[QueryResult]:
+            return [(shard, reading) for shard in asked(shards.ring, request.filter, shards.entry.shard_key)]
+
+        return await self._fan.read(name, call, choose, lambda answers: _merged(answers, request))
+
+    def _querying(self, request: QueryRequest) -> Reading[QueryResult]:
+        def there(shard: ShardEntry, node: Node, name: str, call: Call) -> Any:
+            return self.gathering.query((shard.group, name), request, call,
+                                        lambda request, mine: node.query(shard.label, request, mine))
+
+        return Reading("exact" if request.exact else "query",
+                       lambda shard, call: self._engine.query(shard.label, request, call), there)
+
+    async def fetch(self, name: str, ids: Sequence[RecordId], call: Call, *, include_metadata: bool = True,
+                    include_vectors: bool = True) -> list[Record]:
+        def reading(some: Sequence[RecordId]) -> Reading[list[Record]]:
+            def fetch(shard: ShardEntry, node: Node, mine: Call) -> Any:
+                return node.fetch(shard.label, some, mine, include_metadata=include_metadata,
+                                  include_vectors=include_vectors)
+
+            return Reading("fetch", lambda shard, mine: fetch(shard, self._engine, mine),
+                           lambda shard, node, _, mine: fetch(shard, node, mine))
+
+        if call.shard:
+            return await self._direct(name, call, reading(ids))
+
+        def choose(shards: Shards) -> Chosen[list[Record]]:
+            parts = split_ids(shards.ring, ids, shards.entry.shard_key) or [(shards.all[0], None)]
+            return [(shard, reading(ids if places is None else [ids[at] for at in places.tolist()]))
+                    for shard, places in parts]
+
+        return await self._fan.read(name, call, choose, lambda answers: in_order(ids, answers.found))
+
+    async def count(self, name: str, where: FilterNode | None, call: Call) -> int:
+        reading: Reading[int] = Reading("count" if where is None else "count where",
+                               lambda shard, mine: self._engine.count(shard.label, where, mine),
+                               lambda shard, node, _, mine: node.count(shard.label, where, mine))
+        if call.shard:
+            return await self._direct(name, call, reading)
+
+        def choose(shards: Shards) -> Chosen[int]:
+            return [(shard, reading) for shard in asked(shards.ring, where, shards.entry.shard_key)]
+
+        def merge(answers: Answers[int]) -> int:
+            total = sum(answers.found)
+            return Count.of(total, answers.missing) if answers.missing else total
+
+        return await self._fan.read(name, call, choose, merge)
+
+    async def scan(self, name: str, request: ScanRequest, call: Call) -> ScanPage:
+        return await self._scanner.scan(name, request, call)
+
+    async def _direct(self, name: str, call: Call, reading: Reading[T]) -> T:
+        """One shard, for a client that has the map: by the replica here, or whoever can."""
+        shard = self.know.shard(name, call.shard)
+        self.counts.add("direct")
+        return await self.reader.read(shard, call, reading)
+
+    # --- maintenance ------------------------------------------------------------------------------
+
+    async def describe(self, name: str, call: Call) -> Description:
+        return await self._care.describe(name, call)
+
+    async def optimize(self, name: str, call: Call, on_progress: Progress | None = None) -> Description:
+        return await self._care.optimize(name, call, on_progress)
+
+    async def jobs(self, name: str | None, call: Call) -> list[dict[str, Any]]:
+        return await self._care.jobs(name, call)
+
+    async def verify(self, name: str, call: Call) -> dict[str, Any]:
+        return await self._care.verify(name, call)
+
+    async def close(self) -> None:
+        """The engine's own end is its owner's."""
+
+
+def _merged(answers: Answers[QueryResult], request: QueryRequest) -> QueryResult:
+    if not answers.found:
+        return nothing(request)
+    merged = merge_results(answers.found, request, [str(shard.group) for shard in answers.shards])
+    if not answers.missing:
+        return merged
+    return QueryResult(merged.matches, merged.plan, (*merged.missing, *answers.missing), merged.cost)
+
