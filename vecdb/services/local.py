@@ -8,6 +8,7 @@ what calls name it by; what they are told names the collection.  ``host`` and ``
 cluster says, ``replica`` is what its log drives, and calls that would write are refused.  All stay open.
 """
 
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -32,16 +33,18 @@ from vecdb.core.limits import MAX_COLLECTIONS
 from vecdb.core.query import Description, QueryRequest, QueryResult, ScanPage, ScanRequest
 from vecdb.core.records import Command, DeleteIds, DeleteWhere, Record, UpdateMetadata, UpsertBatch, WriteResult
 from vecdb.core.schema import CollectionSchema, collection_of
+from vecdb.segment.files import from_os_error, sync_directory
 from vecdb.services.catalog import Entry
 from vecdb.services.describe import describe
 from vecdb.services.express import Pin
-from vecdb.services.homes import Home
+from vecdb.services.homes import SNAPSHOTS, Home
 from vecdb.services.jobs import Job
 from vecdb.services.opening import COLLECTIONS, OpenCollections
-from vecdb.services.recovery import ROWS, found
+from vecdb.services.recovery import ROWS, check_whole, found
 from vecdb.services.replica import ShardReplica
 from vecdb.services.shard import ShardService
 from vecdb.services.slots import Opened, Slot
+from vecdb.services.snapshots import ShardSnapshot, taken
 
 __all__ = ["COLLECTIONS", "LocalDatabase", "Progress"]
 
@@ -52,6 +55,8 @@ T = TypeVar("T")
 class LocalDatabase(OpenCollections):
     """Safe to use from many threads; ``on_close`` runs last and lets go of what the composition root opened."""
 
+    _copies = 0
+
     # --- collections ------------------------------------------------------------------------------
 
     def create_collection(self, schema: CollectionSchema, call: Call | None = None, layout: Layout = ANYHOW) -> None:
@@ -61,11 +66,7 @@ class LocalDatabase(OpenCollections):
             self._check_may_change()
             self._check_alone()
             self._settle()
-            if schema.name in self._catalog.entries:
-                raise CollectionExists(schema.name)
-            if len(self._catalog.entries) >= MAX_COLLECTIONS:
-                raise LimitExceeded("name", f"there are {MAX_COLLECTIONS} collections already",
-                                    got=len(self._catalog.entries), limit=MAX_COLLECTIONS)
+            self._check_new(schema.name)
             slot = Slot(Entry(schema, self._catalog.new_folder()))
             self._close_idle()
             try:
@@ -79,6 +80,13 @@ class LocalDatabase(OpenCollections):
             with self._lock:
                 slot.used = next(self._ticks)
                 self._slots[schema.name] = slot
+
+    def _check_new(self, name: str) -> None:
+        if name in self._catalog.entries:
+            raise CollectionExists(name)
+        if len(self._catalog.entries) >= MAX_COLLECTIONS:
+            raise LimitExceeded("name", f"there are {MAX_COLLECTIONS} collections already",
+                                got=len(self._catalog.entries), limit=MAX_COLLECTIONS)
 
     def _undo(self, entry: Entry, *, keep: bool = False) -> None:
         self._catalog.settle()
@@ -123,6 +131,75 @@ class LocalDatabase(OpenCollections):
         else:
             self._let_go(slot)
             Home(self._folder(slot.entry)).remove()
+
+    # --- snapshots --------------------------------------------------------------------------------
+
+    def snapshot(self, name: str) -> ShardSnapshot:
+        """The collection as it is now, by hard links, until it is released; writes go on.
+
+        Every byte is read: ``DataCorrupted`` if any is damaged.  Of a replica it is :meth:`ShardReplica.snapshot`'s.
+        """
+        with self._using(name) as opened:
+            if opened.replica is not None:
+                return opened.replica.snapshot()
+            folder = self._copy_folder()
+            try:
+                check_whole(opened.shard.view, opened.shard.directory)
+                view = opened.shard.copy(folder)
+                opened.shard.read_rows()
+                return taken(folder, view)
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+
+    def _copy_folder(self) -> Path:
+        folder = self._directory / SNAPSHOTS
+        with self._changes:
+            if not self._copies:  # what a killed process left
+                shutil.rmtree(folder, ignore_errors=True)
+            self._copies += 1
+            return folder / str(self._copies)
+
+    def attach(self, schema: CollectionSchema, staged: Path, compare: Callable[[ShardService], None]) -> None:
+        """Make a collection of the folder ``staged``, in the database's directory, whole and durable; ``compare``
+        raises if its records are not those meant.  It is there when this returns, and is not where something is raised.
+        """
+        with self._changes:
+            self._check_may_change()
+            self._check_alone()
+            self._settle()
+            self._check_new(schema.name)
+            slot = Slot(Entry(schema, self._catalog.new_folder()))
+            try:
+                self._move_in(staged, self._folder(slot.entry))
+                slot.opened = self._start(slot, is_new=False)
+                compare(slot.opened.shard)
+                self._catalog.add(slot.entry)
+            except BaseException:
+                self._let_go(slot)
+                with suppress(VecdbError):
+                    self._undo(slot.entry)
+                raise
+            with self._lock:
+                slot.used = next(self._ticks)
+                self._slots[schema.name] = slot
+
+    def aside(self, schema: CollectionSchema, folder: Path) -> ShardService:
+        """A shard in a folder that is no collection's; empty if that is new."""
+        return self._serve(schema, folder)
+
+    @property
+    def directory(self) -> Path:
+        return self._directory
+
+    def _move_in(self, staged: Path, folder: Path) -> None:
+        try:
+            folder.parent.mkdir(exist_ok=True)
+            os.rename(staged, folder)
+            for one in (folder.parent, self._directory):
+                sync_directory(one)
+        except OSError as error:
+            raise from_os_error(error, folder, "moving in") from error
 
     # --- replicas ---------------------------------------------------------------------------------
 

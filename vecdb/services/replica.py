@@ -29,9 +29,8 @@ from vecdb.ports.replicator import Position, SnapshotFile
 from vecdb.segment.growing import GrowingView
 from vecdb.services.following import Follow, FollowLimits
 from vecdb.services.homes import Home
-from vecdb.services.recovery import is_damaged
 from vecdb.services.shard import ShardService
-from vecdb.services.snapshots import ShardIncoming, ShardSnapshot, check_position, forget_passed, list_files
+from vecdb.services.snapshots import ShardIncoming, ShardSnapshot, check_position, forget_passed, taken
 from vecdb.shard.marks import Mark, MarkResult
 
 __all__ = ["Digest", "Held", "Mark", "MarkResult", "ShardReplica"]
@@ -118,8 +117,7 @@ class ShardReplica:
                 # one opened in spite of damage goes on; who is given it will find that out
                 if not self._keeper.forgives():
                     service.read_rows()
-                files = list_files(folder, check=not is_damaged(view))
-                return ShardSnapshot(folder, Position(view.state.applied, view.state.term), files)
+                return taken(folder, view)
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise

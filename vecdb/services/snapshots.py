@@ -28,7 +28,8 @@ from vecdb.ports.replicator import Position, SnapshotFile
 from vecdb.segment.files import ArrayFile, from_os_error, sync_directory
 from vecdb.segment.sealed import INDEX
 from vecdb.services.homes import Home
-from vecdb.services.recovery import ROWS, SEGMENTS
+from vecdb.services.recovery import ROWS, SEGMENTS, is_damaged
+from vecdb.shard.view import ShardView
 
 if TYPE_CHECKING:
     from vecdb.services.replica import ShardReplica
@@ -42,12 +43,15 @@ _NAME = re.compile(rf"{ROWS}/[A-Za-z0-9_][A-Za-z0-9._-]*|{SEGMENTS}/\d{{8}}/[a-z
 
 
 class ShardSnapshot:
-    """A folder of links nobody writes to."""
+    """A folder of links nobody writes to.  ``records`` and their ``digest``: at its position."""
 
-    def __init__(self, folder: Path, position: Position, files: Sequence[SnapshotFile]) -> None:
+    def __init__(self, folder: Path, position: Position, files: Sequence[SnapshotFile], records: int,
+                 digest: str) -> None:
         self.folder = folder
         self.position = position
         self.files = files
+        self.records = records
+        self.digest = digest
 
     def read(self, file: int, offset: int, length: int) -> bytes:
         path = self.folder / self.files[file].name
@@ -62,6 +66,13 @@ class ShardSnapshot:
 
     def release(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def taken(folder: Path, view: ShardView) -> ShardSnapshot:
+    """Of a copy that was made of the moment of ``view``; raises ``DataCorrupted`` if one of its files is damaged."""
+    state = view.state
+    files = list_files(folder, check=not is_damaged(view))
+    return ShardSnapshot(folder, Position(state.applied, state.term), files, state.records, f"{state.digest:032x}")
 
 
 def list_files(folder: Path, *, check: bool = True) -> list[SnapshotFile]:
