@@ -11,7 +11,7 @@ IMAGE ?= vecdb
 DATA ?= glove-100 fashion-mnist
 SOAK ?= 300
 
-.PHONY: help install test sim chaos quickstart lint types contracts proto proto-baseline data bench soak lock image cluster cluster-down test-cluster clean
+.PHONY: help install test sim chaos quickstart lint types contracts proto proto-baseline data bench soak lock image cluster cluster-down manifests charts test-cluster clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -24,6 +24,10 @@ $(VENV)/.installed: pyproject.toml requirements.lock .ci/install
 
 $(VENV)/.bench: $(VENV)/.installed
 	@.ci/install $(VENV) dev,bench
+	@touch $@
+
+$(VENV)/.deploy: $(VENV)/.installed
+	@.ci/install $(VENV) dev,deploy
 	@touch $@
 
 # Compiled kernels are cached, by what they are made of; this spends the time once, so that no first command does.
@@ -53,6 +57,12 @@ cluster:  ## a cluster in containers with sample data in it, and its status
 
 cluster-down:  ## stop that cluster and delete its data
 	@.ci/cluster down $(IMAGE)
+
+manifests: $(VENV)/.deploy  ## deploy/kubernetes from the Helm chart
+	@$(BIN)/python .ci/manifests
+
+charts: $(VENV)/.deploy  ## the Helm chart by Helm's library and Kubernetes' schemas, and the files of Compose
+	@$(BIN)/python -m pytest -q tests/unit/deploy
 
 test-cluster: install  ## clusters of containers, hurt in every way there is
 	@.ci/image vecdb:tests
