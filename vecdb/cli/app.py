@@ -13,6 +13,8 @@ from vecdb.cli import (
     importing,
     jobs,
     keys,
+    moving,
+    nodes,
     planning,
     querying,
     quickstart,
@@ -61,8 +63,10 @@ app.command()(querying.query)
 app.add_typer(collection.commands, name="collection")
 app.add_typer(keys.commands, name="key")
 app.add_typer(jobs.commands, name="job")
+moving.add_to(shards.commands)
 app.add_typer(shards.commands, name="shard")
 app.add_typer(cluster.commands, name="cluster")
+app.add_typer(nodes.commands, name="node")
 app.command()(planning.plan)
 app.command("doctor")(doctor.doctor)
 app.command()(completing.completion)

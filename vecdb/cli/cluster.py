@@ -1,15 +1,126 @@
-"""``vecdb cluster``: what the nodes of a cluster need before they start."""
+"""``vecdb cluster``: what the nodes of a cluster need before they start, and the cluster as a whole."""
 
+import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from vecdb.cli import changing, nodes
 from vecdb.cli import options as o
-from vecdb.cli.output import Output
+from vecdb.cli.output import Output, count, duration
+from vecdb.cli.session import open_database
+from vecdb.cli.target import HERE, Target, with_target
 from vecdb.core.errors import InvalidArgument
 
-commands = typer.Typer(help="What the nodes of a cluster need.", no_args_is_help=True)
+commands = typer.Typer(help="A cluster as a whole, and what its nodes need.", no_args_is_help=True)
+token = typer.Typer(help="Tokens that nodes join with.", no_args_is_help=True)
+commands.add_typer(token, name="token")
+
+
+@commands.command()
+@with_target
+def status(target: Target = HERE, as_json: o.Json = False) -> None:
+    """The cluster at a glance: its nodes, how many shards there are, and what jobs run."""
+    out = Output(as_json)
+    with open_database(target) as database:
+        info = database.admin.cluster.info()
+        jobs = database.admin.cluster.jobs()
+    if as_json:
+        out.emit({**asdict(info), "open_jobs": [asdict(one) for one in jobs]})
+        return
+    out.say(f"{info.name}: {count(len(info.nodes))} nodes, {count(info.collections)} collections, "
+            f"{count(info.shards)} shards, epoch {count(info.epoch)}; {info.leader or 'nobody'} leads the control "
+            "group")
+    nodes.show(out, info.nodes)
+    if jobs:
+        out.table("jobs", changing.JOB_COLUMNS, [changing.job_row(one) for one in jobs], left=(1, 2, 3, 4, 5, 8))
+
+
+@commands.command("set")
+@with_target
+def set_setting(name: Annotated[str | None, typer.Argument(metavar="[NAME]", show_default=False)] = None,
+                value: Annotated[str | None, typer.Argument(metavar="[VALUE]", help="A number; 'default': that again.",
+                                                            show_default=False)] = None,
+                target: Target = HERE, as_json: o.Json = False) -> None:
+    """Set a setting of the cluster; without any, tell them all."""
+    from vecdb.core.operations import SETTINGS
+
+    out = Output(as_json)
+    with open_database(target) as database:
+        if name is not None:
+            if value is None:
+                raise InvalidArgument("value", f"of {name} is missing", got="nothing", limit="a number, or default")
+            database.admin.cluster.set(name, _number(value))
+        now = database.admin.cluster.info().settings
+    if as_json:
+        out.emit({"settings": dict(now)})
+        return
+    out.table("", ["setting", "is", "default", "means"], [
+        [one, f"{now.get(one, default):g}", f"{default:g}", text]
+        for one, (default, _, _, text) in SETTINGS.items()], left=(0, 3))
+
+
+def _number(text: str) -> float | None:
+    if text == "default":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise InvalidArgument("value", "is no number", got=text[:40], limit="a number, or default") from None
+
+
+@token.command("create")
+@with_target
+def create_token(ttl: Annotated[str, typer.Option("--ttl", help="How long it is good: 30m, 12h, 7d.")] = "1h",
+                 role: Annotated[list[str] | None, typer.Option("--role", help="Only for nodes of this role: both, "
+                                                                "coordinator, shard (repeat it).")] = None,
+                 target: Target = HERE, as_json: o.Json = False) -> None:
+    """Make a token; it is printed this once.  A node is given it as cluster.token or cluster.token_file."""
+    from vecdb.cli.keys import seconds_of
+
+    out = Output(as_json)
+    with open_database(target) as database:
+        made = database.admin.cluster.create_join_token(seconds_of("ttl", ttl), role or ())
+    if as_json:
+        out.emit({**asdict(made.token), "token": made.secret})
+    else:
+        out.say(made.secret)
+        out.note(f"good for {ttl}, for any number of nodes; vecdb cluster token revoke {made.token.id} ends it")
+
+
+@token.command("list")
+@with_target
+def list_tokens(target: Target = HERE, as_json: o.Json = False) -> None:
+    """Tokens, without their secrets."""
+    out = Output(as_json)
+    with open_database(target) as database:
+        found = database.admin.cluster.join_tokens()
+    if as_json:
+        out.emit({"tokens": [asdict(one) for one in found]})
+    elif not found:
+        out.say("no tokens")
+    else:
+        now = time.time()
+        out.table("", ["token", "roles", "ends"], [
+            [one.id, ", ".join(one.roles) or "any", "never" if not one.expires_s else
+             f"in {duration(one.expires_s - now)}" if one.expires_s > now else "it has ended"] for one in found],
+            left=(0, 1, 2))
+
+
+@token.command("revoke")
+@with_target
+def revoke_token(id: Annotated[str, typer.Argument(metavar="ID")], target: Target = HERE,
+                 as_json: o.Json = False) -> None:
+    """End a token; nodes that have joined with it stay."""
+    out = Output(as_json)
+    with open_database(target) as database:
+        database.admin.cluster.revoke_join_token(id)
+    if as_json:
+        out.emit({"revoked": id})
+    else:
+        out.say(f"{id} is revoked")
 
 
 @commands.command()

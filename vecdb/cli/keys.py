@@ -41,7 +41,7 @@ def create(name: Annotated[str, typer.Argument(metavar="NAME", help="What the ke
     with administration(place, write=True) as admin:
         if place.is_server and place.api_key is None and not lock_out:
             _check_first(admin.list_keys(), grants)
-        key, secret = admin.create_key(name, grants, _seconds("ttl", ttl))
+        key, secret = admin.create_key(name, grants, seconds_of("ttl", ttl))
     out.note(f"made key {key.id} ({key.name}): {_grants(key)}; {_expiry(key)}")
     _secret(out, key, secret)
 
@@ -73,7 +73,7 @@ def rotate(id: Annotated[str, typer.Argument(metavar="ID", help="Of the key, as 
     """Give a key a new secret, printed on stdout, this once."""
     out = Output(as_json)
     with administration(resolve(target), write=True) as admin:
-        key, secret = admin.rotate_key(id, _seconds("overlap", overlap))
+        key, secret = admin.rotate_key(id, seconds_of("overlap", overlap))
     out.note(f"key {key.id} ({key.name}) has a new secret; the old one " +
              ("has ended" if overlap is None else f"is good for {overlap} yet"))
     _secret(out, key, secret)
@@ -119,7 +119,7 @@ def _grant(text: str) -> "Grant":
     return Grant(_role(role), tuple(names.split(",")))
 
 
-def _seconds(name: str, text: str | None) -> float:
+def seconds_of(name: str, text: str | None) -> float:
     try:
         seconds = 0.0 if text is None else parse_seconds(text)
     except ValueError as error:

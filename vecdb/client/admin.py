@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 from vecdb.client.asking import Ask
 from vecdb.client.deadlines import check_timeout
+from vecdb.client.operating import Operating
 from vecdb.client.options import check_flag, check_text
 from vecdb.client.session import Session
 from vecdb.client.steps import Steps
@@ -36,6 +37,11 @@ class Admin:
 
     def __init__(self, session: Session) -> None:
         self._session = session
+
+    @property
+    def cluster(self) -> Operating:
+        """The cluster: its nodes, and the jobs that change who holds what."""
+        return Operating(self._session)
 
     def server(self, *, timeout: float | None = None) -> dict[str, Any]:
         """``version api node_id uptime_s`` and what else the server says of itself."""

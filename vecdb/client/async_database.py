@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 from vecdb.client import making
 from vecdb.client.admin import ask, transfer
 from vecdb.client.async_collection import AsyncCollection
+from vecdb.client.async_operating import AsyncOperating
 from vecdb.client.async_session import AsyncSession
 from vecdb.client.connect import check_key, directory, embedded, network
 from vecdb.client.deadlines import check_timeout
@@ -110,6 +111,11 @@ class AsyncAdmin:
 
     def __init__(self, session: AsyncSession) -> None:
         self._session = session
+
+    @property
+    def cluster(self) -> AsyncOperating:
+        """The cluster: its nodes, and the jobs that change who holds what."""
+        return AsyncOperating(self._session)
 
     async def server(self, *, timeout: float | None = None) -> dict[str, Any]:
         """``version api node_id uptime_s`` and what else the server says of itself."""

@@ -12,6 +12,7 @@ from vecdb.client.remote.channels import credentials, open_sync
 from vecdb.client.remote.failures import tls_hint
 from vecdb.client.remote.gather import ThreadGather
 from vecdb.client.remote.io import Link, SyncWire, keep
+from vecdb.client.remote.operations import OperationsProcedures
 from vecdb.client.remote.options import Options
 from vecdb.client.remote.procedures import Procedures
 from vecdb.client.remote.target import Target
@@ -50,6 +51,7 @@ class RemoteBackend:
         self._do = Procedures(options, target.label, self._addresses)
         self._admin = AdminProcedures(self._do.caller)
         self._shards = ShardsProcedures(self._do.caller)
+        self._operations = OperationsProcedures(self._do.caller)
         self._gather = ThreadGather(self._query_now) if options.auto_batch else None
         self._pid = os.getpid()
         keep(self._wire)
@@ -151,6 +153,10 @@ class RemoteBackend:
 
     def transfer_leader(self, name: str, to: str | None = None, call: Call | None = None) -> None:
         drive(self._shards.transfer_leader(name, to, call), self._wire)
+
+    def operate(self, method: str, *args: Any, call: Call | None = None, **named: Any) -> Any:
+        """One of :class:`vecdb.ports.operations.Operations`, by its name."""
+        return drive(getattr(self._operations, method)(*args, call=call, **named), self._wire)
 
     def close(self) -> None:
         """Let go of the connection; in a forked child that is the parent's to do."""

@@ -170,6 +170,10 @@ class RemoteNode:
     async def transfer_leader(self, name: str, to: str | None = None, call: Call | None = None) -> None:
         await self._run(self._shards.transfer_leader(name, to, call), call)
 
+    async def operate(self, method: str, *args: Any, call: Call | None = None, **named: Any) -> Any:
+        """One of :class:`vecdb.ports.operations.Operations`, by its name."""
+        return await getattr(self.operations, method)(*args, call=call, **named)
+
     async def close(self) -> None:
         """Let go of the connection."""
         await self._wire.close()

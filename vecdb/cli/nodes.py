@@ -1,0 +1,114 @@
+"""``vecdb node``: the nodes of a cluster, and what is done with each."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vecdb.cli import changing
+from vecdb.cli import options as o
+from vecdb.cli.output import Output, duration, size
+from vecdb.cli.session import open_database
+from vecdb.cli.target import HERE, Target, with_target
+
+if TYPE_CHECKING:
+    from vecdb.core.cluster import NodeInfo
+
+commands = typer.Typer(help="Nodes of a cluster.", no_args_is_help=True)
+
+Node = Annotated[str, typer.Argument(metavar="NODE", help="The node's name.")]
+
+
+@commands.command("list")
+@with_target
+def list_(target: Target = HERE, as_json: o.Json = False) -> None:
+    """Every node: what it does, where it is, how it is."""
+    out = Output(as_json)
+    with open_database(target) as database:
+        info = database.admin.cluster.info()
+    if as_json:
+        out.emit({"nodes": [asdict(one) for one in info.nodes]})
+    else:
+        show(out, info.nodes)
+
+
+def show(out: Output, nodes: "tuple[NodeInfo, ...]") -> None:
+    """A table of nodes."""
+    out.table("", ["node", "role", "zone", "state", "heard", "replicas", "leads", "disk free", "memory", "address",
+                   "version"], [_row(one) for one in nodes], left=(0, 1, 2, 3, 4, 9, 10))
+
+
+def _row(one: "NodeInfo") -> list[str]:
+    heard = "never" if one.heard_s < 0 else f"{duration(one.heard_s)} ago"
+    free, memory = one.stats.get("disk_free_bytes"), one.stats.get("memory_bytes")
+    return [one.name + ("*" if one.voter else ""), one.role, one.zone or "-", one.state, heard, str(one.replicas),
+            "-" if one.leaders < 0 else str(one.leaders), "-" if free is None else size(free),
+            "-" if memory is None else size(memory), one.address, one.version or "-"]
+
+
+@commands.command()
+@with_target
+def zones(target: Target = HERE, as_json: o.Json = False) -> None:
+    """Zones with their nodes, capacity and replicas."""
+    out = Output(as_json)
+    with open_database(target) as database:
+        info = database.admin.cluster.info()
+    found: dict[str, list[NodeInfo]] = {}
+    for one in info.nodes:
+        found.setdefault(one.zone, []).append(one)
+    if as_json:
+        out.emit({"zones": {zone: [one.name for one in nodes] for zone, nodes in sorted(found.items())}})
+        return
+    out.table("", ["zone", "nodes", "capacity", "replicas"], [
+        [zone or "-", ", ".join(one.name for one in nodes), f"{sum(one.capacity for one in nodes):g}",
+         str(sum(one.replicas for one in nodes))] for zone, nodes in sorted(found.items())], left=(0, 1))
+
+
+@commands.command()
+@with_target
+def drain(node: Node, yes: changing.Yes = False, dry_run: changing.DryRun = False, wait: changing.Wait = True,
+          target: Target = HERE, as_json: o.Json = False) -> None:
+    """Move everything off a node, and give it nothing more, before it is taken away for long."""
+    with open_database(target) as database:
+        changing.change(database, "drain", node, {}, Output(as_json), as_json=as_json, yes=yes, dry_run=dry_run,
+                        wait=wait)
+
+
+@commands.command()
+@with_target
+def repair(node: Node,
+           force: Annotated[bool, typer.Option("--force", help="Even if it is heard.")] = False,
+           yes: changing.Yes = False, dry_run: changing.DryRun = False, wait: changing.Wait = True,
+           target: Target = HERE, as_json: o.Json = False) -> None:
+    """Build anew elsewhere what a lost node held, without waiting until the cluster does so by itself."""
+    with open_database(target) as database:
+        changing.change(database, "repair", node, {"force": True} if force else {}, Output(as_json), as_json=as_json,
+                        yes=yes, dry_run=dry_run, wait=wait)
+
+
+@commands.command()
+@with_target
+def activate(node: Node, target: Target = HERE, as_json: o.Json = False) -> None:
+    """Use a node again that was drained."""
+    out = Output(as_json)
+    with open_database(target) as database:
+        database.admin.cluster.activate_node(node)
+    if as_json:
+        out.emit({"node": node, "state": "active"})
+    else:
+        out.say(f"{node} is active")
+
+
+@commands.command()
+@with_target
+def remove(node: Node, yes: changing.Yes = False, target: Target = HERE, as_json: o.Json = False) -> None:
+    """Take a drained node out of the cluster.  It is refused from then on, until it joins anew."""
+    out = Output(as_json)
+    with open_database(target) as database:
+        if not yes:
+            changing.agree(f"removing {node}")
+        database.admin.cluster.remove_node(node)
+    if as_json:
+        out.emit({"node": node, "state": "left"})
+    else:
+        out.say(f"{node} is no part of the cluster any more")
