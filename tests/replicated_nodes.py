@@ -239,11 +239,15 @@ class Together:
 
 
 class _Open:
-    """A database that takes its nodes with it when it closes."""
+    """A database that takes its nodes with it when it closes; ``made``: what collections are made with besides."""
 
-    def __init__(self, nodes: Together) -> None:
+    def __init__(self, nodes: Together, **made: Any) -> None:
         self._nodes = nodes
+        self._made = made
         self._database = _connect(nodes.url)
+
+    def create_collection(self, *args: Any, **more: Any) -> Any:
+        return self._database.create_collection(*args, **{**self._made, **more})
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._database, name)
@@ -262,3 +266,8 @@ class _Open:
 def connect_to_three(path: Any, **engine: Any) -> Any:
     """As ``vecdb.connect(path, **engine)``, by way of three nodes."""
     return _Open(Together(path, **engine))
+
+
+def connect_to_shards(path: Any, **engine: Any) -> Any:
+    """The same, each collection in three shards."""
+    return _Open(Together(path, **engine), shards=3)

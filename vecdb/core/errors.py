@@ -99,7 +99,8 @@ class StaleCursor(InvalidArgument):
 
     def __init__(self, name: str) -> None:
         super().__init__("after", f"is a place in a shard of {name!r} that was split or merged meanwhile: begin the "
-                         "scan anew", got="a cursor", limit="0, or a cursor of shards that are still there", collection=name)
+                         "scan anew", got="a cursor", limit="0, or a cursor of shards that are still there",
+                         collection=name)
 
 
 class CollectionNotFound(VecdbError, KeyError):
@@ -253,7 +254,8 @@ class StaleShardMap(Unavailable):
 
 
 class ShardSealed(Unavailable):
-    """The shard takes no more writes: its records move to others.  Nothing was done; look up who has them, and retry."""
+    """The shard takes no more writes: its records move to others.  Nothing was done: look up who has them, and retry.
+    """
 
 
 class NodeRemoved(Unavailable):

@@ -9,7 +9,7 @@ digests are sums over their records, and so add up.
 """
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 
@@ -29,7 +29,9 @@ T = TypeVar("T")
 AT_ONCE: Final = 4
 """Shards that are optimized at the same time: a node has few threads for it."""
 DIGEST_BITS: Final = 128
-_SUMMED: Final = ("records", "deleted", "dead", "disk_bytes", "memory_bytes")
+_SUMMED: Final = ("disk_bytes", "memory_bytes")
+_COMMON: Final = ("dim", "metric", "vector_type", "index", "indexed_fields")
+_LISTED: Final = ("segments", "jobs", "damage")
 
 
 class Care:
@@ -82,9 +84,13 @@ class Care:
             async with free:
                 return await self._optimized(shard, copy_of(call), report)
 
-        async with asyncio.TaskGroup() as group:
-            running = [group.create_task(one(shard)) for shard in shards.all]
-        return _together(name, Answers(list(shards.all), [task.result() for task in running]), self._know)
+        done = await _every([one(shard) for shard in shards.all])
+        call.check()
+        for error in done:
+            if isinstance(error, BaseException):
+                raise error
+        return _together(name, Answers(list(shards.all), [one for one in done if isinstance(one, Description)]),
+                         self._know)
 
     async def _optimized(self, shard: ShardEntry, call: Call, on_progress: Progress | None) -> Description:
         know, me = self._know, self._know.cluster.me
@@ -148,15 +154,23 @@ def _of_collection(job: dict[str, Any]) -> dict[str, Any]:
 def _together(name: str, answers: Answers[Description], know: Knowledge) -> Description:
     """Of all shards: sums, their segments, and what each says of itself."""
     records = sum(one.records for one in answers.found)
-    details: dict[str, Any] = {"shards": [], "segments": []}
+    details: dict[str, Any] = {key: value for key, value in answers.found[0].details.items() if key in _COMMON}
+    details |= {"segments": [], "jobs": [], "shards": []}
     for shard, one in zip(answers.shards, answers.found, strict=True):
-        segments = one.details.get("segments", [])
-        part = {key: value for key, value in one.details.items() if key != "segments"}
-        details["shards"].append({**part, "shard": shard.group, "records": one.records, "segments": len(segments)})
-        details["segments"] += [{**segment, "shard": shard.group} for segment in segments]
+        part = dict(one.details)
+        for key in _LISTED:
+            if key in part:
+                mine = part.pop(key)
+                details.setdefault(key, []).extend(
+                    {**entry, "shard": shard.group} for entry in (mine if isinstance(mine, list) else [mine]))
         for key in _SUMMED:
             if key in part:
                 details[key] = _plus(details.get(key), part[key])
+        said = {key: value for key, value in part.items() if key not in _COMMON}
+        details["shards"].append({**said, "shard": shard.group, "records": one.records})
+    digests = [one.details["digest"] for one in answers.found if "digest" in one.details]
+    if len(digests) == len(answers.found):
+        details["digest"] = _sum_of(digests)
     shards = know.known(name)
     if shards is not None:
         details |= {"shard_key": shards.entry.shard_key, "replication_factor": shards.entry.replication_factor}
@@ -176,14 +190,16 @@ def _plus(a: Any, b: Any) -> Any:
 
 
 def _verified(answers: Answers[dict[str, Any]]) -> dict[str, Any]:
-    def total(key: str) -> str:
-        return f"{sum(int(one[key], 16) for one in answers.found) % (1 << DIGEST_BITS):032x}"
-
-    return {"records": sum(one["records"] for one in answers.found),
-            "log_index": max(one["log_index"] for one in answers.found), "digest": total("digest"),
-            "computed": total("computed"), "equal": all(one["equal"] for one in answers.found),
+    found = answers.found
+    return {"records": sum(one["records"] for one in found), "log_index": max(one["log_index"] for one in found),
+            "digest": _sum_of(one["digest"] for one in found), "computed": _sum_of(one["computed"] for one in found),
+            "equal": all(one["equal"] for one in found),
             "shards": [{"shard": shard.group, **one} for shard, one
                        in zip(answers.shards, answers.found, strict=True)]}
+
+
+def _sum_of(digests: Iterable[str]) -> str:
+    return f"{sum(int(one, 16) for one in digests) % (1 << DIGEST_BITS):032x}"
 
 
 async def _every(running: Sequence[Awaitable[T]]) -> list[T | BaseException]:
