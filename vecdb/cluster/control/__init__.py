@@ -24,6 +24,10 @@
 16 shards_switch  ``job``, ``name``, ``retire``, ``activate``: calls go to these instead of those
 17 shards_forget  ``groups``: filled in vain, or replaced
 18 setting_put    ``name``, ``value``
+19 load           ``job``, ``schema``, ``shards``, ``replication_factor``, ``shard_key``: a collection to be
+                  filled before anybody sees it
+20 ready          ``job``, ``name``: it is filled
+21 abandon        ``job``, ``name``: it was filled in vain
 ================  ====================================================================================
 
 Clock readings (``at_s``) are in the command.  Commands are of version 2 but for ``drop``, and ``create`` of one shard
@@ -62,6 +66,9 @@ from vecdb.cluster.control.commands import (
     NewShards,
     api_key_put,
     api_key_revoke,
+    collection_abandon,
+    collection_load,
+    collection_ready,
     create,
     create_shards,
     decode,
@@ -99,7 +106,8 @@ from vecdb.cluster.control.state import MAX_KEYS_KEPT, ControlState, Done, Outco
 __all__ = [
     "MAX_KEYS_KEPT", "MAX_VOTERS", "RANGES", "STATE_ROW", "VERSION", "ApiKeyEntry", "Applied", "CollectionEntry",
     "Command", "ControlState", "Create", "Done", "Drop", "JobEntry", "NewShards", "NodeEntry", "Outcome", "Refusal",
-    "ShardEntry", "TokenEntry", "api_key_put", "api_key_revoke", "apply", "check_replicas", "collection_of", "create",
+    "ShardEntry", "TokenEntry", "api_key_put", "api_key_revoke", "apply", "check_replicas", "collection_abandon",
+    "collection_load", "collection_of", "collection_ready", "create",
     "create_shards", "decode", "drop", "from_rows", "job_cancel", "job_put", "job_update", "node_of", "node_put",
     "node_remove", "node_state", "place", "read_rows", "replication", "rows_of", "setting_put", "shards_add",
     "shards_forget", "shards_switch", "token_put", "token_revoke", "version_of",

@@ -158,6 +158,27 @@ class ShardsForget:
 
 
 @dataclass(frozen=True, slots=True)
+class CollectionLoad:
+    job: int
+    schema: CollectionSchema
+    shards: tuple[ShardPlan, ...]
+    replication_factor: int
+    shard_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionReady:
+    job: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionAbandon:
+    job: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class SettingPut:
     name: str
     value: Any
@@ -165,7 +186,7 @@ class SettingPut:
 
 Command = (Create | Drop | NodePut | NodeStatePut | NodeRemove | TokenPut | TokenRevoke | ApiKeyPut | ApiKeyRevoke
            | JobPut | JobUpdate | JobCancel | Place | Replication | ShardsAdd | ShardsSwitch | ShardsForget
-           | SettingPut)
+           | SettingPut | CollectionLoad | CollectionReady | CollectionAbandon)
 
 
 # --- from JSON ------------------------------------------------------------------------------------
@@ -190,6 +211,11 @@ def _create_one(schema: Any, replicas: Any) -> Create:
 def _create(schema: Any, shards: Any, replication_factor: Any, shard_key: Any) -> Create:
     return Create(_schema(schema), _plans(shards, whole=True), check_factor(replication_factor),
                   check_shard_key(shard_key))
+
+
+def _load(job: Any, schema: Any, shards: Any, replication_factor: Any, shard_key: Any) -> CollectionLoad:
+    return CollectionLoad(check_number("job", job, least=1), _schema(schema), _plans(shards, whole=True),
+                          check_factor(replication_factor), check_shard_key(shard_key))
 
 
 def _node_put(entry: Any) -> NodePut:
@@ -274,6 +300,9 @@ _TABLE: Final[list[tuple[tuple[int, int], str, _Reader]]] = [
         check_number("job", job, least=1), check_name(name), check_groups(retire), check_groups(activate))),
     ((17, 2), "groups", lambda groups: ShardsForget(check_groups(groups))),
     ((18, 2), "name value", lambda name, value: SettingPut(*check_setting(name, value))),
+    ((19, 2), "job schema shards replication_factor shard_key", _load),
+    ((20, 2), "job name", lambda job, name: CollectionReady(check_number("job", job, least=1), check_name(name))),
+    ((21, 2), "job name", lambda job, name: CollectionAbandon(check_number("job", job, least=1), check_name(name))),
 ]
 COMMANDS: Final = {key: (frozenset(fields.split()), read) for key, fields, read in _TABLE}
 """By opcode and version: fields, and who reads them."""
@@ -450,3 +479,20 @@ def shards_forget(groups: Iterable[int], key: bytes = b"") -> bytes:
 def setting_put(name: str, value: bool | int | float | str | None, key: bytes = b"") -> bytes:
     """A setting of the cluster; None: it has the default again."""
     return _encode(18, 2, key, name=name, value=value)
+
+
+def collection_load(job: int, schema: CollectionSchema, shards: NewShards, replication_factor: int,
+                    shard_key: str | None = None, key: bytes = b"") -> bytes:
+    """A collection that nobody sees while a job fills it; all its shards are new."""
+    return _encode(19, 2, key, job=job, schema=schema.to_json(), shards=_bodies(shards),
+                   replication_factor=replication_factor, shard_key=shard_key)
+
+
+def collection_ready(job: int, name: str, key: bytes = b"") -> bytes:
+    """All of it is there: calls go to it."""
+    return _encode(20, 2, key, job=job, name=name)
+
+
+def collection_abandon(job: int, name: str, key: bytes = b"") -> bytes:
+    """It was filled in vain."""
+    return _encode(21, 2, key, job=job, name=name)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final
 
-from vecdb.cluster.control import administration, sharding
+from vecdb.cluster.control import administration, loading, sharding
 from vecdb.cluster.control import commands as c
 from vecdb.cluster.control.change import Change
 from vecdb.cluster.control.commands import decoded
@@ -34,7 +34,8 @@ _DO: Final[dict[type, Callable[[Change, Any], Outcome]]] = {
     c.TokenRevoke: administration.token_revoke, c.ApiKeyPut: administration.api_key_put,
     c.ApiKeyRevoke: administration.api_key_revoke, c.JobPut: administration.job_put,
     c.JobUpdate: administration.job_update, c.JobCancel: administration.job_cancel,
-    c.SettingPut: administration.setting_put,
+    c.SettingPut: administration.setting_put, c.CollectionLoad: loading.load, c.CollectionReady: loading.ready,
+    c.CollectionAbandon: loading.abandon,
 }
 
 

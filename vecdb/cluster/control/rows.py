@@ -1,8 +1,8 @@
 """Rows of the control state in a store.
 
-``a`` id → an API key; ``c`` name → a collection; ``g`` group → a shard; ``j`` id → a job; ``k`` log index → an
-idempotency key and its outcome; ``n`` name → a node; ``p`` name → a setting; ``t`` id → a token; ``s`` → the state's
-numbers.  Each is JSON behind its checksum, which is bound to the key; ``s`` holds a sum over all others' checksums, so
+``a`` id → an API key; ``c`` name → a collection; ``d`` name → one that is being loaded; ``g`` group → a shard; ``j`` id
+→ a job; ``k`` log index → an idempotency key and its outcome; ``n`` name → a node; ``p`` name → a setting; ``t`` id → a
+token; ``s`` → the state's numbers.  Each is JSON behind its checksum, which is bound to the key; ``s`` holds a sum over all others' checksums, so
 a row that is missing or from another time is damage like a flipped bit.  The sum is the digest by which replicas are
 compared.
 
@@ -97,7 +97,10 @@ class _Reader:
             maps["collections"][key[1:].decode()], shard = _old_entry(found)
             maps["shards"][shard.group] = shard
         elif kind == b"g":
-            shard = ShardEntry.from_json(found, maps["collections"][found["collection"]].schema)
+            name, group = found["collection"], _NUMBER_ROW.unpack(key)[1]
+            loaded = maps["loading"].get(name)
+            entry = loaded if loaded is not None and group in loaded.groups else maps["collections"][name]
+            shard = ShardEntry.from_json(found, entry.schema)
             maps["shards"][_NUMBER_ROW.unpack(key)[1]] = shard
         elif kind == b"k":
             name, fingerprint, done = found
@@ -147,7 +150,8 @@ def _with_digest(state: ControlState) -> ControlState:
 
 def _check_whole(state: ControlState) -> None:
     """Collections and shards name each other."""
-    named = {group: name for name, entry in state.collections.items() for group in entry.groups}
+    named = {group: name for entries in (state.collections, state.loading) for name, entry in entries.items()
+             for group in entry.groups}
     if named != {group: shard.name for group, shard in state.shards.items()}:
         raise _damaged("collections and shards do not name each other")
 
@@ -198,9 +202,11 @@ def counts_of(state: ControlState) -> dict[str, int]:
 
 _NAMED: Final[dict[bytes, tuple[str, Callable[[Any], Any]]]] = {
     b"a": ("api_keys", ApiKeyEntry.from_json), b"c": ("collections", CollectionEntry.from_json),
+    b"d": ("loading", CollectionEntry.from_json),
     b"n": ("nodes", NodeEntry.from_json), b"t": ("tokens", TokenEntry.from_json)}
 """Rows whose key is a name."""
-_LETTERS: Final = {"api_keys": b"a", "collections": b"c", "nodes": b"n", "settings": b"p", "tokens": b"t"}
+_LETTERS: Final = {"api_keys": b"a", "collections": b"c", "loading": b"d", "nodes": b"n", "settings": b"p",
+                   "tokens": b"t"}
 _NUMBERED: Final = {"shards": b"g", "jobs": b"j"}
 KINDS: Final = (*_LETTERS, *_NUMBERED, "keys")
 """The mappings of a state."""

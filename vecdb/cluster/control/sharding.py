@@ -23,13 +23,10 @@ from vecdb.core.schema import CollectionSchema
 
 def create(change: Change, command: Create) -> CollectionEntry:
     state, name = change.before, command.schema.name
-    if name in state.collections:
-        raise CollectionExists(name)
-    if len(state.collections) >= MAX_COLLECTIONS:
-        raise full()
+    check_new(state, name)
     alone = len(command.shards) == 1
-    made = [_new(change, command.schema, plan, group, name if alone else f"{name}@{group}")
-            for group, plan in _numbered(change, command.shards)]
+    made = [new_shard(change, command.schema, plan, group, name if alone else f"{name}@{group}")
+            for group, plan in numbered(change, command.shards)]
     entry = CollectionEntry(command.schema, tuple(one.group for one in made), command.replication_factor,
                             command.shard_key, change.log_index)
     change.put("collections", name, entry)
@@ -39,7 +36,15 @@ def create(change: Change, command: Create) -> CollectionEntry:
     return entry
 
 
-def _numbered(change: Change, plans: tuple[ShardPlan, ...]) -> list[tuple[int, ShardPlan]]:
+def check_new(state: ControlState, name: str) -> None:
+    """Raise ``CollectionExists`` or ``LimitExceeded`` unless there may be a collection of that name."""
+    if name in state.collections or name in state.loading:
+        raise CollectionExists(name)
+    if len(state.collections) + len(state.loading) >= MAX_COLLECTIONS:
+        raise full()
+
+
+def numbered(change: Change, plans: tuple[ShardPlan, ...]) -> list[tuple[int, ShardPlan]]:
     """With the numbers of new groups."""
     state = change.before
     if len(state.shards) + len(plans) > MAX_SHARDS:
@@ -49,7 +54,7 @@ def _numbered(change: Change, plans: tuple[ShardPlan, ...]) -> list[tuple[int, S
     return list(enumerate(plans, state.next_group))
 
 
-def _new(change: Change, schema: CollectionSchema, plan: ShardPlan, group: int, label: str) -> ShardEntry:
+def new_shard(change: Change, schema: CollectionSchema, plan: ShardPlan, group: int, label: str) -> ShardEntry:
     lo, hi, replicas = plan
     return ShardEntry(schema, group, label, lo, hi, replicas, tuple(map(node_of, replicas)), created=change.log_index)
 
@@ -102,7 +107,7 @@ def add(change: Change, command: ShardsAdd) -> tuple[int, ...]:
     """The new groups."""
     state = change.before
     entry = state.get(command.name)
-    _check_job(state, command.job)
+    check_job(state, command.job)
     lo, hi = command.shards[0][0], command.shards[-1][1]
     sources = [one for one in state.of(command.name) if one.lo < hi and lo < one.hi]
     if sources[0].lo != lo or sources[-1].hi != hi:
@@ -115,8 +120,8 @@ def add(change: Change, command: ShardsAdd) -> tuple[int, ...]:
     if len(entry.shards) - len(sources) + len(command.shards) > MAX_COLLECTION_SHARDS:
         raise LimitExceeded("shards", f"{command.name!r} would have more than {MAX_COLLECTION_SHARDS}",
                             got=len(entry.shards), limit=MAX_COLLECTION_SHARDS)
-    made = [replace(_new(change, entry.schema, plan, group, f"{command.name}@{group}"), state=ShardState.LOADING,
-                    job=command.job) for group, plan in _numbered(change, command.shards)]
+    made = [replace(new_shard(change, entry.schema, plan, group, f"{command.name}@{group}"), state=ShardState.LOADING,
+                    job=command.job) for group, plan in numbered(change, command.shards)]
     for one in made:
         change.put("shards", one.group, one)
     groups = tuple(one.group for one in made)
@@ -125,7 +130,7 @@ def add(change: Change, command: ShardsAdd) -> tuple[int, ...]:
     return groups
 
 
-def _check_job(state: ControlState, id: int) -> None:
+def check_job(state: ControlState, id: int) -> None:
     job = state.jobs.get(id)
     if job is None or job.state.ended:
         raise InvalidArgument("job", f"there is no job {id} that could do this", got=id)
@@ -143,7 +148,7 @@ def switch(change: Change, command: ShardsSwitch) -> CollectionEntry:
     if {one.state for one in activate} == {ShardState.ACTIVE} and {one.state for one in retire} == {
             ShardState.RETIRED}:
         return entry
-    _check_job(state, command.job)
+    check_job(state, command.job)
     if any(one.state is not ShardState.LOADING or one.job != command.job for one in activate):
         raise InvalidArgument("activate", f"are not all filled by job {command.job}", got=list(command.activate)[:16])
     if any(one.state is not ShardState.ACTIVE for one in retire):
@@ -182,8 +187,12 @@ def forget(change: Change, command: ShardsForget) -> tuple[int, ...]:
     for group in command.groups:
         if group >= state.next_group or (group in state.shards and state.shards[group].state is ShardState.ACTIVE):
             raise InvalidArgument("groups", f"{group} is in use, or never was", got=group)
-    for name in dict.fromkeys(state.shards[group].name for group in groups):
-        entry = state.collections[name]
+    names = dict.fromkeys(state.shards[group].name for group in groups)
+    if names.keys() & state.loading.keys():
+        raise InvalidArgument("groups", "are of a collection that is being loaded: its job abandons it",
+                              got=list(groups)[:16])
+    for name in names:
+        entry = state.get(name)
         change.put("collections", name, replace(entry, apart=tuple(one for one in entry.apart if one not in groups)))
     for group in groups:
         change.take("shards", group)

@@ -92,6 +92,8 @@ class ControlState:
     api_keys: Mapping[str, ApiKeyEntry] = field(default_factory=dict)
     jobs: Mapping[int, JobEntry] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    loading: Mapping[str, CollectionEntry] = field(default_factory=dict)
+    """Collections that are being filled by a job: nobody sees them, and nobody else gets the name."""
     next_group: int = 1
     next_job: int = 1
     epoch: int = 0
