@@ -35,12 +35,14 @@ class Change:
         return found
 
     def put(self, kind: str, key: Any, entry: Any) -> None:
-        """Have ``entry`` in the mapping ``kind``, instead of what is there."""
-        entries = self._map(kind)
-        if key in entries:
-            self._digest -= sum_of(row_of(kind, key, entries[key]))
-        row = row_of(kind, key, entry)
-        entries[key] = entry
+        """Have ``entry`` in the mapping ``kind``, instead of what is there; nothing where it is the same."""
+        row, there = row_of(kind, key, entry), self._maps.get(kind, getattr(self.before, kind))
+        if key in there:
+            old = row_of(kind, key, there[key])
+            if old == row:
+                return
+            self._digest -= sum_of(old)
+        self._map(kind)[key] = entry
         self._digest += sum_of(row)
         self._puts[row[0]] = row
         self._gone.discard(row[0])
