@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 
+import vecdb
 from tests.grown_nodes import COORDINATORS, Grown
 from tests.replicated_nodes import free_ports, wait_for
 from vecdb.cluster.control import NodeEntry, node_of
 from vecdb.cluster.control.commands import node_put, node_remove, node_state, token_revoke
+from vecdb.core.access import Grant
+from vecdb.core.access import Role as KeyRole
 from vecdb.core.cluster import NodeState, Role
-from vecdb.core.errors import NodeRemoved
+from vecdb.core.errors import NodeRemoved, Unauthenticated
 
 
 @pytest.fixture(scope="module")
@@ -210,3 +213,30 @@ def test_a_version_too_far_away(grown: Grown) -> None:
     finally:
         grown.propose(node_state("old", NodeState.DRAINED))
         grown.propose(node_remove("old"))
+
+
+def test_keys_are_the_cluster_s(grown: Grown) -> None:
+    """Last, for from then on keys are asked for."""
+    with grown.connect("s1") as db:
+        assert db.list_collections() == []
+        key, secret = db.admin.create_key("admin", [Grant(KeyRole.ADMIN)])
+    for name in ("c1", "s1", "s2"):
+        wait_for(lambda name=name: key.id in grown.state(name).api_keys, "the key")  # type: ignore[misc]
+        with grown.connect(name) as db, pytest.raises(Unauthenticated):
+            db.list_collections()
+        with vecdb.connect(grown.url(name), api_key=secret, insecure=True) as db:
+            assert db.list_collections() == []
+    with vecdb.connect(grown.url("s2"), api_key=secret, insecure=True) as db:
+        reader, reading = db.admin.create_key("reader", [Grant(KeyRole.READ)])
+        with vecdb.connect(grown.url("c3"), api_key=secret, insecure=True) as other:
+            assert {one.id for one in other.admin.list_keys()} == {key.id, reader.id}
+            other.admin.revoke_key(reader.id)
+    wait_for(lambda: all(grown.state(name).api_keys[reader.id].revoked_s for name in grown.running), "the revocation")
+    for name in ("c2", "s1"):
+        with vecdb.connect(grown.url(name), api_key=reading, insecure=True) as db, pytest.raises(Unauthenticated):
+            db.list_collections()
+    grown.stop(["s1"])
+    grown.start(["s1"])
+    with vecdb.connect(grown.url("s1"), timeout=20) as db, pytest.raises(Unauthenticated):
+        db.list_collections()
+    grown.takes_part("s1")

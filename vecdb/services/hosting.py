@@ -73,7 +73,8 @@ class Hosting:
 
     def __init__(self, me: str, nodes: Sequence[str], groups: Groups, database: LocalReplicas, control: Control,
                  ledger: Ledger, witnesses: Witnesses, *, draw: Callable[[], int], executor: Executor | None = None,
-                 settings: HostingSettings | None = None, departures: Departures | None = None, joiner: Entrance | None = None,
+                 settings: HostingSettings | None = None, departures: Departures | None = None,
+                 joiner: Entrance | None = None,
                  is_member: Callable[[ShardEntry], Awaitable[bool]] | None = None, tell: Tell = tell_nobody) -> None:
         """``me``: this node; ``nodes``: all.  ``draw``: a random number of :data:`vecdb.services.founding.NUMBERS`.
 

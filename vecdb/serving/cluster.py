@@ -18,7 +18,7 @@ import asyncio
 import os
 import secrets
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Executor
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
@@ -29,10 +29,13 @@ from typing import Any, Final, cast
 from vecdb.app import CLUSTER_ID, open_logs, open_store
 from vecdb.client.remote.node import RemoteNode
 from vecdb.client.remote.options import Options
+from vecdb.cluster.control import version_of
 from vecdb.config import Settings
-from vecdb.core.errors import DataCorrupted, FormatMismatch, StorageError, Unavailable, VecdbError
+from vecdb.core.calls import Call
+from vecdb.core.errors import DataCorrupted, FormatMismatch, StorageError, Unavailable, Unsupported, VecdbError
 from vecdb.core.nodes import bracketed
 from vecdb.ports.observer import NullObserver, Observer
+from vecdb.ports.peers import Replicas
 from vecdb.ports.replicator import Replicator
 from vecdb.ports.store import Store
 from vecdb.ports.tell import Tell
@@ -64,11 +67,14 @@ from vecdb.runtime.replication import CONTROL, Figures
 from vecdb.segment.files import sync_directory
 from vecdb.services.aside import set_aside
 from vecdb.services.balance import Balancer, BalanceSettings
+from vecdb.services.cluster_keys import ClusterKeys
 from vecdb.services.control import Control
 from vecdb.services.copying import Copying
 from vecdb.services.departures import Departures
 from vecdb.services.directory import Directory
 from vecdb.services.hosting import Hosting
+from vecdb.services.keys import KeyRing
+from vecdb.services.leaders import Task
 from vecdb.services.ledger import Ledger
 from vecdb.services.local import LocalDatabase
 from vecdb.services.node import LocalNode
@@ -94,6 +100,7 @@ HEARTBEATS: Final = 3
 GRACE_S: Final = 1.0
 """For calls of other nodes to end when this one stops."""
 FIGURES_S: Final = 2.0
+CHANGE_S: Final = 10.0
 LOOK_S: Final = 1.0
 PROBE_BYTES: Final = 8 << 20
 """What a disk must take before it is believed to be well: more than little files find room for."""
@@ -244,6 +251,41 @@ class Member:
         for group in list(self.driver.host.replicas):
             await self.driver.remove(group)
         await self.membership.forget()
+
+    # --- the cluster's keys -----------------------------------------------------------------------
+
+    def keys(self, own: KeyRing) -> ClusterKeys:
+        """Those of the cluster, and of this node's directory."""
+        def blocking(work: Callable[[], Coroutine[Any, Any, object]]) -> object:
+            return asyncio.run_coroutine_threadsafe(work(), self._loop).result()
+
+        return ClusterKeys(lambda: self.control.state.api_keys, self.membership.knows_keys,
+                           lambda command: blocking(lambda: self._change(command)),
+                           lambda: blocking(self._catch_up), own, SystemClock())
+
+    async def _change(self, command: bytes) -> None:
+        """Have a command done by who leads the control group; it says itself that it happens once."""
+        reads = self.control.state.commands
+        if reads is not None and version_of(command) > reads:
+            raise Unsupported("a node of the cluster would not understand it: upgrade all nodes first")
+        call = Call(deadline=SystemClock().monotonic() + CHANGE_S)
+        done = await self.node.leaders.ask(
+            Task(0, self.directory.names, call), lambda node: self._replicas(node).propose(0, command, call))
+        await self._applied(done.log_index)
+
+    async def _catch_up(self) -> None:
+        call = Call(deadline=SystemClock().monotonic() + CHANGE_S)
+        await self._applied(await self.node.leaders.ask(
+            Task(0, self.directory.names, call, reads=True), lambda node: self._replicas(node).read_index(0, call)))
+
+    def _replicas(self, node: str) -> Replicas:
+        return self.own if node == self._settings.server.node_id else self.peers.replicas(node)
+
+    async def _applied(self, log_index: int) -> None:
+        replicator = self.control.replicator
+        if replicator is None:
+            raise Unavailable("the control group is not here yet", retry_after_s=0.1)
+        await replicator.wait_applied(log_index, self._loop.time() + CHANGE_S)
 
     def _stats(self) -> dict[str, float]:
         """What is told of this node to who leads, beside its disk and memory."""

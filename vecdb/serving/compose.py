@@ -45,6 +45,7 @@ from vecdb.runtime.telemetry import Telemetry, TelemetryOptions
 from vecdb.services.administration import LONE
 from vecdb.services.alone import LoneShards
 from vecdb.services.aside import kept
+from vecdb.services.cluster_keys import ClusterKeys
 from vecdb.services.keys import KeyRing
 from vecdb.services.local import LocalDatabase
 from vecdb.services.node import LocalNode, NodeLimits
@@ -72,6 +73,7 @@ MOST_FRONTS: Final = 4
 MAX_TEMP_PATH: Final = 80
 """A socket's path may have 107 bytes."""
 RECORD_USES_S: Final = 60.0
+KNOWN_S: Final = 0.2
 OnStep = Callable[[str], None]
 
 
@@ -209,16 +211,18 @@ async def _compose(settings: Settings, stack: AsyncExitStack, on_step: OnStep) -
     stack.push_async_callback(engine.close)
     member = await _join(settings, database, engine, telemetry, about["version"], stack)
     node: Node = engine if member is None else member.node
-    keys = KeyRing(settings.data_dir / KEYS, open_store, clock)
-    stack.callback(keys.close)
-    uses = loop.create_task(_record_uses(keys))
+    ring = KeyRing(settings.data_dir / KEYS, open_store, clock)
+    stack.callback(ring.close)
+    keys: KeyRing | ClusterKeys = ring if member is None else member.keys(ring)
+    uses = loop.create_task(_record_uses(ring))
     stack.callback(uses.cancel)
     authenticator = Authenticator(keys, settings.security, clock)
     guards = _guards(settings, keys, authenticator, metrics, certificates, stack)
     workers = ThreadPoolExecutor(EDGE_THREADS, thread_name_prefix="vecdb-edge")
     stack.callback(workers.shutdown)
     if member is not None:
-        guards = replace(guards, authenticator=member.membership.guarded(guards.authenticator))
+        assert isinstance(keys, ClusterKeys)
+        guards = replace(guards, authenticator=member.membership.guarded(guards.authenticator, keys))
     details = _about(settings, about, engine)
     methods = [*CollectionsServicer(node).methods(), *RecordsServicer(node, metrics).methods(),
                *QueriesServicer(node, metrics, limits.deadline_s).methods(),
@@ -283,6 +287,14 @@ def _telemetry(settings: Settings, database: LocalDatabase, about: dict[str, str
     telemetry.start()
     stack.push_async_callback(telemetry.close)
     return telemetry
+
+
+async def _warn_exposed(settings: Settings, keys: KeyRing | ClusterKeys, authenticator: Authenticator) -> None:
+    """Say who can reach what, once it is known whether there are keys."""
+    while not keys.known:
+        await asyncio.sleep(KNOWN_S)
+    for warning in loud_binding(settings, keys_required=authenticator.required):
+        tell("warning", "exposed", warning=warning)
 
 
 async def _record_uses(keys: KeyRing) -> None:
@@ -379,13 +391,13 @@ async def _bind(settings: Settings, face: GrpcFace, http: HttpFace | None, stack
     return addresses
 
 
-def _guards(settings: Settings, keys: KeyRing, authenticator: Authenticator, metrics: Metrics,
+def _guards(settings: Settings, keys: KeyRing | ClusterKeys, authenticator: Authenticator, metrics: Metrics,
             certificates: Certificates | None, stack: AsyncExitStack) -> Guards:
     clock, limits = SystemClock(), settings.limits
     audit = AuditLog(settings.security.audit_file or settings.data_dir / "audit.jsonl", clock, tell)
     stack.callback(audit.close)
     budget = InflightBytes(limits.inflight_bytes)
-    metrics.watch(Watched.API_KEYS, lambda: float(sum(not key.revoked for key in keys.list())))
+    metrics.watch(Watched.API_KEYS, lambda: float(keys.good()))
     metrics.watch(Watched.INFLIGHT_BYTES, lambda: float(budget.used))
     if certificates is not None:
         metrics.watch(Watched.CERTIFICATE_EXPIRY, lambda: certificates.ends_s["certificate"])
@@ -394,8 +406,8 @@ def _guards(settings: Settings, keys: KeyRing, authenticator: Authenticator, met
     metrics.watch(Watched.CACHE_HITS, lambda: float(FILTERS.hits), "filters")
     metrics.watch(Watched.CACHE_MISSES, lambda: float(FILTERS.misses), "filters")
     metrics.watch(Watched.CACHE_ENTRIES, lambda: float(len(FILTERS)), "filters")
-    for warning in loud_binding(settings, keys_required=authenticator.required):
-        tell("warning", "exposed", warning=warning)
+    exposed = asyncio.get_running_loop().create_task(_warn_exposed(settings, keys, authenticator))
+    stack.callback(exposed.cancel)
 
     def fault(error: BaseException, request_id: str, method: str) -> None:
         logger().error("fault", method=method, request_id=request_id, exc_info=error)

@@ -29,6 +29,7 @@ from vecdb.rpc.peers import RemotePeers
 from vecdb.rpc.tls import Certificates
 from vecdb.runtime.memory import disk, memory
 from vecdb.services.announcing import Announcements, Announcer, Report
+from vecdb.services.cluster_keys import ClusterKeys
 from vecdb.services.control import Control
 from vecdb.services.directory import Directory
 from vecdb.services.founding import NUMBERS
@@ -165,19 +166,30 @@ class Membership:
             return f"it could not join the cluster yet: {self.joiner.waits_for}"
         return ""
 
-    def guarded(self, authenticator: Authenticate) -> Authenticate:
-        """Who is let in where this node serves: nobody any more, once it was removed."""
-        return _Gate(authenticator, self.removed)
+    def guarded(self, authenticator: Authenticate, keys: ClusterKeys) -> Authenticate:
+        """Who is let in where this node serves: nobody before the cluster's keys are known, or once it was removed."""
+        never = self._settings.security.require_keys == "never"
+        return _Gate(authenticator, self.removed, (lambda: None) if never else keys.check_known)
+
+    def knows_keys(self) -> bool:
+        """Whether the control state is here, be it empty."""
+        if self._control.state.log_index:
+            return True
+        status = self._control.status()
+        return status is not None and status.state == "ok" and status.leader is not None \
+            and 0 < status.commit == status.applied
 
 
 class _Gate:
-    def __init__(self, inner: Authenticate, removed: asyncio.Event) -> None:
+    def __init__(self, inner: Authenticate, removed: asyncio.Event, known: Callable[[], None]) -> None:
         self._inner = inner
         self._removed = removed
+        self._check_known = known
 
     def check(self, metadata: Any, peer: str, certificate: str = "") -> Principal:
         if self._removed.is_set():
             raise NodeRemoved(REMOVED)
+        self._check_known()
         return self._inner.check(metadata, peer, certificate)
 
 
