@@ -2,9 +2,9 @@
 
 ``a`` id → an API key; ``c`` name → a collection; ``d`` name → one that is being loaded; ``g`` group → a shard; ``j`` id
 → a job; ``k`` log index → an idempotency key and its outcome; ``n`` name → a node; ``p`` name → a setting; ``t`` id → a
-token; ``s`` → the state's numbers.  Each is JSON behind its checksum, which is bound to the key; ``s`` holds a sum over all others' checksums, so
-a row that is missing or from another time is damage like a flipped bit.  The sum is the digest by which replicas are
-compared.
+token; ``s`` → the state's numbers.  Each is JSON behind its checksum, which is bound to the key; ``s`` holds a sum over
+all others' checksums, so a row that is missing or from another time is damage like a flipped bit.  The sum is the
+digest by which replicas are compared.
 
 **Version 1**, of the release that knew only collections of one shard, had both in ``c``, and a list in ``s``.  It is
 read; what is read so has the digest of the rows that it would be written as now, and whoever opens a store of it writes
