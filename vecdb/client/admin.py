@@ -10,7 +10,7 @@ from vecdb.client.options import check_flag, check_text
 from vecdb.client.session import Session
 from vecdb.client.steps import Steps
 from vecdb.core.access import Grant, Key, NewKey
-from vecdb.core.schema import check_name
+from vecdb.core.schema import check_name, check_shard
 from vecdb.core.shards import ShardInfo, ShardVerification
 
 T = TypeVar("T")
@@ -23,7 +23,7 @@ def ask(method: str, *args: Any) -> Steps[Any]:
 
 def transfer(collection: str, to: str | None) -> Steps[None]:
     """Hand leadership over; an empty name is the control group's."""
-    checked = "" if collection == "" else check_name(collection)
+    checked = "" if collection == "" else check_shard(collection)
     yield Ask("transfer_leader", checked, None if to is None else check_text("to", to))
 
 
@@ -58,8 +58,11 @@ class Admin:
         return found
 
     def verify_shard(self, collection: str, *, deep: bool = False, timeout: float | None = None) -> ShardVerification:
-        """Compare what all replicas hold, at one place of the log; ``deep``: each reads its records again, too."""
-        steps = ask("verify_shard", check_name(collection), check_flag("deep", deep))
+        """Compare what all replicas hold, at one place of the log; ``deep``: each reads its records again, too.
+
+        Of several shards one is named: ``docs@7``, with its number.
+        """
+        steps = ask("verify_shard", check_shard(collection), check_flag("deep", deep))
         found: ShardVerification = self._session.run(steps, check_timeout(timeout))
         return found
 

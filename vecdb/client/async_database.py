@@ -18,7 +18,7 @@ from vecdb.core.access import Grant, Key, NewKey
 from vecdb.core.calls import Consistency
 from vecdb.core.errors import InvalidArgument
 from vecdb.core.layout import Layout
-from vecdb.core.schema import IndexSpec, Metric, VectorType, check_name
+from vecdb.core.schema import IndexSpec, Metric, VectorType, check_name, check_shard
 from vecdb.core.shards import ShardInfo, ShardVerification
 
 
@@ -131,7 +131,7 @@ class AsyncAdmin:
     async def verify_shard(self, collection: str, *, deep: bool = False,
                            timeout: float | None = None) -> ShardVerification:
         """Compare what all replicas hold, at one place of the log; ``deep``: each reads its records again, too."""
-        steps = ask("verify_shard", check_name(collection), check_flag("deep", deep))
+        steps = ask("verify_shard", check_shard(collection), check_flag("deep", deep))
         found: ShardVerification = await self._session.run(steps, check_timeout(timeout))
         return found
 

@@ -136,6 +136,17 @@ def collection_of(label: str) -> str:
     return label.partition("@")[0]
 
 
+def check_shard(name: object) -> str:
+    """Return what a shard is asked for by, or raise: a collection's name, or that with ``@`` and the shard's number."""
+    if isinstance(name, str) and "@" in name and len(name) <= 2 * MAX_NAME_BYTES:
+        if not _LABEL.fullmatch(name):
+            raise InvalidArgument("name", f"{name[:MAX_NAME_BYTES]!r} is no shard's: it has a collection's name, '@' "
+                                  "and a number", got=name[:MAX_NAME_BYTES], limit="docs@7")
+        check_name(collection_of(name))
+        return name
+    return check_name(name)
+
+
 def check_name(name: object) -> str:
     """Return a collection's name, or raise: letters, digits, ``_ . -``, up to 128 bytes, no leading dot or dash."""
     if not isinstance(name, str):

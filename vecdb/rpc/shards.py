@@ -1,11 +1,16 @@
 """The Shards service: who holds what, who leads, whether all replicas hold the same."""
 
 from vecdb.core.access import Role
+from vecdb.core.schema import check_shard, collection_of
 from vecdb.ports.shards import Shards
 from vecdb.rpc.methods import Context, Method
 from vecdb.v1 import shards_pb2 as pb
-from vecdb.wire.schema import name_from_wire
 from vecdb.wire.shards import shard_to_wire, verification_to_wire
+
+
+def _collection(message: pb.VerifyShardRequest | pb.TransferLeaderRequest) -> str:
+    """What rights are asked for: a shard of several is named ``docs@7``."""
+    return collection_of(message.collection)
 
 
 class ShardsServicer:
@@ -17,9 +22,9 @@ class ShardsServicer:
     def methods(self) -> list[Method]:
         return [
             Method("Shards/ListShards", pb.ListShardsRequest, Role.READ, unary=self.list_shards),
-            Method("Shards/VerifyShard", pb.VerifyShardRequest, Role.READ, lambda message: message.collection,
+            Method("Shards/VerifyShard", pb.VerifyShardRequest, Role.READ, _collection,
                    unary=self.verify_shard),
-            Method("Shards/TransferLeader", pb.TransferLeaderRequest, Role.ADMIN, lambda message: message.collection,
+            Method("Shards/TransferLeader", pb.TransferLeaderRequest, Role.ADMIN, _collection,
                    audited=True, unary=self.transfer_leader),
         ]
 
@@ -35,7 +40,7 @@ class ShardsServicer:
         return pb.ListShardsReply(shards=[shard_to_wire(one) for one in seen])
 
     async def verify_shard(self, message: pb.VerifyShardRequest, context: Context) -> pb.VerifyShardReply:
-        return verification_to_wire(await self._shards.verify(name_from_wire(message), context.call,
+        return verification_to_wire(await self._shards.verify(check_shard(message.collection), context.call,
                                                               deep=message.deep))
 
     async def transfer_leader(self, message: pb.TransferLeaderRequest, context: Context) -> pb.TransferLeaderReply:

@@ -152,7 +152,7 @@ class Governor:
                  operations: Mapping[str, Operation], *, tell: Tell = tell_nobody) -> None:
         self._control = control
         self._clock = clock
-        self._operations = operations
+        self.operations = operations
         self._tell = tell
         self.context = GovernorContext(me, control, replicas, heard, clock, tell)
         self._runs: dict[int, _Run] = {}
@@ -222,7 +222,7 @@ class Governor:
 
     async def _advance(self, job: Job, run: _Run) -> None:
         try:
-            operation = self._operations.get(job.kind)
+            operation = self.operations.get(job.kind)
             if operation is None:
                 step = Step(job.phase, job.done, job.total, state=JobState.FAILED, data=job.data,
                             error=f"this version knows of no job {job.kind!r}")
@@ -293,7 +293,7 @@ class Governor:
                 return  # one at a look
 
     async def _put(self, kind: str, target: str, args: Mapping[str, Any]) -> None:
-        if kind not in self._operations:
+        if kind not in self.operations:
             return
         outcome = await self.context.propose(job_put(kind, target, args, at_s=self._clock.wall()))
         if isinstance(outcome, VecdbError):

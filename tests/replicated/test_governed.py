@@ -1,0 +1,187 @@
+"""A cluster that is steered: shards move, split and merge, nodes are drained and removed, under writes and queries."""
+
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.grown_nodes import COORDINATORS, Grown
+from tests.replicated_nodes import wait_for
+from vecdb.core.cluster import Role
+from vecdb.core.errors import InvalidArgument, Unavailable, VecdbError
+
+DIM = 8
+SHARD_NODES = ("s1", "s2", "s3", "s4")
+JOB_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with Grown(tmp_path_factory.mktemp("governed")) as nodes:
+        nodes.found()
+        token = nodes.token(roles=[Role.SHARD])
+        for at, name in enumerate(SHARD_NODES):
+            nodes.add(name, nodes.joining(name, token, zone="ab"[at % 2]))
+        nodes.takes_part(*SHARD_NODES)
+        for name in COORDINATORS:  # what was replaced stays for half a minute otherwise
+            for kind in ("split", "merge"):
+                nodes.member(name).governing.governor.operations[kind].grace_s = 0.5
+        yield nodes
+
+
+@pytest.fixture(scope="module")
+def db(grown: Grown) -> Any:
+    with grown.connect("c1", "c2", "c3") as database:
+        yield database
+
+
+class Load:
+    """Writes and reads while something else happens; remembers what was acknowledged."""
+
+    def __init__(self, database: Any, name: str) -> None:
+        self.collection = database.collection(name)
+        self.written: dict[int, int] = {}
+        self.failures: list[str] = []
+        self.longest_s = 0.0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> "Load":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(60)
+
+    def _run(self) -> None:
+        at = 0
+        while not self._stop.is_set():
+            ids = [(at * 7 + one) % 3_000 for one in range(10)]
+            began = time.monotonic()
+            try:
+                self.collection.upsert(ids=ids, vectors=vectors(ids), metadata=[{"round": at}] * 10, timeout=20)
+                self.written.update(dict.fromkeys(ids, at))
+                hits = self.collection.query(vectors(ids[:1])[0], k=3, timeout=20)
+                if ids[0] not in [hit.id for hit in hits]:
+                    self.failures.append(f"query {ids[0]} found {[hit.id for hit in hits]}")
+            except VecdbError as error:
+                self.failures.append(f"{type(error).__name__}: {error}")
+            self.longest_s = max(self.longest_s, time.monotonic() - began)
+            at += 1
+
+    def check(self) -> None:
+        """Everything that was acknowledged is there, once, as it was written last."""
+        assert not self.failures, self.failures[:5]
+        assert len(self.written) > 30
+        found = {record.id: record.metadata["round"] for record in self.collection.fetch(list(self.written))}
+        assert found == self.written
+        scanned = [record.id for record in self.collection.scan()]
+        assert len(scanned) == len(set(scanned)) == self.collection.count()
+
+
+def vectors(ids: list[int]) -> Any:
+    made = np.stack([np.random.default_rng(one).standard_normal(DIM) for one in ids]).astype(np.float32)
+    return made / np.linalg.norm(made, axis=1, keepdims=True)
+
+
+def run(database: Any, kind: str, target: str = "", **args: Any) -> Any:
+    """A job until it has ended."""
+    cluster = database.admin.cluster
+    id = cluster.begin(kind, target, args)
+
+    def ended() -> Any:
+        try:
+            job = cluster.job(id)
+        except Unavailable:
+            return None
+        return job if job.state in ("done", "failed", "cancelled") else None
+
+    return wait_for(ended, f"the end of {kind} {target}", JOB_S)
+
+
+def places(database: Any, name: str) -> dict[int, list[str]]:
+    return {one.group: sorted(replica.node for replica in one.replicas if replica.member)
+            for one in database.admin.shards(name)}
+
+
+def collection(database: Any, name: str, **options: Any) -> Any:
+    made = database.create_collection(name, dim=DIM, metric="cosine", **options)
+    ids = list(range(3_000))
+    made.upsert(ids=ids, vectors=vectors(ids), metadata=[{"round": -1}] * len(ids))
+    made.query(vectors([0])[0], k=3, timeout=60)  # kernels are compiled where there are none in the cache
+    return made
+
+
+def agree(database: Any, name: str) -> None:
+    groups = list(places(database, name))
+    for label in [name] if len(groups) == 1 else [f"{name}@{group}" for group in groups]:
+        found = database.admin.verify_shard(label)
+        assert found.agree
+        assert found.complete
+
+
+def test_the_cluster_at_a_glance(grown: Grown, db: Any) -> None:
+    info = wait_for(lambda: next((one for one in [db.admin.cluster.info()]
+                                  if all(node.heard_s >= 0 for node in one.nodes)), None), "word of all")
+    assert [node.name for node in info.nodes] == [*COORDINATORS, *SHARD_NODES]
+    assert {node.name for node in info.nodes if node.voter} == set(COORDINATORS)
+    assert info.leader in COORDINATORS
+
+
+def test_a_replica_moves_under_load(db: Any) -> None:
+    collection(db, "moving", replication_factor=3)
+    (group, before), = places(db, "moving").items()
+    to = next(node for node in SHARD_NODES if node not in before)
+    plan = db.admin.cluster.plan("move", str(group), {"from": before[0], "to": to})
+    assert [one.action for one in plan.steps] == ["move"]
+    with Load(db, "moving") as load:
+        job = run(db, "move", str(group), **{"from": before[0], "to": to})
+        time.sleep(0.5)
+    assert (job.state, job.error) == ("done", "")
+    assert places(db, "moving")[group] == sorted({*before, to} - {before[0]})
+    load.check()
+    agree(db, "moving")
+
+
+def test_a_shard_splits_and_merges_under_load(db: Any) -> None:
+    collection(db, "splitting", replication_factor=2)
+    (group,) = places(db, "splitting")
+    with Load(db, "splitting") as load:
+        job = run(db, "split", str(group))
+        assert (job.state, job.error) == ("done", "")
+        halves = [one for one in places(db, "splitting") if one != group]
+        assert len(halves) == 2
+        time.sleep(0.5)
+        job = run(db, "merge", str(halves[0]), **{"with": halves[1]})
+        assert (job.state, job.error) == ("done", "")
+        time.sleep(0.5)
+    load.check()
+    agree(db, "splitting")
+
+
+def test_a_drained_node_ends_empty_and_can_be_removed(grown: Grown, db: Any) -> None:
+    collection(db, "draining", shards=3, replication_factor=2)
+    with pytest.raises(InvalidArgument, match="drain"):
+        db.admin.cluster.remove_node(next(iter(places(db, "draining").values()))[0])
+    with Load(db, "draining") as load:
+        job = run(db, "drain", "s4")
+        assert (job.state, job.error) == ("done", "")
+        time.sleep(0.5)
+    assert all("s4" not in nodes for name in ("moving", "splitting", "draining") for nodes in places(db, name).values())
+    load.check()
+    agree(db, "draining")
+    wait_for(lambda: not grown.member("s4").hosting.statuses().keys() - {""}, "nothing left on s4")
+    db.admin.cluster.remove_node("s4")
+    assert "s4" not in [node.name for node in db.admin.cluster.info().nodes]
+
+
+def test_replication_goes_down_and_up(db: Any) -> None:
+    collection(db, "factors", shards=2, replication_factor=2)
+    for factor in (1, 3):
+        job = run(db, "replication", "factors", factor=factor)
+        assert (job.state, job.error) == ("done", "")
+        assert {len(nodes) for nodes in places(db, "factors").values()} == {factor}
+    agree(db, "factors")
