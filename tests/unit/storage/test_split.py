@@ -69,6 +69,8 @@ def test_a_value_that_looks_like_a_pointer_is_not_taken_for_one(tmp_path):
         assert store.multi_get([key(1, 2), key(1, 3)]) == [pointer, pointer[:-1]]
         with pytest.raises(InvalidArgument, match="too short"):
             put(store, (b"short", pointer))
+        put(store, (b"short", LARGE))
+        assert store.multi_get([b"short"]) == inner.multi_get([b"short"]) == [LARGE]
         assert store.multi_get([key(1, 2)]) == [pointer]
         put(store, (key(1, 4), b"it goes on"))
 
@@ -283,12 +285,62 @@ def test_a_damaged_file_is_not_moved_and_stops_nobody(tmp_path):
 
 def test_files_that_nobody_points_to_go_when_the_store_is_opened(tmp_path):
     (tmp_path / "000007.values").write_bytes(b"left by a crash")
-    (tmp_path / "note.txt").write_bytes(b"somebody's")
+    (tmp_path / "3.values").write_bytes(b"somebody's")
     with SplitStore(MemoryStore(), tmp_path) as store:
-        assert value_files(tmp_path) == []
+        assert value_files(tmp_path) == ["3.values"]
         put(store, (key(1, 1), LARGE))
-        assert value_files(tmp_path) == ["000008.values"]
-    assert (tmp_path / "note.txt").exists()
+        assert value_files(tmp_path) == ["000008.values", "3.values"]
+
+
+def test_files_that_are_fuller_than_was_thought_are_not_moved_all_at_once(tmp_path):
+    """What a range leaves of a family is estimated by places, and here nearly all values stand at the last ones."""
+    dense = 1 << 40
+    with SplitStore(MemoryStore(), tmp_path, file_bytes=10 * len(LARGE)) as store:
+        for family in range(20):
+            put(store, (key(family, 1), LARGE), *((key(family, dense + place), LARGE) for place in range(9)))
+        store.write(Mutations(ranges=[(key(family, 0), key(family, dense)) for family in range(20)]))
+        put(store, (key(50, 1), LARGE))
+        store.sync()
+        assert max(path.stat().st_size for path in tmp_path.iterdir()) <= 20 * len(LARGE)
+        assert len(list(store.scan(*EVERYTHING))) == 20 * 9 + 1
+
+
+def test_a_range_of_one_family_asks_about_no_other(tmp_path, monkeypatch):
+    asked = []
+    real = split._index
+    with SplitStore(MemoryStore(), tmp_path, file_bytes=50 * len(LARGE)) as store:
+        for place in range(4):
+            put(store, *((key(family, place), LARGE) for family in range(50)))
+        monkeypatch.setattr(split, "_index", lambda place: asked.append(place) or real(place))
+        store.write(Mutations(ranges=[(key(7, 0), key(7, 2))]))
+        assert 0 < len(asked) < 50
+        store.write(Mutations(ranges=[(key(8, 0), key(9, 2))]))
+        found = {(int(at[:2]), int.from_bytes(at[2:], "big")) for at, _ in store.scan(*EVERYTHING)}
+        assert found == {(family, place) for family in range(50) for place in range(4)
+                         if not (family in (7, 9) and place < 2) and family != 8}
+        store.write(Mutations(ranges=[EVERYTHING]))
+        put(store, (key(1, 9), LARGE))
+        store.sync()
+        assert len(value_files(tmp_path)) == 1
+
+
+def test_families_of_other_lengths_are_passed_over_by_no_range(tmp_path):
+    """``long`` lies between two keys that are equal but for their last eight bytes, and is of another family."""
+    long = key(1, 5) + b"!" * 8
+    inner = MemoryStore()
+    store = SplitStore(inner, tmp_path)
+    put(store, (key(1, 5), LARGE), (long, LARGE[::-1]))
+    for _ in range(2):
+        assert store.multi_get([long]) == [LARGE[::-1]]
+        store.close()
+        store = SplitStore(inner, tmp_path)
+    store.write(Mutations(ranges=[(key(1, 0), key(1, 6))]))
+    store.sync()
+    store.close()
+    with SplitStore(inner, tmp_path) as store:
+        assert store.files == []
+        assert value_files(tmp_path) == []
+    assert inner.rows() == []
 
 
 # --- damage and refusals --------------------------------------------------------------------------
@@ -420,3 +472,17 @@ def test_a_store_that_was_closed_and_a_forked_child_are_refused(tmp_path):
         with pytest.raises(DatabaseClosed):
             doing()
     assert (tmp_path / "000001.values").read_bytes() == LARGE
+
+
+def test_a_forked_child_does_not_wait_for_a_thread_that_it_does_not_have(tmp_path):
+    store = SplitStore(MemoryStore(), tmp_path)
+    put(store, (key(1, 1), LARGE))
+    with store._lock:  # as another thread holds it while it writes
+        store._pid += 1
+        for doing in (lambda: put(store, (key(1, 2), LARGE)), store.sync, lambda: store.checkpoint(tmp_path / "x")):
+            with pytest.raises(DatabaseClosed, match="forked"):
+                doing()
+        store.close()
+        store._pid -= 1
+    put(store, (key(1, 2), LARGE))
+    store.close()
