@@ -158,6 +158,8 @@ class Process:
         self.hosting: Hosting | None = None
         self.own: OwnReplicas | None = None
         self.node: ReplicatedNode | None = None
+        self.extra: Any = None
+        """What a simulation has added (:attr:`Machine.extend`)."""
         self.loop.create_task(self._run())
 
     def _on_disk(self, act: Callable[[], None]) -> None:
@@ -225,6 +227,8 @@ class Process:
         self.node = ReplicatedNode(Cluster(self.name, machine.nodes), engine, self.own, control, peers, clock,
                                    NullObserver(), Random(random.getrandbits(64)))  # noqa: S311
         self.hosting.start()
+        if machine.extend is not None:
+            self.extra = machine.extend(self)
 
     def _open(self) -> LocalDatabase:
         machine = self.machine
@@ -277,6 +281,8 @@ class Machine:
         """Of what replicators refuse by themselves."""
         self.damaged = False
         """Somebody has damaged its disk, once."""
+        self.extend: Callable[[Process], Any] | None = None
+        """Makes what else a process has, once it has everything."""
 
     @property
     def up(self) -> bool:
