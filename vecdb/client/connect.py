@@ -28,7 +28,7 @@ def connect(target: str | os.PathLike[str], *, api_key: str | None = None, consi
     is made again at another.  ``options`` are the fields of :class:`vecdb.client.remote.options.Options`: ``ca_file``,
     ``cert_file``, ``key_file``, ``server_name``, ``insecure``, ``timeout`` (seconds for each call that names none),
     ``connect_timeout``, ``retries``, ``retry_writes``, ``connections``, ``max_message_bytes``, ``auto_batch``,
-    ``schema_ttl``.
+    ``schema_ttl``, ``direct`` (ask the nodes that hold a collection's shards themselves).
     ``consistency``: what reads see of the writes before them where collections have replicas; each may say otherwise.
     ``session``: at least what was written by this handle (:meth:`Database.session_token` takes it further).
     ``linearizable``: every write that anybody was told is done before the read began; that takes asking the leader.

@@ -71,8 +71,7 @@ class Call:
     ``session``: pairs of a shard and a log index that a read must have seen (:class:`Consistency`); pairs of shards
     that are not of the collection asked count for nothing.
     ``allow_partial``: of a query, a count or a scan what shards answered in time is an answer, which says what is
-    missing.  ``shard``: of a collection with several shards the read is of this one alone, as the node asked holds it;
-    0: of all.
+    missing.  ``shards``: of a collection with several shards the read is of these alone; none: of all.
     """
 
     deadline: float | None = None
@@ -82,7 +81,7 @@ class Call:
     consistency: Consistency = Consistency.EVENTUAL
     session: tuple[tuple[int, int], ...] = ()
     allow_partial: bool = False
-    shard: int = 0
+    shards: tuple[int, ...] = ()
     stop: npt.NDArray[np.int32] = field(default_factory=_flag)
 
     def end(self, why: Stopped) -> None:

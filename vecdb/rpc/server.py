@@ -19,7 +19,7 @@ from grpc_reflection.v1alpha.reflection_pb2_grpc import add_ServerReflectionServ
 from vecdb.core.errors import Unavailable
 from vecdb.rpc.health import BoundedHealth, BoundedReflection
 
-SERVICES: Final = ("Collections", "Records", "Queries", "Admin", "Shards")
+SERVICES: Final = ("Collections", "Records", "Queries", "Admin", "Shards", "Cluster")
 KEEPALIVE_MS: Final = 60_000
 KEEPALIVE_TIMEOUT_MS: Final = 20_000
 IDLE_MS: Final = 1_800_000

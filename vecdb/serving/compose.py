@@ -22,6 +22,7 @@ from vecdb.ports.observer import Watched
 from vecdb.rpc.admin import AdminServicer
 from vecdb.rpc.audit import AuditLog
 from vecdb.rpc.auth import Authenticator, loud_binding
+from vecdb.rpc.cluster import ClusterServicer
 from vecdb.rpc.door import Guards, Inside
 from vecdb.rpc.edge import Edge
 from vecdb.rpc.http.app import HttpApp
@@ -228,6 +229,7 @@ async def _compose(settings: Settings, stack: AsyncExitStack, on_step: OnStep) -
                *QueriesServicer(node, metrics, limits.deadline_s).methods(),
                *AdminServicer(node, keys, details).methods(),
                *ShardsServicer(LoneShards(node, about["node_id"]) if member is None else member.shards).methods(),
+               *ClusterServicer(None if member is None else member.node).methods(),
                *OperationsServicer(lambda: LONE if member is None else member.governing.administration).methods()]
     starting = ["starting"]
     face = _grpc_face(settings, methods, guards, workers, certificates, about, folder, stack)

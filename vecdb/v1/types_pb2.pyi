@@ -450,15 +450,17 @@ class ReadOptions(_message.Message):
     CONSISTENCY_FIELD_NUMBER: _builtins.int
     SESSION_FIELD_NUMBER: _builtins.int
     ALLOW_PARTIAL_FIELD_NUMBER: _builtins.int
-    SHARD_FIELD_NUMBER: _builtins.int
+    SHARDS_FIELD_NUMBER: _builtins.int
     consistency: Global___Consistency.ValueType
     allow_partial: _builtins.bool
     """queries, counts and scans: of shards that do not answer in time say so instead of failing"""
-    shard: _builtins.int
-    """of a collection with several shards this one alone, as the node asked holds it; 0: all"""
     @_builtins.property
     def session(self) -> _containers.RepeatedCompositeFieldContainer[Global___Position]:
         """positions of other collections' shards count for nothing"""
+
+    @_builtins.property
+    def shards(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """of a collection with several shards these alone; none: all"""
 
     def __init__(
         self,
@@ -466,11 +468,11 @@ class ReadOptions(_message.Message):
         consistency: Global___Consistency.ValueType = ...,
         session: _abc.Iterable[Global___Position] | None = ...,
         allow_partial: _builtins.bool = ...,
-        shard: _builtins.int = ...,
+        shards: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_partial", b"allow_partial", "consistency", b"consistency", "session", b"session", "shard", b"shard"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_partial", b"allow_partial", "consistency", b"consistency", "session", b"session", "shards", b"shards"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

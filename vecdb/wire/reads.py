@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Final, TypeAlias
 
 from vecdb.core.calls import Call, Consistency
+from vecdb.core.cluster import MAX_COLLECTION_SHARDS
 from vecdb.core.errors import InvalidArgument, LimitExceeded
 from vecdb.core.limits import MAX_POSITIONS
 from vecdb.v1 import queries_pb2, records_pb2, types_pb2
@@ -22,10 +23,10 @@ _FROM_WIRE: Final = {wire: consistency for consistency, wire in _TO_WIRE.items()
 def read_to_wire(call: Call | None) -> types_pb2.ReadOptions | None:
     """Write what ``call`` asks of a read; None where that is the default: eventual, and no positions."""
     if call is None or not (call.session or call.consistency is not Consistency.EVENTUAL or call.allow_partial
-                            or call.shard):
+                            or call.shards):
         return None
     return types_pb2.ReadOptions(
-        consistency=_TO_WIRE[call.consistency], allow_partial=call.allow_partial, shard=call.shard,
+        consistency=_TO_WIRE[call.consistency], allow_partial=call.allow_partial, shards=call.shards,
         session=[types_pb2.Position(shard=shard, log_index=log_index) for shard, log_index in call.session])
 
 
@@ -51,7 +52,16 @@ def read_from_wire(msg: ReadRequest, call: Call) -> None:
             raise InvalidArgument("consistency", "is not known to this server", got=options.consistency,
                                   limit=", ".join(Consistency))
     set_read(call, consistency, [(one.shard, one.log_index) for one in options.session])
-    call.allow_partial, call.shard = options.allow_partial, options.shard
+    call.allow_partial = options.allow_partial
+    if options.shards:
+        call.shards = _shards(options.shards)
+
+
+def _shards(given: Sequence[int]) -> tuple[int, ...]:
+    if len(given) > MAX_COLLECTION_SHARDS:
+        raise LimitExceeded("shards", f"{len(given)} shards, more than {MAX_COLLECTION_SHARDS}", got=len(given),
+                            limit=MAX_COLLECTION_SHARDS)
+    return tuple(dict.fromkeys(given))
 
 
 def set_read(call: Call, consistency: Consistency | None, session: Sequence[tuple[int, int]]) -> None:

@@ -9,11 +9,12 @@ from vecdb.client.backend import Progress
 from vecdb.client.remote.admin import AdminProcedures, ShardsProcedures
 from vecdb.client.remote.bulk import Applied, BulkUpsert
 from vecdb.client.remote.channels import credentials, open_sync
+from vecdb.client.remote.direct import DirectProcedures, Links
 from vecdb.client.remote.failures import tls_hint
 from vecdb.client.remote.gather import ThreadGather
 from vecdb.client.remote.io import Link, SyncWire, keep
 from vecdb.client.remote.operations import OperationsProcedures
-from vecdb.client.remote.options import Options
+from vecdb.client.remote.options import Options, may_send
 from vecdb.client.remote.procedures import Procedures
 from vecdb.client.remote.target import Target
 from vecdb.client.remote.waiting import connect_steps
@@ -48,13 +49,18 @@ class RemoteBackend:
         self._addresses = len(target.addresses)
         self._wire = SyncWire([Link(open_sync(address, secrets, options, self._addresses > 1), address, hint)
                                for address in target.addresses * options.connections])
-        self._do = Procedures(options, target.label, self._addresses)
+        self._links = Links(lambda address: Link(open_sync(address, secrets, options, True), address, hint),
+                            lambda address: may_send(address, target, options)) if options.direct else None
+        self._do = Procedures(options, target.label, self._addresses) if self._links is None \
+            else DirectProcedures(self._links, options, target.label, self._addresses)
         self._admin = AdminProcedures(self._do.caller)
         self._shards = ShardsProcedures(self._do.caller)
         self._operations = OperationsProcedures(self._do.caller)
         self._gather = ThreadGather(self._query_now) if options.auto_batch else None
         self._pid = os.getpid()
         keep(self._wire)
+        if self._links is not None:
+            keep(self._links)
 
     def wait(self, seconds: float) -> None:
         """Wait until a server answers; raises Unavailable (why), or Unauthenticated."""
@@ -162,3 +168,5 @@ class RemoteBackend:
         """Let go of the connection; in a forked child that is the parent's to do."""
         if self._pid == os.getpid():
             self._wire.close()
+            for link in () if self._links is None else tuple(self._links.all.values()):
+                link.channel.close()

@@ -34,8 +34,8 @@ def key_of(name: str, request: QueryRequest, call: Call | None) -> Key | None:
     if len(request.vectors) != 1 or request.explain or request.profile:
         return None
     consistency = Consistency.EVENTUAL if call is None else call.consistency
-    partial, shard = (False, 0) if call is None else (call.allow_partial, call.shard)
-    return (name, consistency, partial, shard, request.k, request.filter, request.within, request.ef_search,
+    partial = call is not None and call.allow_partial
+    return (name, consistency, partial, request.k, request.filter, request.within, request.ef_search,
             request.nprobe, request.exact, request.include_metadata, request.include_vectors, request.vectors.shape[1],
             request.vectors.dtype.char, request.shape)
 
@@ -55,22 +55,21 @@ def part_of(result: QueryResult, place: int) -> QueryResult:
 def together(calls: list[Call | None]) -> Call | None:
     """A call for all: as long as the most patient of them may take, and seeing what each of them must have seen.
 
-    They agree in their consistency, and in whether the answer may be partial and of which shard it is.
+    They agree in their consistency, and in whether the answer may be partial.
     """
     ends = [None if call is None else call.deadline for call in calls]
     known = [end for end in ends if end is not None]
     deadline = max(known) if len(known) == len(ends) else None
     furthest: dict[int, int] = {}
-    consistency, partial, one_shard = Consistency.EVENTUAL, False, 0
+    consistency, partial = Consistency.EVENTUAL, False
     for call in calls:
         if call is not None:
-            consistency, partial, one_shard = call.consistency, call.allow_partial, call.shard
+            consistency, partial = call.consistency, call.allow_partial
             for shard, log_index in call.session:
                 furthest[shard] = max(furthest.get(shard, 0), log_index)
-    if deadline is None and consistency is Consistency.EVENTUAL and not partial and not one_shard:
+    if deadline is None and consistency is Consistency.EVENTUAL and not partial:
         return None
-    return Call(deadline, consistency=consistency, session=tuple(furthest.items()), allow_partial=partial,
-                shard=one_shard)
+    return Call(deadline, consistency=consistency, session=tuple(furthest.items()), allow_partial=partial)
 
 
 @dataclass(slots=True, eq=False)

@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from queue import SimpleQueue
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import grpc
 
@@ -126,6 +126,12 @@ class Wire:
         return min(links, key=lambda link: link.down_until)
 
 
+class Linked(Protocol):
+    """What has a link for a call."""
+
+    def link(self) -> Link: ...
+
+
 class Unary:
     """Call ``rpc`` and answer with the reply's bytes."""
 
@@ -137,7 +143,7 @@ class Unary:
         self.timeout = timeout
         self.metadata = metadata
 
-    def run(self, wire: Wire) -> bytes:
+    def run(self, wire: Linked) -> bytes:
         link = wire.link()
         try:
             reply: bytes = link.method(self.rpc)(self.payload, self.timeout, self.metadata)
@@ -148,7 +154,7 @@ class Unary:
         link.answered()
         return reply
 
-    async def arun(self, wire: Wire) -> bytes:
+    async def arun(self, wire: Linked) -> bytes:
         link = wire.link()
         try:
             reply: bytes = await link.method(self.rpc)(self.payload, timeout=self.timeout, metadata=self.metadata)
@@ -160,6 +166,34 @@ class Unary:
             raise link.cut(error) from None
         link.answered()
         return reply
+
+
+class UnaryOn(Unary):
+    """The same on a link of its own."""
+
+    __slots__ = ("link",)
+
+    def __init__(self, link: Link, rpc: Rpc, payload: bytes, timeout: float | None, metadata: Metadata) -> None:
+        super().__init__(rpc, payload, timeout, metadata)
+        self.link = link
+
+    def run(self, wire: Linked) -> bytes:
+        return super().run(_On(self.link))
+
+    async def arun(self, wire: Linked) -> bytes:
+        return await super().arun(_On(self.link))
+
+
+class _On:
+    """A wire of one link."""
+
+    __slots__ = ("_link",)
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    def link(self) -> Link:
+        return self._link
 
 
 class Pending:
@@ -180,19 +214,35 @@ class Start(Unary):
 
     __slots__ = ()
 
-    def run(self, wire: Wire) -> Any:
+    def run(self, wire: Linked) -> Any:
         link = wire.link()
         try:
             return Pending(link.method(self.rpc).future(self.payload, self.timeout, self.metadata), link)
         except ValueError as error:
             raise untyped(1, str(error), link.label) from None
 
-    async def arun(self, wire: Wire) -> Any:
+    async def arun(self, wire: Linked) -> Any:
         link = wire.link()
         try:
             return Pending(link.method(self.rpc)(self.payload, timeout=self.timeout, metadata=self.metadata), link)
         except grpc.aio.UsageError as error:
             raise untyped(1, str(error), link.label) from None
+
+
+class StartOn(Start):
+    """The same on a link of its own."""
+
+    __slots__ = ("link",)
+
+    def __init__(self, link: Link, rpc: Rpc, payload: bytes, timeout: float | None, metadata: Metadata) -> None:
+        super().__init__(rpc, payload, timeout, metadata)
+        self.link = link
+
+    def run(self, wire: Linked) -> Any:
+        return super().run(_On(self.link))
+
+    async def arun(self, wire: Linked) -> Any:
+        return await super().arun(_On(self.link))
 
 
 class Wait:
@@ -260,7 +310,7 @@ class Open(Unary):
 
     __slots__ = ()
 
-    def run(self, wire: Wire) -> Any:
+    def run(self, wire: Linked) -> Any:
         link = wire.link()
         outgoing: SimpleQueue[bytes | None] | None = None
         first: Any = self.payload
@@ -272,7 +322,7 @@ class Open(Unary):
         except ValueError as error:
             raise untyped(1, str(error), link.label) from None
 
-    async def arun(self, wire: Wire) -> Any:
+    async def arun(self, wire: Linked) -> Any:
         link = wire.link()
         given = () if self.rpc.kind == "stream_stream" else (self.payload,)
         try:
@@ -336,11 +386,11 @@ class Read:
         return None if reply is EOF else reply
 
 
-_live: "weakref.WeakSet[Wire]" = weakref.WeakSet()
+_live: "weakref.WeakSet[Any]" = weakref.WeakSet()
 _kept: list[Any] = []
 
 
-def keep(wire: Wire) -> None:
+def keep(wire: Any) -> None:
     """In a forked child hold on to ``wire``: to let go of its channels there would wait for threads that are not."""
     _live.add(wire)
 

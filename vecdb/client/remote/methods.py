@@ -29,6 +29,8 @@ REVOKE_KEY: Final = Rpc("Admin/RevokeKey")
 JOBS: Final = Rpc("Admin/ListJobs")
 VERIFY: Final = Rpc("Admin/Verify")
 
+SHARD_MAP: Final = Rpc("Cluster/ShardMap")
+
 SHARDS: Final = Rpc("Shards/ListShards")
 VERIFY_SHARD: Final = Rpc("Shards/VerifyShard")
 TRANSFER_LEADER: Final = Rpc("Shards/TransferLeader")

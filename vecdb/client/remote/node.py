@@ -10,11 +10,12 @@ from vecdb.client.remote.admin import AdminProcedures, ShardsProcedures
 from vecdb.client.remote.backend import BATCH_BYTES, PARALLEL
 from vecdb.client.remote.bulk import Applied, BulkUpsert
 from vecdb.client.remote.channels import credentials, open_aio
+from vecdb.client.remote.direct import DirectProcedures, Links
 from vecdb.client.remote.failures import tls_hint
 from vecdb.client.remote.gather import AsyncGather
 from vecdb.client.remote.io import AioWire, Link, keep
 from vecdb.client.remote.operations import OperationsProcedures, RemoteOperations
-from vecdb.client.remote.options import Options
+from vecdb.client.remote.options import Options, may_send
 from vecdb.client.remote.options import check as check_options
 from vecdb.client.remote.procedures import Procedures
 from vecdb.client.remote.target import Target, parse
@@ -58,12 +59,23 @@ class RemoteNode:
             several = self._addresses > 1
             self._wire = AioWire(lambda: [Link(open_aio(address, secrets, options, several), address, hint)
                                           for address in where.addresses * options.connections])
-        self._do = Procedures(options, label, self._addresses)
+        self._do = self._procedures(where, options, label)
         self._admin = AdminProcedures(self._do.caller)
         self._shards = ShardsProcedures(self._do.caller)
         self.operations = RemoteOperations(self._run, OperationsProcedures(self._do.caller))
         self._gather = AsyncGather(self._query_now) if options.auto_batch else None
         keep(self._wire)
+
+    def _procedures(self, where: Target | None, options: Options, label: str) -> Procedures:
+        self._links: Links | None = None
+        if where is None or not options.direct:
+            return Procedures(options, label, self._addresses)
+        target, secrets = where, credentials(where, options)
+        hint = tls_hint(where.secure, options.cert_file is not None)
+        self._links = Links(lambda address: Link(open_aio(address, secrets, options, True), address, hint),
+                            lambda address: may_send(address, target, options))
+        keep(self._links)
+        return DirectProcedures(self._links, options, label, self._addresses)
 
     async def _run(self, steps: Steps[T], call: Call | None = None) -> T:
         try:
@@ -177,3 +189,5 @@ class RemoteNode:
     async def close(self) -> None:
         """Let go of the connection."""
         await self._wire.close()
+        for link in () if self._links is None else tuple(self._links.all.values()):
+            await link.channel.close()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from vecdb.client.options import check_flag, check_int, kind_of, refuse_unknown
-from vecdb.client.remote.target import Target
+from vecdb.client.remote.target import Target, is_loopback
 from vecdb.core.errors import InvalidArgument, LimitExceeded
 
 MAX_MESSAGE: Final = 1 << 30
@@ -30,7 +30,9 @@ class Options:
     OutcomeUnknown, unless the caller gives a key.
     ``max_message_bytes``: largest reply.  ``auto_batch``: single queries that wait at the same time travel together.
     ``schema_ttl``: seconds for which a collection's schema is taken to be as it was; a call that meets another one asks
-    again at once.  ``connections``: to each address; calls take turns on them.  One carries thousands of calls at once,
+    again at once.  ``direct``: ask the nodes that hold a collection's shards themselves, one hop less; every node's
+    address for clients (``server.advertise``) must be reachable from here, and what does not work out goes the usual
+    way.  ``connections``: to each address; calls take turns on them.  One carries thousands of calls at once,
     but ends in one process of a server that has several.
     """
 
@@ -46,6 +48,7 @@ class Options:
     retry_writes: bool = True
     max_message_bytes: int = MAX_MESSAGE
     auto_batch: bool = True
+    direct: bool = False
     schema_ttl: float = 5.0
     connections: int = 1
 
@@ -59,7 +62,7 @@ def check(target: Target, api_key: str | None, given: Mapping[str, Any]) -> Opti
             values[name] = _path(name, values[name])
     if values.get("server_name") is not None:
         values["server_name"] = _text("server_name", values["server_name"])
-    for name in ("insecure", "auto_batch", "retry_writes"):
+    for name in ("insecure", "auto_batch", "retry_writes", "direct"):
         if name in values:
             values[name] = check_flag(name, values[name])
     if values.get("timeout", 1.0) is not None:
@@ -92,6 +95,14 @@ def _check_security(target: Target, options: Options) -> None:
         missing = "key_file" if options.key_file is None else "cert_file"
         raise InvalidArgument(missing, "is missing: a client's certificate is a pair of files", got="None",
                               limit="cert_file and key_file")
+
+
+def may_send(address: str, target: Target, options: Options) -> bool:
+    """Whether a connection to ``target`` may go on to an address that it was told there: with a key only where the key
+    does not leave this machine in the clear.
+    """
+    host = address.rpartition(":")[0].strip("[]")
+    return target.secure or options.api_key is None or options.insecure or is_loopback(host)
 
 
 def _key(value: str) -> str:

@@ -204,16 +204,16 @@ class Procedures:
 
     def query(self, name: str, request: QueryRequest, call: Call | None = None) -> Steps[QueryResult]:
         if len(request.vectors) == 1:
-            payload = _reading(convert.query_to_wire(name, request), call)
+            payload = reading(convert.query_to_wire(name, request), call)
             try:
                 reply = yield from self.caller.quick(m.QUERY, payload, call)
             except VecdbError as error:
                 self._refused(name, error)
                 raise
-            return _answer(reply, request)
-        parts = _query_parts(request)
+            return answer(reply, request)
+        parts = query_parts(request)
         answers = yield from self._on(name, self.caller.several(
-            m.QUERY, parts, call, lambda part: _reading(convert.query_to_wire(name, part), call), _answer, _halves))
+            m.QUERY, parts, call, lambda part: reading(convert.query_to_wire(name, part), call), answer, _halves))
         return answers[0] if len(answers) == 1 else _joined(answers)
 
     def fetch(self, name: str, ids: Sequence[RecordId], call: Call | None = None, *, include_metadata: bool = True,
@@ -226,7 +226,7 @@ class Procedures:
         step = FETCH_ROWS if len(ids) <= FETCH_ROWS else max(1, PART_BYTES // (size + 16))
 
         def encode(part: Sequence[RecordId]) -> bytes:
-            return _reading(convert.fetch_to_wire(name, part, include_metadata, include_vectors), call)
+            return reading(convert.fetch_to_wire(name, part, include_metadata, include_vectors), call)
 
         def decode(reply: bytes, part: Sequence[RecordId]) -> list[Record]:
             return convert.records_from_wire(read(r.FetchReply, reply))
@@ -237,7 +237,7 @@ class Procedures:
         return pages[0] if len(pages) == 1 else [record for page in pages for record in page]
 
     def scan(self, name: str, request: ScanRequest, call: Call | None = None) -> Steps[ScanPage]:
-        payload = _reading(convert.scan_to_wire(name, request), call)
+        payload = reading(convert.scan_to_wire(name, request), call)
         reply = yield from self._on(name, self.caller.call(m.SCAN, payload, call))
         page = convert.page_from_wire(read(r.ScanReply, reply))
         if page.ids:
@@ -247,12 +247,12 @@ class Procedures:
         return ScanPage([], [] if request.include_metadata else None, empty, page.cursor, page.missing)
 
     def count(self, name: str, where: Node | None = None, call: Call | None = None) -> Steps[int]:
-        payload = _reading(convert.count_to_wire(name, where), call)
+        payload = reading(convert.count_to_wire(name, where), call)
         reply = yield from self._on(name, self.caller.call(m.COUNT, payload, call))
         return convert.counted_from_wire(read(r.CountReply, reply))
 
 
-def _reading(message: Any, call: Call | None) -> bytes:
+def reading(message: Any, call: Call | None) -> bytes:
     """A read's message with what it must have seen."""
     if call is not None:
         convert.put_read(message, call)
@@ -260,7 +260,7 @@ def _reading(message: Any, call: Call | None) -> bytes:
     return payload
 
 
-def _query_parts(request: QueryRequest) -> list[QueryRequest]:
+def query_parts(request: QueryRequest) -> list[QueryRequest]:
     rows = len(request.vectors)
     width = request.vectors.nbytes // rows
     reply = request.k * (12 + (_METADATA_BYTES if request.include_metadata else 0)
@@ -280,7 +280,7 @@ def _halves(request: QueryRequest) -> Sequence[QueryRequest]:
     return (request,) if rows == 1 else (_rows(request, 0, rows // 2), _rows(request, rows // 2, rows))
 
 
-def _answer(reply: bytes, request: QueryRequest) -> QueryResult:
+def answer(reply: bytes, request: QueryRequest) -> QueryResult:
     result = convert.result_from_wire(read(q.QueryReply, reply))
     if len(result.matches) != len(request.vectors):
         raise VecdbError(f"the server answered {len(result.matches)} queries of {len(request.vectors)}")

@@ -2,19 +2,20 @@
 
 from collections.abc import Sequence
 from random import Random
-from typing import Any, TypeVar
+from typing import Any
 
 from vecdb.cluster.control import ShardEntry
 from vecdb.cluster.merge import in_order, merge_results, nothing
 from vecdb.cluster.routing import asked, split_ids
 from vecdb.core.calls import Call
-from vecdb.core.errors import InvalidArgument
+from vecdb.core.errors import InvalidArgument, Unsupported
 from vecdb.core.filters.tree import Node as FilterNode
 from vecdb.core.ids import RecordId
 from vecdb.core.layout import ANYHOW, Layout
 from vecdb.core.query import Count, Description, QueryRequest, QueryResult, ScanPage, ScanRequest
 from vecdb.core.records import DeleteIds, DeleteWhere, Record, UpdateMetadata, UpsertBatch, WriteResult
 from vecdb.core.schema import CollectionSchema
+from vecdb.core.shard_map import NodeRoute, ShardMap, ShardRoute
 from vecdb.ports.clock import Clock
 from vecdb.ports.node import Node, Progress
 from vecdb.ports.observer import Observer
@@ -28,8 +29,6 @@ from vecdb.services.coordinator.scans import Scanner
 from vecdb.services.coordinator.shard_reads import Reading, ShardReader
 from vecdb.services.coordinator.writes import Writer
 from vecdb.services.replicas import Controlled, Engine, OwnReplicas
-
-T = TypeVar("T")
 
 
 class ReplicatedNode:
@@ -80,6 +79,18 @@ class ReplicatedNode:
         known = ", ".join(f"{name}@{one.group}" for one in shards[:8])
         raise InvalidArgument("shard", f"{what!r} is not one shard; {name!r} has {known}", got=what[:200], limit=known)
 
+    async def shard_map(self, name: str, call: Call) -> ShardMap:
+        """Where the shards of a collection are, for clients that ask their nodes themselves."""
+        know = self.know
+        found = await know.shards(name, call)
+        routes = tuple(ShardRoute(one.group, one.lo, one.hi, tuple(know.members(one)),
+                                  know.leaders.likely(one.group) or "") for one in found.all)
+        entries = know.control.state.nodes
+        named = dict.fromkeys(node for route in routes for node in route.nodes)
+        nodes = tuple(NodeRoute(node, entries[node].client_address, entries[node].zone) for node in named
+                      if node in entries)
+        return ShardMap(name, know.control.state.epoch, found.entry.shard_key, routes, nodes)
+
     def members(self, shard: ShardEntry) -> list[str]:
         """The nodes that hold a shard."""
         return self.know.members(shard)
@@ -103,8 +114,6 @@ class ReplicatedNode:
 
     async def query(self, name: str, request: QueryRequest, call: Call) -> QueryResult:
         reading = self._querying(request)
-        if call.shard:
-            return await self._direct(name, call, reading)
 
         def choose(shards: Shards) -> Chosen[QueryResult]:
             return [(shard, reading) for shard in asked(shards.ring, request.filter, shards.entry.shard_key)]
@@ -129,9 +138,6 @@ class ReplicatedNode:
             return Reading("fetch", lambda shard, mine: fetch(shard, self._engine, mine),
                            lambda shard, node, _, mine: fetch(shard, node, mine))
 
-        if call.shard:
-            return await self._direct(name, call, reading(ids))
-
         def choose(shards: Shards) -> Chosen[list[Record]]:
             parts = split_ids(shards.ring, ids, shards.entry.shard_key) or [(shards.all[0], None)]
             return [(shard, reading(ids if places is None else [ids[at] for at in places.tolist()]))
@@ -143,9 +149,6 @@ class ReplicatedNode:
         reading: Reading[int] = Reading("count" if where is None else "count where",
                                lambda shard, mine: self._engine.count(shard.label, where, mine),
                                lambda shard, node, _, mine: node.count(shard.label, where, mine))
-        if call.shard:
-            return await self._direct(name, call, reading)
-
         def choose(shards: Shards) -> Chosen[int]:
             return [(shard, reading) for shard in asked(shards.ring, where, shards.entry.shard_key)]
 
@@ -156,13 +159,9 @@ class ReplicatedNode:
         return await self._fan.read(name, call, choose, merge)
 
     async def scan(self, name: str, request: ScanRequest, call: Call) -> ScanPage:
+        if call.shards:
+            raise Unsupported("scan: it goes through all shards of a collection", argument="shards")
         return await self._scanner.scan(name, request, call)
-
-    async def _direct(self, name: str, call: Call, reading: Reading[T]) -> T:
-        """One shard, for a client that has the map: by the replica here, or whoever can."""
-        shard = self.know.shard(name, call.shard)
-        self.counts.add("direct")
-        return await self.reader.read(shard, call, reading)
 
     # --- maintenance ------------------------------------------------------------------------------
 
