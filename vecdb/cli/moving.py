@@ -1,4 +1,4 @@
-"""``vecdb shard move|split|merge|replicate|rebalance``: shards that change their places.
+"""``vecdb shard move|split|merge|replicate|rebalance|repair``: shards that change their places.
 
 Each prints its plan and asks.
 """
@@ -20,7 +20,7 @@ Shard = Annotated[int, typer.Argument(metavar="SHARD", help="Its number: vecdb s
 
 def add_to(commands: typer.Typer) -> None:
     """Make them commands of ``vecdb shard``."""
-    for one in (move, split, merge, replicate, rebalance):
+    for one in (move, split, merge, replicate, rebalance, repair):
         commands.command()(with_target(one))
 
 
@@ -77,3 +77,11 @@ def rebalance(yes: changing.Yes = False, dry_run: changing.DryRun = False, wait:
               target: Target = HERE, as_json: o.Json = False) -> None:
     """Spread replicas evenly over nodes by their capacity, by as few moves as that takes."""
     _run(target, "rebalance", "", {}, as_json, yes, dry_run, wait)
+
+
+def repair(name: Annotated[str, typer.Argument(metavar="COLLECTION", autocompletion=collections)],
+           shard: Annotated[int | None, typer.Option("--shard", min=1, help="Only this one.")] = None,
+           yes: changing.Yes = False, dry_run: changing.DryRun = False, wait: changing.Wait = True,
+           target: Target = HERE, as_json: o.Json = False) -> None:
+    """Compare the replicas of shards, every record read again, and build anew one that differs from the others."""
+    _run(target, "scrub", name, {} if shard is None else {"shard": shard}, as_json, yes, dry_run, wait)

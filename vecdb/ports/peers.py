@@ -47,6 +47,10 @@ class Replicas(Protocol):
         """Hand the leadership over; the leader's alone."""
         ...
 
+    async def rebuild(self, group: int, call: Call) -> None:
+        """Set the replica's state aside and begin to build it anew from the others; ``Unavailable`` without any."""
+        ...
+
 
 class Peers(Protocol):
     """The other nodes of the cluster, by name."""

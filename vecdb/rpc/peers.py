@@ -99,6 +99,7 @@ class ReplicasServicer:
             Method("Shards/Status", pb.StatusRequest, Role.READ, unary=self.status),
             Method("Shards/Mark", pb.MarkRequest, Role.READ, unary=self.mark),
             Method("Shards/Transfer", pb.TransferRequest, Role.ADMIN, unary=self.transfer),
+            Method("Shards/Rebuild", pb.RebuildRequest, Role.ADMIN, unary=self.rebuild),
         ]
 
     async def propose(self, message: pb.ProposeRequest, context: Context) -> pb.ProposeReply:
@@ -135,6 +136,10 @@ class ReplicasServicer:
     async def transfer(self, message: pb.TransferRequest, context: Context) -> pb.TransferReply:
         await self._replicas.transfer(message.group, message.to or None, context.call)
         return pb.TransferReply()
+
+    async def rebuild(self, message: pb.RebuildRequest, context: Context) -> pb.RebuildReply:
+        await self._replicas.rebuild(message.group, context.call)
+        return pb.RebuildReply()
 
 
 class FoundingServicer:
@@ -288,6 +293,9 @@ class RemoteReplicas:
 
     async def transfer(self, group: int, to: str | None, call: Call) -> None:
         await self._call("Transfer", pb.TransferRequest(group=group, to=to or ""), pb.TransferReply, call)
+
+    async def rebuild(self, group: int, call: Call) -> None:
+        await self._call("Rebuild", pb.RebuildRequest(group=group), pb.RebuildReply, call)
 
     async def founding(self, call: Call) -> Founding:
         reply = await self._call("Founding", pb.FoundingRequest(), pb.FoundingReply, call)

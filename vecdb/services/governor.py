@@ -158,6 +158,8 @@ class Governor:
         self._runs: dict[int, _Run] = {}
         self._task: asyncio.Task[None] | None = None
         self._begun = 0.0
+        self._seen: dict[str, float] = {}
+        """When collections were seen first by this governor: one that was never compared is not so at once."""
         self._told = ""
 
     def start(self) -> None:
@@ -286,9 +288,9 @@ class Governor:
                 await self._put("repair", name, {"why": f"not heard for {after_s:g} s"})
         every_s, now = _number(state.settings, "scrub_every_s", SCRUB_EVERY_S), self._clock.wall()
         last = {job.target: job.created_s for job in state.jobs.values() if job.kind == "scrub"}
-        for name, entry in state.collections.items():
-            made_s = getattr(entry, "created_s", 0.0)
-            if every_s > 0 and ("scrub", name) not in waiting and now - last.get(name, max(made_s, 0.0)) > every_s:
+        self._seen = {name: self._seen.get(name, now) for name in state.collections}
+        for name, seen_s in self._seen.items():
+            if every_s > 0 and ("scrub", name) not in waiting and now - last.get(name, seen_s) > every_s:
                 await self._put("scrub", name, {})
                 return  # one at a look
 

@@ -328,6 +328,8 @@ class Hosting:
         if not place.ill and place.replicator is not None:
             status, machine = place.replicator.status(), place.machine
             failure = None if machine is None else machine.failure
+            if status.state == "removed" and place.label in self._leaving:
+                return ""  # as it should be
             if status.state in _ILL or failure is not None:
                 place.ill = status.state if status.state in _ILL else "halted"
                 why = status.error or ("" if failure is None else failure.message)

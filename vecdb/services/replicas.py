@@ -52,6 +52,10 @@ class Hosted(Protocol):
         """Raise ``Overloaded`` while the shard's replica should be given nothing more."""
         ...
 
+    async def rebuild(self, group: int, deadline: float | None) -> None:
+        """Set the state of a replica aside and have it built anew."""
+        ...
+
     def check_sealed(self, label: str, command: bytes | None) -> None:
         """Raise ``ShardSealed`` where that would come of a command, or (None) a read must not be answered as of now."""
         ...
@@ -217,6 +221,9 @@ class OwnReplicas:
 
     async def transfer(self, group: int, to: str | None, call: Call) -> None:
         await self.replicator(group).transfer(to, self.until(call))
+
+    async def rebuild(self, group: int, call: Call) -> None:
+        await self._hosted.rebuild(group, self.until(call))
 
     # --- reads ------------------------------------------------------------------------------------
 

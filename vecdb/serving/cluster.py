@@ -183,6 +183,7 @@ class Member:
         self.governing = Governing(
             me, options.name, self.control, self.own, self.peers, self.membership.announcements,
             lambda node: self.copies if node == me else RemoteCopies(self.peers.replicas(node)),
+            lambda label, call, deep: self.shards.verify(label, call, deep=deep),
             lambda node: cast(RemoteNode, self.peers.node(node)).operations, lambda: self.directory.names,
             self.node.leaders, clock, self._events)
         self.server: PeerServer | None = None

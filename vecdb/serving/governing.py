@@ -24,6 +24,7 @@ from vecdb.services.leaders import Leaders
 from vecdb.services.operations.base import Operation
 from vecdb.services.operations.kinds import Drain, Move, Rebalance, Repair, Replication
 from vecdb.services.operations.reshard import NewShard, Reshard
+from vecdb.services.operations.scrub import Scrub, Verify
 from vecdb.services.replicas import OwnReplicas
 
 ASK_S: Final = 2.0
@@ -42,29 +43,30 @@ class ReshardCommands:
         return shards_forget(groups)
 
 
-def operations(copies: Callable[[str], Copies]) -> dict[str, Operation]:
-    """Every kind of job there is.  ``copies``: the copiers of a node."""
+def operations(copies: Callable[[str], Copies], verify: Verify) -> dict[str, Operation]:
+    """Every kind of job there is.  ``copies``: the copiers of a node; ``verify`` compares the replicas of a shard."""
     commands = ReshardCommands()
-    kinds: list[Operation] = [Move(), Replication(), Drain(), Repair(), Rebalance(),
+    kinds: list[Operation] = [Move(), Replication(), Drain(), Repair(), Rebalance(), Scrub(verify),
                               Reshard("split", copies, commands), Reshard("merge", copies, commands)]
     return {one.kind: one for one in kinds}
 
 
 class Governing:
-    """Belongs to one event loop.  ``own``, ``peers``: replicas here and elsewhere; ``copies``: the copiers of a node.
+    """Belongs to one event loop.  ``own``, ``peers``: replicas here and elsewhere; ``copies``: the copiers of a node;
+    ``verify``: compares the replicas of a shard.
 
     ``remote``: what operators ask, of another node for itself alone.
     """
 
     def __init__(self, me: str, name: str, control: Control, own: OwnReplicas, peers: Peers, heard: Announcements,
-                 copies: Callable[[str], Copies], remote: Callable[[str], Any], nodes: Callable[[], Sequence[str]],
-                 leaders: Leaders, clock: Clock, tell: Tell) -> None:
+                 copies: Callable[[str], Copies], verify: Verify, remote: Callable[[str], Any],
+                 nodes: Callable[[], Sequence[str]], leaders: Leaders, clock: Clock, tell: Tell) -> None:
         self._me = me
         self._own = own
         self._peers = peers
         self._clock = clock
         self._control = control
-        kinds = operations(copies)
+        kinds = operations(copies, verify)
         self._keeper = MemberKeeper(me, own, lambda: wanted(control.state), peers.replicas, clock, tell=tell)
         self.governor = Governor(me, control, self.replicas, heard, clock, kinds, tell=tell)
         self.own: Operations = OwnOperations(
