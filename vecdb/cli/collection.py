@@ -136,14 +136,16 @@ def create(name: o.Name, dim: Annotated[int, typer.Option("--dim", "-d", help="C
            quantization: o.OptQuantization = Quantization.AUTO, m: o.M = 16, ef_construction: o.EfConstruction = 200,
            ef_search: o.EfSearchDefault = 0, nlist: o.Nlist = 0, nprobe: o.Nprobe = 0, subspaces: o.Subspaces = 0,
            bits: o.Bits = 1, oversample: o.Oversample = 0.0, vectors_on_disk: o.OnDisk = False,
-           as_json: o.Json = False) -> None:
+           shards: o.Shards = None, replication_factor: o.ReplicationFactor = None, shard_key: o.ShardKey = None,
+           expected_records: o.ExpectedRecords = None, as_json: o.Json = False) -> None:
     """Make an empty collection."""
     spec = IndexSpec(**o.index_settings(locals()))
     out = Output(as_json)
     with open_database(target, create=True) as database:
         collection = database.create_collection(
             name, dim, metric.value if metric else "cosine", index=spec, indexed_fields=indexed_field or None,
-            vector_type=vector_type.value if vector_type else "float32")
+            vector_type=vector_type.value if vector_type else "float32", shards=shards,
+            replication_factor=replication_factor, shard_key=shard_key, expected_records=expected_records)
         out.note(f"made collection {name}")
         if as_json:
             out.emit({"name": name, "schema": dataclasses.asdict(collection.schema)})

@@ -9,6 +9,7 @@ from vecdb.cli.completing import collections
 from vecdb.core.errors import InvalidArgument
 from vecdb.core.schema import IndexKind, Metric, Quantization, VectorType
 
+_CLUSTER = "Cluster"
 _INDEX = "Index"
 _ABOUT = "Collection"
 
@@ -45,6 +46,16 @@ EfConstruction: TypeAlias = Annotated[int, typer.Option(
     "--ef-construction", help="HNSW: width of the search that finds links.", rich_help_panel=_INDEX)]
 EfSearchDefault: TypeAlias = Annotated[int, typer.Option(
     "--ef-search", help="HNSW: beam width of queries that name none; 0: chosen.", rich_help_panel=_INDEX)]
+Shards: TypeAlias = Annotated[int | None, typer.Option(
+    "--shards", help="Of a cluster: in how many parts; else by the expected records.", rich_help_panel=_CLUSTER)]
+ReplicationFactor: TypeAlias = Annotated[int | None, typer.Option(
+    "--replication-factor", help="Of a cluster: on how many nodes each shard is.", rich_help_panel=_CLUSTER)]
+ShardKey: TypeAlias = Annotated[str | None, typer.Option(
+    "--shard-key", metavar="FIELD", help="Of a cluster: records of one value of this metadata field are on one shard.",
+    rich_help_panel=_CLUSTER)]
+ExpectedRecords: TypeAlias = Annotated[int | None, typer.Option(
+    "--expected-records", help="Of a cluster: how many there will be, by which shards are chosen.",
+    rich_help_panel=_CLUSTER)]
 Nlist: TypeAlias = Annotated[int, typer.Option("--nlist", help="IVF: lists; 0: by size.", rich_help_panel=_INDEX)]
 Nprobe: TypeAlias = Annotated[int, typer.Option(
     "--nprobe", help="IVF: lists a query looks into; 0: chosen.", rich_help_panel=_INDEX)]
