@@ -12,6 +12,7 @@ import uvloop
 from vecdb.config import Settings
 from vecdb.core.errors import VecdbError
 from vecdb.runtime.logs import configure, logger
+from vecdb.runtime.memory import reuse_freed
 from vecdb.runtime.process import spare_the_collector
 from vecdb.serving.compose import start
 
@@ -27,6 +28,7 @@ def run_node(settings: Settings, on_ready: OnReady | None = None,
     ``on_ready`` is told the addresses once calls are answered: ``grpc``, ``grpc_port``, ``http``, ``http_port``.
     Raises what keeps the node from starting.
     """
+    reuse_freed()
     return uvloop.run(_serve(settings, on_ready, on_step))
 
 

@@ -1,5 +1,8 @@
 """Memory and disk as this process may use them, container limits included."""
 
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -76,3 +79,31 @@ def test_the_clock_is_a_clock() -> None:
     clock.sleep(0.001)
     assert clock.monotonic() > first
     assert clock.wall() > 1.7e9
+
+
+FAULTS = """
+import resource, sys
+from vecdb.runtime.memory import reuse_freed
+if sys.argv[1] == "keep":
+    assert reuse_freed()
+def batch():
+    held = [bytearray(4 << 20) for _ in range(6)]
+    for one in held:
+        one[::4096] = b"x" * len(one[::4096])
+for _ in range(3):
+    batch()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    batch()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif("glibc" not in platform.libc_ver(), reason="another C library is left as it is")
+def test_what_is_freed_is_used_again() -> None:
+    def faults(how: str) -> int:
+        done = subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    # of memory that is mapped anew each page is a fault; huge pages may hide some of it
+    assert faults("keep") < 1_000 <= faults("leave")
