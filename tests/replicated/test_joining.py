@@ -3,6 +3,7 @@
 import shutil
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 import vecdb
 from tests.grown_nodes import COORDINATORS, Grown
 from tests.replicated_nodes import free_ports, wait_for
+from vecdb.cli.peers import members
 from vecdb.cluster.control import NodeEntry, node_of
 from vecdb.cluster.control.commands import node_put, node_remove, node_state, token_revoke
 from vecdb.core.access import Grant
@@ -23,7 +25,8 @@ def grown(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Of certificates; two shard nodes are members."""
     with Grown(tmp_path_factory.mktemp("grown"), tls=True) as nodes:
         nodes.found()
-        token = nodes.token(roles=[Role.SHARD])
+        with nodes.connect("c2") as db:
+            token = db.admin.cluster.create_join_token(3_600.0, ["shard"]).secret
         nodes.add("s1", nodes.joining("s1", token, zone="east", capacity=2.0))
         nodes.add("s2", nodes.joining("s2", token, zone="west", join=(nodes.nodes["c2"],)))
         nodes.takes_part("s1", "s2")
@@ -145,6 +148,24 @@ def test_an_address_that_changes_is_taken_over(grown: Grown) -> None:
                          and grown.member(name).directory["s1"] == f"127.0.0.1:{port}" for name in grown.running),
              "the new address")
     grown.takes_part("s1")
+
+
+def test_a_clock_two_minutes_off_is_shown_by_name(grown: Grown, monkeypatch: pytest.MonkeyPatch) -> None:
+    membership = grown.member("s1").membership
+    late = SimpleNamespace(wall=lambda: time.time() + 120.0, monotonic=time.monotonic)
+    monkeypatch.setattr(membership, "_clock", late)
+
+    def shown() -> bool:
+        with grown.connect("s2") as db:
+            return next(one.stats.get("clock_off_s", 0.0) for one in db.admin.cluster.info().nodes
+                        if one.name == "s1") > 100
+
+    wait_for(shown, "the difference")
+    with grown.connect("c1") as db:
+        checks = {one.name: one for one in members(db)}
+        assert "s1 is +120 s off" in checks["clocks of nodes"].found
+        assert checks["nodes"].state == "ok"
+    grown.ready("s1")
 
 
 def test_certificates_of_another_cluster(grown: Grown, tmp_path: Any) -> None:

@@ -174,7 +174,7 @@ def _server(out: Output, place: Place, quick: bool) -> list[Check]:
                 checks += _server_keys(asked)
             shards = peers.shards(database)
             if shards is not None:
-                checks.append(peers.well(shards))
+                checks += [*peers.members(database), peers.well(shards)]
             several = {one.collection for one in shards or () if len(one.replicas) > 1}
             # Where nobody leads no place in the log can be marked to compare replicas at.
             waiting = {one.collection for one in shards or () if one.leader is None}

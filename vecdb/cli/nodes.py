@@ -10,6 +10,7 @@ from vecdb.cli import options as o
 from vecdb.cli.output import Output, duration, size
 from vecdb.cli.session import open_database
 from vecdb.cli.target import HERE, Target, with_target
+from vecdb.core.cluster import CLOCK_OFF_S
 
 if TYPE_CHECKING:
     from vecdb.core.cluster import NodeInfo
@@ -40,6 +41,9 @@ def show(out: Output, nodes: "tuple[NodeInfo, ...]") -> None:
 
 def _row(one: "NodeInfo") -> list[str]:
     heard = "never" if one.heard_s < 0 else f"{duration(one.heard_s)} ago"
+    off = one.stats.get("clock_off_s", 0.0)
+    if abs(off) > CLOCK_OFF_S:
+        heard += f", its clock {off:+.0f} s off"
     free, memory = one.stats.get("disk_free_bytes"), one.stats.get("memory_bytes")
     return [one.name + ("*" if one.voter else ""), one.role, one.zone or "-", one.state, heard, str(one.replicas),
             "-" if one.leaders < 0 else str(one.leaders), "-" if free is None else size(free),

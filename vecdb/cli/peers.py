@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from vecdb.cli import exits
 from vecdb.cli.machine import Check
-from vecdb.cli.output import count, size
-from vecdb.core.errors import InvalidArgument, PermissionDenied, Unauthenticated, Unsupported
+from vecdb.cli.output import count, duration, size
+from vecdb.core.cluster import CLOCK_OFF_S
+from vecdb.core.errors import InvalidArgument, PermissionDenied, Unauthenticated, Unavailable, Unsupported
 from vecdb.core.nodes import all_loopback, split_address
 from vecdb.core.shards import UNREACHABLE
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 SOON_S: Final = 14 * 86_400.0
 _PEER_S: Final = 2.0
+SILENT_S: Final = 10.0
 
 
 def certificate_ends(path: "Path", name: str, advice: str) -> Check:
@@ -43,11 +45,16 @@ def cluster(settings: "Settings") -> list[Check]:
     checks = [_membership(settings.cluster, settings.server.node_id), *_certificate(settings)]
     if any(one.state == "fail" for one in checks):
         return checks
+    if settings.cluster.join:
+        return [*checks, *(_peer(settings.cluster, "", address) for address in settings.cluster.join)]
     return [*checks, *(_peer(settings.cluster, node, address) for node, address in settings.cluster.nodes.items()
                        if node != settings.server.node_id)]
 
 
 def _membership(cluster: "ClusterSettings", me: str) -> Check:
+    if cluster.join:
+        return Check("cluster", "ok", f"{cluster.name}: {me} joins as {cluster.part}, by {', '.join(cluster.join)}, "
+                     f"and is reached at {cluster.address(me)}")
     nodes = list(cluster.nodes)
     replicas = min(cluster.replication_factor, len(nodes))
     text = f"{cluster.name}: {', '.join(f'{node} (this one)' if node == me else node for node in nodes)}; " \
@@ -82,7 +89,7 @@ def _certificate(settings: "Settings") -> list[Check]:
 
 def _peer(cluster: "ClusterSettings", node: str, address: str) -> Check:
     """Whether a node's peer listener is there and, with TLS, is that node's and takes our certificate."""
-    name = f"node {node}"
+    name = f"node {node or address}"
     try:
         with socket.create_connection(split_address(address), timeout=_PEER_S) as plain:
             if not any(cluster.files):
@@ -104,7 +111,9 @@ def _handshake(cluster: "ClusterSettings", node: str, address: str, plain: socke
     assert cluster.cert_file is not None
     context.load_cert_chain(cluster.cert_file, cluster.key_file)
     context.set_alpn_protocols(["h2"])
-    with context.wrap_socket(plain, server_hostname=certificate_name(node, cluster.name)) as secured:
+    context.check_hostname = bool(node)  # of one to join at, the name is not known: only that it is one of ours
+    named = certificate_name(node, cluster.name) if node else None
+    with context.wrap_socket(plain, server_hostname=named) as secured:
         secured.settimeout(_PEER_S)
         # Whether our own certificate is taken shows in the first bytes that come, or do not.
         if not secured.recv(1):
@@ -113,8 +122,8 @@ def _handshake(cluster: "ClusterSettings", node: str, address: str, plain: socke
     ends = ssl.cert_time_to_seconds(str(shown["notAfter"]))
     text = f"{address} answers, its certificate ends {datetime.fromtimestamp(ends, UTC):%Y-%m-%d %H:%M} UTC"
     if ends - time.time() < SOON_S:
-        return Check(f"node {node}", "warn", text, "vecdb cluster certs --renew, where ca.key is")
-    return Check(f"node {node}", "ok", text)
+        return Check(f"node {node or address}", "warn", text, "vecdb cluster certs --renew, where ca.key is")
+    return Check(f"node {node or address}", "ok", text)
 
 
 def aside(found: "dict[str, int]", which: str = "") -> list[Check]:
@@ -133,6 +142,25 @@ def shards(database: "Database") -> "list[ShardInfo] | None":
         return database.admin.shards()
     except (PermissionDenied, Unauthenticated, Unsupported):
         return None
+
+
+def members(database: "Database") -> list[Check]:
+    """Whether all nodes are heard and tell the time that the leader has; nothing where nobody may say."""
+    try:
+        nodes = database.admin.cluster.info().nodes
+    except (PermissionDenied, Unauthenticated, Unsupported):
+        return []
+    except Unavailable as error:  # what the shards say of it comes next
+        return [Check("nodes", "warn", error.message)]
+    silent = [f"{one.name} for {duration(one.heard_s)}" for one in nodes if one.heard_s > SILENT_S]
+    off = [f"{one.name} is {found:+.0f} s off" for one in nodes
+           if abs(found := one.stats.get("clock_off_s", 0.0)) > CLOCK_OFF_S]
+    checks = [Check("nodes", "warn", f"not heard: {', '.join(silent)}", "do they run, and reach the others?") if silent
+              else Check("nodes", "ok", f"{len(nodes)} nodes, all heard of late")]
+    if off:
+        checks.append(Check("clocks of nodes", "warn", f"against the leader's: {', '.join(off)}", "let chrony or ntpd "
+                            "set them: keys end by each node's own, and logs mislead"))
+    return checks
 
 
 def well(found: "list[ShardInfo]") -> Check:

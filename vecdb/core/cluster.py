@@ -29,6 +29,9 @@ MAX_JOBS_OPEN: Final = 1_000
 MAX_JOIN_TOKENS: Final = 1_000
 """Most tokens to join with."""
 
+CLOCK_OFF_S: Final = 60.0
+"""A node whose clock differs so much from the control leader's is told of."""
+
 MAX_CLUSTER_SETTINGS: Final = 1_000
 """Most settings of one cluster."""
 

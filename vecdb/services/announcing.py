@@ -5,8 +5,8 @@ leader has heard of nobody, so **silence counts from when it began to lead**; el
 nodes had gone at once.
 
 **Clocks.**  What ends at a time (tokens, leases) ends by the leader's clock.  A node tells the time it has, and one
-that is off by more than :data:`CLOCK_OFF_S` is told of, loudly and by name, for API keys end by its own and its logs
-mislead; nothing of the cluster is decided by what it says.
+that is off by more than :data:`~vecdb.core.cluster.CLOCK_OFF_S` is told of, loudly and by name, for API keys end by its
+own and its logs mislead; nothing of the cluster is decided by what it says.
 
 **Two processes by one name** whose disks are copies show in their numbers: a process is told of once a later one has
 announced itself.
@@ -20,6 +20,7 @@ from typing import Final, Protocol
 
 from vecdb.cluster.joining import Candidate
 from vecdb.core.calls import Call
+from vecdb.core.cluster import CLOCK_OFF_S
 from vecdb.core.errors import NodeRemoved, NotLeader, VecdbError
 from vecdb.ports.clock import Clock
 from vecdb.ports.replicator import ReplicaStatus
@@ -28,7 +29,6 @@ from vecdb.ports.tell import Tell, tell_nobody
 PERIOD_S: Final = 2.0
 SOON_S: Final = 0.2
 ASK_S: Final = 2.0
-CLOCK_OFF_S: Final = 60.0
 TELL_S: Final = 60.0
 """Until the same of a node is told again."""
 REMOVED_S: Final = 6.0
