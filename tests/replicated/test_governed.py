@@ -1,7 +1,9 @@
 """A cluster that is steered: shards move, split and merge, nodes are drained and removed, under writes and queries."""
 
+import json
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 
 from tests.grown_nodes import COORDINATORS, Grown
 from tests.replicated_nodes import wait_for
+from vecdb.cli import main
 from vecdb.core.cluster import Role
 from vecdb.core.errors import InvalidArgument, Unavailable, VecdbError
 
@@ -185,3 +188,55 @@ def test_replication_goes_down_and_up(db: Any) -> None:
         assert (job.state, job.error) == ("done", "")
         assert {len(nodes) for nodes in places(db, "factors").values()} == {factor}
     agree(db, "factors")
+
+
+def test_the_command_line_tells_and_changes(grown: Grown, db: Any, monkeypatch: pytest.MonkeyPatch,
+                                            capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("VECDB_URL", "grpc://" + ",".join(grown.url(name).removeprefix("grpc://")
+                                                         for name in COORDINATORS))
+
+    def vecdb(*words: str, code: int = 0) -> Any:
+        assert main([*words, "--json"]) == code
+        return json.loads(capsys.readouterr().out or "null")
+
+    collection(db, "told", replication_factor=2)
+    (group, nodes), = places(db, "told").items()
+    to = next(node for node in SHARD_NODES[:3] if node not in nodes)
+    assert {one["name"] for one in vecdb("node", "list")["nodes"]} >= {*COORDINATORS, "s1", "s2", "s3"}
+    assert set(vecdb("node", "zones")["zones"]) >= {"a", "b"}
+    assert vecdb("cluster", "status")["collections"] >= 1
+    assert not [one for one in vecdb("top")["unwell"] if one["collection"] == "told"]
+    planned = vecdb("shard", "move", str(group), "--from", nodes[0], "--to", to, "--dry-run")
+    assert (planned["job"], len(planned["plan"]["steps"])) == (None, 1)
+    assert sorted(places(db, "told")[group]) == sorted(nodes), "a dry run changes nothing"
+    assert main(["shard", "move", str(group), "--from", nodes[0], "--to", to]) == 2, "nobody can be asked"
+    assert "--yes" in capsys.readouterr().err
+    done = vecdb("shard", "move", str(group), "--from", nodes[0], "--to", to, "--yes")
+    assert done["job"]["state"] == "done"
+    assert done["job"]["id"] in [one["id"] for one in vecdb("job", "list", "--ended")["cluster"]]
+    assert vecdb("job", "show", str(done["job"]["id"]))["kind"] == "move"
+    assert vecdb("shard", "verify", "told")["agree"]
+    assert vecdb("shard", "repair", "told", "--yes")["job"]["state"] == "done"
+    assert vecdb("cluster", "set", "repair_after_s", "900")["settings"]["repair_after_s"] == 900
+    assert vecdb("cluster", "set", "repair_after_s", "default")["settings"]["repair_after_s"] == 600
+    made = vecdb("cluster", "token", "create", "--ttl", "5m", "--role", "shard")
+    assert made["id"] in [one["id"] for one in vecdb("cluster", "token", "list")["tokens"]]
+    vecdb("cluster", "token", "revoke", made["id"])
+    assert made["id"] not in [one["id"] for one in vecdb("cluster", "token", "list")["tokens"]]
+    vecdb("node", "drain", "s9", "--yes", code=2)
+
+
+def test_a_damaged_replica_is_found_and_built_anew(grown: Grown, db: Any) -> None:
+    collection(db, "scrubbed", replication_factor=3)
+    (nodes,) = places(db, "scrubbed").values()
+    node = grown.member(nodes[0])
+    machine = node.hosting._places["scrubbed"].machine.service.machine
+    machine.view = replace(machine.view, state=replace(machine.state, digest=machine.state.digest ^ 1))
+    assert not db.admin.verify_shard("scrubbed").agree
+    assert run(db, "scrub", "scrubbed").state == "done"
+
+    def mended() -> bool:
+        found = db.admin.verify_shard("scrubbed", deep=True)
+        return bool(found.agree and found.complete)
+
+    wait_for(mended, "a replica that was built anew")

@@ -20,6 +20,7 @@ from vecdb.cli import (
     quickstart,
     serve,
     shards,
+    top,
 )
 from vecdb.cli import options as o
 from vecdb.cli.machine import installed
@@ -67,6 +68,7 @@ moving.add_to(shards.commands)
 app.add_typer(shards.commands, name="shard")
 app.add_typer(cluster.commands, name="cluster")
 app.add_typer(nodes.commands, name="node")
+app.command()(top.top)
 app.command()(planning.plan)
 app.command("doctor")(doctor.doctor)
 app.command()(completing.completion)

@@ -10,7 +10,7 @@ from vecdb.cli import options as o
 from vecdb.cli.admin import administration
 from vecdb.cli.output import Output, count
 from vecdb.cli.session import open_database
-from vecdb.cli.target import HERE, Target, resolve, with_target
+from vecdb.cli.target import HERE, Place, Target, resolve, with_target
 from vecdb.core.errors import PermissionDenied, Unsupported
 
 if TYPE_CHECKING:
@@ -30,9 +30,10 @@ def list_(collection: Annotated[str | None, typer.Option("--collection", "-c", h
     and builds of collections.  A directory that nobody serves has none: they run while it is open.
     """
     out = Output(as_json)
-    with administration(resolve(target)) as admin:
+    place = resolve(target)
+    with administration(place) as admin:
         jobs = admin.jobs(collection)
-        cluster = [] if collection else _of_cluster(admin, ended)
+    cluster = [] if collection or place.directory is not None else _of_cluster(place, ended)
     if as_json:
         out.emit({"jobs": jobs, "cluster": [asdict(one) for one in cluster]})
         return
@@ -85,16 +86,13 @@ def _tell(out: Output, job: "JobInfo", as_json: bool) -> None:
         out.table("", changing.JOB_COLUMNS, [changing.job_row(job)], left=(1, 2, 3, 4, 5, 8))
 
 
-def _of_cluster(admin: Any, ended: bool) -> "list[JobInfo]":
+def _of_cluster(place: Place, ended: bool) -> "list[JobInfo]":
     """None where there is no cluster, and for who may not ask."""
-    operating = getattr(admin, "cluster", None)
-    if operating is None:
-        return []
     try:
-        found: list[JobInfo] = operating.jobs(ended=ended)
+        with open_database(place) as database:
+            return database.admin.cluster.jobs(ended=ended)
     except (Unsupported, PermissionDenied):
         return []
-    return found
 
 
 def _row(job: dict[str, Any]) -> list[str]:
