@@ -11,7 +11,7 @@ IMAGE ?= vecdb
 DATA ?= glove-100 fashion-mnist
 SOAK ?= 300
 
-.PHONY: help install test sim chaos quickstart lint types contracts proto proto-baseline data bench soak lock image cluster cluster-down manifests charts test-cluster clean
+.PHONY: help install test sim scale chaos quickstart lint types contracts proto proto-baseline data bench soak lock image cluster cluster-down manifests charts test-cluster clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -43,6 +43,9 @@ SEEDS ?= 300
 FIRST ?= 1
 sim: $(VENV)/.installed  ## simulated clusters under faults: make sim SEEDS=300 FIRST=1
 	@$(BIN)/python -m vecdb.testing.sim --seeds $(SEEDS) --first $(FIRST)
+
+scale: $(VENV)/.installed  ## a cluster of 100 nodes and 10,000 shards on paper: placement, map, moves, heartbeats, failover
+	@$(BIN)/python -m vecdb.testing.scale
 
 ROUNDS ?= 200
 SEED ?=

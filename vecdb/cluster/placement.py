@@ -16,8 +16,8 @@ Bounded Loads*, SODA 2018).
 """
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import isfinite, log
 from typing import Final
@@ -100,6 +100,20 @@ def place(shard: int, candidates: Sequence[Candidate], replicas: int) -> tuple[s
         used[best.zone] += 1
         chosen.append(best)
     return tuple(one.node for one in sorted(chosen, key=lambda one: _order(shard, one)))
+
+
+def spread(first: int, candidates: Sequence[Candidate], shards: int, replicas: int
+           ) -> Iterator[tuple[int, int, tuple[str, ...]]]:
+    """New shards with equal parts of all hashes, numbered from ``first`` on: ``lo``, ``hi`` and the nodes of each.
+
+    Each is placed where those before it are, so that nodes are filled evenly within one collection too.
+    """
+    by_name = {one.node: one for one in candidates}
+    for group, (lo, hi) in enumerate(ranges(shards), first):
+        nodes = place(group, list(by_name.values()), replicas)
+        for node in nodes:
+            by_name[node] = replace(by_name[node], load=by_name[node].load + 1)
+        yield lo, hi, nodes
 
 
 def _order(shard: int, candidate: Candidate) -> tuple[float, str]:

@@ -10,7 +10,6 @@ follows from the state (groups, folders) is :mod:`vecdb.services.hosting`'s.
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -34,7 +33,7 @@ from vecdb.cluster.control import (
     rows_of,
     version_of,
 )
-from vecdb.cluster.placement import Candidate, place, ranges, shards_for
+from vecdb.cluster.placement import Candidate, shards_for, spread
 from vecdb.core.calls import Call, check
 from vecdb.core.cluster import NodeState
 from vecdb.core.errors import (
@@ -359,12 +358,9 @@ class Control:
     async def _place(self, candidates: list[Candidate], count: int, replicas: int
                      ) -> list[tuple[int, int, tuple[str, ...]]]:
         """New shards, each with the nodes it should be on; other tasks go on meanwhile."""
-        by_name, found = {one.node: one for one in candidates}, []
-        for group, (lo, hi) in enumerate(ranges(count), self.state.next_group):
-            nodes = place(group, list(by_name.values()), replicas)
-            for node in nodes:
-                by_name[node] = replace(by_name[node], load=by_name[node].load + 1)
-            found.append((lo, hi, nodes))
+        found: list[tuple[int, int, tuple[str, ...]]] = []
+        for one in spread(self.state.next_group, candidates, count, replicas):
+            found.append(one)
             if len(found) % PLACED_AT_ONCE == 0:
                 await asyncio.sleep(0)
         return found
