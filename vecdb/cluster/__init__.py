@@ -15,4 +15,8 @@ yet: the number is below ``next_group``, or it is not.
 **Numbers of replicas** (``n2/3141``): a node names itself, in a new group, by the number its replica of the control
 group has.  That number changes whenever the node's logs were lost, so what stands in a command is a promise only of the
 disk that was there when it was made.
+
+**Nodes** found a cluster together (:mod:`~vecdb.cluster.founding`) or join one that is there
+(:mod:`~vecdb.cluster.joining`).  A node is one of it by its entry in the control state, which makes others believe its
+certificate; its replica of the control group, which votes or observes, only follows from that.
 """
