@@ -46,7 +46,7 @@ from vecdb.core.filters.tree import Node
 from vecdb.core.ids import RecordId
 from vecdb.core.query import QueryRequest, QueryResult, ScanPage, ScanRequest
 from vecdb.core.records import Command, Record, UpsertBatch, WriteResult
-from vecdb.core.schema import CollectionSchema
+from vecdb.core.schema import CollectionSchema, collection_of
 from vecdb.ports.clock import Clock
 from vecdb.ports.compute import Compute
 from vecdb.ports.store import Store
@@ -376,7 +376,7 @@ class ShardService:
     def _check_shape(self, shape: int) -> None:
         """The caller may have checked against a collection of this name that is gone."""
         if shape and shape != self._shape:
-            raise SchemaChanged(self.schema.name)
+            raise SchemaChanged(collection_of(self.schema.name))
 
     def _answer(self, request: QueryRequest, call: Call | None) -> QueryResult:
         check(call)
@@ -443,7 +443,7 @@ class ShardService:
             raise self._gone()
 
     def _gone(self) -> VecdbError:
-        return CollectionNotFound(self.schema.name) if self._dropped else DatabaseClosed("the database is closed")
+        return CollectionNotFound(collection_of(self.schema.name)) if self._dropped else DatabaseClosed("the database is closed")
 
     @property
     def steady(self) -> bool:

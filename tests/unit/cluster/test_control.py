@@ -105,7 +105,8 @@ class Machine(RuleBasedStateMachine):
     def agrees(self):
         state = self.state
         assert {name: (*one.shards, one.schema.dim) for name, one in state.collections.items()} == self.model
-        assert {one.name: one.group for one in state.shards.values()} == {name: of[0] for name, of in self.model.items()}
+        groups = {name: group for name, (group, _) in self.model.items()}
+        assert {one.name: one.group for one in state.shards.values()} == groups
         assert all(state.labelled(one.label) is one and state.only(one.name) is one for one in state.shards.values())
         assert (state.next_group, state.epoch) == (self.groups + 1, self.changes)
         assert {name: type(one.entry.error()) if isinstance(one.entry, Refusal) else (one.entry.name, *one.entry.shards)
@@ -197,11 +198,18 @@ def test_bytes_that_are_no_command_change_nothing_but_the_position(data):
                                      + good[at + 1:], good + b"x"]))
     applied = apply(state, 9, 9, bad)
     assert from_rows(rows_of(applied.state)) == applied.state
-    try:
-        decode(bad)  # a flipped bit may make another good command of it
-    except VecdbError as error:
-        assert repr(applied.outcome) == repr(error)
+    refusal = refused(bad)  # a flipped bit may make another good command of it
+    if refusal is not None:
+        assert repr(applied.outcome) == repr(refusal)
         assert applied.state == replace(state, log_index=9, term=9)
+
+
+def refused(command):
+    try:
+        decode(command)
+    except VecdbError as error:
+        return error
+    return None
 
 
 def test_versions_opcodes_and_fields_of_later_times_are_refused():
