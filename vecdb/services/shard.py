@@ -443,7 +443,9 @@ class ShardService:
             raise self._gone()
 
     def _gone(self) -> VecdbError:
-        return CollectionNotFound(collection_of(self.schema.name)) if self._dropped else DatabaseClosed("the database is closed")
+        if self._dropped:
+            return CollectionNotFound(collection_of(self.schema.name))
+        return DatabaseClosed("the database is closed")
 
     @property
     def steady(self) -> bool:
