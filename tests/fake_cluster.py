@@ -21,11 +21,12 @@ from vecdb.core.errors import (
     NotLeader,
     OutcomeUnknown,
     Overloaded,
+    ShardSealed,
     Unavailable,
     VecdbError,
 )
-from vecdb.core.layout import Layout
-from vecdb.core.query import Description
+from vecdb.core.layout import ANYHOW, Layout
+from vecdb.core.query import Description, Matches, QueryRequest, QueryResult, ScanPage, ScanRequest
 from vecdb.core.records import UpsertBatch, WriteResult
 from vecdb.core.schema import CollectionSchema
 from vecdb.ports.observer import NullObserver
@@ -147,6 +148,20 @@ class FakeEngine:
         await self._called("count", call)
         return self.cluster.shard(name, self.node).applied[self.node]
 
+    async def query(self, name: str, request: QueryRequest, call: Call) -> QueryResult:
+        """The group's number, at the distance of each query's first component."""
+        await self._called("query", call)
+        number = self.cluster.shard(name, self.node).number
+        return QueryResult([Matches([number], row[:1].astype(np.float32)) for row in request.vectors])
+
+    async def scan(self, name: str, request: ScanRequest, call: Call) -> ScanPage:
+        await self._called("scan", call)
+        assert isinstance(request.after, int)
+        records = self.cluster.records.get(self.cluster.shard(name, self.node).number, [])
+        page = records[request.after:request.after + request.limit]
+        stop = request.after + len(page)
+        return ScanPage(list(page), [{} for _ in page], None, stop if stop < len(records) else None)
+
     async def describe(self, name: str, call: Call) -> Description:
         await self._called("describe", call)
         return Description(name, self.cluster.shard(name).applied[self.node], {"by": self.node})
@@ -185,7 +200,9 @@ class FakeHosted:
 
 
     def check_sealed(self, name: str, command: bytes | None) -> None:
-        """No shard is sealed here."""
+        number = self.cluster.shard(name, self.node).number
+        if number in self.cluster.sealed:
+            raise ShardSealed(f"shard {number} takes no writes")
 
     def check_room(self, name: str) -> None:
         if self.cluster.full.get(self.node, 0):
@@ -281,10 +298,14 @@ class FakeCluster:
         """Nodes that have not opened the control group yet."""
         self.full: dict[str, int] = {}
         """How often a node says that it has no room."""
+        self.sealed: set[int] = set()
+        """Groups that take no writes."""
+        self.records: dict[int, list[int]] = {}
+        """What a scan finds, by group."""
         self.asked: list[str] = []
         self.engines = {node: FakeEngine(self, node) for node in NAMES}
         clock, peers = SystemClock(), FakePeers(self)
-        controls = {node: FakeControl(self, node) for node in NAMES}
+        self.controls = controls = {node: FakeControl(self, node) for node in NAMES}
         self.own = {node: OwnReplicas(self.engines[node], FakeHosted(self, node), controls[node], clock)  # type: ignore[arg-type]
                     for node in NAMES}
         self.nodes = {node: ReplicatedNode(Cluster(node, NAMES), self.engines[node], self.own[node],  # type: ignore[arg-type]
@@ -294,7 +315,12 @@ class FakeCluster:
 
     def shard(self, name: str, node: str | None = None) -> Group:
         """The group of a collection as it is now, or as a node knows it."""
-        return self.groups[self.states[-1 if node is None else self.control.applied[node]].only(name).group]
+        return self.groups[self.states[-1 if node is None else self.control.applied[node]].labelled(name).group]
+
+    async def change(self, *commands: bytes) -> None:
+        """Have the control group do what operators ask."""
+        for command in commands:
+            await self.controls["n1"]._change(command, soon())
 
     @contextmanager
     def behind(self, *nodes: str, name: str | None = "docs") -> Any:
@@ -312,10 +338,10 @@ def soon(seconds: float = 5.0, **more: Any) -> Call:
     return Call(deadline=SystemClock().monotonic() + seconds, **more)
 
 
-def run(test: Callable[[FakeCluster], Coroutine[Any, Any, None]], **given: Any) -> None:
+def run(test: Callable[[FakeCluster], Coroutine[Any, Any, None]], layout: Layout = ANYHOW, **given: Any) -> None:
     async def whole() -> None:
         cluster = FakeCluster(**given)
-        await cluster.nodes["n1"].create_collection(SCHEMA, soon())
+        await cluster.nodes["n1"].create_collection(SCHEMA, soon(), layout)
         cluster.asked.clear()
         async with asyncio.timeout(30):
             await test(cluster)
