@@ -11,7 +11,7 @@ import secrets
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Self
 
@@ -25,6 +25,7 @@ from vecdb.core.shards import ShardInfo
 
 DEPLOY = ROOT / "deploy"
 THREE = ("n1", "n2", "n3")
+COORDINATORS, SHARD_NODES = ("c1", "c2", "c3"), ("s1", "s2", "s3", "s4")
 PEERS = "peers"
 _OURS = "vecdbtest"
 
@@ -235,9 +236,19 @@ class ComposeCluster:
 
         return self.nodes[str(wait_for(led, f"a leader of {collection or 'the control group'}"))]
 
+    def groups(self, collection: str) -> list[int]:
+        """The numbers of a collection's shards."""
+        return [shard.group for shard in self.shards() if shard.collection == collection]
+
+    def holders(self, collection: str) -> list[Node]:
+        """The nodes with replicas of a collection."""
+        names = {one.node.partition("/")[0] for shard in self.shards() if shard.collection == collection
+                 for one in shard.replicas}
+        return [node for name, node in self.nodes.items() if name in names]
+
     def follower(self, collection: str) -> Node:
         leader = self.leader(collection)
-        return next(node for node in self.nodes.values() if node is not leader)
+        return next(node for node in self.holders(collection) if node is not leader)
 
     def settled(self, *, replicas: bool = True, seconds: float = 120.0) -> float:
         """Until all nodes are ready and, unless ``replicas`` is False, every replica is well and level; how long."""
@@ -245,6 +256,17 @@ class ComposeCluster:
         self.wait(lambda: all(node.ready for node in self.nodes.values()), "all nodes ready", seconds)
         if replicas:
             self.wait(lambda: all(map(_well, self.shards())), "all replicas well", seconds)
+        return time.monotonic() - begun
+
+    def job(self, kind: str, target: str, arguments: Mapping[str, Any] | None = None, seconds: float = 120.0) -> float:
+        """An operation on the cluster, begun at any node, until it is done; how long it took."""
+        begun = time.monotonic()
+        with vecdb.connect(self.url, timeout=20.0) as database:
+            cluster = database.admin.cluster
+            number = cluster.begin(kind, target, arguments)
+            ended = self.wait(lambda: (one := cluster.job(number)).state not in ("waiting", "running", "cancelling")
+                              and one, f"{kind} of {target} ends", seconds)
+        assert ended.state == "done", ended
         return time.monotonic() - begun
 
     def wait(self, found: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:

@@ -1,23 +1,20 @@
-"""Three equal nodes in containers, hurt one way after the other under load; one cluster for all of it.
+"""Three equal nodes in containers, hurt one way after the other under load; what test_six does not do, too.
 
 Every round ends healed: what was acknowledged is on every replica, all digests agree, and of all queries meanwhile none
 was wrong.
 """
 
-import time
 from collections.abc import Iterator
 from functools import partial
 
 import pytest
 
-import vecdb
+from tests.cluster.alone import refuses_but_answers
 from tests.cluster.compose import ComposeCluster, Node, docker, image
 from tests.cluster.load import RECALL, SENSES, SMALL, Load, Senses
-from vecdb.core.errors import DeadlineExceeded, OutcomeUnknown, Unavailable
 
 pytestmark = pytest.mark.timeout(240)
-FILES = ("docker-compose.three.yml", "docker-compose.chaos.yml")
-BALLAST = "/data/ballast"
+FILES = ("docker-compose.three.yml", "docker-compose.three.chaos.yml")
 
 
 @pytest.fixture(scope="module")
@@ -82,18 +79,6 @@ def test_kill_of_the_leader(cluster: ComposeCluster, load: Load) -> None:
         leader.start()
 
 
-def test_kill_of_the_control_leader(cluster: ComposeCluster, load: Load) -> None:
-    with load.round("kill -9 of the control leader") as round:
-        leader = cluster.leader("")
-        round.harm()
-        leader.kill()
-        cluster.wait(lambda: cluster.leader("") is not leader, "another leader")
-        with vecdb.connect(cluster.url, timeout=20.0) as database:  # which only the control group can do
-            database.create_collection("meanwhile", 4)
-            database.drop_collection("meanwhile")
-        leader.start()
-
-
 def test_kill_of_two_of_three(cluster: ComposeCluster, load: Load, senses: Senses) -> None:
     with load.round("kill -9 of two of three", reads_go_on=False) as round:
         leader = cluster.leader(SMALL)
@@ -103,70 +88,8 @@ def test_kill_of_two_of_three(cluster: ComposeCluster, load: Load, senses: Sense
         round.harm()
         for node in others:
             node.kill()
-        _alone(survivor, senses)
+        refuses_but_answers(survivor, senses)
         for node in others:
-            node.start()
-
-
-def _alone(node: Node, senses: Senses) -> None:
-    """A node without a majority: writes and strong reads are refused by names, eventual reads go on."""
-    with vecdb.connect(node.url, timeout=3.0) as database:
-        small = database[SMALL]
-        until = time.monotonic() + 30.0
-        while True:  # a leader of before may be believed in for an instant, by whoever did not hear of its end
-            with pytest.raises((Unavailable, OutcomeUnknown, DeadlineExceeded)) as refused:
-                small.upsert(ids=[1], vectors=[[0.0] * 16], metadata=[{"a": 1, "v": 1}])
-            if isinstance(refused.value, Unavailable) or time.monotonic() > until:
-                break
-        assert isinstance(refused.value, Unavailable | OutcomeUnknown), refused.value
-        with pytest.raises((Unavailable, DeadlineExceeded)):
-            small.get(1, consistency="linearizable")
-    assert senses.recall(node, 20) >= RECALL
-
-
-def test_pause_of_the_leader(cluster: ComposeCluster, load: Load) -> None:
-    with load.round("docker pause of the leader, 6 s", reads_go_on=False) as round:
-        leader = cluster.leader(SMALL)
-        round.harm()
-        leader.pause()
-        round.sleep(6.0)
-        leader.resume()
-        round.sleep(1.0)
-
-
-def test_partition_of_the_leader(cluster: ComposeCluster, load: Load, senses: Senses) -> None:
-    """Clients still reach it, the other nodes do not."""
-    with load.round("leader cut off from its peers") as round:
-        leader = cluster.leader(SMALL)
-        others = [node for node in cluster.nodes.values() if node is not leader]
-        round.harm()
-        leader.disconnect()
-        cluster.wait(lambda: any(
-            shard.leader and not shard.leader.startswith(f"{leader.name}/") for shard in cluster.shards(others)
-            if shard.collection == SMALL), "another leader")
-        cluster.wait(lambda: not leader.ready, "the node that is cut off says so")
-        _alone(leader, senses)
-        leader.connect()
-
-
-def test_full_disk(cluster: ComposeCluster, load: Load, senses: Senses) -> None:
-    """It lies on a file system of 256 MB of its own."""
-    node = cluster.nodes["n3"]
-    with load.round("full disk of one node") as round:
-        round.harm()
-        node.exec("sh", "-c", f"head -c 1G /dev/zero > {BALLAST} || true")
-        free = node.exec("df", "--output=avail", "/data").stdout.split()[-1]
-        assert free == "0"
-        round.sleep(4.0)
-        assert senses.recall(node, 20) >= RECALL  # what it has, it answers
-        assert node.running
-        node.exec("rm", BALLAST)
-        round.sleep(2.0)
-        with vecdb.connect(node.url, timeout=10.0) as database:
-            halted = any(one.state == "halted" and one.node.startswith(node.name) for shard in database.admin.shards()
-                         for one in shard.replicas)
-        if halted:  # a log that could not be written is not believed until its node is started again
-            node.stop()
             node.start()
 
 

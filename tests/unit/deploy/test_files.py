@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from vecdb.config import Settings, load
 yaml = pytest.importorskip("yaml")
 DEPLOY = Path(__file__).parents[3] / "deploy"
 CLUSTERS = sorted(path.name for path in DEPLOY.glob("docker-compose*.yml")
-                  if path.name not in ("docker-compose.chaos.yml", "docker-compose.monitoring.yml"))
+                  if "chaos" not in path.name and "monitoring" not in path.name)
 DEFAULT = re.compile(r"\$\{([A-Z0-9_]+):-([^}]*)\}")
 
 
@@ -31,9 +32,11 @@ def _nodes(read: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _settings(service: dict[str, Any], monkeypatch: pytest.MonkeyPatch, more: dict[str, str] | None = None) -> Settings:
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, NamedTemporaryFile("w") as token:
+        token.write("made before the node starts")
+        token.flush()
         for name, value in (service["environment"] | (more or {})).items():
-            patch.setenv(name, str(value))
+            patch.setenv(name, token.name if name == "VECDB_CLUSTER__TOKEN_FILE" else str(value))
         return load().settings
 
 
@@ -80,9 +83,10 @@ def test_ports_are_told_apart(name: str) -> None:
     assert len(ports) == len(set(ports))
 
 
-def test_the_chaos_overlay_sets_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    below = _nodes(_file("docker-compose.three.yml"))
-    above = _file("docker-compose.chaos.yml")["services"]
+@pytest.mark.parametrize("name", CLUSTERS)
+def test_the_chaos_overlays_set_what_there_is(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    below = _nodes(_file(name))
+    above = _file(name.replace(".yml", ".chaos.yml"))["services"]
     for service, node in below.items():
         settings = _settings(node, monkeypatch, above[service]["environment"])
         assert settings.cluster.election_s_max < 2.0
@@ -90,7 +94,7 @@ def test_the_chaos_overlay_sets_what_there_is(monkeypatch: pytest.MonkeyPatch) -
 
 def test_every_variable_of_the_files_is_explained() -> None:
     told = (DEPLOY / ".env").read_text(encoding="utf-8")
-    used = {name for path in DEPLOY.glob("docker-compose*.yml") if path.name != "docker-compose.chaos.yml"
+    used = {name for path in DEPLOY.glob("docker-compose*.yml") if "chaos" not in path.name
             for name, _ in DEFAULT.findall(path.read_text(encoding="utf-8"))}
     missing = {name for name in used if not re.search(rf"^#? ?{name}=", told, re.MULTILINE)}
     assert missing == set()

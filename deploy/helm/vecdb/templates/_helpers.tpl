@@ -177,7 +177,7 @@ spec:
           args:
             - |
               until [ -s /data/join-token ]; do
-                vecdb cluster token --role shard --ttl 1d > /data/join-token.new && mv /data/join-token.new /data/join-token || sleep 5
+                vecdb cluster token create --role shard --ttl 1d > /data/join-token.new && mv /data/join-token.new /data/join-token || sleep 5
               done
           env: {{- include "vecdb.client" $root | nindent 12 }}
           securityContext: {{- include "vecdb.security" $root | nindent 12 }}

@@ -1,0 +1,208 @@
+"""Three coordinators and four shard nodes in containers: hurt under load, and changed under load.
+
+Every round ends healed: what was acknowledged is on every replica, all digests agree, and of all queries meanwhile none
+was wrong.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+
+import vecdb
+from tests.cluster.alone import refuses_but_answers
+from tests.cluster.compose import COORDINATORS, SHARD_NODES, ComposeCluster
+from tests.cluster.load import RECALL, SENSES, SMALL, Load, Senses
+
+pytestmark = pytest.mark.timeout(300)
+FILES = ("docker-compose.yml", "docker-compose.chaos.yml")
+BALLAST = "/data/ballast"
+
+
+@pytest.fixture(scope="module")
+def cluster(senses: Senses, lines: list[str]) -> Iterator[ComposeCluster]:
+    with ComposeCluster(FILES, (*COORDINATORS, *SHARD_NODES)) as cluster:
+        lines.append(f"three coordinators, four shard nodes: up, founded, joined and ready in {cluster.up_s:.1f} s")
+        seconds = senses.ingest(cluster.url, shards=2)
+        count = len(senses.data.ids)
+        lines.append(f"{count} word senses into two shards acknowledged in {seconds:.1f} s, "
+                     f"{count / seconds:,.0f} a second")
+        cluster.settled()
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def load(cluster: ComposeCluster, senses: Senses, lines: list[str], tmp_path_factory: pytest.TempPathFactory,
+         ) -> Iterator[Load]:
+    load = Load(cluster, senses, tmp_path_factory.mktemp("load"))
+    yield load
+    load.close()
+    lines.extend(one.line() for one in load.told)
+
+
+@pytest.fixture(autouse=True)
+def whole(cluster: ComposeCluster, request: pytest.FixtureRequest) -> Iterator[None]:
+    """The next test finds a cluster that is whole, whatever became of this one."""
+    failed = request.session.testsfailed
+    yield
+    if request.session.testsfailed > failed:
+        cluster.tell()
+        cluster.heal()
+        cluster.settled()
+
+
+def test_every_node_finds_what_the_exact_search_finds(cluster: ComposeCluster, senses: Senses, lines: list[str],
+                                                      ) -> None:
+    recalls = {node.name: senses.recall(node) for node in cluster.nodes.values()}
+    lines.append(f"recall@10 by each node: {recalls}")
+    assert min(recalls.values()) >= RECALL
+    assert cluster.verified()["agree"]
+
+
+def test_nodes_are_what_their_roles_say(cluster: ComposeCluster) -> None:
+    with vecdb.connect(cluster.url, timeout=20.0) as database:
+        nodes = {one.name: one for one in database.admin.cluster.info().nodes}
+    assert set(nodes) == {*COORDINATORS, *SHARD_NODES}
+    assert {name for name, one in nodes.items() if one.voter} == set(COORDINATORS)
+    assert {one.zone for one in nodes.values()} == {"zone-a", "zone-b", "zone-c"}
+    assert {node.name for node in cluster.holders(SENSES)} <= set(SHARD_NODES)
+    for shard in cluster.shards():
+        if shard.collection == SENSES:
+            zones = {nodes[one.node.partition("/")[0]].zone for one in shard.replicas}
+            assert len(zones) == len(shard.replicas) == 3
+
+
+def test_kill_of_the_leader(cluster: ComposeCluster, load: Load) -> None:
+    with load.round("kill -9 of a shard's leader") as round:
+        leader = cluster.leader(SMALL)
+        round.harm()
+        leader.kill()
+        cluster.wait(lambda: cluster.leader(SMALL) is not leader, "another leader")
+        round.sleep(1.0)
+        leader.start()
+
+
+def test_kill_of_a_coordinator(cluster: ComposeCluster, load: Load) -> None:
+    with load.round("kill -9 of the leading coordinator") as round:
+        leader = cluster.leader("")
+        assert leader.name in COORDINATORS
+        round.harm()
+        leader.kill()
+        cluster.wait(lambda: cluster.leader("") is not leader, "another leader")
+        with vecdb.connect(cluster.url, timeout=20.0) as database:  # which only the control group can do
+            database.create_collection("meanwhile", 4)
+            database.drop_collection("meanwhile")
+        leader.start()
+
+
+def test_kill_of_two_coordinators_of_three(cluster: ComposeCluster, load: Load) -> None:
+    """Nobody can change what the cluster is; records are written and read as before."""
+    with load.round("kill -9 of two of three coordinators") as round:
+        leader = cluster.leader("")
+        other = next(cluster.nodes[name] for name in COORDINATORS if name != leader.name)
+        round.harm()
+        leader.kill()
+        other.kill()
+        round.sleep(5.0)
+
+
+def test_kill_of_two_replicas_of_three(cluster: ComposeCluster, load: Load, senses: Senses) -> None:
+    with load.round("kill -9 of two of a shard's three", reads_go_on=False) as round:
+        leader = cluster.leader(SMALL)
+        holders = cluster.holders(SMALL)
+        survivor = next(node for node in holders if node is not leader)
+        round.harm()
+        for node in holders:
+            if node is not survivor:
+                node.kill()
+        refuses_but_answers(survivor, senses)
+
+
+def test_pause_of_the_leader(cluster: ComposeCluster, load: Load) -> None:
+    with load.round("docker pause of the leader, 6 s", reads_go_on=False) as round:
+        leader = cluster.leader(SMALL)
+        round.harm()
+        leader.pause()
+        round.sleep(6.0)
+        leader.resume()
+        round.sleep(1.0)
+
+
+def test_partition_of_the_leader(cluster: ComposeCluster, load: Load, senses: Senses) -> None:
+    """Clients still reach it, the other nodes do not."""
+    with load.round("leader cut off from its peers", reads_go_on=False) as round:
+        leader = cluster.leader(SMALL)
+        others = [node for node in cluster.nodes.values() if node is not leader]
+        round.harm()
+        leader.disconnect()
+        cluster.wait(lambda: any(
+            shard.leader and not shard.leader.startswith(f"{leader.name}/") for shard in cluster.shards(others)
+            if shard.collection == SMALL), "another leader")
+        cluster.wait(lambda: not leader.ready, "the node that is cut off says so")
+        refuses_but_answers(leader, senses)
+        leader.connect()
+
+
+def test_full_disk(cluster: ComposeCluster, load: Load) -> None:
+    """It lies on a file system of 256 MB of its own."""
+    node = cluster.nodes["s3"]
+    with load.round("full disk of one node") as round:
+        round.harm()
+        node.exec("sh", "-c", f"head -c 1G /dev/zero > {BALLAST} || true")
+        assert node.exec("df", "--output=avail", "/data").stdout.split()[-1] == "0"
+        round.sleep(4.0)
+        assert node.running
+        node.exec("rm", BALLAST)
+        round.sleep(2.0)
+        # A log that could not be written is not believed until its node is started again.
+        if any(one.state == "halted" and one.node.startswith(node.name) for shard in cluster.shards()
+               for one in shard.replicas):
+            node.stop()
+            node.start()
+
+
+def test_split_and_merge(cluster: ComposeCluster, load: Load, lines: list[str]) -> None:
+    (group,) = cluster.groups(SMALL)
+    with load.round("a shard split in two") as round:
+        round.harm()
+        lines.append(f"split under load: {cluster.job('split', str(group)):.1f} s")
+    first, second = cluster.groups(SMALL)
+    assert group not in (first, second)
+    with load.round("two shards merged") as round:
+        round.harm()
+        seconds = cluster.job("merge", str(first), {"with": second})
+        lines.append(f"merge under load: {seconds:.1f} s")
+    assert len(cluster.groups(SMALL)) == 1
+
+
+def test_move(cluster: ComposeCluster, load: Load, lines: list[str]) -> None:
+    group = cluster.groups(SENSES)[0]
+    there = {one.node.partition("/")[0] for shard in cluster.shards() if shard.group == group for one in shard.replicas}
+    (free,) = set(SHARD_NODES) - there
+    source = sorted(there)[0]
+    with load.round("a replica of 10,000 senses moved") as round:
+        round.harm()
+        lines.append(f"move under load: {cluster.job('move', str(group), {'from': source, 'to': free}):.1f} s")
+    now = {one.node.partition("/")[0] for shard in cluster.shards() if shard.group == group for one in shard.replicas}
+    assert now == there - {source} | {free}
+
+
+def test_drain_and_back(cluster: ComposeCluster, load: Load, lines: list[str]) -> None:
+    with load.round("a node drained") as round:
+        round.harm()
+        lines.append(f"drain under load: {cluster.job('drain', 's2'):.1f} s")
+    assert cluster.nodes["s2"] not in [*cluster.holders(SENSES), *cluster.holders(SMALL)]
+    with vecdb.connect(cluster.url, timeout=20.0) as database:
+        database.admin.cluster.activate_node("s2")
+    with load.round("rebalanced onto it") as round:
+        round.harm()
+        lines.append(f"rebalance under load: {cluster.job('rebalance', ''):.1f} s")
+    assert cluster.nodes["s2"] in [*cluster.holders(SENSES), *cluster.holders(SMALL)]
+
+
+def test_rolling_restart(cluster: ComposeCluster, load: Load) -> None:
+    with load.round("rolling restart of all, SIGTERM") as round:
+        round.harm()
+        for node in cluster.nodes.values():
+            node.stop()
+            node.start()
+            cluster.settled()
