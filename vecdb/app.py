@@ -8,6 +8,7 @@ import resource
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vecdb.core.errors import DataCorrupted, FormatMismatch, InvalidArgument, StorageError
 from vecdb.core.limits import MAX_COLLECTIONS
@@ -24,6 +25,10 @@ from vecdb.storage.lock import LOCK_NAME, DirectoryLock
 from vecdb.storage.paths import PRIVATE, check_path, make_directory
 from vecdb.storage.rocksdict import RocksStore
 from vecdb.storage.split import SplitStore
+
+if TYPE_CHECKING:
+    from vecdb.config import BackupSettings
+    from vecdb.services.backup.work import OpenRepository
 
 FORMAT_NAME = "vecdb.format"
 FORMAT = "vecdb 1\n"
@@ -174,6 +179,27 @@ def open_store(path: Path, *, read_only: bool = False, wal: bool = True) -> Rock
 def open_logs(path: Path) -> SplitStore:
     """Open the store of a node's logs, whose commands stand in files of their own in the folder ``values``."""
     return SplitStore(open_store(path), path / "values")
+
+
+def repositories(settings: "BackupSettings") -> "OpenRepository":
+    """What opens places of snapshots, of those that the settings allow."""
+    from vecdb.core.backups import parse_place
+    from vecdb.services.backup.repository import Repository
+    from vecdb.storage.objects import ObjectAccess, open_objects
+
+    access = ObjectAccess(settings.s3_endpoint, settings.s3_region, settings.s3_access_key_id,
+                          settings.s3_secret_access_key.get_secret_value(), virtual_hosted=settings.s3_virtual_hosted,
+                          checksums=settings.s3_checksums)
+    allowed = [parse_place(one).url for one in settings.urls]
+
+    def open_repository(url: str, *, create: bool = False) -> Repository:
+        place = parse_place(url).url
+        if allowed and not any(place == one or place.startswith(one.rstrip("/") + "/") for one in allowed):
+            raise InvalidArgument("url", f"{place} is no place that this node may use: its settings say which "
+                                  "(backup.urls)", got=place, limit=allowed)
+        return Repository(open_objects(place, access, create=create), create=create)
+
+    return open_repository
 
 
 def _report(job: Job, error: Exception) -> None:

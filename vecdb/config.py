@@ -26,6 +26,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, sources
 from vecdb.core.errors import InvalidArgument
 from vecdb.core.nodes import cluster_rules
 from vecdb.sections import (
+    BackupSettings,
     ClientSettings,
     ClusterSettings,
     EngineSettings,
@@ -41,6 +42,7 @@ __all__ = [
     "MASK",
     "NAMES",
     "PREFIX",
+    "BackupSettings",
     "ClientSettings",
     "ClusterSettings",
     "EngineSettings",
@@ -64,7 +66,7 @@ _OTHERS: Final = re.compile("VECDB_(CONFIG|DATA|TEST_.*|BENCH_.*)")
 """Ours, but no settings: where the file of settings is, where benchmark data sets are, and what tests are told."""
 
 _SHORT: Final = {"VECDB_URL": "VECDB_CLIENT__URL", "VECDB_API_KEY": "VECDB_CLIENT__API_KEY"}
-_SECRETS: Final = ("security.admin_key", "client.api_key", "cluster.token")
+_SECRETS: Final = ("security.admin_key", "client.api_key", "cluster.token", "backup.s3_secret_access_key")
 MASK: Final = "********"
 
 _Source: TypeAlias = sources.PydanticBaseSettingsSource
@@ -86,6 +88,7 @@ class Settings(BaseSettings):
     log: LogSettings = LogSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     cluster: ClusterSettings = ClusterSettings()
+    backup: BackupSettings = BackupSettings()
     client: ClientSettings = ClientSettings()
 
     @classmethod

@@ -241,3 +241,23 @@ class ClientSettings(_Section):
     timeout_s: Seconds = Field(default=0.0, ge=0)
     insecure: bool = False
     consistency: Literal["eventual", "session", "linearizable"] = "linearizable"
+
+
+class BackupSettings(_Section):
+    """``[backup]``: where snapshots may go, and how object stores are reached.
+
+    ``url``: the place, for commands that do not say it.  ``urls``: what a place must begin with for this node to use
+    it, as ``s3://bucket/prod,file:///srv/backups``; none: any that an admin names.  ``s3_*``: what is empty is taken
+    from where the AWS tools take it (``AWS_*`` variables, a pod's web identity, the instance); ``s3_checksums``:
+    uploads carry a SHA-256 for the store to compare.
+    """
+
+    url: str = Field(default="", max_length=1024)
+    urls: Names = Field(default=(), max_length=64)
+    s3_endpoint: str = Field(default="", max_length=512)
+    s3_region: str = Field(default="", max_length=64)
+    s3_access_key_id: str = Field(default="", max_length=256)
+    s3_secret_access_key: SecretStr = SecretStr("")
+    s3_secret_access_key_file: File = None
+    s3_virtual_hosted: bool = False
+    s3_checksums: bool = True

@@ -26,7 +26,7 @@ from pathlib import Path
 from random import SystemRandom
 from typing import Any, Final, cast
 
-from vecdb.app import CLUSTER_ID, open_logs, open_store
+from vecdb.app import CLUSTER_ID, open_logs, open_store, repositories
 from vecdb.client.remote.node import RemoteNode
 from vecdb.client.remote.options import Options
 from vecdb.cluster.control import version_of
@@ -42,6 +42,7 @@ from vecdb.ports.tell import Tell
 from vecdb.raft.driver import Driver
 from vecdb.raft.settings import RaftSettings
 from vecdb.rpc.admin import About, AdminServicer
+from vecdb.rpc.backups import BackupsServicer, RemoteBackups
 from vecdb.rpc.copies import CopiesServicer, RemoteCopies
 from vecdb.rpc.door import Guards
 from vecdb.rpc.edge import Edge
@@ -66,6 +67,8 @@ from vecdb.runtime.clock import SystemClock
 from vecdb.runtime.replication import CONTROL, Figures
 from vecdb.segment.files import sync_directory
 from vecdb.services.aside import set_aside
+from vecdb.services.backup.local import RESTORING
+from vecdb.services.backup.work import BackupWork, Held
 from vecdb.services.balance import Balancer, BalanceSettings
 from vecdb.services.cluster_keys import ClusterKeys
 from vecdb.services.control import Control
@@ -82,7 +85,7 @@ from vecdb.services.proposing import Proposer, Sources
 from vecdb.services.replicas import OwnReplicas
 from vecdb.services.replicated import Cluster, ReplicatedNode
 from vecdb.services.shards import ClusterShards
-from vecdb.serving.governing import Governing, is_member
+from vecdb.serving.governing import Backing, Governing, is_member
 from vecdb.serving.membership import Membership, draw
 from vecdb.storage.paths import replace_file
 
@@ -176,14 +179,19 @@ class Member:
         self.own = OwnReplicas(engine, self.hosting, self.control, clock)
         self.node = ReplicatedNode(cluster, engine, self.own, self.control, self.peers, clock, observer,
                                    SystemRandom())
-        self.copies = Copying(Sources(self.control, self.hosting),
-                              Proposer(me, self.own, self.control, self.peers, clock, SystemRandom()),
-                              draw=lambda: secrets.randbits(63) + 1, tell=self._events)
+        sources = Sources(self.control, self.hosting)
+        proposer = Proposer(me, self.own, self.control, self.peers, clock, SystemRandom())
+        places = repositories(settings.backup)
+        self.backups = BackupWork(me, lambda: self.control.state, lambda group: cast(Held, sources(group)), proposer,
+                                  places, open_store, settings.data_dir / RESTORING, clock, tell=self._events)
+        self.copies = Copying(sources, proposer, draw=lambda: secrets.randbits(63) + 1, tell=self._events)
         self.shards = ClusterShards(cluster, self.node, self.own, self.control, engine, self.peers, clock)
         self.governing = Governing(
             me, options.name, self.control, self.own, self.peers, self.membership.announcements,
             lambda node: self.copies if node == me else RemoteCopies(self.peers.replicas(node)),
             lambda label, call, deep: self.shards.verify(label, call, deep=deep),
+            Backing(lambda node: self.backups if node == me else RemoteBackups(self.peers.replicas(node)), places,
+                    options.name, release),
             lambda node: cast(RemoteNode, self.peers.node(node)).operations, lambda: self.directory.names,
             self.node.leaders, clock, self._events)
         self.server: PeerServer | None = None
@@ -297,7 +305,8 @@ class Member:
     def _make_edges(self, guards: Guards, workers: Executor, about: About) -> list[Edge]:
         own, nobody = self.own, NullObserver()
         internal = [*ReplicasServicer(own).methods(), *FoundingServicer(lambda: self.hosting.founding).methods(),
-                    *CopiesServicer(self.copies).methods(), *self.membership.servicer().methods()]
+                    *CopiesServicer(self.copies).methods(), *BackupsServicer(self.backups).methods(),
+                    *self.membership.servicer().methods()]
         public = [*CollectionsServicer(own).methods(), *RecordsServicer(own, nobody).methods(),
                   *QueriesServicer(own, nobody, guards.deadline_s, guards.on_fault).methods(),
                   *AdminServicer(own, None, about).methods(),
@@ -311,6 +320,7 @@ class Member:
         await self.server.stop(GRACE_S)
         await self.governing.stop()
         await self.copies.close()
+        await self.backups.close()
         await self.hosting.stop()
 
     async def close(self) -> None:

@@ -3,12 +3,14 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Final
 
 from vecdb.cluster.control import ControlState, ShardEntry, node_of, shards_add, shards_forget, shards_switch
 from vecdb.core.calls import Call
 from vecdb.core.cluster import ShardState
 from vecdb.core.errors import VecdbError
+from vecdb.ports.backups import Backups
 from vecdb.ports.clock import Clock
 from vecdb.ports.copies import Copies
 from vecdb.ports.operations import Operations
@@ -17,6 +19,7 @@ from vecdb.ports.replicator import ReplicaStatus
 from vecdb.ports.tell import Tell
 from vecdb.services.administration import Administration, OwnOperations
 from vecdb.services.announcing import Announcements
+from vecdb.services.backup.work import OpenRepository
 from vecdb.services.control import Control
 from vecdb.services.governor import Governor
 from vecdb.services.keeping import MemberKeeper, Wanted
@@ -24,7 +27,9 @@ from vecdb.services.leaders import Leaders
 from vecdb.services.operations.base import Operation
 from vecdb.services.operations.kinds import Drain, Move, Rebalance, Repair, Replication
 from vecdb.services.operations.reshard import NewShard, Reshard
+from vecdb.services.operations.restore import Restore
 from vecdb.services.operations.scrub import Scrub, Verify
+from vecdb.services.operations.snapshot import SnapshotCreate, SnapshotDelete, SnapshotVerify
 from vecdb.services.replicas import OwnReplicas
 
 ASK_S: Final = 2.0
@@ -43,11 +48,27 @@ class ReshardCommands:
         return shards_forget(groups)
 
 
-def operations(copies: Callable[[str], Copies], verify: Verify) -> dict[str, Operation]:
+@dataclass(frozen=True, slots=True)
+class Backing:
+    """What snapshots take: ``backups`` of a node, places, and what they are said to be of."""
+
+    backups: Callable[[str], Backups]
+    open_repository: OpenRepository
+    cluster: str
+    version: str
+
+    def operations(self) -> list[Operation]:
+        return [SnapshotCreate(self.backups, self.open_repository, self.cluster, self.version),
+                SnapshotDelete(self.open_repository), SnapshotVerify(self.backups, self.open_repository),
+                Restore(self.backups, self.open_repository)]
+
+
+def operations(copies: Callable[[str], Copies], verify: Verify, backing: Backing) -> dict[str, Operation]:
     """Every kind of job there is.  ``copies``: the copiers of a node; ``verify`` compares the replicas of a shard."""
     commands = ReshardCommands()
     kinds: list[Operation] = [Move(), Replication(), Drain(), Repair(), Rebalance(), Scrub(verify),
-                              Reshard("split", copies, commands), Reshard("merge", copies, commands)]
+                              Reshard("split", copies, commands), Reshard("merge", copies, commands),
+                              *backing.operations()]
     return {one.kind: one for one in kinds}
 
 
@@ -59,14 +80,14 @@ class Governing:
     """
 
     def __init__(self, me: str, name: str, control: Control, own: OwnReplicas, peers: Peers, heard: Announcements,
-                 copies: Callable[[str], Copies], verify: Verify, remote: Callable[[str], Any],
+                 copies: Callable[[str], Copies], verify: Verify, backing: Backing, remote: Callable[[str], Any],
                  nodes: Callable[[], Sequence[str]], leaders: Leaders, clock: Clock, tell: Tell) -> None:
         self._me = me
         self._own = own
         self._peers = peers
         self._clock = clock
         self._control = control
-        kinds = operations(copies, verify)
+        kinds = operations(copies, verify, backing)
         self._keeper = MemberKeeper(me, own, lambda: wanted(control.state), peers.replicas, clock, tell=tell)
         self.governor = Governor(me, control, self.replicas, heard, clock, kinds, tell=tell)
         self.own: Operations = OwnOperations(

@@ -69,6 +69,24 @@ class LocalBackups:
         self._cluster = cluster
         self._version = version
 
+    def names(self) -> list[str]:
+        """Of all collections there are."""
+        return self._database.list_collections()
+
+    def watch(self, bytes_s: float | None = None) -> Watch:
+        """For one of the calls below."""
+        return Watch(self._clock, bytes_s)
+
+    def wanted(self, repository: Repository, name: str, collections: Mapping[str, str] | None = None
+               ) -> list[tuple[str, str, int]]:
+        """What :meth:`restore` would do: names in the snapshot, the names they get, and bytes; raises as that does."""
+        wanted = chosen(repository.load(name), collections)
+        taken = set(self._database.list_collections())
+        for one in wanted:
+            if one.name in taken:
+                raise CollectionExists(one.name)
+        return [(one.collection.name, one.name, one.collection.info().bytes) for one in wanted]
+
     def create(self, repository: Repository, name: str, collections: Sequence[str] | None = None,
                watch: Watch | None = None) -> SnapshotInfo:
         """Save these collections, or all; raises ``SnapshotExists``, ``CollectionNotFound``, ``DataCorrupted``."""

@@ -3,10 +3,18 @@
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Final
 
 from vecdb.core.backups import SnapshotRemoval, check_snapshot_name
-from vecdb.core.errors import DataCorrupted, FormatMismatch, SnapshotExists, SnapshotNotFound, Unavailable
+from vecdb.core.errors import (
+    DataCorrupted,
+    FormatMismatch,
+    InvalidArgument,
+    SnapshotExists,
+    SnapshotNotFound,
+    Unavailable,
+)
 from vecdb.ports.objects import Objects
 from vecdb.services.backup.manifest import ShardManifest, ShardRef, Snapshot
 
@@ -19,6 +27,7 @@ DELETE_AT_ONCE: Final = 1_000
 FEW: Final = 64
 """Objects that are looked for one by one sooner than by listing all."""
 _OBJECT: Final = re.compile(r"objects/[0-9a-f]{2}/([0-9a-f]{64})")
+_WHO: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,255}")
 _SNAPSHOT: Final = re.compile(r"snapshots/([^/]+)\.json")
 
 
@@ -130,6 +139,15 @@ class Repository:
                         found |= {ref.sha256: len(shard.to_bytes()), **shard.objects}
         return found
 
+    def latest(self) -> Snapshot | None:
+        """The one that was written last, if any can be read."""
+        found = sorted((one.modified_s, match[1]) for one in self.objects.list("snapshots/")
+                       if (match := _SNAPSHOT.fullmatch(one.key)) is not None)
+        for _, name in reversed(found):
+            with suppress(DataCorrupted, FormatMismatch, SnapshotNotFound):
+                return self.load(name)
+        return None
+
     # --- leases and what nobody needs -------------------------------------------------------------
 
     def lease(self, kind: str, who: str) -> "Lease":
@@ -182,7 +200,9 @@ class Lease:
 
     def __init__(self, objects: Objects, kind: str, who: str) -> None:
         self._objects = objects
-        self._key = f"leases/{kind}-{check_snapshot_name(who)}"
+        if not _WHO.fullmatch(who):
+            raise InvalidArgument("who", "is no name for a lease", got=who[:80], limit=_WHO.pattern)
+        self._key = f"leases/{kind}-{who}"
 
     def renew(self) -> None:
         self._objects.put(self._key, b"")

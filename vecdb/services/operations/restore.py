@@ -1,0 +1,323 @@
+"""Restoring collections of a snapshot into this cluster, of whatever size it is.
+
+For each collection, one after another, shards are made that nobody sees (:mod:`vecdb.cluster.control.loading`), as many
+as there were or as are asked for, on this cluster's nodes; nodes load the snapshot's shards into them; marks of all of
+them are added up and held against the snapshot's count and digest; and one command of the control group lets calls go
+to the collection.  Cancelled, or failed, what is not ready is abandoned; collections that were ready stay.
+
+**Killed anywhere** the next step reads from the control state which collection stands where: in ``loading``, filled by
+this job; in ``collections``, since it is ready; or nowhere.  What is noted is the place in the list, the items that are
+loaded, and how far those under way are, which may be less than is true: pieces that come again do nothing.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from vecdb.cluster.control import (
+    ApiKeyEntry,
+    CollectionEntry,
+    ControlState,
+    ShardEntry,
+    api_key_put,
+    collection_abandon,
+    collection_load,
+    collection_ready,
+    node_of,
+    setting_put,
+)
+from vecdb.cluster.placement import ranges
+from vecdb.cluster.planning import Room
+from vecdb.core.cluster import MAX_COLLECTION_SHARDS, JobState, Plan, PlanStep
+from vecdb.core.errors import (
+    CollectionExists,
+    DataCorrupted,
+    InvalidArgument,
+    LimitExceeded,
+    NotLeader,
+    Unavailable,
+    VecdbError,
+)
+from vecdb.core.schema import check_name
+from vecdb.ports.backups import LOAD, BackupOrder
+from vecdb.ports.copies import CopyTarget
+from vecdb.services.backup import repository as places
+from vecdb.services.backup.local import Wanted, chosen
+from vecdb.services.backup.manifest import ShardRef, Snapshot
+from vecdb.services.backup.repository import Repository
+from vecdb.services.backup.work import OpenRepository, work_of
+from vecdb.services.operations.backing import (
+    STEP_S,
+    UNHEARD_S,
+    Asked,
+    BackupsOf,
+    Places,
+    Working,
+    able,
+    asked,
+    call_of,
+    ignoring,
+    patiently,
+    stop_everywhere,
+)
+from vecdb.services.operations.base import Context, Job, Step
+from vecdb.shard import codec
+from vecdb.shard.digest import MODULUS
+from vecdb.shard.marks import Mark, MarkResult
+
+_ARGS: Final = ("collections", "shards", "replication_factor", "settings", "api_keys")
+
+
+class Restore:
+    """``target``: the snapshot's name; ``args``: ``url``; ``collections``: names in the snapshot with the names they
+    are to have, none: all as they are; ``shards`` and ``replication_factor`` of each, none: as they were, as far as
+    there are nodes; ``settings``, ``api_keys``: whether those that are not here are restored too; ``bytes_per_s``.
+    """
+
+    kind = "restore"
+
+    def __init__(self, backups: BackupsOf, open_repository: OpenRepository) -> None:
+        self._backups = backups
+        self._places = Places(open_repository)
+
+    # --- what is wanted ---------------------------------------------------------------------------
+
+    def plan(self, state: ControlState, target: str, args: Mapping[str, Any], away: Sequence[str] = ()) -> Plan:
+        where = asked(target, args, *_ARGS)
+        names = _names(args)
+        _number(args, "shards", MAX_COLLECTION_SHARDS)
+        _number(args, "replication_factor", 7)
+        for name in (names or {}).values():
+            if name in state.collections or name in state.loading:
+                raise CollectionExists(name)
+        what = "all collections" if names is None else ", ".join(
+            repr(to) if one == to else f"{to!r} from {one!r}" for one, to in names.items())
+        notes = ("a collection is seen when all of it is there; its indexes are built anew",)
+        return Plan(self.kind, (PlanStep("restore", target, f"restore {what} from the snapshot {target!r} at "
+                                         f"{where.url}"),), notes)
+
+    # --- steps ------------------------------------------------------------------------------------
+
+    async def step(self, job: Job, context: Context) -> Step:
+        try:
+            return await patiently(job, self._step(job, context))
+        except (InvalidArgument, DataCorrupted, CollectionExists):
+            await self._abandon(job, context)
+            raise
+
+    async def _step(self, job: Job, context: Context) -> Step:
+        where = asked(job.target, job.args, *_ARGS)
+        repository = await self._places.open(where.url)
+        if not job.phase or self._places.is_due(job.id, context.clock.monotonic()):
+            # A place that is only read, with a key that may do no more, is as good: nobody deletes there meanwhile.
+            await ignoring(self._places.thread(repository.lease, places.READ, work_of(where.name, job.id)))
+        snapshot = await self._places.thread(repository.load, where.name)
+        wanted = chosen(snapshot, _names(job.args))
+        total = sum(len(one.collection.shards) for one in wanted)
+        if not job.phase:
+            _check_names(context.state(), wanted)
+            return Step("loading", 0, total, "shards", data={"next": 0, "loaded": [], "under_way": {}}, again_s=0.0)
+        at = int(job.data.get("next", 0))
+        if at >= len(wanted):
+            await self._finish(job, context, snapshot, repository, where)
+            return Step("done", total, total, "shards", JobState.DONE, data={"next": at})
+        return await self._advance(job, context, where, wanted, at, total)
+
+    async def _advance(self, job: Job, context: Context, where: Asked, wanted: Sequence[Wanted], at: int,
+                       total: int) -> Step:
+        one, before = wanted[at], sum(len(this.collection.shards) for this in wanted[:at])
+        state = context.state()
+        entry = state.loading.get(one.name)
+        if job.phase == "opening" and entry is None:  # it was there when that was noted: it is ready
+            return Step("loading", before + len(one.collection.shards), total, "shards", again_s=0.0,
+                        data={"next": at + 1, "loaded": [], "under_way": {}})
+        if entry is None:
+            await self._begin(job, context, one)
+            return Step("loading", before, total, "shards", data={"next": at, "loaded": [], "under_way": {}},
+                        again_s=0.1)
+        targets = [state.shards[group] for group in entry.shards]
+        loaded = set(map(int, job.data.get("loaded", [])))
+        if job.phase == "opening" or len(loaded) == len(one.collection.shards):
+            if job.phase != "opening":
+                return Step("opening", before + len(loaded), total, "shards", data=job.data, again_s=0.0)
+            await self._open(job, context, one, targets)
+            return Step("opening", before + len(loaded), total, "shards", data=job.data, again_s=0.0)
+        notes = await self._load(job, context, where, one, targets, loaded)
+        return Step("loading", before + len(loaded), total, "shards", again_s=STEP_S,
+                    data={"next": at, "loaded": sorted(loaded), "under_way": notes})
+
+    # --- a collection -----------------------------------------------------------------------------
+
+    async def _begin(self, job: Job, context: Context, wanted: Wanted) -> None:
+        """Make shards for it that nobody sees."""
+        state, source = context.state(), wanted.collection
+        count = _number(job.args, "shards", MAX_COLLECTION_SHARDS)
+        edges = ranges(count) if count else [(ref.lo, ref.hi) for ref in source.shards]
+        factor = _number(job.args, "replication_factor", 7) or source.replication_factor
+        away = [name for name in state.nodes if context.heard_s(name) > UNHEARD_S]
+        room, plans = Room(state, away), []
+        factor = min(factor, sum(room.open(node) for node in room.nodes))
+        if not factor:
+            raise Unavailable("there is no node that could hold a replica")
+        for place in range(len(edges)):
+            nodes: list[str] = []
+            while len(nodes) < factor and (best := room.best(state.next_group + place, nodes)) is not None:
+                nodes.append(best)
+            room.moved((), nodes)
+            plans.append(tuple(nodes))
+        named = await _numbered(context, plans)
+        await _propose(context, collection_load(job.id, wanted.schema, [
+            (lo, hi, replicas) for (lo, hi), replicas in zip(edges, named, strict=True)], factor, source.shard_key))
+
+    async def _load(self, job: Job, context: Context, where: Asked, wanted: Wanted, targets: Sequence[ShardEntry],
+                    loaded: set[int]) -> dict[str, dict[str, Any]]:
+        """A step for every item under way, and others put under way; what is loaded by then is added."""
+        refs = wanted.collection.shards
+        notes = {key: dict(one) for key, one in job.data.get("under_way", {}).items() if int(key) not in loaded}
+        working = Working(job, context, self._backups, notes)
+        everybody = [one.name for one in able(context.state())]
+        for place in range(len(refs)):
+            key = str(place)
+            if place in loaded or (key not in notes and working.room <= 0):
+                continue
+            note = notes.get(key, {"node": "", "after": -1, "batches": 0})
+            if not note["node"] and working.pick(everybody) is None:
+                continue
+            if not note["node"]:
+                node = working.pick(await self._near(context, refs[place], targets))
+                if node is None:
+                    continue
+                notes[key] = note = {**note, "node": node}
+            status = await working.advance(key, self._order(job, where, wanted, place, targets, note))
+            if status is not None:
+                note["after"], note["batches"] = status.after, status.batches
+                if status.state == "done":
+                    loaded.add(place)
+                    del notes[key]
+        return notes
+
+    async def _near(self, context: Context, ref: ShardRef, targets: Sequence[ShardEntry]) -> list[str]:
+        """Nodes to load a shard on: who leads the first of its targets goes first.  None while that has no leader."""
+        first = next(one for one in targets if one.hi > ref.lo)
+        status = await context.leader(first.group)
+        if status is None:
+            return []
+        leader = node_of(status.me)
+        return sorted((one.name for one in able(context.state())), key=lambda name: (name != leader, name))
+
+    def _order(self, job: Job, where: Asked, wanted: Wanted, place: int, targets: Sequence[ShardEntry],
+               note: Mapping[str, Any]) -> BackupOrder:
+        ref = wanted.collection.shards[place]
+        over = tuple(CopyTarget(one.group, one.lo, one.hi, one.desired) for one in targets
+                     if one.lo < ref.hi and ref.lo < one.hi)
+        return BackupOrder(job.id, LOAD, place, where.url, where.name, where.bytes_per_s, wanted.collection.name, over,
+                           int(note["after"]), int(note["batches"]))
+
+    async def _open(self, job: Job, context: Context, wanted: Wanted, targets: Sequence[ShardEntry]) -> None:
+        """Compare what is there with what was saved, and let calls go to it."""
+        marks = await asyncio.gather(*(self._mark(context, one.group) for one in targets))
+        records = sum(one.records for one in marks)
+        digest = f"{sum(int(one.digest, 16) for one in marks) % MODULUS:032x}"
+        source = wanted.collection
+        if (records, digest) != (source.records, source.digest):
+            raise DataCorrupted(f"{wanted.name!r} has {records} records after it was restored and was saved with "
+                                f"{source.records}, or their digest differs", path=str(job.args.get("url")),
+                                region="backup")
+        await _propose(context, collection_ready(job.id, wanted.name))
+        await stop_everywhere(job, context, self._backups)
+        context.tell("info", "collection_restored", job=job.id, collection=wanted.name, records=records, digest=digest)
+
+    async def _mark(self, context: Context, group: int) -> MarkResult:
+        status = await context.leader(group)
+        if status is None:
+            raise Unavailable(f"shard {group} has no leader", group=group)
+        try:
+            done = await context.replicas(node_of(status.me)).propose(group, codec.encode(Mark()), call_of(context))
+        except NotLeader as error:  # which would be taken for the control group's
+            raise Unavailable(error.message, group=group) from error
+        if not isinstance(done.result, MarkResult):
+            raise Unavailable(f"shard {group} gave no mark", group=group)
+        return done.result
+
+    # --- the end ----------------------------------------------------------------------------------
+
+    async def _finish(self, job: Job, context: Context, snapshot: Snapshot, repository: Repository,
+                      where: Asked) -> None:
+        state = context.state()
+        if job.args.get("settings"):
+            for name, value in snapshot.settings.items():
+                if name not in state.settings:
+                    await _propose(context, setting_put(name, value))
+        if job.args.get("api_keys"):
+            for one in snapshot.api_keys:
+                entry = ApiKeyEntry.from_json(one)
+                if entry.id not in state.api_keys:
+                    await _propose(context, api_key_put(entry, at_s=context.clock.wall()))
+        await self._let_go(job, context, repository, where)
+
+    async def _let_go(self, job: Job, context: Context, repository: Repository, where: Asked) -> None:
+        await stop_everywhere(job, context, self._backups)
+        lease = places.Lease(repository.objects, places.READ, work_of(where.name, job.id))
+        await ignoring(self._places.thread(lease.release))
+
+    async def cancel(self, job: Job, context: Context) -> Step:
+        await self._abandon(job, context)
+        where = asked(job.target, job.args, *_ARGS)
+        await ignoring(self._let_go(job, context, await self._places.open(where.url), where))
+        return Step("cancelled", job.done, job.total, "shards", JobState.CANCELLED)
+
+    async def _abandon(self, job: Job, context: Context) -> None:
+        await stop_everywhere(job, context, self._backups)
+        state = context.state()
+        for name, entry in state.loading.items():
+            if _job_of(state, entry) == job.id:
+                await _propose(context, collection_abandon(job.id, name))
+
+
+def _job_of(state: ControlState, entry: CollectionEntry) -> int:
+    return state.shards[entry.shards[0]].job
+
+
+def _check_names(state: ControlState, wanted: Sequence[Wanted]) -> None:
+    for one in wanted:
+        if one.name in state.collections or one.name in state.loading:
+            raise CollectionExists(one.name)
+
+
+def _names(args: Mapping[str, Any]) -> dict[str, str] | None:
+    """A list of names, or an object of names with those they are to have."""
+    value = args.get("collections")
+    if value is None:
+        return None
+    if isinstance(value, list):
+        value = {one: one for one in value if isinstance(one, str)}
+    if not isinstance(value, dict) or not value:
+        raise InvalidArgument("collections", "must be names, or names with new names", got=type(value).__name__,
+                              limit="a list or an object")
+    return {check_name(one): check_name(to) for one, to in value.items()}
+
+
+def _number(args: Mapping[str, Any], name: str, most: int) -> int:
+    value = args.get(name) or 0
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+        raise LimitExceeded(name, "must be a whole number", got=str(value)[:40], limit=f"1..{most}")
+    return value
+
+
+async def _numbered(context: Context, shards: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Replicas of nodes, by the numbers that these have now."""
+    control = (await context.replicas(context.me).status([0], call_of(context))).get(0)
+    if control is None:
+        raise Unavailable("the control group is not here")
+    known = {node_of(one): one for one in (*control.voters, *control.learners, *control.joining)}
+    missing = sorted({node for nodes in shards for node in nodes if node not in known})
+    if missing:
+        raise Unavailable(f"{missing[0]} is no member of the control group yet", node=missing[0])
+    return [tuple(sorted(known[node] for node in nodes)) for nodes in shards]
+
+
+async def _propose(context: Context, command: bytes) -> None:
+    outcome = await context.propose(command)
+    if isinstance(outcome, VecdbError):
+        raise outcome
+
