@@ -43,6 +43,7 @@ from vecdb.rpc.peer import PEER_PREFIX, peer_guards
 from vecdb.rpc.reasons import short
 from vecdb.shard.marks import MarkResult
 from vecdb.wire import convert, status
+from vecdb.wire.large import with_bytes
 
 M = TypeVar("M", bound=Message)
 
@@ -231,23 +232,25 @@ class RemoteReplicas:
     async def _call(self, method: str, message: Message, kind: type[M], call: Call, *, write: bool = False) -> M:
         return await self.call(f"Shards/{method}", message, kind, call, write=write)
 
-    async def call(self, method: str, message: Message, kind: type[M], call: Call, *, write: bool = False) -> M:
+    async def call(self, method: str, message: Message | bytes, kind: type[M], call: Call, *,
+                   write: bool = False) -> M:
         """Any internal method, as ``Service/Method``, of the same node; ``write``: it must not be lost silently."""
+        payload = message if isinstance(message, bytes) else message.SerializeToString()
         metadata: list[tuple[str, str]] = [("x-request-id", call.request_id)] if call.request_id else []
         tracer = tracing.get()
         if not tracer.enabled:
-            return await self._sent(method, message, kind, call, metadata, write)
+            return await self._sent(method, payload, kind, call, metadata, write)
         with tracer.start(f"vecdb.internal.v1.{method}", tracing.Kind.CLIENT):
             tracer.inject(metadata)
-            return await self._sent(method, message, kind, call, metadata, write)
+            return await self._sent(method, payload, kind, call, metadata, write)
 
-    async def _sent(self, method: str, message: Message, kind: type[M], call: Call, metadata: Any, write: bool) -> M:
+    async def _sent(self, method: str, payload: bytes, kind: type[M], call: Call, metadata: Any, write: bool) -> M:
         left = None if call.deadline is None else call.deadline - self._clock.monotonic()
         if left is not None and left <= 0.0:
             raise DeadlineExceeded("the deadline passed before the call was handed on")
         path = f"{PEER_PREFIX}{method}"
         try:
-            raw = await self._channel.unary_unary(path)(message.SerializeToString(), timeout=left, metadata=metadata)
+            raw = await self._channel.unary_unary(path)(payload, timeout=left, metadata=metadata)
             return kind.FromString(raw)
         except grpc.aio.AioRpcError as error:
             raise failure(error, self._node, write) from None
@@ -264,8 +267,8 @@ class RemoteReplicas:
             raise VecdbError(f"the answer of node {self._node} is no {kind.DESCRIPTOR.name}") from None
 
     async def propose(self, group: int, command: bytes, call: Call) -> Committed:
-        reply = await self._call("Propose", pb.ProposeRequest(group=group, command=command), pb.ProposeReply, call,
-                                 write=True)
+        payload = b"".join(with_bytes(pb.ProposeRequest(group=group), pb.ProposeRequest.COMMAND_FIELD_NUMBER, command))
+        reply = await self.call("Shards/Propose", payload, pb.ProposeReply, call, write=True)
         result = reply.WhichOneof("result")
         if result == "write":
             return Committed(reply.log_index, convert.write_result_from_wire(reply.write))

@@ -14,6 +14,7 @@ from vecdb.core.errors import InvalidArgument, NonFiniteVector
 from vecdb.core.schema import CollectionSchema, Metric, VectorType
 from vecdb.core.vectors import check_queries, check_vectors, stored_dtype
 from vecdb.v1 import types_pb2 as pb
+from vecdb.wire.large import Piece, with_bytes
 
 Array = npt.NDArray[Any]
 
@@ -45,6 +46,19 @@ def matrix_to_wire(array: npt.ArrayLike) -> pb.Matrix:
 
 def put_matrix(msg: pb.Matrix, array: npt.ArrayLike) -> None:
     """:func:`matrix_to_wire` in place: a message given to another one's constructor is copied whole."""
+    values = _head(msg, array)
+    msg.data = values.tobytes()
+
+
+def matrix_pieces(array: npt.ArrayLike) -> list[Piece]:
+    """The bytes of :func:`matrix_to_wire`'s message, in pieces, the numbers borrowed where they may be."""
+    msg = pb.Matrix()
+    values = np.ascontiguousarray(_head(msg, array))
+    return with_bytes(msg, pb.Matrix.DATA_FIELD_NUMBER, values.reshape(-1).view(np.uint8).data)
+
+
+def _head(msg: pb.Matrix, array: npt.ArrayLike) -> Array:
+    """Write all but the numbers, and return these as they travel."""
     values = np.asarray(array)
     if values.ndim != 2:
         raise InvalidArgument("vectors", f"a matrix has two dimensions, not {values.ndim}",
@@ -55,7 +69,7 @@ def put_matrix(msg: pb.Matrix, array: npt.ArrayLike) -> None:
                               limit=_KNOWN)
     msg.rows, msg.items = values.shape
     msg.dtype = number  # type: ignore[assignment]
-    msg.data = values.astype(_DTYPES[number], copy=False).tobytes()
+    return values.astype(_DTYPES[number], copy=False)
 
 
 def matrix_from_wire(msg: pb.Matrix, argument: str = "vectors") -> Array:

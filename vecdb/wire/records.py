@@ -26,7 +26,8 @@ from vecdb.v1 import types_pb2
 from vecdb.wire.filters import filter_from_wire, put_filter, some_filter_from_wire
 from vecdb.wire.ids import ids_from_wire, put_ids
 from vecdb.wire.jsons import dumps, metadata_from_wire
-from vecdb.wire.matrix import matrix_from_wire, put_matrix, stored_from_wire
+from vecdb.wire.large import with_message
+from vecdb.wire.matrix import matrix_from_wire, matrix_pieces, put_matrix, stored_from_wire
 from vecdb.wire.schema import check_shape
 
 DEFAULT_SCAN_LIMIT: Final = 1_000
@@ -64,11 +65,22 @@ def reply(read: Callable[P, T]) -> Callable[P, T]:
 def upsert_to_wire(name: str, batch: UpsertBatch, key: bytes = b"", normalized: bool = True,
                    tag: int = 0) -> pb.UpsertRequest:
     """Write a checked batch; ``normalized``: cosine vectors have unit length, as a batch's always do."""
+    msg = _upsert_head(name, batch, key, normalized, tag)
+    put_matrix(msg.vectors, batch.vectors)
+    return msg
+
+
+def upsert_to_bytes(name: str, batch: UpsertBatch, key: bytes = b"") -> bytes:
+    """The bytes of :func:`upsert_to_wire`'s message, or of one that reads the same."""
+    return with_message(_upsert_head(name, batch, key, normalized=True, tag=0),
+                        pb.UpsertRequest.VECTORS_FIELD_NUMBER, matrix_pieces(batch.vectors))
+
+
+def _upsert_head(name: str, batch: UpsertBatch, key: bytes, normalized: bool, tag: int) -> pb.UpsertRequest:
     metadata = () if all(one == b"{}" for one in batch.metadata) else batch.metadata
     msg = pb.UpsertRequest(collection=name, metadata=metadata, idempotency_key=key, normalized=normalized, tag=tag,
                            schema_shape=batch.shape)
     put_ids(msg.ids, batch.ids)
-    put_matrix(msg.vectors, batch.vectors)
     return msg
 
 

@@ -116,7 +116,7 @@ class BulkUpsert:
         ids = frozenset(item.batch.ids)
         call = item.call(self._call)
         key = self._procedures.key_of(call)
-        payload = convert.upsert_to_wire(self._name, item.batch, key).SerializeToString()
+        payload = convert.upsert_to_bytes(self._name, item.batch, key)
         while self._order and (len(self._order) >= DEPTH * len(self._lanes)
                                or self._bytes + len(payload) > WINDOW_BYTES or not self._busy.isdisjoint(ids)):
             yield from self._settle()

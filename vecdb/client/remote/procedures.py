@@ -184,13 +184,18 @@ class Procedures:
     # --- writes -----------------------------------------------------------------------------------
 
     def _write(self, rpc: Rpc, name: str, message: Any, reply: Any, call: Call | None) -> Steps[WriteResult]:
-        raw = yield from self._on(name, self.caller.call(rpc, message.SerializeToString(), call, write=True,
-                                                         repeat=bool(message.idempotency_key)))
+        return (yield from self._send(rpc, name, message.SerializeToString(), bool(message.idempotency_key), reply,
+                                      call))
+
+    def _send(self, rpc: Rpc, name: str, payload: bytes, repeat: bool, reply: Any, call: Call | None
+              ) -> Steps[WriteResult]:
+        raw = yield from self._on(name, self.caller.call(rpc, payload, call, write=True, repeat=repeat))
         return convert.write_result_from_wire(read(reply, raw).result)
 
     def upsert(self, name: str, batch: UpsertBatch, call: Call | None = None) -> Steps[WriteResult]:
-        message = convert.upsert_to_wire(name, batch, self.key_of(call))
-        return (yield from self._write(m.UPSERT, name, message, r.UpsertReply, call))
+        key = self.key_of(call)
+        payload = convert.upsert_to_bytes(name, batch, key)
+        return (yield from self._send(m.UPSERT, name, payload, bool(key), r.UpsertReply, call))
 
     def delete(self, name: str, command: DeleteIds | DeleteWhere, call: Call | None = None) -> Steps[WriteResult]:
         message = convert.delete_to_wire(name, command, self.key_of(call))
