@@ -8,7 +8,7 @@ from vecdb.services import homes, maintenance, recovery
 from vecdb.services.local import LocalDatabase
 from vecdb.services.replica import ShardReplica
 from vecdb.services.shard import ShardService
-from vecdb.shard import machine
+from vecdb.shard import change, machine
 from vecdb.shard.marks import Marks
 from vecdb.shard.tokens import Tokens
 
@@ -64,15 +64,15 @@ def names_segments_without_the_disk(patch):
 
 
 def sums_up_who_died(patch):
-    patch.setattr(machine._Change, "bury", lambda self, rid, record: _bury(self, rid, record))
+    patch.setattr(change.Change, "bury", lambda self, rid, record: _bury(self, rid, record))
 
 
-def _bury(change, rid, record):
-    BURY(change, rid, record)
-    change.added.append(change.buried.pop())
+def _bury(one, rid, record):
+    BURY(one, rid, record)
+    one.added.append(one.buried.pop())
 
 
-BURY = machine._Change.bury
+BURY = change.Change.bury
 
 
 def marks_with_an_old_count(patch):

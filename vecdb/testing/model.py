@@ -18,6 +18,7 @@ from vecdb.core.query import Matches, QueryRequest
 from vecdb.core.records import Command, DeleteIds, DeleteWhere, UpdateMetadata, UpsertBatch, WriteResult
 from vecdb.shard import codec
 from vecdb.shard.digest import MODULUS, digest_of
+from vecdb.shard.imports import Import
 from vecdb.shard.marks import Mark
 from vecdb.shard.seal import Seal, Unseal
 
@@ -129,6 +130,7 @@ class Model:
         if self._sealed:
             return replace(before, log_index=log_index, outcome=WriteResult(), repeated=False, refused=True)
         records = dict(before.records)
+        assert not isinstance(told, Import), "the model knows of no copiers"
         result = _done(records, told)
         if token is not None:
             self.tokens[token.key], self._fingerprints[token.key] = log_index, token.fingerprint
