@@ -25,6 +25,7 @@ from vecdb.core.errors import (
     Unavailable,
     VecdbError,
 )
+from vecdb.core.layout import ANYHOW, Layout
 from vecdb.core.records import WriteResult
 from vecdb.core.schema import CollectionSchema
 from vecdb.ports import context
@@ -68,8 +69,8 @@ class Own:
         await self._asked(call, "propose", group, command)
         return Committed(9, self.result)
 
-    async def change(self, what: CollectionSchema | str, call: Call) -> int:
-        await self._asked(call, "change", what)
+    async def change(self, what: CollectionSchema | str, call: Call, layout: Layout = ANYHOW) -> int:
+        await self._asked(call, "change", what, *([layout] if layout.given else []))
         return 12
 
     async def read_index(self, group: int, call: Call) -> int:
@@ -153,6 +154,8 @@ def test_everything_comes_back_as_it_was() -> None:
     async def test(bench: Bench) -> None:
         own, there = bench.own, bench.there
         assert await there.propose(4, b"command", soon()) == Committed(9, WriteResult(inserted=3, log_index=8))
+        own.result = WriteResult(inserted=3, log_index=8, origin=2)
+        assert (await there.propose(4, b"", soon())).result == own.result
         own.result = MARK
         assert await there.propose(4, b"", soon()) == Committed(9, MARK)
         own.result = None
@@ -160,6 +163,7 @@ def test_everything_comes_back_as_it_was() -> None:
         call = soon()
         call.token = WriteToken(b"key")
         assert await there.change(SCHEMA, call) == 12
+        assert await there.change(SCHEMA, call, Layout(3, 2, "tenant", 9)) == 12
         assert await there.change("docs", call) == 12
         assert own.calls[-1].token == call.token
         assert await there.read_index(4, soon()) == 10
@@ -169,7 +173,7 @@ def test_everything_comes_back_as_it_was() -> None:
         await there.transfer(4, None, soon())
         await there.transfer(0, "n3/2", soon())
         assert [one for one in own.seen if one[0] != "propose"] == [
-            ("change", SCHEMA), ("change", "docs"), ("read_index", 4), ("status", ()), ("status", (0, 4)),
+            ("change", SCHEMA), ("change", SCHEMA, Layout(3, 2, "tenant", 9)), ("change", "docs"), ("read_index", 4), ("status", ()), ("status", (0, 4)),
             ("mark", 4, 8), ("transfer", 4, None), ("transfer", 0, "n3/2")]
         assert own.seen[0] == ("propose", 4, b"command")
         assert await RemoteWitnesses(bench.peers).founding("n2") == Founding(7, ("n1/1",), (), True)
