@@ -20,6 +20,7 @@ from vecdb.cli import (
     quickstart,
     serve,
     shards,
+    snapshots,
     top,
 )
 from vecdb.cli import options as o
@@ -68,6 +69,7 @@ moving.add_to(shards.commands)
 app.add_typer(shards.commands, name="shard")
 app.add_typer(cluster.commands, name="cluster")
 app.add_typer(nodes.commands, name="node")
+app.add_typer(snapshots.commands, name="snapshot")
 app.command()(top.top)
 app.command()(planning.plan)
 app.command("doctor")(doctor.doctor)
