@@ -316,7 +316,7 @@ def test_who_joins_needs_no_nodes(tmp_path: Path) -> None:
     assert cluster.join == ("localhost:7712", "localhost:7722")
     assert (cluster.part, cluster.address("s1"), cluster.listens_on("s1")) == ("shard", "127.0.0.1:7702", 7702)
     assert loaded.masked()["cluster"]["token"] == "********"
-    assert "secret" not in str(loaded.masked())
+    assert "vdj_abc_secret" not in str(loaded.masked())
     advertised = load(flags={"cluster.advertise": ("localhost:7732", "--set"), "cluster.role": ("both", "--set"),
                              "cluster.zone": ("rack-1.a", "--set"), "cluster.capacity": ("2.5", "--set")}).settings
     assert (advertised.cluster.part, advertised.cluster.address("s1")) == ("both", "localhost:7732")
