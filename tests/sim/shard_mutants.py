@@ -86,7 +86,7 @@ def marks_with_an_old_count(patch):
 
 
 def replaces_where_it_should_merge(patch):
-    patch.setattr(machine, "_patched", lambda old, patches, merge: patches[-1][:-1] + b',"x":1}')
+    patch.setattr(machine, "patched", lambda old, patches, merge: patches[-1][:-1] + b',"x":1}')
 
 
 def sessions_do_not_wait(patch):
