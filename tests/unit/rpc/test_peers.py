@@ -173,7 +173,8 @@ def test_everything_comes_back_as_it_was() -> None:
         await there.transfer(4, None, soon())
         await there.transfer(0, "n3/2", soon())
         assert [one for one in own.seen if one[0] != "propose"] == [
-            ("change", SCHEMA), ("change", SCHEMA, Layout(3, 2, "tenant", 9)), ("change", "docs"), ("read_index", 4), ("status", ()), ("status", (0, 4)),
+            ("change", SCHEMA), ("change", SCHEMA, Layout(3, 2, "tenant", 9)), ("change", "docs"),
+            ("read_index", 4), ("status", ()), ("status", (0, 4)),
             ("mark", 4, 8), ("transfer", 4, None), ("transfer", 0, "n3/2")]
         assert own.seen[0] == ("propose", 4, b"command")
         assert await RemoteWitnesses(bench.peers).founding("n2") == Founding(7, ("n1/1",), (), True)
