@@ -194,14 +194,18 @@ def _answering(found: "list[ShardInfo]") -> str:
 
 
 def compared(name: str, database: "Database", text: str) -> Check:
-    """Hold the replicas of a collection against each other and against their disks."""
-    from vecdb.cli.shards import verdict
+    """Hold the replicas of each shard of a collection against each other and against their disks."""
+    from vecdb.cli.shards import labels, verdict
 
-    found = database.admin.verify_shard(name, deep=True)
-    text = f"{text}; {len(found.replicas)} replicas at log index {found.log_index}: {verdict(found)}"
-    if not found.agree or any(one.state == "damaged" for one in found.replicas):
-        return Check(f"collection {name}", "fail", text, f"vecdb shard verify --deep {name} says which",
-                     exits.DATA_LOSS)
-    if not found.complete:
+    found = [database.admin.verify_shard(one, deep=True) for one in labels(database.admin.shards(name))]
+    if len(found) == 1:
+        text = f"{text}; {len(found[0].replicas)} replicas at log index {found[0].log_index}: {verdict(found[0])}"
+    else:
+        amiss = [f"shard {one.group}: {verdict(one)}" for one in found if not (one.agree and one.complete)]
+        text = f"{text}; {len(found)} shards: {'; '.join(amiss) or 'the replicas of each hold the same'}"
+    if any(not one.agree or any(replica.state == "damaged" for replica in one.replicas) for one in found):
+        return Check(f"collection {name}", "fail", text, f"vecdb shard verify --deep {name} says which, vecdb shard "
+                     f"repair {name} builds anew what differs from most", exits.DATA_LOSS)
+    if not all(one.complete for one in found):
         return Check(f"collection {name}", "warn", text, "ask again when all nodes are there")
     return Check(f"collection {name}", "ok", text)

@@ -79,7 +79,7 @@ def verify(name: Some = None,
     out = Output(as_json)
     found: list[ShardVerification] = []
     with open_database(target) as database:
-        for one in _labels([shard for some in name or ("",) for shard in database.admin.shards(some or None)]):
+        for one in labels([shard for some in name or ("",) for shard in database.admin.shards(some or None)]):
             out.note(f"comparing the replicas of {one}")
             found.append(database.admin.verify_shard(one, deep=deep))
     if as_json:
@@ -134,7 +134,7 @@ def _leader(database: "Database", name: str | None, until: float) -> str:
         time.sleep(_LOOK_S)
 
 
-def _labels(shards: "Sequence[ShardInfo]") -> list[str]:
+def labels(shards: "Sequence[ShardInfo]") -> list[str]:
     """What shards are asked for by: the collection's name where there is one of it, else with the number."""
     many = {one.collection for one in shards if sum(other.collection == one.collection for other in shards) > 1}
     return [f"{one.collection}@{one.group}" if one.collection in many else one.collection
