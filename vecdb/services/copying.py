@@ -225,9 +225,11 @@ class Copier:
     async def _copy_memories(self, follow: Follow) -> None:
         """What writes the source remembers, to every target: nobody knows which of them were for which."""
         order = self.order
+        # Be there nothing to remember: from then on the targets know that they are filled, and by what shard key.
+        await _all([self._next_piece(target, ()) for target in order.targets])
         for memory in await self._thread(follow.memories, order.source, order.lo, order.hi):
             for at in range(0, len(memory.writes), WRITES_AT_ONCE):
-                part = Memory(memory.origin, memory.lo, memory.last, memory.writes[at:at + WRITES_AT_ONCE])
+                part = Memory(memory.origin, memory.writes[at:at + WRITES_AT_ONCE])
                 await _all([self._next_piece(target, (), (part,)) for target in order.targets])
 
     async def _copy_changes(self, follow: Follow) -> None:

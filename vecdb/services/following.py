@@ -119,12 +119,12 @@ class Follow:
         """The writes that were remembered at the moment, for shards that take the place of this one, which is of
         ``group`` and has the hashes from ``lo`` to ``hi`` (exclusive); to be asked once.
         """
-        own = tuple(Tokens(self._tokens).remembered())
-        known = {one.key for one in own}
-        found = [Memory(one.origin, one.lo, one.last, tuple(replace(write, part=False) for write in one.writes
-                                                            if write.key not in known))
-                 for one in Imports(self._imports).memories()]
-        return [*(one for one in found if one.writes), *([Memory(group, lo, hi - 1, own)] if own else [])]
+        imports = Imports(self._imports)
+        own = tuple(Tokens(self._tokens, wide=bool(imports.origins)).remembered(lo, hi - 1))
+        # What was a part of a write here is the whole of it for those that take this shard's place.
+        found = [Memory(one.origin, tuple(replace(write, part=False) for write in one.writes))
+                 for one in imports.memories()]
+        return [*found, *([Memory(group, own)] if own else [])]
 
     # --- the changes ------------------------------------------------------------------------------
 

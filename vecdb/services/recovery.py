@@ -118,9 +118,10 @@ def recover(schema: CollectionSchema, directory: Path, store: Store, settings: E
             views.append(growing.view)
     if growing is None or growing.frozen:
         raise DataCorrupted("the manifest names no growing segment", path=str(directory))
+    imports = Imports(store.scan(*rows.IMPORTS))
     return ShardMachine(schema, store, state, views, growing, manifest.next_segment, seal, manifest_row,
-                        Tokens(store.scan(*rows.TOKENS)), Marks(store.scan(*rows.MARKS)),
-                        SealState.from_bytes(seal_row), Imports(store.scan(*rows.IMPORTS)), place_of)
+                        Tokens(store.scan(*rows.TOKENS), wide=bool(imports.origins)), Marks(store.scan(*rows.MARKS)),
+                        SealState.from_bytes(seal_row), imports, place_of)
 
 
 def place_of(id_key: bytes, metadata: bytes, shard_key: str) -> int | None:

@@ -1,6 +1,6 @@
 """Ids and metadata of commands, checked: they may come from anywhere."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import orjson
@@ -8,6 +8,22 @@ import orjson
 from vecdb.core.errors import InvalidMetadata
 from vecdb.core.ids import RecordId, check_id, id_key
 from vecdb.core.limits import MAX_METADATA_BYTES
+from vecdb.core.records import Command, DeleteIds, UpdateMetadata, UpsertBatch
+
+Place = Callable[[bytes, bytes, str], int | None]
+"""The hash of a record by id key, metadata and shard key (empty: none); None where it has no value of that."""
+
+
+def places_of(command: Command, place: Place, shard_key: str) -> list[int] | None:
+    """The hashes of a command's records; None where it does not say them all."""
+    if isinstance(command, UpsertBatch):
+        found = [place(key, body, shard_key) for key, body in zip(keys_of(command.ids), command.metadata, strict=False)]
+    elif isinstance(command, DeleteIds | UpdateMetadata) and not shard_key:
+        found = [place(key, b"{}", shard_key) for key in keys_of(command.ids)]
+    else:
+        return None
+    places = [one for one in found if one is not None]
+    return places if len(places) == len(found) else None
 
 
 def keys_of(ids: Sequence[RecordId]) -> list[bytes]:

@@ -16,8 +16,8 @@ none).  Numbers are little-endian.  Bodies:
 6 seal              job u64, fence u64 (:mod:`~vecdb.shard.seal`)
 7 unseal            job u64, fence u64
 8 import            source, run, sequence, first and last hash u64, lane u8, shard key, commands as *blobs* behind
-                    their number u32, memories u32: origin, first and last hash u64, number u32, and of each write
-                    fingerprint and four counts u64, part u8, its key (:mod:`~vecdb.shard.imports`)
+                    their number u32, memories u32: origin u64, number u32, and of each write fingerprint, four counts,
+                    first and last hash u64, part u8, its key (:mod:`~vecdb.shard.imports`)
 ==================  ==================================================================================
 
 *ids*: n u32, then n lengths u8 (0: an integer), then the integers (u64 each), then the strings' UTF-8.  *blobs*: n
@@ -56,8 +56,8 @@ _FINGERPRINT: Final = struct.Struct("<Q")
 _COUNT: Final = struct.Struct("<I")
 _STAMP: Final = struct.Struct("<QQ")
 _PIECE: Final = struct.Struct("<5QBB")
-_MEMORY: Final = struct.Struct("<3QI")
-_WRITE: Final = struct.Struct("<5QBB")
+_MEMORY: Final = struct.Struct("<QI")
+_WRITE: Final = struct.Struct("<7QBB")
 _SHAPE: Final = struct.Struct("<BI")
 _DTYPES: Final = tuple(map(np.dtype, ("<f4", "<f2", "<i1", "<u1")))
 _CODES: Final = {dtype: code for code, dtype in enumerate(_DTYPES)}
@@ -143,9 +143,9 @@ def _import(piece: Import) -> list[bytes]:
     parts = [_PIECE.pack(piece.source, piece.run, piece.sequence, piece.lo, piece.last, piece.lane, len(shard_key)),
              shard_key, _COUNT.pack(len(piece.commands)), *_blobs(piece.commands), _COUNT.pack(len(piece.memories))]
     for memory in piece.memories:
-        parts.append(_MEMORY.pack(memory.origin, memory.lo, memory.last, len(memory.writes)))
+        parts.append(_MEMORY.pack(memory.origin, len(memory.writes)))
         for one in memory.writes:
-            parts += [_WRITE.pack(one.fingerprint, *one.counts, one.part, len(one.key)), one.key]
+            parts += [_WRITE.pack(one.fingerprint, *one.counts, one.lo, one.last, one.part, len(one.key)), one.key]
     return parts
 
 
@@ -224,13 +224,13 @@ def _read_import(reader: _Reader) -> Import:
 
 
 def _read_memory(reader: _Reader) -> Memory:
-    origin, lo, last, count = reader.take(_MEMORY)
+    origin, count = reader.take(_MEMORY)
     writes = []
     for _ in range(count):
-        fingerprint, inserted, updated, deleted, missing, part, length = reader.take(_WRITE)
+        fingerprint, inserted, updated, deleted, missing, lo, last, part, length = reader.take(_WRITE)
         token = WriteToken(bytes(reader.bytes(length)), fingerprint)
-        writes.append(Remembered(token.key, fingerprint, (inserted, updated, deleted, missing), bool(part)))
-    return Memory(origin, lo, last, tuple(writes))
+        writes.append(Remembered(token.key, fingerprint, (inserted, updated, deleted, missing), lo, last, bool(part)))
+    return Memory(origin, tuple(writes))
 
 
 def _read_ids(reader: _Reader) -> tuple[RecordId, ...]:

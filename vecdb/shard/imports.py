@@ -17,7 +17,13 @@ are merged would each have had a window of its own).  Exactly:
   of the write is for those hashes is not done again; what is for others is, since another shard had them, which may
   never have seen the write.  So a retry of a write that had reached one of two shards, which were merged meanwhile,
   does the other half.
-- The answer is what the write did: added up over the origins.  Of a write from before the copy began the source knows
+- Nor does such a shard take one part of a write for another: parts that were cut for two shards, and refused by both,
+  come to the shard that both became one by one, under one key.  Of what it does itself under a key it remembers the
+  range of the hashes (*piece*), between the first and the last of the command's records: a part has all of a write's
+  records in the range it was cut for, so what of the write lies in a piece was done, and nothing else was.  Filters
+  have no such range; they come whole, and stand for all hashes.
+- The answer is what the write did to the records it names: added up over the origins and pieces that have any of them.
+  Of a write from before the copy began the source knows
   only what it did as a whole, so every shard that took a part of its hashes answers with the whole, and says so
   (``WriteResult.origin``); who adds up answers of several shards counts one origin once.
 - A key that stood for another write is refused, as ever.  This compares the fingerprints of whole writes: parts of one
@@ -42,27 +48,31 @@ _LANE: Final = struct.Struct(">2Q")
 """Sequence number, commands done of the next piece."""
 _ORIGIN: Final = struct.Struct(">3Q")
 """Run (0: it has sent nothing itself), first and last hash.  The shard key follows."""
-_KEY: Final = struct.Struct(">6QB")
-"""Log index here, fingerprint, inserted, updated, deleted, missing, whether that is a part.  The key follows."""
+_KEY: Final = struct.Struct(">8QB")
+"""Log index here, fingerprint, inserted, updated, deleted, missing, first and last hash, whether that is a part.  The
+key follows.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Remembered:
-    """A write that was applied elsewhere.  ``part``: the counts are of the hashes of this shard alone."""
+    """A write that was applied elsewhere, for the hashes ``lo`` to ``last``.  ``part``: the counts are of the hashes of
+    this shard alone.
+    """
 
     key: bytes
     fingerprint: int
     counts: tuple[int, int, int, int]
+    lo: int = 0
+    last: int = MAX_HASH
     part: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Writes that shard ``origin`` applied, which had the hashes ``lo`` to ``last``, the oldest first."""
+    """Writes that shard ``origin`` applied, the oldest first."""
 
     origin: int
-    lo: int
-    last: int
     writes: tuple[Remembered, ...]
 
 
@@ -100,21 +110,45 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True)
-class Earlier:
-    """What is known of a write: ``result`` of what was done, and the ranges of hashes that it was done for."""
+class Piece:
+    """What was done under a key for the hashes ``lo`` to ``last``; ``origin``: see ``WriteResult.origin``."""
 
-    result: WriteResult
-    ranges: tuple[tuple[int, int], ...]
+    lo: int
+    last: int
+    counts: tuple[int, int, int, int]
+    origin: int = 0
+
+    def has(self, places: Sequence[int] | None) -> bool:
+        """Whether any of these hashes is in it; None: of all."""
+        return places is None or any(self.lo <= one <= self.last for one in places)
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """What of a write was done before, and where hashes come from."""
+
+    pieces: tuple[Piece, ...]
     shard_key: str
+    log_index: int = 0
 
     def done_for(self, hashed: int | None) -> bool:
-        return hashed is not None and any(lo <= hashed <= last for lo, last in self.ranges)
+        return hashed is not None and any(one.lo <= hashed <= one.last for one in self.pieces)
+
+    def answer(self, rest: WriteResult, places: Sequence[int] | None, log_index: int) -> WriteResult:
+        """What was done to records at ``places`` (None: everywhere), and what of it was left to do."""
+        told = [one for one in self.pieces if one.has(places)]
+        fresh = any((rest.inserted, rest.updated, rest.deleted, rest.missing))
+        inserted, updated, deleted, missing = (sum(one.counts[at] for one in told) for at in range(4))
+        origin = 0 if fresh or not all(one.origin for one in told) else min((one.origin for one in told), default=0)
+        return WriteResult(inserted + rest.inserted, updated + rest.updated, deleted + rest.deleted,
+                           missing + rest.missing, log_index if fresh or not self.log_index else self.log_index,
+                           origin=origin)
 
     @classmethod
     def of_others(cls, piece: Import) -> "Earlier":
         """For a command of a source: to records of other sources it is done by these, in their own time."""
         around = ((0, piece.lo - 1), (piece.last + 1, MAX_HASH))
-        return cls(WriteResult(), tuple((lo, last) for lo, last in around if lo <= last), piece.shard_key)
+        return cls(tuple(Piece(lo, last, (0, 0, 0, 0)) for lo, last in around if lo <= last), piece.shard_key)
 
 
 @dataclass(slots=True)
@@ -153,23 +187,26 @@ class Imports:
     def __contains__(self, key: bytes) -> bool:
         return any(key in origin.writes for origin in list(self.origins.values()))
 
+    @property
+    def shard_key(self) -> str:
+        """Of the collection, as whoever filled this shard has it."""
+        return next((one.shard_key for one in self.origins.values()), "")
+
     def find(self, token: WriteToken) -> Earlier | None:
         """What is known of a write; raises ``InvalidArgument`` if its key stood for another."""
-        found: list[tuple[int, Origin, tuple[int, ...]]] = []
+        found: list[tuple[int, tuple[int, ...]]] = []
         for number, origin in self.origins.items():
             known = origin.writes.get(token.key)
             if known is not None:
-                found.append((number, origin, _KEY.unpack(known[1])))
+                found.append((number, _KEY.unpack(known[1])))
         if not found:
             return None
-        if any(values[1] != token.fingerprint for _, _, values in found):
+        if any(values[1] != token.fingerprint for _, values in found):
             raise InvalidArgument("idempotency_key", "was used for another write, applied before the records came here",
                                   got=token.key.hex(), limit="a key of its own for every write")
-        inserted, updated, deleted, missing = (sum(values[at] for _, _, values in found) for at in range(2, 6))
-        whole = min((number for number, _, values in found if not values[6]), default=0)
-        result = WriteResult(inserted, updated, deleted, missing, max(values[0] for _, _, values in found),
-                             origin=whole)
-        return Earlier(result, tuple((origin.lo, origin.last) for _, origin, _ in found), found[0][1].shard_key)
+        pieces = tuple(Piece(values[6], values[7], (values[2], values[3], values[4], values[5]),
+                             0 if values[8] else number) for number, values in found)
+        return Earlier(pieces, self.shard_key, max(values[0] for _, values in found))
 
     # --- taking -----------------------------------------------------------------------------------
 
@@ -208,12 +245,12 @@ class Imports:
         for memory in memories:
             known = self.origins.get(memory.origin)
             if known is None and all(number != memory.origin for number, _ in change.origins):
-                self._origin(mutations, change, memory.origin, Origin(0, memory.lo, memory.last, command.shard_key))
+                self._origin(mutations, change, memory.origin, Origin(0, command.lo, command.last, command.shard_key))
             before = self._number_after(memory.origin)
             fresh = [one for one in memory.writes if known is None or one.key not in known.writes]
             for place, one in enumerate(fresh):
                 row = rows.memory_row(memory.origin, before + place)
-                value = _KEY.pack(log_index, one.fingerprint, *one.counts, one.part)
+                value = _KEY.pack(log_index, one.fingerprint, *one.counts, one.lo, one.last, one.part)
                 mutations.puts.append((row, value + one.key))
                 change.added.append((memory.origin, one.key, row, value))
             excess = len(fresh) + (0 if known is None else len(known.writes)) - self._most
@@ -264,7 +301,7 @@ class Imports:
         for number, origin in self.origins.items():
             writes = []
             for key, (_, value) in origin.writes.items():
-                _, fingerprint, *counts, part = _KEY.unpack(value)
-                writes.append(Remembered(key, fingerprint, (counts[0], counts[1], counts[2], counts[3]), bool(part)))
+                _, fingerprint, inserted, updated, deleted, missing, lo, last, part = _KEY.unpack(value)
+                writes.append(Remembered(key, fingerprint, (inserted, updated, deleted, missing), lo, last, bool(part)))
             if writes:
-                yield Memory(number, origin.lo, origin.last, tuple(writes))
+                yield Memory(number, tuple(writes))

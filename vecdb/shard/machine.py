@@ -27,9 +27,9 @@ from vecdb.segment.growing import GrowingSegment
 from vecdb.segment.matching import matching_ordinals
 from vecdb.segment.sealed import SealedSegment, SealedView
 from vecdb.shard import codec, digest, rows
-from vecdb.shard.bodies import keys_of, object_of, patched
+from vecdb.shard.bodies import Place, keys_of, object_of, patched, places_of
 from vecdb.shard.change import Applied, Change, Reads, Staged
-from vecdb.shard.imports import Earlier, Import, Imports, Memory, Remembered
+from vecdb.shard.imports import MAX_HASH, Earlier, Import, Imports, Memory, Piece, Remembered
 from vecdb.shard.manifest import Manifest
 from vecdb.shard.marks import MarkResult, Marks
 from vecdb.shard.mutations import Mutations
@@ -40,8 +40,6 @@ from vecdb.shard.view import SegmentView, ShardView, rid_array
 
 __all__ = ["READ_CHUNK", "Applied", "Place", "ShardMachine"]
 
-Place = Callable[[bytes, bytes, str], int | None]
-"""The hash of a record by id key, metadata and shard key (empty: none); None where it has no value of that."""
 VECTOR_BLOCK_BYTES = 1 << 20
 """Vectors of consecutive rids share a row up to this size: fewer rows to write, and to read at recovery."""
 READ_CHUNK = 4_096
@@ -102,17 +100,15 @@ class ShardMachine:
         change = Change(state)
         try:
             repeated = None if token is None else self._tokens.find(token)
-            if repeated is None and token is not None and self.imports.origins:
-                change.earlier = self.imports.find(token)
-            if repeated is None and self.seal.sealed and change.earlier is None:
-                raise self.seal.refusal()
-            result = repeated or replace(self._dispatch(change, command, call), log_index=log_index)
             error = None
-            if change.earlier is not None:
-                repeated, result = self._completed(change.earlier.result, result)
-            if token is not None and repeated is None:
-                change.staged.token = self._tokens.remember(change.mutations, log_index, token, result)
-                change.staged.imports = self.imports.make_room(change.mutations, len(self._tokens) + 1)
+            if token is not None and self.imports.origins:
+                result = self._by_pieces(change, command, token, log_index, call)
+            else:
+                if repeated is None and self.seal.sealed:
+                    raise self.seal.refusal()
+                result = repeated or replace(self._dispatch(change, command, call), log_index=log_index)
+                if token is not None and repeated is None:
+                    change.staged.token = self._tokens.remember(change.mutations, log_index, token, result)
         except (InvalidArgument, ShardSealed) as refused:  # the command's own fault; a disk's is no outcome and goes up
             change = Change(state)
             result, error = WriteResult(log_index=log_index), refused
@@ -123,16 +119,33 @@ class ShardMachine:
         key = codec.key_of_write(command)
         return key is not None and not (key and (key in self._tokens or key in self.imports))
 
-    def _completed(self, before: WriteResult, rest: WriteResult) -> tuple[WriteResult | None, WriteResult]:
-        """A write that was applied before its records came here, and what of it was left to do: ``(the answer, if that
-        was nothing, the answer)``.
-        """
-        if not (rest.inserted or rest.updated or rest.deleted or rest.missing):
-            return before, before
+    def _by_pieces(self, change: Change, command: Command, token: WriteToken, log_index: int,
+                   call: Call | None) -> WriteResult:
+        """A write with a key, in a shard that was filled from others: what of it was not done before."""
+        earlier, here = self.imports.find(token), self._tokens.pieces(token.key)
+        first = self._tokens.find(token)
+        known = Earlier((*here, *(() if earlier is None else earlier.pieces)), self.imports.shard_key,
+                        first.log_index if first is not None else 0 if earlier is None else earlier.log_index)
+        places = places_of(command, self._place_of, self.imports.shard_key)
+        if known.pieces:
+            change.earlier = known
+        left = None if places is None else [one for one in places if not known.done_for(one)]
+        if self.seal.sealed and (left or not known.pieces):
+            raise self.seal.refusal()
+        if left == [] and known.pieces:
+            return known.answer(WriteResult(), places, log_index)
+        rest = self._dispatch(change, command, call)
+        counts = (rest.inserted, rest.updated, rest.deleted, rest.missing)
+        if known.pieces and left is None and not any(counts):
+            return known.answer(rest, places, log_index)
         if self.seal.sealed:
             raise self.seal.refusal()
-        return None, WriteResult(before.inserted + rest.inserted, before.updated + rest.updated,
-                                 before.deleted + rest.deleted, before.missing + rest.missing, rest.log_index)
+        result = known.answer(replace(rest, log_index=log_index), places, log_index)
+        lo, last = (min(left), max(left)) if left else (0, MAX_HASH)
+        change.staged.token = self._tokens.remember(change.mutations, log_index, token, result,
+                                                    (*here, Piece(lo, last, counts)))
+        change.staged.imports = self.imports.make_room(change.mutations, len(self._tokens) + 1)
+        return replace(result, log_index=log_index, origin=0)
 
     def take(self, log_index: int, term: int, piece: Import) -> tuple[Applied, bool]:
         """The next command of a piece, and whether there is another one; see :mod:`vecdb.shard.imports`.
@@ -154,8 +167,8 @@ class ShardMachine:
                 result = self._dispatch(change, command, None)
                 if token is not None:
                     counts = (result.inserted, result.updated, result.deleted, result.missing)
-                    memories = (Memory(piece.source, piece.lo, piece.last,
-                                       (Remembered(token.key, token.fingerprint, counts, part=True),)),)
+                    memories = (Memory(piece.source, (Remembered(token.key, token.fingerprint, counts, piece.lo,
+                                                                 piece.last, part=True),)),)
         except (InvalidArgument, ShardSealed) as refused:
             return self.refuse(log_index, term, refused), False
         if done is None:

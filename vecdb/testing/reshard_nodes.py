@@ -1,5 +1,6 @@
 """What nodes of simulated clusters have that split and merge shards: a governor, copiers, and a router."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from random import Random
 from typing import Any, Final, TypeVar, cast
@@ -15,7 +16,7 @@ from vecdb.core.errors import (
     Unavailable,
 )
 from vecdb.core.ids import RecordId
-from vecdb.core.records import Record, WriteResult
+from vecdb.core.records import Command, Record, WriteResult
 from vecdb.ports.copies import Copies
 from vecdb.ports.peers import Replicas
 from vecdb.services.control import ControlReplica
@@ -27,7 +28,6 @@ from vecdb.services.passing import copy_of
 from vecdb.services.proposing import Proposer, Sources
 from vecdb.services.replica import ShardReplica
 from vecdb.shard import codec
-from vecdb.testing.records import Write
 from vecdb.testing.service_calls import Remote, SimPeers
 from vecdb.testing.service_node import LoopClock, Process
 from vecdb.testing.violation import Violation
@@ -160,9 +160,14 @@ class Extra:
         nodes = tuple(dict.fromkeys((*entry.desired, *self.process.machine.nodes)))
         return await self._leaders.ask(Task(entry.group, nodes, call, reads=reads, still=still), asked)
 
-    async def write(self, write: Write, call: Call) -> WriteResult:
+    async def write(self, command: Command, call: Call) -> WriteResult:
+        results = await self._parts(command, call, self.shards())
+        return merge_writes(results, command) if results else WriteResult()
+
+    async def _parts(self, command: Command, call: Call, ring: Ring[ShardEntry]) -> list[WriteResult]:
+        """What a sealed shard refuses is cut anew, alone, once there is another map: as routers do."""
         results = []
-        for part in split(self.shards(), write.command):
+        for part in split(ring, command):
             data, entry = codec.encode(part.command, call.token), part.shard
 
             async def propose(node: str, data: bytes = data, entry: ShardEntry = entry) -> WriteResult:
@@ -171,8 +176,16 @@ class Extra:
                 assert isinstance(done.result, WriteResult)
                 return done.result
 
-            results.append(await self._led(entry, call, False, propose))
-        return merge_writes(results, write.command) if results else WriteResult()
+            try:
+                results.append(await self._led(entry, call, False, propose))
+            except DeadlineExceeded:
+                assert call.deadline is not None
+                while entry in self.control.state.of(NAME):
+                    if self.process.loop.time() >= call.deadline:
+                        raise
+                    await asyncio.sleep(0.02)
+                results += await self._parts(part.command, call, Ring(self.control.state.of(NAME)))
+        return results
 
     async def fetch(self, ids: tuple[RecordId, ...], call: Call) -> list[Record]:
         """As of now."""

@@ -14,6 +14,8 @@ from vecdb.core.calls import WriteToken
 from vecdb.core.errors import DataCorrupted, InvalidArgument, ShardSealed, VecdbError
 from vecdb.core.filters import parse
 from vecdb.core.records import Command, DeleteIds, DeleteWhere, UpdateMetadata, UpsertBatch, WriteResult
+from vecdb.ports.copies import CopyTarget
+from vecdb.services.copying import Splitter
 from vecdb.services.replica import ShardReplica
 from vecdb.shard import codec, rows
 from vecdb.shard.codec import LogCommand
@@ -45,9 +47,10 @@ def _records(replica: ShardReplica) -> int:
 
 
 MEMORIES = st.builds(
-    Memory, st.integers(0, LAST), st.just(3), st.just(LAST),
+    Memory, st.integers(0, LAST),
     st.lists(st.builds(Remembered, st.binary(min_size=1, max_size=64), st.integers(0, LAST),
-                       st.tuples(*[st.integers(0, LAST)] * 4), st.booleans()), max_size=4).map(tuple))
+                       st.tuples(*[st.integers(0, LAST)] * 4), st.just(3), st.just(LAST), st.booleans()),
+             max_size=4).map(tuple))
 
 
 @given(commands=st.lists(commands(), max_size=3), memories=st.lists(MEMORIES, max_size=3), cut=st.floats(0, 0.999),
@@ -118,7 +121,7 @@ def test_a_piece_that_was_cut_off_goes_on_where_it_was(tmp_path: Path) -> None:
 
 def test_a_write_from_before_is_not_done_again(tmp_path: Path) -> None:
     token, counts = WriteToken(b"k", 5), (3, 1, 0, 0)
-    memory = Memory(1, 0, LAST, (Remembered(b"k", 5, counts),))
+    memory = Memory(1, (Remembered(b"k", 5, counts),))
     with replica_at(tmp_path / "a") as replica:
         _apply(replica, _piece(1, memories=(memory,)))
         for command in (_upsert(1, 2), DeleteIds((1,))):
@@ -153,7 +156,7 @@ def test_the_half_that_another_shard_never_saw_is_done(tmp_path: Path, shard_key
     batch = UpsertBatch(tuple(bodies), np.ones((40, DIM), np.float32), tuple(bodies.values()))
     low = [number for number in bodies if lower(number)]
     token = WriteToken(b"k", 5)
-    memory = Memory(1, 0, HALF - 1, (Remembered(b"k", 5, (len(low), 0, 0, 0)),))
+    memory = Memory(1, (Remembered(b"k", 5, (len(low), 0, 0, 0), 0, HALF - 1),))
     with replica_at(tmp_path / "a") as replica:
         _apply(replica, _piece(1, last=HALF - 1, memories=(memory,), shard_key=shard_key))
         _apply(replica, _piece(1, source=2, lo=HALF, shard_key=shard_key))
@@ -166,7 +169,7 @@ def test_the_half_that_another_shard_never_saw_is_done(tmp_path: Path, shard_key
                                      UpdateMetadata(tuple(range(60)), (b'{"x":2}',) * 60)])
 def test_other_writes_are_done_by_halves_as_well(tmp_path: Path, command: Command) -> None:
     token = WriteToken(b"k", 5)
-    memory = Memory(1, 0, HALF - 1, (Remembered(b"k", 5, (0, 0, 0, 0)),))
+    memory = Memory(1, (Remembered(b"k", 5, (0, 0, 0, 0), 0, HALF - 1),))
     with replica_at(tmp_path / "a") as replica, replica_at(tmp_path / "b") as other:
         _apply(replica, _upsert(*range(40), body=b'{"n":1}'))
         _apply(replica, _piece(1, last=HALF - 1, memories=(memory,)))
@@ -205,7 +208,7 @@ def test_keys_leave_one_by_one_and_rows_say_the_same(sizes: list[int], natural: 
         mutations, piece = Mutations(), _piece(sequence)
         assert imports.begin(piece) == 0
         change = imports.progress(mutations, piece, None)
-        imports.remember(mutations, change, sequence, piece, [Memory(1, 0, LAST, writes)])
+        imports.remember(mutations, change, sequence, piece, [Memory(1, writes)])
         store.write(mutations)
         imports.commit(change)
     for own in range(1, natural + 1):
@@ -219,6 +222,45 @@ def test_keys_leave_one_by_one_and_rows_say_the_same(sizes: list[int], natural: 
     for one in (imports, again):
         assert [write.key for memory in one.memories() for write in memory.writes] == known
         assert one.lanes == {(1, 0): (len(sizes), 0)}
+
+
+@pytest.mark.parametrize("command", [_upsert(*range(40)), DeleteIds(tuple(range(40))),
+                                     UpdateMetadata(tuple(range(40)), (b'{"x":2}',) * 40)])
+def test_parts_of_one_write_come_one_by_one(tmp_path: Path, command: UpsertBatch | DeleteIds | UpdateMetadata) -> None:
+    """They were cut for two shards, which refused them; now both are this one."""
+    token = WriteToken(b"k", 5)
+    parts = [share.command for target in (CopyTarget(1, 0, HALF, ()), CopyTarget(2, HALF, LAST + 1, ()))
+             for share in Splitter([target], "").shares(codec.encode(command, token))]
+
+    def counts(answer: object) -> tuple[int, int, int, int]:
+        assert isinstance(answer, WriteResult)
+        return answer.inserted, answer.updated, answer.deleted, answer.missing
+
+    database = open_replicas(tmp_path / "a")
+    database.host(SCHEMA, "g00000001")
+    replica = database.replica("c")
+    with replica_at(tmp_path / "b") as other:
+        for one in (replica, other):
+            _apply(one, _piece(1, source=1, last=HALF - 1))
+            _apply(one, _piece(1, source=2, lo=HALF))
+            _apply(one, _upsert(*range(0, 40, 3)))
+        whole = _apply(other, command, token)
+        told = [replica.apply(replica.position().log_index + 1, 1, part) for part in parts]
+        assert tuple(map(sum, zip(*map(counts, told), strict=True))) == counts(whole)
+        assert replica.digest().digest == other.digest().digest, "neither is taken for the other"
+        for again in (parts[0], parts[1], codec.encode(command, token)):
+            replica.apply(replica.position().log_index + 1, 1, again)
+            assert replica.digest().digest == other.digest().digest
+        replica.checkpoint()
+        database.close()
+        database = open_replicas(tmp_path / "a")
+        replica = database.replica("c")
+        assert counts(_apply(replica, command, token)) == counts(whole), "after a restart as well"
+        assert [counts(replica.apply(replica.position().log_index + 1, 1, part)) for part in parts] == [
+            counts(one) for one in told]
+        (memory,) = [one for one in replica.follow().memories(9, 0, LAST + 1) if one.origin == 9]
+        assert memory.writes[-1].counts == counts(whole)
+        database.close()
 
 
 def test_rows_that_make_no_sense_are_damage() -> None:
