@@ -144,7 +144,9 @@ class CollectionManifest:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """``settings`` and ``api_keys``: of the control state, as they stand there."""
+    """``settings`` and ``api_keys``: of the control state, as they stand there.  ``made_by``: the work that made it, by
+    which who was killed after writing it knows his own.
+    """
 
     name: str
     created_s: float
@@ -153,11 +155,12 @@ class Snapshot:
     collections: tuple[CollectionManifest, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
     api_keys: tuple[Mapping[str, Any], ...] = ()
+    made_by: str = ""
 
     def to_bytes(self) -> bytes:
         body = {"name": self.name, "created_s": self.created_s, "cluster": self.cluster, "version": self.version,
                 "collections": [one.to_json() for one in self.collections], "settings": dict(self.settings),
-                "api_keys": [dict(one) for one in self.api_keys]}
+                "api_keys": [dict(one) for one in self.api_keys], "made_by": self.made_by}
         return _dump({"format": FORMAT, "sha256": hashlib.sha256(_dump(body)).hexdigest(), "snapshot": body})
 
     @classmethod
@@ -169,7 +172,7 @@ class Snapshot:
             _require(hashlib.sha256(_dump(body)).hexdigest() == parts["sha256"])
             made = cls(check_snapshot_name(body["name"]), float(body["created_s"]), str(body["cluster"]),
                        str(body["version"]), tuple(map(CollectionManifest.from_json, body["collections"])),
-                       dict(body["settings"]), tuple(map(dict, body["api_keys"])))
+                       dict(body["settings"]), tuple(map(dict, body["api_keys"])), str(body["made_by"]))
             _require(len({one.name for one in made.collections}) == len(made.collections))
             return made
 

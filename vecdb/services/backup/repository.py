@@ -109,7 +109,10 @@ class Repository:
         """
         lease.renew()
         lease.check_no_sweep()
-        missing = self._missing(self.needed([snapshot]))
+        try:
+            missing = self._missing(self.needed([snapshot]))
+        except DataCorrupted as error:  # a shard's manifest
+            missing = [str(error.fields["path"])]
         if missing:
             raise Unavailable(f"{len(missing)} objects of the snapshot {snapshot.name!r} are gone from {self.url}: "
                               "they have to be saved again", snapshot=snapshot.name, objects=missing[:8])

@@ -156,7 +156,9 @@ def _forget_folders(folder: Path, prefix: str) -> None:
 
 
 class _Task:
-    """One order's."""
+    """One order's.  ``passes``: errors after which another attempt, or another node, may succeed."""
+
+    passes: tuple[type[VecdbError], ...] = _PASSES
 
     def __init__(self, work: BackupWork, order: BackupOrder) -> None:
         self.work = work
@@ -188,7 +190,7 @@ class _Task:
         text = "" if error is None else f"{type(error).__name__}: {getattr(error, 'message', error)}"[:1_000]
         state = "done" if self._done else "running" if error is None else "failed"
         return BackupStatus(state, watch.done, watch.total, watch.moved, self.records, self.after, self.batches, text,
-                            isinstance(error, _PASSES), self.problems)
+                            isinstance(error, self.passes), self.problems)
 
     async def _live(self) -> None:
         try:
@@ -224,6 +226,7 @@ class _Task:
 
 
 class _Save(_Task):
+    passes = (*_PASSES, DataCorrupted)  # of this replica
     async def run(self) -> None:
         work, order = self.work, self.order
         entry = work.state().shards.get(order.item)

@@ -96,7 +96,9 @@ class Places:
 
 @dataclass(slots=True)
 class Working:
-    """Items of a job under way.  ``notes``: as the job has them: ``node``, ``failed`` times, and what the item adds."""
+    """Items of a job under way.  ``notes``: as the job has them: ``node``, ``failed`` times, the nodes to ``avoid`` it
+    has failed on, and what the item adds.
+    """
 
     job: Job
     context: Context
@@ -128,6 +130,7 @@ class Working:
     def _note_failure(self, key: str, error: str) -> None:
         note = self.notes[key]
         note["failed"] = int(note.get("failed", 0)) + 1
+        note["avoid"] = [*note.get("avoid", []), note["node"]]
         note["node"] = ""
         if note["failed"] >= MOST_FAILURES:
             raise InvalidArgument("snapshot", f"shard {key} was tried {MOST_FAILURES} times: {error}", got=key)
@@ -165,13 +168,19 @@ def able(state: ControlState) -> list[NodeEntry]:
     return [one for one in state.nodes.values() if one.state is not NodeState.LEFT and one.role.holds]
 
 
-async def voters(context: Context, group: int, before: str = "") -> list[str]:
-    """Nodes that have a shard: who gave it the last time, followers, and at last the leader."""
+async def givers(context: Context, group: int, before: str, avoid: Sequence[str]) -> list[str]:
+    """Nodes to save a shard from: who gave it the last time, since his files are there already; else followers; who
+    leads it where nobody else can.  It is better to wait for these than to take another.
+    """
     status = await context.leader(group)
     if status is None:
         raise Unavailable(f"shard {group} has no leader", group=group)
-    leader = node_of(status.me)
-    return sorted(map(node_of, status.voters), key=lambda node: (node != before, node == leader, node))
+    heard = [node for node in map(node_of, status.voters) if context.heard_s(node) <= UNHEARD_S]
+    able = [node for node in heard if node not in avoid]
+    if before in able:
+        return [before]
+    followers = [node for node in able if node != node_of(status.me)]
+    return followers or able or sorted(heard, key=avoid.count)
 
 
 async def patiently(job: Job, step: Awaitable[Step]) -> Step:

@@ -184,7 +184,8 @@ class Restore:
             if not note["node"] and working.pick(everybody) is None:
                 continue
             if not note["node"]:
-                node = working.pick(await self._near(context, refs[place], targets))
+                near = await self._near(context, refs[place], targets)
+                node = working.pick(sorted(near, key=lambda one: note.get("avoid", []).count(one)))
                 if node is None:
                     continue
                 notes[key] = note = {**note, "node": node}

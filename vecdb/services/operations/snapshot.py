@@ -32,11 +32,11 @@ from vecdb.services.operations.backing import (
     Working,
     able,
     asked,
+    givers,
     ignoring,
     names_in,
     patiently,
     stop_everywhere,
-    voters,
 )
 from vecdb.services.operations.base import Context, Job, Step
 
@@ -87,11 +87,19 @@ class SnapshotCreate:
             return Step("saving", 0, len(_groups(plan)), "shards", data={"under_way": {}}, again_s=0.0)
         if self._places.is_due(job.id, context.clock.monotonic()):
             await thread(repository.lease, places.SAVE, work)
+        if job.phase == "writing" and await thread(_is_made, repository, where.name, self._maker(work)):
+            await ignoring(self._tidied(job, context, repository, work))
+            return Step("done", job.total, job.total, "shards", JobState.DONE)
         plan = await self._current_plan(job, context, repository, work)
         saved = await thread(_saved, repository, work)
         if all(group in saved for group in _groups(plan)):
+            if job.phase != "writing":  # noted first: who finds it written has to know that it may be his own
+                return Step("writing", job.total, job.total, "shards", again_s=0.0)
             return await self._commit(job, context, repository, work, plan)
         return await self._save(job, context, where, plan, saved)
+
+    def _maker(self, work: str) -> str:
+        return f"{self._cluster}/{work}"
 
     async def _write_plan(self, job: Job, repository: Repository, work: str, plan: dict[str, Any]) -> None:
         await self._places.thread(repository.objects.put, note_key(work, PLAN), orjson.dumps(plan))
@@ -128,7 +136,8 @@ class SnapshotCreate:
             if working.room <= 0 or working.pick(everybody) is None:
                 break
             if not note["node"]:
-                node = working.pick(await voters(context, group, str(plan["before"].get(str(group), ""))))
+                before = str(plan["before"].get(str(group), ""))
+                node = working.pick(await givers(context, group, before, note.get("avoid", [])))
                 if node is not None:
                     notes[str(group)] = {**note, "node": node}
                     await working.advance(str(group), self._order(job, where, group))
@@ -147,6 +156,7 @@ class SnapshotCreate:
             if "objects" not in error.fields:
                 raise
             await self._places.thread(_forget_saved, repository, work)  # swept: every shard looks again what is there
+            await stop_everywhere(job, context, self._backups)
             raise
         context.tell("info", "snapshot_made", job=job.id, snapshot=job.target, url=repository.url,
                      records=snapshot.info().records, bytes=snapshot.info().bytes, added=snapshot.info().added_bytes)
@@ -169,7 +179,7 @@ class SnapshotCreate:
                                                   one["shard_key"], tuple(sorted(refs, key=lambda ref: ref.lo))))
         keys = tuple(entry.to_json() for entry in state.api_keys.values())
         return Snapshot(name, context.clock.wall(), self._cluster, self._version, tuple(collections),
-                        dict(state.settings), keys)
+                        dict(state.settings), keys, self._maker(work))
 
     async def cancel(self, job: Job, context: Context) -> Step:
         """What was saved is swept, unless others are at work there."""
@@ -188,6 +198,13 @@ class SnapshotCreate:
         await stop_everywhere(job, context, self._backups)
         await self._places.thread(_forget_saved, repository, work, plan=True)
         await self._places.thread(places.Lease(repository.objects, places.SAVE, work).release)
+
+
+def _is_made(repository: Repository, name: str, maker: str) -> bool:
+    try:
+        return repository.load(name).made_by == maker
+    except SnapshotNotFound:
+        return False
 
 
 def _chosen(state: ControlState, names: tuple[str, ...] | None) -> list[str]:
