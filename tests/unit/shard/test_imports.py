@@ -258,7 +258,9 @@ def test_parts_of_one_write_come_one_by_one(tmp_path: Path, command: UpsertBatch
         assert counts(_apply(replica, command, token)) == counts(whole), "after a restart as well"
         assert [counts(replica.apply(replica.position().log_index + 1, 1, part)) for part in parts] == [
             counts(one) for one in told]
-        (memory,) = [one for one in replica.follow().memories(9, 0, LAST + 1) if one.origin == 9]
+        follow = replica.follow()
+        (memory,) = [one for one in follow.memories(9, 0, LAST + 1) if one.origin == 9]
+        follow.close()
         assert memory.writes[-1].counts == counts(whole)
         database.close()
 
