@@ -49,11 +49,11 @@ CATCH_UP_S: Final = 0.3
 LONG_S: Final = 3_600.0
 """Between looks where there is nobody left to ask."""
 
-_ELSEWHERE: Final = (Unavailable, DatabaseClosed, DataCorrupted, StorageError, CollectionNotFound)
+ELSEWHERE: Final = (Unavailable, DatabaseClosed, DataCorrupted, StorageError, CollectionNotFound)
 """What one replica fails with and another may not."""
 _PASSING: Final = (Unavailable, DatabaseClosed, CollectionNotFound, OutcomeUnknown, Cancelled)
 """Of these, what may be otherwise in a moment."""
-_FAR: Final = (*_ELSEWHERE, OutcomeUnknown, Overloaded, Cancelled)
+_FAR: Final = (*ELSEWHERE, OutcomeUnknown, Overloaded, Cancelled)
 """The same of one on another node."""
 
 
@@ -98,7 +98,7 @@ class ShardReader:
                                                   lambda: reading.here(shard, call))
                 except StaleShardMap:
                     raise
-                except _ELSEWHERE as error:
+                except ELSEWHERE as error:
                     failures.append(error)
                 if call.session and not asked:
                     asked = True
