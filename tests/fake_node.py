@@ -32,6 +32,10 @@ class FakeNode:
         self.gate: dict[str, asyncio.Event] = {}
         self.fail: dict[str, BaseException] = {}
         self.job_list: list[dict[str, Any]] = []
+        self.hands_on = False
+        """Writes are done by another node, as where this one does not lead."""
+        self.elsewhere = False
+        """Whether a write came from who knows of other nodes."""
         self._done: dict[tuple[str, bytes], tuple[int, WriteResult]] = {}
 
     async def _run(self, method: str, name: str, call: Call, work: Callable[[], _T]) -> _T:
@@ -55,6 +59,8 @@ class FakeNode:
 
     async def _write(self, method: str, name: str, call: Call, work: Callable[[], WriteResult]) -> WriteResult:
         """A write whose token was seen before is answered with what it did then."""
+        call.handed_on = self.hands_on
+        self.elsewhere = self.elsewhere or call.elsewhere
         token = call.token
         if token is None:
             return await self._run(method, name, call, work)

@@ -72,6 +72,8 @@ class Call:
     that are not of the collection asked count for nothing.
     ``allow_partial``: of a query, a count or a scan what shards answered in time is an answer, which says what is
     missing.  ``shards``: of a collection with several shards the read is of these alone; none: of all.
+    ``elsewhere``: who calls knows of other nodes: one that reaches no majority says so instead of waiting for one.
+    ``handed_on``: set where another node did a write, or a part of it, than the one that was asked.
     """
 
     deadline: float | None = None
@@ -83,6 +85,8 @@ class Call:
     allow_partial: bool = False
     shards: tuple[int, ...] = ()
     stop: npt.NDArray[np.int32] = field(default_factory=_flag)
+    elsewhere: bool = False
+    handed_on: bool = False
 
     def end(self, why: Stopped) -> None:
         """Ask the work to end; the first reason stays."""

@@ -118,11 +118,13 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
         return Context(self._call(rpc.invocation_metadata()), door.NOBODY, rpc.peer(), self._workers)
 
     def _call(self, metadata: Any) -> Call:
-        request_id = ""
+        request_id, elsewhere = "", False
         for key, value in metadata or ():
             if key == "x-request-id" and isinstance(value, str) and door.good_request_id(value):
                 request_id = value
-        return Call(request_id=request_id or f"{self._id_prefix}-{next(self._ids):x}")
+            elif key == "x-vecdb-elsewhere":
+                elsewhere = True
+        return Call(request_id=request_id or f"{self._id_prefix}-{next(self._ids):x}", elsewhere=elsewhere)
 
     def _admit(self, held: Context, rpc: Any, default_s: float) -> None:
         """Steps 1 and 3."""

@@ -140,7 +140,7 @@ class RecordsServicer:
         batch = await context.apart(size, convert.upsert_from_wire, message, schema)
         context.call.token = await context.apart(size, convert.token_from_wire, message)
         result = await self._node.upsert(message.collection, batch, context.call)
-        return r.UpsertReply(result=convert.write_result_to_wire(result), tag=message.tag)
+        return r.UpsertReply(result=convert.write_result_to_wire(result, context.call.handed_on), tag=message.tag)
 
     async def upsert_stream(self, messages: AsyncIterator[r.UpsertRequest], context: Context
                             ) -> AsyncIterator[r.UpsertReply]:
@@ -160,14 +160,14 @@ class RecordsServicer:
         command = await context.apart(message.ByteSize(), convert.delete_from_wire, message)
         context.call.token = convert.token_from_wire(message)
         result = await self._node.delete(message.collection, command, context.call)
-        return r.DeleteReply(result=convert.write_result_to_wire(result))
+        return r.DeleteReply(result=convert.write_result_to_wire(result, context.call.handed_on))
 
     async def update(self, message: r.UpdateMetadataRequest, context: Context) -> r.UpdateMetadataReply:
         schema = await self._node.schema(message.collection, context.call)
         command = await context.apart(message.ByteSize(), convert.update_from_wire, message, schema)
         context.call.token = convert.token_from_wire(message)
         result = await self._node.update_metadata(message.collection, command, context.call)
-        return r.UpdateMetadataReply(result=convert.write_result_to_wire(result))
+        return r.UpdateMetadataReply(result=convert.write_result_to_wire(result, context.call.handed_on))
 
     async def fetch(self, message: r.FetchRequest, context: Context) -> r.FetchReply:
         convert.read_from_wire(message, context.call)
@@ -306,4 +306,4 @@ def _call_of(context: Context, deadline_s: float) -> Call:
     deadline = time.monotonic() + deadline_s
     if outer.deadline is not None:
         deadline = min(deadline, outer.deadline)
-    return Call(deadline, None, outer.request_id, outer.principal)
+    return Call(deadline, None, outer.request_id, outer.principal, elsewhere=outer.elsewhere)

@@ -4,12 +4,17 @@ The entry node asks whom it takes for the leader; ``NotLeader`` names another, w
 members are asked in turn, with pauses of 20 to 100 ms between the rounds, until the call's deadline.  An attempt that
 is not answered is given up when somebody else is known to lead: a node that was frozen or cut off answers nobody.
 
+**A node that is cut off** finds no leader for as long as it is.  A caller who knows of other nodes (``elsewhere``) is
+told so where an attempt or a round of them came to nothing and no other member says anything: within some 1.3 s of the
+cut, with ``elsewhere`` in the error's fields; the same write goes to another node then.  Other callers wait.
+
 **What may have been done** is done again only where that does no harm: reads, and commands with an idempotency key.
 Of others the end is unknown, and said to be.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from random import Random
 from typing import Final, Protocol, TypeVar
@@ -33,6 +38,8 @@ PATIENCE_S: Final = 0.5
 """How long an attempt may take before it is asked whether somebody else leads, and between such questions."""
 LONGEST_S: Final = 60.0
 """Of a call without a deadline."""
+ALONE_S: Final = 0.75
+"""How long the other members have to say anything at all: a busy node takes a while."""
 FOUND_MOST: Final = 16_384
 """Groups of which it is remembered who led them when last asked, those that are no more among them: forgotten all at
 once, and found again."""
@@ -52,6 +59,7 @@ class Known(Protocol):
 @dataclass(frozen=True, slots=True)
 class Task:
     """What a leader is asked for: ``once``: it must not be done twice.  ``reads``: whether it was done is no question.
+    ``elsewhere``: who asks may ask other nodes, too.
 
     ``still``: raises where the group is no more.  ``name``: of the collection, for those who read errors.
     """
@@ -63,9 +71,18 @@ class Task:
     reads: bool = False
     still: Callable[[], None] = lambda: None
     name: str = ""
+    elsewhere: bool = False
 
     def __str__(self) -> str:
         return repr(self.name) if self.name else f"group {self.group}" if self.group else "the control group"
+
+
+class _Alone(Exception):
+    """No other member says anything; ``open``: what was asked for may have been done, or be done yet."""
+
+    def __init__(self, *, open: bool) -> None:
+        super().__init__()
+        self.open = open
 
 
 class Leaders:
@@ -97,6 +114,7 @@ class Leaders:
         ``ask`` raises ``NotLeader`` or ``Unavailable`` where nothing was done, ``OutcomeUnknown`` where that is open.
         """
         until = self.deadline(task.call)
+        patient = self._clock.monotonic() + PATIENCE_S
         unsure: VecdbError | None = None
         last: VecdbError | None = None
         hint = self.likely(task.group)
@@ -118,6 +136,8 @@ class Leaders:
                     last = error
                 except (Overloaded, DeadlineExceeded, Cancelled) as error:
                     raise _open(error, unsure) from None
+                except _Alone as found:
+                    raise _cut_off(task, unsure is not None or found.open) from None
                 else:
                     self._remember(task.group, node)
                     return result
@@ -126,6 +146,8 @@ class Leaders:
                 except VecdbError as error:
                     raise _open(error, unsure) from None
                 task.still()
+            if task.elsewhere and self._clock.monotonic() >= patient and await self._alone(task):
+                raise _cut_off(task, unsure is not None)
             pause = self._random.uniform(*PAUSE_S)
             if self._clock.monotonic() + pause >= until:
                 raise _late(task, unsure, last)
@@ -143,7 +165,7 @@ class Leaders:
         return likely if likely in left else self._random.choice(left)
 
     async def _attempt(self, task: Task, node: str, ask: Callable[[str], Awaitable[T]]) -> T:
-        if node == self._me:
+        if node == self._me and not task.elsewhere:
             return await ask(node)  # Raft itself ends what waits when the leadership does
         attempt = asyncio.ensure_future(ask(node))
         # One that is given up may fail all the same, and nobody would ask it why.
@@ -153,13 +175,37 @@ class Leaders:
                 done, _ = await asyncio.wait((attempt,), timeout=PATIENCE_S)
                 if done:
                     return attempt.result()
-                other = await self._moved(task, node)
+                other = await self._moved(task, node) if node != self._me else None
                 if other is not None and not attempt.done():
                     raise self._abandoned(task, node, other)
+                if task.elsewhere and await self._alone(task) and not attempt.done():
+                    raise _Alone(open=not task.reads)
         finally:
             if not attempt.done():
                 attempt.cancel()
                 await asyncio.wait((attempt,))
+
+    async def _alone(self, task: Task) -> bool:
+        """Whether no other member says anything: who it takes for the leader, or that it knows of none."""
+        others = [one for one in task.nodes if one != self._me]
+        if not others:
+            return False
+
+        async def says(node: str) -> None:
+            async with asyncio.timeout(ALONE_S):
+                await self._ask_leader(task.group, node)
+
+        asked = [asyncio.ensure_future(says(one)) for one in others]
+        try:
+            for one in asyncio.as_completed(asked):
+                with suppress(TimeoutError, VecdbError):
+                    await one
+                    return False
+        finally:
+            for one in asked:
+                one.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
+        return True
 
     def _abandoned(self, task: Task, node: str, other: str) -> VecdbError:
         """What has arrived there may be done yet, or be done already."""
@@ -193,6 +239,13 @@ def _open(error: VecdbError, unsure: VecdbError | None) -> VecdbError:
     if unsure is None:
         return error
     return OutcomeUnknown(f"nobody knows whether it was done: {error.message}", **error.fields)
+
+
+def _cut_off(task: Task, unsure: bool) -> VecdbError:
+    why = f"this node reaches no other member of {task}"
+    if unsure:
+        return OutcomeUnknown(f"{why}: nobody knows whether it was done", elsewhere=True)
+    return Unavailable(f"{why}, and nothing was done", elsewhere=True)
 
 
 def _late(task: Task, unsure: VecdbError | None, last: VecdbError | None) -> VecdbError:

@@ -386,6 +386,7 @@ class WriteResult(_message.Message):
     SHARD_FIELD_NUMBER: _builtins.int
     POSITIONS_FIELD_NUMBER: _builtins.int
     ORIGIN_FIELD_NUMBER: _builtins.int
+    HANDED_ON_FIELD_NUMBER: _builtins.int
     inserted: _builtins.int
     updated: _builtins.int
     deleted: _builtins.int
@@ -395,6 +396,8 @@ class WriteResult(_message.Message):
     """where the log index is of; 0 outside a cluster, and where several shards were written to"""
     origin: _builtins.int
     """between nodes: the shard whose doing this is, counted once where several shards tell of it"""
+    handed_on: _builtins.bool
+    """by the node asked, at least a part of it: who asks another address next time may save the way"""
     @_builtins.property
     def positions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Position]:
         """of a write to several shards: the place in each"""
@@ -410,10 +413,11 @@ class WriteResult(_message.Message):
         shard: _builtins.int = ...,
         positions: _abc.Iterable[Global___Position] | None = ...,
         origin: _builtins.int = ...,
+        handed_on: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted", "inserted", b"inserted", "log_index", b"log_index", "missing", b"missing", "origin", b"origin", "positions", b"positions", "shard", b"shard", "updated", b"updated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted", "handed_on", b"handed_on", "inserted", b"inserted", "log_index", b"log_index", "missing", b"missing", "origin", b"origin", "positions", b"positions", "shard", b"shard", "updated", b"updated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

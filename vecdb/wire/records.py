@@ -169,11 +169,11 @@ def update_from_wire(msg: pb.UpdateMetadataRequest, schema: CollectionSchema) ->
     return UpdateMetadata(tuple(ids), tuple(patches), not msg.replace)
 
 
-def write_result_to_wire(value: WriteResult) -> types_pb2.WriteResult:
-    """Write what a write did."""
+def write_result_to_wire(value: WriteResult, handed_on: bool = False) -> types_pb2.WriteResult:
+    """Write what a write did, and whether another node than the one asked did it, or a part of it."""
     msg = types_pb2.WriteResult(inserted=value.inserted, updated=value.updated, deleted=value.deleted,
                                 missing=value.missing, log_index=value.log_index, shard=value.shard,
-                                origin=value.origin)
+                                origin=value.origin, handed_on=handed_on)
     if len(value.positions) > 1:
         msg.positions.extend([types_pb2.Position(shard=shard, log_index=at) for shard, at in value.positions])
     return msg

@@ -10,7 +10,10 @@ Retries are ours and not gRPC's: only this side knows which calls may be repeate
 write keeps its idempotency key over every attempt.
 
 **Several addresses** are nodes of one cluster, any of which answers any call.  Each has a channel, and calls take turns
-on those that are up (:class:`~vecdb.client.remote.io.Wire`).  One that cannot be reached, breaks off or says that it
+on those that are up (:class:`~vecdb.client.remote.io.Wire`).  Writes of a collection go
+to the address that carried out the last one itself, which is who leads (replies say what was handed on), until one
+fails there; and they say that there are others, so that a node which reaches no majority sends them away at once
+instead of waiting for one (:mod:`vecdb.services.leaders`).  One that cannot be reached, breaks off or says that it
 serves nobody is left alone for two seconds (one that is gone for longer each time, at most for thirty); its calls are
 made again at another, a stream's unanswered batches on a new stream there.  A node that is frozen or cut off is found
 by pings, within three seconds while calls wait for it; a shorter ``timeout`` lets the next call go elsewhere at once.

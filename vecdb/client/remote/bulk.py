@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from vecdb.client.remote import methods as m
 from vecdb.client.remote.calling import LONG_S, left, outcome, read
-from vecdb.client.remote.io import Open, Read, Sleep, Stream, Write
+from vecdb.client.remote.io import Open, Read, Route, Sleep, Stream, Write
 from vecdb.client.remote.procedures import Procedures
 from vecdb.client.remote.retry import STREAM_RETRIES, Attempts, Failed
 from vecdb.client.steps import END, Next, Steps
@@ -34,6 +34,9 @@ from vecdb.v1 import records_pb2 as r
 from vecdb.wire import convert
 from vecdb.wire.status import from_error
 
+MOVES: Final = 4
+"""Streams that are left for a node that may lead, for each lane and address: where shards of a collection have several
+leaders, none of them does all of it."""
 DEPTH: Final = 2
 """Batches of one stream under way."""
 WINDOW_BYTES: Final = 64 << 20
@@ -57,9 +60,12 @@ class Flight:
 
 @dataclass(slots=True, eq=False)
 class Lane:
-    """A stream and what was sent on it without an answer yet, in order."""
+    """A stream and what was sent on it without an answer yet, in order.  ``handed_on``: batches, one after the other,
+    that its node handed on.
+    """
 
     stream: Stream | None = None
+    handed_on: int = 0
     waiting: deque[Flight] = field(default_factory=deque)
 
 
@@ -81,6 +87,7 @@ class BulkUpsert:
         self._order: deque[Flight] = deque()
         self._bytes = 0
         self._busy: set[RecordId] = set()
+        self._moves = 0
 
     def steps(self) -> Steps[None]:
         """Apply every batch; the first error is raised when what is under way has been answered."""
@@ -120,15 +127,23 @@ class BulkUpsert:
         while self._order and (len(self._order) >= DEPTH * len(self._lanes)
                                or self._bytes + len(payload) > WINDOW_BYTES or not self._busy.isdisjoint(ids)):
             yield from self._settle()
-        lane = min(self._lanes, key=lambda one: len(one.waiting))
+        while (lane := self._lane()).waiting and self._strays(lane):
+            yield from self._settle()  # a stream is left when all that was sent on it is answered
         flight = Flight(item.rows, ids, payload, bool(key), lane)
         self._order.append(flight)
         self._busy |= ids
         self._bytes += len(payload)
         yield from self._push(flight)
 
+    def _lane(self) -> Lane:
+        return min(self._lanes, key=lambda one: (bool(one.waiting) and self._strays(one), len(one.waiting)))
+
     def _push(self, flight: Flight) -> Steps[None]:
         lane = flight.lane
+        if lane.stream is not None and not lane.waiting and self._strays(lane):
+            lane.stream.cancel()  # all that was sent on it is answered
+            lane.stream, lane.handed_on = None, 0
+            self._moves += 1
         lane.waiting.append(flight)
         try:
             if lane.stream is None:
@@ -139,16 +154,25 @@ class BulkUpsert:
 
     def _open(self) -> Steps[Stream]:
         caller = self._procedures.caller
-        stream: Stream = yield Open(m.UPSERT_STREAM, b"", left(self._deadline, LONG_S), caller.metadata(self._call))
+        route = caller.route(self._name)
+        stream: Stream = yield Open(m.UPSERT_STREAM, b"", left(self._deadline, LONG_S),
+                                    caller.metadata(self._call, route), route)
         return stream
+
+    def _strays(self, lane: Lane) -> bool:
+        """Whether a lane's stream is with a node that hands its batches on, and another one may lead."""
+        caller = self._procedures.caller
+        return (lane.stream is not None and self._moves < MOVES * caller.addresses * len(self._lanes)
+                and caller.strays(self._name, lane.stream.link, lane.handed_on))
 
     def _reopen(self, lane: Lane, failed: Failed) -> Steps[None]:
         """A new stream, and everything unanswered once more; raises when that is given up."""
         while True:
             check(self._call)
             if lane.stream is not None:
+                self._procedures.caller.forget(Route(lane.stream.link.label, self._name))
                 lane.stream.cancel()
-                lane.stream = None
+                lane.stream, lane.handed_on = None, 0
             if isinstance(failed.error, DeadlineExceeded):
                 wait: float | None = 0.0
                 try:
@@ -198,7 +222,8 @@ class BulkUpsert:
 
     def _movable(self, lane: Lane, error: VecdbError) -> bool:
         """Whether a lane is to go on at another address: its node serves nobody, and another one may."""
-        return (isinstance(error, Unavailable) and lane.stream is not None and lane.stream.link.refused()
+        serves_nobody = isinstance(error, Unavailable) or bool(error.fields.get("elsewhere"))
+        return (serves_nobody and lane.stream is not None and lane.stream.link.refused()
                 and all(flight.keyed for flight in lane.waiting))
 
     def _forget(self) -> None:
@@ -222,6 +247,8 @@ class BulkUpsert:
             flight.error = from_error(reply.error)
         else:
             flight.result = convert.write_result_from_wire(reply.result)
+            lane.handed_on = lane.handed_on + 1 if reply.result.handed_on else 0
+            self._procedures.caller.learn(self._name, lane.stream.link.label, reply.result.handed_on)
 
     def _drain(self, because: VecdbError | None = None) -> Steps[None]:
         """Wait for what is under way; ``because``: the call has failed, and only the answers are wanted."""

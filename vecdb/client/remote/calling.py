@@ -7,7 +7,7 @@ from typing import Any, Final, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
-from vecdb.client.remote.io import Metadata, Pending, Rpc, Sleep, Start, Unary, Wait
+from vecdb.client.remote.io import Link, Metadata, Pending, Route, Rpc, Sleep, Start, Unary, Wait
 from vecdb.client.remote.options import Options
 from vecdb.client.remote.retry import Attempts, Budget, Failed
 from vecdb.client.steps import Steps
@@ -30,6 +30,13 @@ P = TypeVar("P")
 PIPELINE: Final = 4
 """Parts of one call under way at once: one computed, one on its way there, one back, one for jitter."""
 
+STRAYED: Final = 4
+"""Batches of a stream that were handed on before another node is tried, where it is not known who leads."""
+ELSEWHERE: Final = "x-vecdb-elsewhere"
+"""Tells a node that its caller knows of others."""
+HOMES_MOST: Final = 1_024
+"""Collections of which it is remembered which address writes: forgotten all at once, and found again."""
+
 LONG_S: Final = 3_600.0
 """How long a stream or a long job may take without being asked for again: what servers allow as they come."""
 
@@ -42,9 +49,11 @@ class Caller:
         self.options = options
         self.addresses = addresses
         self.budget = Budget()
+        self._homes: dict[str, str] = {}
         self._base: Metadata = None
         if options.api_key is not None:
             self._base = (("authorization", f"Bearer {options.api_key}"),)
+        self._routed: Metadata = (*(self._base or ()), (ELSEWHERE, "1"))
 
     def deadline(self, call: Call | None, default_s: float | None = None) -> float | None:
         """The caller's own, or ``default_s`` or the connection's for a call that has none."""
@@ -53,15 +62,46 @@ class Caller:
         timeout = self.options.timeout if default_s is None else default_s
         return None if timeout is None else time.monotonic() + timeout
 
+    def route(self, name: str) -> Route | None:
+        """Where writes of a collection go: to the address that carried out the last one itself, if there was one."""
+        return None if self.addresses == 1 else Route(self._homes.get(name, ""), name)
+
+    def forget(self, route: Route | None) -> None:
+        """A write that went there failed, or nobody knows: the next one goes to any address that is up."""
+        if route is not None:
+            if self._homes.get(route.name) == route.label:
+                self._homes.pop(route.name, None)
+            route.label = ""
+
+    def learn(self, name: str, label: str, handed_on: bool) -> None:
+        """A write of the collection was done by the address ``label``, or by another node that it was handed on to."""
+        if not handed_on:
+            if len(self._homes) >= HOMES_MOST:
+                self._homes.clear()
+            self._homes[name] = label
+        elif self._homes.get(name) == label:
+            self._homes.pop(name, None)
+
+    def strays(self, name: str, link: Link, handed_on: int) -> bool:
+        """Whether a stream of writes of the collection, at ``link``, which handed on the last so many, would do better
+        at another address.
+        """
+        home = self._homes.get(name)
+        if home is None and handed_on < STRAYED:
+            return False
+        return home != link.label and any(home in (None, other.label) and other.down_until <= time.monotonic()
+                                          for other in link.others)
+
     def attempts(self, deadline: float | None) -> Attempts:
         return Attempts(self.options.retries, self.budget, deadline, self.addresses)
 
-    def metadata(self, call: Call | None) -> Metadata:
-        """The key, the request id and the trace."""
+    def metadata(self, call: Call | None, route: Route | None = None) -> Metadata:
+        """The key, the request id and the trace; of a write that may go to several addresses, that it may."""
         traced = tracing.get()
+        base = self._base if route is None else self._routed
         if not traced.enabled and (call is None or not call.request_id):
-            return self._base
-        out = list(self._base or ())
+            return base
+        out = list(base or ())
         if call is not None and call.request_id:
             out.append(("x-request-id", call.request_id))
         if traced.enabled:
@@ -69,7 +109,7 @@ class Caller:
         return tuple(out)
 
     def call(self, rpc: Rpc, payload: bytes, call: Call | None, *, write: bool = False, repeat: bool = True,
-             default_s: float | None = None) -> Steps[bytes]:
+             default_s: float | None = None, route: Route | None = None) -> Steps[bytes]:
         """Call until there is an answer.
 
         ``write``: an end that nobody knows is OutcomeUnknown.  ``repeat=False``: only what was certainly not
@@ -77,22 +117,23 @@ class Caller:
         """
         tracer = tracing.get()
         if not tracer.enabled:
-            return (yield from self._call(rpc, payload, call, write, repeat, default_s))
+            return (yield from self._call(rpc, payload, call, write, repeat, default_s, route))
         with tracer.start(rpc.path[1:], tracing.Kind.CLIENT):
-            return (yield from self._call(rpc, payload, call, write, repeat, default_s))
+            return (yield from self._call(rpc, payload, call, write, repeat, default_s, route))
 
     def _call(self, rpc: Rpc, payload: bytes, call: Call | None, write: bool, repeat: bool,
-              default_s: float | None) -> Steps[bytes]:
+              default_s: float | None, route: Route | None) -> Steps[bytes]:
         deadline = self.deadline(call, default_s)
         try:
-            reply: bytes = yield Unary(rpc, payload, left(deadline), self.metadata(call))
+            reply: bytes = yield Unary(rpc, payload, left(deadline), self.metadata(call, route), route)
         except Failed as failed:
-            return (yield from self._again(rpc, payload, call, failed, deadline, write, repeat))
+            self.forget(route)
+            return (yield from self._again(rpc, payload, call, failed, deadline, write, repeat, route))
         self.budget.gain()
         return reply
 
     def _again(self, rpc: Rpc, payload: bytes, call: Call | None, failed: Failed, deadline: float | None,
-               write: bool = False, repeat: bool = True) -> Steps[bytes]:
+               write: bool = False, repeat: bool = True, route: Route | None = None) -> Steps[bytes]:
         """What follows a failure: repetitions, or the error."""
         attempts = self.attempts(deadline)
         unsure = False
@@ -104,8 +145,9 @@ class Caller:
                 raise outcome(failed.error, unsure) from None
             yield Sleep(wait)
             try:
-                reply: bytes = yield Unary(rpc, payload, left(deadline), self.metadata(call))
+                reply: bytes = yield Unary(rpc, payload, left(deadline), self.metadata(call, route), route)
             except Failed as again:
+                self.forget(route)
                 failed = again
             else:
                 self.budget.gain()

@@ -88,7 +88,7 @@ def failure(error: Any, label: str, hint: Hint = no_hint) -> Failed:
     if details is not None and _OURS in details:
         typed = from_status(code, message, details)
         return Failed(typed, decided=typed.code not in ("UNKNOWN", "INTERNAL"),
-                      transport=isinstance(typed, Unavailable), answered=True)
+                      transport=isinstance(typed, Unavailable) or bool(typed.fields.get("elsewhere")), answered=True)
     return untyped(code, message, label, hint)
 
 

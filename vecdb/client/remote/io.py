@@ -4,8 +4,9 @@ An :class:`Rpc` names a method.  :class:`Unary` is a call and its answer; :class
 in two steps, so that several can be under way; a stream is opened, written, read and let go.  Every failure is a
 :class:`~vecdb.client.remote.retry.Failed`.
 
-A wire has a channel for each address.  Calls go round; an address that failed is left alone for a moment while
-another one is up, and for longer each time that it fails again.
+A wire has a channel for each address.  Calls go round, but for writes, which go where the last one was carried out
+without being handed on (:class:`Route`): every node takes them, and the one that leads saves the way to itself.  An
+address that failed is left alone for a moment while another one is up, and for longer each time that it fails again.
 """
 
 import asyncio
@@ -44,6 +45,18 @@ class Rpc:
         self.path = f"/vecdb.v1.{name}"
         self.kind = kind
         self.number = next(Rpc._numbers)
+
+
+class Route:
+    """Where a write of the collection ``name`` should go: ``label`` of an address, empty for any; then the one that it
+    went to.
+    """
+
+    __slots__ = ("label", "name")
+
+    def __init__(self, label: str = "", name: str = "") -> None:
+        self.label = label
+        self.name = name
 
 
 class Link:
@@ -113,38 +126,51 @@ class Wire:
         for link in self.links:
             link.others = tuple(other for other in self.links if other.label != link.label)
 
-    def link(self) -> Link:
-        """The next address in turn of those that did not fail just now, or the one that failed longest ago."""
+    def link(self, route: Route | None = None) -> Link:
+        """The next address in turn of those that did not fail just now, or the one that failed longest ago.
+
+        The address of ``route`` comes before others unless it failed just now.
+        """
         links = self.links
         if len(links) == 1:
             return links[0]
         now, first = time.monotonic(), next(self._turn)
+        found = None
         for step in range(len(links)):
             link = links[(first + step) % len(links)]
             if link.down_until <= now:
-                return link
-        return min(links, key=lambda link: link.down_until)
+                if route is None or not route.label or link.label == route.label:
+                    found = link
+                    break
+                found = found or link
+        if found is None:
+            found = min(links, key=lambda link: link.down_until)
+        if route is not None:
+            route.label = found.label
+        return found
 
 
 class Linked(Protocol):
     """What has a link for a call."""
 
-    def link(self) -> Link: ...
+    def link(self, route: Route | None = None) -> Link: ...
 
 
 class Unary:
     """Call ``rpc`` and answer with the reply's bytes."""
 
-    __slots__ = ("metadata", "payload", "rpc", "timeout")
+    __slots__ = ("metadata", "payload", "route", "rpc", "timeout")
 
-    def __init__(self, rpc: Rpc, payload: bytes, timeout: float | None, metadata: Metadata) -> None:
+    def __init__(self, rpc: Rpc, payload: bytes, timeout: float | None, metadata: Metadata,
+                 route: Route | None = None) -> None:
         self.rpc = rpc
         self.payload = payload
         self.timeout = timeout
         self.metadata = metadata
+        self.route = route
 
     def run(self, wire: Linked) -> bytes:
-        link = wire.link()
+        link = wire.link(self.route)
         try:
             reply: bytes = link.method(self.rpc)(self.payload, self.timeout, self.metadata)
         except grpc.RpcError as error:
@@ -155,7 +181,7 @@ class Unary:
         return reply
 
     async def arun(self, wire: Linked) -> bytes:
-        link = wire.link()
+        link = wire.link(self.route)
         try:
             reply: bytes = await link.method(self.rpc)(self.payload, timeout=self.timeout, metadata=self.metadata)
         except grpc.aio.AioRpcError as error:
@@ -192,7 +218,7 @@ class _On:
     def __init__(self, link: Link) -> None:
         self._link = link
 
-    def link(self) -> Link:
+    def link(self, route: Route | None = None) -> Link:
         return self._link
 
 
@@ -215,14 +241,14 @@ class Start(Unary):
     __slots__ = ()
 
     def run(self, wire: Linked) -> Any:
-        link = wire.link()
+        link = wire.link(self.route)
         try:
             return Pending(link.method(self.rpc).future(self.payload, self.timeout, self.metadata), link)
         except ValueError as error:
             raise untyped(1, str(error), link.label) from None
 
     async def arun(self, wire: Linked) -> Any:
-        link = wire.link()
+        link = wire.link(self.route)
         try:
             return Pending(link.method(self.rpc)(self.payload, timeout=self.timeout, metadata=self.metadata), link)
         except grpc.aio.UsageError as error:
@@ -311,7 +337,7 @@ class Open(Unary):
     __slots__ = ()
 
     def run(self, wire: Linked) -> Any:
-        link = wire.link()
+        link = wire.link(self.route)
         outgoing: SimpleQueue[bytes | None] | None = None
         first: Any = self.payload
         if self.rpc.kind == "stream_stream":
@@ -323,7 +349,7 @@ class Open(Unary):
             raise untyped(1, str(error), link.label) from None
 
     async def arun(self, wire: Linked) -> Any:
-        link = wire.link()
+        link = wire.link(self.route)
         given = () if self.rpc.kind == "stream_stream" else (self.payload,)
         try:
             return Stream(link.method(self.rpc)(*given, timeout=self.timeout, metadata=self.metadata), link, None)

@@ -189,8 +189,12 @@ class Procedures:
 
     def _send(self, rpc: Rpc, name: str, payload: bytes, repeat: bool, reply: Any, call: Call | None
               ) -> Steps[WriteResult]:
-        raw = yield from self._on(name, self.caller.call(rpc, payload, call, write=True, repeat=repeat))
-        return convert.write_result_from_wire(read(reply, raw).result)
+        route = self.caller.route(name)
+        raw = yield from self._on(name, self.caller.call(rpc, payload, call, write=True, repeat=repeat, route=route))
+        result = read(reply, raw).result
+        if route is not None:
+            self.caller.learn(name, route.label, result.handed_on)
+        return convert.write_result_from_wire(result)
 
     def upsert(self, name: str, batch: UpsertBatch, call: Call | None = None) -> Steps[WriteResult]:
         key = self.key_of(call)

@@ -230,7 +230,7 @@ class Knowledge:
     def task(self, shard: ShardEntry, call: Call, *, once: bool = False, reads: bool = False) -> Task:
         """Something to be asked of the leader of a shard."""
         return Task(shard.group, self.members(shard), call, once=once, reads=reads, still=lambda: self.still(shard),
-                    name=shard.name)
+                    name=shard.name, elsewhere=call.elsewhere)
 
     async def _read_index(self, group: int) -> int:
         """Where the log is now, as its leader says; for :class:`Barriers`, which ends it when nobody waits."""

@@ -192,6 +192,7 @@ class Writer:
             except ShardSealed as error:
                 raise _Sealed(error) from None
             assert isinstance(done.result, WriteResult), "what a write's apply returns"
+            call.handed_on = call.handed_on or node != know.cluster.me
             return replace(done.result, shard=shard.group, log_index=done.result.log_index or done.log_index)
 
         while True:
