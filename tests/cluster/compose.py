@@ -20,6 +20,7 @@ import httpx
 import vecdb
 from tests.faults import ROOT
 from tests.replicated_nodes import free_ports, wait_for
+from vecdb.core.cluster import JobInfo
 from vecdb.core.errors import Unavailable, VecdbError
 from vecdb.core.shards import ShardInfo
 
@@ -258,16 +259,27 @@ class ComposeCluster:
             self.wait(lambda: all(map(_well, self.shards())), "all replicas well", seconds)
         return time.monotonic() - begun
 
-    def job(self, kind: str, target: str, arguments: Mapping[str, Any] | None = None, seconds: float = 120.0) -> float:
-        """An operation on the cluster, begun at any node, until it is done; how long it took."""
+    def job(self, kind: str, target: str, arguments: Mapping[str, Any] | None = None, *, phase: str = "",
+            seconds: float = 120.0) -> float:
+        """An operation on the cluster, begun at any node, until it is done, or in a phase; how long it took."""
         begun = time.monotonic()
         with vecdb.connect(self.url, timeout=20.0) as database:
             cluster = database.admin.cluster
             number = cluster.begin(kind, target, arguments)
-            ended = self.wait(lambda: (one := cluster.job(number)).state not in ("waiting", "running", "cancelling")
-                              and one, f"{kind} of {target} ends", seconds)
-        assert ended.state == "done", ended
+
+            def there() -> JobInfo | None:
+                job = cluster.job(number)
+                over = job.state not in ("waiting", "running", "cancelling")
+                return job if over or (phase and job.phase == phase) else None
+
+            job = self.wait(there, f"{kind} of {target} ends", seconds)
+        assert job.state == "done" or (phase and job.phase == phase), job
         return time.monotonic() - begun
+
+    def jobs_ended(self) -> None:
+        """Until no operation is under way any more."""
+        with vecdb.connect(self.url, timeout=20.0) as database:
+            self.wait(lambda: database.admin.cluster.info().jobs == 0, "the end of all jobs", 120.0)
 
     def wait(self, found: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
         return wait_for(found, what, seconds)

@@ -207,6 +207,14 @@ class Load:
         self.told.append(told)
         print(told.line())
 
+    def acknowledged_before_last_round(self) -> set[int]:
+        """Ids that were appended and stayed, of all rounds but the last; what that one removed is left out."""
+        events = self._events()
+        last = len(self.told)
+        gone = {event.key for event in events if event.round == last and event.kind == "remove"}
+        told = history.appended(event for event in events if 0 < event.round < last)
+        return set(told.present) - gone
+
     def _events(self, number: int | None = None) -> list[Event]:
         return [event for event in self._worker.events() if number is None or event.round == number]
 

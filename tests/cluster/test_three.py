@@ -93,15 +93,6 @@ def test_kill_of_two_of_three(cluster: ComposeCluster, load: Load, senses: Sense
             node.start()
 
 
-def test_rolling_restart(cluster: ComposeCluster, load: Load) -> None:
-    with load.round("rolling restart, SIGTERM") as round:
-        round.harm()
-        for node in cluster.nodes.values():
-            node.stop()
-            node.start()
-            cluster.settled()
-
-
 def test_a_node_that_dies_is_started_again_by_its_policy(cluster: ComposeCluster, load: Load) -> None:
     """From outside its container, as the kernel does when memory runs out: Docker was not asked for it."""
     with load.round("a process killed, restart by Docker") as round:

@@ -12,6 +12,7 @@ from vecdb.cli.session import open_database
 from vecdb.cli.target import Place
 
 if TYPE_CHECKING:
+    from vecdb.client.database import Database
     from vecdb.core.access import Grant, Key
     from vecdb.services.keys import KeyRing
 
@@ -47,11 +48,18 @@ class _Local:
 @contextmanager
 def administration(place: Place, *, write: bool = False) -> Iterator[Administration]:
     """Open a place for its administration; without ``write`` nothing of a directory is changed."""
+    with opened_administration(place, write=write) as (_, admin):
+        yield admin
+
+
+@contextmanager
+def opened_administration(place: Place, *, write: bool = False) -> "Iterator[tuple[Database, Administration]]":
+    """As :func:`administration`, with the database it goes by."""
     with open_database(place, create=write, verify=False, background=False) as database, \
             database._session.call() as backend:
         if place.directory is None:
             remote: Any = backend
-            yield remote
+            yield database, remote
             return
         # Both load the engine, which is loaded by now.
         from vecdb.app import open_store
@@ -59,4 +67,4 @@ def administration(place: Place, *, write: bool = False) -> Iterator[Administrat
         from vecdb.services.keys import KeyRing
 
         with closing(KeyRing(place.directory / KEYS, open_store, SystemClock(), read_only=not write)) as ring:
-            yield _Local(backend, ring)
+            yield database, _Local(backend, ring)

@@ -7,13 +7,14 @@ import typer
 
 from vecdb.cli import changing, exits
 from vecdb.cli import options as o
-from vecdb.cli.admin import administration
+from vecdb.cli.admin import opened_administration
 from vecdb.cli.output import Output, count
 from vecdb.cli.session import open_database
-from vecdb.cli.target import HERE, Place, Target, resolve, with_target
+from vecdb.cli.target import HERE, Target, resolve, with_target
 from vecdb.core.errors import PermissionDenied, Unsupported
 
 if TYPE_CHECKING:
+    from vecdb.client.database import Database
     from vecdb.core.cluster import JobInfo
 
 commands = typer.Typer(help="Work in the background: of collections, and of a cluster.", no_args_is_help=True)
@@ -31,9 +32,9 @@ def list_(collection: Annotated[str | None, typer.Option("--collection", "-c", h
     """
     out = Output(as_json)
     place = resolve(target)
-    with administration(place) as admin:
+    with opened_administration(place) as (database, admin):
         jobs = admin.jobs(collection)
-    cluster = [] if collection or place.directory is not None else _of_cluster(place, ended)
+        cluster = [] if collection or place.directory is not None else _of_cluster(database, ended)
     if as_json:
         out.emit({"jobs": jobs, "cluster": [asdict(one) for one in cluster]})
         return
@@ -86,11 +87,10 @@ def _tell(out: Output, job: "JobInfo", as_json: bool) -> None:
         out.table("", changing.JOB_COLUMNS, [changing.job_row(job)], left=(1, 2, 3, 4, 5, 8))
 
 
-def _of_cluster(place: Place, ended: bool) -> "list[JobInfo]":
+def _of_cluster(database: "Database", ended: bool) -> "list[JobInfo]":
     """None where there is no cluster, and for who may not ask."""
     try:
-        with open_database(place) as database:
-            return database.admin.cluster.jobs(ended=ended)
+        return database.admin.cluster.jobs(ended=ended)
     except (Unsupported, PermissionDenied):
         return []
 

@@ -152,6 +152,8 @@ class Fan:
         answered = [(shard, task.result()) for (shard, _), task in zip(chosen, tasks, strict=True)
                     if task.done() and not task.cancelled() and task.exception() is None]
         if not answered:
+            # There is nothing to bring back in time: each shard may say itself what became of it.
+            await asyncio.wait(tasks, timeout=max(0.0, left + now - self._know.clock.monotonic()))
             failed = next((task.exception() for task in tasks if task.done() and not task.cancelled()), None)
             raise failed or DeadlineExceeded("no shard answered before the deadline")
         there = {shard.group for shard, _ in answered}
