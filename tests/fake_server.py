@@ -87,6 +87,8 @@ class Breaking(grpc.GenericRpcHandler):
         self._edge, self._faults, self._seen, self._metadata = edge, faults, seen, metadata
 
     running = 0
+    streams = 0
+    awaits = False
 
     def service(self, details: Any) -> Any:
         handler = self._edge.service(details)

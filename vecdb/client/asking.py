@@ -80,6 +80,20 @@ class AskLatest(Ask):
         return target.positions.call(self._args[0], target.call, Consistency.LINEARIZABLE)
 
 
+class AskPart(Ask):
+    """A method called for a part of what its caller wants, of that name and with so many calls to come; None: all."""
+
+    __slots__ = ("_part",)
+
+    def __init__(self, part: tuple[str, int] | None, method: str, *args: Any) -> None:
+        super().__init__(method, *args)
+        self._part = part
+
+    def _call_by(self, target: Bound) -> Call | None:
+        call = super()._call_by(target)
+        return call if self._part is None else replace(call or Call(), part=self._part)
+
+
 class AskWith(Ask):
     """A method called by a token of its own."""
 

@@ -1,10 +1,11 @@
 """``Collection.query``: its arguments checked once, its rows sent in one call or, for a bar, in several."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from vecdb.client.asking import Ask, with_schema
+from vecdb.client.asking import Ask, AskPart, with_schema
 from vecdb.client.backend import Progress
 from vecdb.client.options import (
     QUERY_ALIASES,
@@ -83,9 +84,11 @@ def _by(schema: CollectionSchema, vector: object, options: Options,
     if report is None:
         out = _hits(schema, (yield _ask(schema, vectors, options)), options)
         return out[0] if single else out
-    out = []
+    out, name = [], os.urandom(8).hex()
     for low in range(0, len(vectors), _REPORTED_ROWS):
-        out += _hits(schema, (yield _ask(schema, vectors[low:low + _REPORTED_ROWS], options)), options)
+        rest = -(-(len(vectors) - low) // _REPORTED_ROWS) - 1
+        ask = _ask(schema, vectors[low:low + _REPORTED_ROWS], options, (name, rest))
+        out += _hits(schema, (yield ask), options)
         report("query", len(out), len(vectors))
     return out[0] if single else out
 
@@ -102,8 +105,8 @@ def _check_size(schema: CollectionSchema, rows: int, options: Options) -> None:
                             f"than {MAX_RESULT_BYTES}; fetch them by id", got=size, limit=MAX_RESULT_BYTES)
 
 
-def _ask(schema: CollectionSchema, vectors: Array, options: Options) -> Ask:
-    return Ask("query", schema.name, QueryRequest(
+def _ask(schema: CollectionSchema, vectors: Array, options: Options, part: tuple[str, int] | None = None) -> Ask:
+    return AskPart(part, "query", schema.name, QueryRequest(
         vectors, options.k, options.filter, options.within, options.ef_search, options.nprobe, options.exact,
         "metadata" in options.include, "vector" in options.include, options.explain, options.profile,
         schema.shape))

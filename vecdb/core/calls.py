@@ -16,6 +16,9 @@ from vecdb.core.errors import Cancelled, DeadlineExceeded, InvalidArgument, Limi
 MAX_KEY_BYTES: Final = 64
 """Longest idempotency key: a UUID or a hash in hex, with a prefix."""
 
+PART: Final = "x-vecdb-part"
+"""What a call's headers say of a read that takes several calls: its name in hex, "/", how many are still to come."""
+
 
 class Consistency(StrEnum):
     """What a read sees of the writes before it, in a collection with replicas; alone, a node gives the strongest.
@@ -74,6 +77,7 @@ class Call:
     missing.  ``shards``: of a collection with several shards the read is of these alone; none: of all.
     ``elsewhere``: who calls knows of other nodes: one that reaches no majority says so instead of waiting for one.
     ``handed_on``: set where another node did a write, or a part of it, than the one that was asked.
+    ``part``: of a longer read, by its name (8 to 32 hex digits) and how many calls of it are still to come.
     """
 
     deadline: float | None = None
@@ -87,6 +91,7 @@ class Call:
     stop: npt.NDArray[np.int32] = field(default_factory=_flag)
     elsewhere: bool = False
     handed_on: bool = False
+    part: tuple[str, int] | None = None
 
     def end(self, why: Stopped) -> None:
         """Ask the work to end; the first reason stays."""

@@ -43,6 +43,7 @@ from vecdb.rpc import door
 from vecdb.rpc.auth import certificate_name
 from vecdb.rpc.door import Guards
 from vecdb.rpc.methods import Context, Handle, Method, Stream
+from vecdb.rpc.parts import Parts
 from vecdb.rpc.reading import Readers
 from vecdb.rpc.templates import MOST_BYTES, Templates
 from vecdb.v1 import admin_pb2
@@ -67,6 +68,7 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
         self._streams = 0
         self._draining = False
         self._readers = Readers()
+        self._parts = Parts()
         self._ids = itertools.count(1)
         self._id_prefix = os.urandom(4).hex()
         self._methods = {method.name: method for method in methods}
@@ -101,8 +103,13 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
     # --- the way in -------------------------------------------------------------------------------
 
     def drain(self) -> None:
-        """Refuse calls, and messages of streams, that come from now on."""
+        """Refuse calls, and messages of streams, that come from now on, but for parts of reads that have begun."""
         self._draining = True
+
+    @property
+    def awaits(self) -> bool:
+        """Whether a part of a read that has begun is likely to come yet."""
+        return self._parts.awaited
 
     @property
     def streams(self) -> int:
@@ -129,7 +136,7 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
     def _admit(self, held: Context, rpc: Any, default_s: float) -> None:
         """Steps 1 and 3."""
         guards = self._guards
-        self._count()
+        self._count(rpc.invocation_metadata())
         self._until(held, rpc.time_remaining(), default_s)
         metadata, certificate = rpc.invocation_metadata() or (), ""
         if guards.relayed:
@@ -139,8 +146,8 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
             certificate = certificate_of(rpc)
         self._identify(held, metadata, certificate)
 
-    def _count(self) -> None:
-        if self._draining:
+    def _count(self, metadata: Any = ()) -> None:
+        if self._draining and not self._parts.known(metadata):
             self._guards.observer.refused(Refusal.DRAINING)
             raise Unavailable("the node is stopping", retry_after_s=0.5)
         most = self._guards.concurrent_calls
@@ -182,18 +189,21 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
         async def run(_: Any, rpc: Any) -> bytes:
             began = observer.call_began(method.name)
             self._enter()
-            held, raw = self._context(rpc), b""
+            held, raw, read = self._context(rpc), b"", ""
             failure: BaseException | None = None
             try:
                 try:
                     self._admit(held, rpc, self._guards.deadline_s)
                     method.may(held.principal)
+                    read = self._parts.begin(rpc.invocation_metadata())
                     raw = await self._readers.read(rpc)
                 except BaseException as error:
                     failure = error
                 return await self._answer(method, handle, held, raw, rpc, began, failure)
             finally:
                 self._leave()
+                if read:
+                    self._parts.end(read)
 
         return run
 
@@ -256,14 +266,14 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
             began = time.monotonic()
             self._running += 1
             inside.calls += 1
-            held, raw = None, b""
+            held, raw, read = None, b"", ""
             failure: BaseException | None = None
             try:
                 try:
                     if plain and not tracing.get().enabled:
-                        if self._draining or self._running > most:
-                            self._count()
                         metadata = rpc.invocation_metadata() or ()
+                        if self._draining or self._running > most:
+                            self._count(metadata)
                         principal = check(metadata, rpc.peer())
                         door.take(guards, principal)
                         if principal is not allowed:
@@ -276,10 +286,12 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
                             if out is not None:
                                 return out
                         held = self._held(rpc, metadata, principal)
+                        read = self._parts.begin(metadata)
                     else:
                         held = self._context(rpc)
                         self._admit(held, rpc, guards.deadline_s)
                         method.may(held.principal)
+                        read = self._parts.begin(rpc.invocation_metadata())
                         raw = await self._readers.read(rpc)
                 except BaseException as error:
                     failure = error
@@ -288,6 +300,8 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
             finally:
                 self._running -= 1
                 inside.calls -= 1
+                if read:
+                    self._parts.end(read)
 
         return run
 

@@ -20,18 +20,20 @@ from typing import Any, Final
 import grpc
 from google.protobuf.message import DecodeError
 
+from vecdb.core.calls import PART
 from vecdb.core.errors import InvalidArgument, OutcomeUnknown, Overloaded, Unavailable, VecdbError
 from vecdb.internal.v1 import peer_pb2 as pb
 from vecdb.ports.observer import NullObserver, Observer, Refusal
 from vecdb.rpc.edge import PREFIX, RELAYED_CERTIFICATE, RELAYED_PEER, certificate_of
 from vecdb.rpc.exchange import Exchange
 from vecdb.rpc.methods import HEAVY_BYTES
+from vecdb.rpc.parts import Parts
 from vecdb.rpc.rates import InflightBytes
 from vecdb.rpc.reading import Readers
 from vecdb.v1 import admin_pb2, collections_pb2, queries_pb2, records_pb2, shards_pb2
 from vecdb.wire import status
 
-HANDED_ON: Final = ("authorization", "x-api-key", "x-request-id", "traceparent", "tracestate")
+HANDED_ON: Final = ("authorization", "x-api-key", "x-request-id", "traceparent", "tracestate", PART)
 MODULES: Final = {"Collections": collections_pb2, "Records": records_pb2, "Queries": queries_pb2, "Admin": admin_pb2,
                   "Shards": shards_pb2}
 DETAILS: Final = "grpc-status-details-bin"
@@ -60,13 +62,19 @@ class Front(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the
         self.streams = 0
         self._draining = False
         self._readers = Readers()
+        self._parts = Parts()
         self._handlers = {f"{PREFIX}{service}/{method.name}": self._handler(service, method)
                           for service, module in MODULES.items()
                           for method in module.DESCRIPTOR.services_by_name[service].methods}
 
     def drain(self) -> None:
-        """Refuse calls that come from now on."""
+        """Refuse calls that come from now on, but for parts of reads that have begun."""
         self._draining = True
+
+    @property
+    def awaits(self) -> bool:
+        """Whether a part of a read that has begun is likely to come yet."""
+        return self._parts.awaited
 
     def service(self, handler_call_details: Any) -> Any:
         return self._handlers.get(handler_call_details.method)
@@ -89,8 +97,10 @@ class Front(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the
     def _admitted(self, run: Callable[[bytes, Any], Awaitable[bytes]]) -> Callable[[Any, Any], Awaitable[bytes]]:
         async def admitted(_: Any, context: Any) -> bytes:
             self.running += 1
+            read = ""
             try:
-                self._admit()
+                self._admit(context.invocation_metadata())
+                read = self._parts.begin(context.invocation_metadata())
                 raw = await self._readers.read(context)
                 size = len(raw)
                 self._hold(size)
@@ -102,11 +112,13 @@ class Front(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the
                 return await _abort(context, error, self._request_id(context))
             finally:
                 self.running -= 1
+                if read:
+                    self._parts.end(read)
 
         return admitted
 
-    def _admit(self) -> None:
-        if self._draining:
+    def _admit(self, metadata: Any = ()) -> None:
+        if self._draining and not self._parts.known(metadata):
             self._observer.refused(Refusal.DRAINING)
             raise Unavailable("the node is stopping", retry_after_s=0.5)
         if self.running > self._most_calls:

@@ -42,13 +42,17 @@ NOTICE_S: Final = 0.05
 
 
 class Handler(Protocol):
-    """A ``grpc.GenericRpcHandler`` that knows how many of its calls run, and how many of those are streams."""
+    """A ``grpc.GenericRpcHandler`` that knows how many of its calls run, how many of those are streams, and whether
+    reads that have begun have a call to come yet."""
 
     @property
     def running(self) -> int: ...
 
     @property
     def streams(self) -> int: ...
+
+    @property
+    def awaits(self) -> bool: ...
 
     def drain(self) -> None: ...
 
@@ -159,14 +163,14 @@ class GrpcServer:
         """Let calls end that have begun, and refuse others by ourselves.
 
         gRPC's own way cuts off calls that it has taken and not handed over yet; refused here they say that nothing was
-        done, and are made again.  Streams have no end of their own: each message under way is finished, and what is
-        still open a little later is cut.
+        done, and are made again; a read of which a part was answered is let in to its end.  Streams have no end of
+        their own: each message under way is finished, and what is still open a little later is cut.
         """
         for edge in self._edges:
             edge.drain()
         loop = asyncio.get_running_loop()
         until = loop.time() + within_s
-        while self.running > self.streams and loop.time() < until:
+        while (self.running > self.streams or any(edge.awaits for edge in self._edges)) and loop.time() < until:
             await asyncio.sleep(POLL_S)
         until = min(until, loop.time() + STREAMS_S)
         while self.running and loop.time() < until:

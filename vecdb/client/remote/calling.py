@@ -1,8 +1,10 @@
 """One call, and several at once: deadlines, repetitions, and what is said when nobody knows the end."""
 
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -11,7 +13,7 @@ from vecdb.client.remote.io import Link, Metadata, Pending, Route, Rpc, Sleep, S
 from vecdb.client.remote.options import Options
 from vecdb.client.remote.retry import Attempts, Budget, Failed
 from vecdb.client.steps import Steps
-from vecdb.core.calls import Call, check
+from vecdb.core.calls import PART, Call, check
 from vecdb.core.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -96,14 +98,17 @@ class Caller:
         return Attempts(self.options.retries, self.budget, deadline, self.addresses)
 
     def metadata(self, call: Call | None, route: Route | None = None) -> Metadata:
-        """The key, the request id and the trace; of a write that may go to several addresses, that it may."""
+        """The key, the request id, the trace and what a part is of; of a write to several addresses, that it may go on.
+        """
         traced = tracing.get()
         base = self._base if route is None else self._routed
-        if not traced.enabled and (call is None or not call.request_id):
+        if not traced.enabled and (call is None or not (call.request_id or call.part)):
             return base
         out = list(base or ())
         if call is not None and call.request_id:
             out.append(("x-request-id", call.request_id))
+        if call is not None and call.part is not None:
+            out.append((PART, f"{call.part[0]}/{call.part[1]}"))
         if traced.enabled:
             traced.inject(out)
         return tuple(out)
@@ -170,9 +175,16 @@ class Caller:
         """Call for each part of a read, several at once; answers in their order.
 
         ``halve`` makes smaller parts of one whose answer does not fit a message; a part of one piece is itself.
+        Each call says how many are to come, so that a node that stops meanwhile lets them in.
         """
         if len(parts) == 1:
             return (yield from self._part(rpc, parts[0], call, encode, decode, halve))
+        name, after = (os.urandom(8).hex(), 0) if call is None or call.part is None else call.part
+        base, sent = call or Call(), 0
+
+        def of(rest: int) -> Call:
+            return replace(base, part=(name, after + rest))
+
         out: list[T] = []
         flying: deque[tuple[P, Pending]] = deque()
         deadline = self.deadline(call)
@@ -181,7 +193,8 @@ class Caller:
         try:
             while True:
                 while len(flying) < PIPELINE and (part := next(waiting, None)) is not None:
-                    pending = yield Start(rpc, encode(part), left(deadline), self.metadata(call))
+                    sent += 1
+                    pending = yield Start(rpc, encode(part), left(deadline), self.metadata(of(len(parts) - sent)))
                     flying.append((part, pending))
                 if not flying:
                     return out
@@ -195,7 +208,7 @@ class Caller:
                         yield Sleep(wait)
                     elif not _too_large(failed.error):
                         raise failed.error from None
-                    out += yield from self._part(rpc, part, call, encode, decode, halve)
+                    out += yield from self._part(rpc, part, of(len(parts) - sent), encode, decode, halve)
                 else:
                     self.budget.gain()
                     attempts.progress()
@@ -213,8 +226,10 @@ class Caller:
             if not _too_large(error) or len(smaller) < 2:
                 raise
             out: list[T] = []
-            for one in smaller:
-                out += yield from self._part(rpc, one, call, encode, decode, halve)
+            name, rest = (os.urandom(8).hex(), 0) if call is None or call.part is None else call.part
+            for place, one in enumerate(smaller, 1):
+                its = replace(call or Call(), part=(name, rest + len(smaller) - place))
+                out += yield from self._part(rpc, one, its, encode, decode, halve)
             return out
         return [decode(reply, part)]
 

@@ -31,7 +31,7 @@ Key = tuple[Any, ...]
 
 def key_of(name: str, request: QueryRequest, call: Call | None) -> Key | None:
     """What queries of one call must agree in; None for a query that goes by itself."""
-    if len(request.vectors) != 1 or request.explain or request.profile:
+    if len(request.vectors) != 1 or request.explain or request.profile or (call is not None and call.part is not None):
         return None
     consistency = Consistency.EVENTUAL if call is None else call.consistency
     partial = call is not None and call.allow_partial
