@@ -12,7 +12,7 @@ import vecdb
 from tests.replicated_nodes import free_ports, wait_for
 from vecdb.cluster.control import ControlState
 from vecdb.cluster.control.commands import token_put
-from vecdb.cluster.joining import make_token
+from vecdb.cluster.joining import Release, make_token
 from vecdb.config import ClusterSettings, EngineSettings, ServerSettings, Settings, TelemetrySettings
 from vecdb.core.cluster import Role
 from vecdb.core.errors import VecdbError
@@ -38,6 +38,8 @@ class Grown:
         self.settings: dict[str, Settings] = {
             name: self.make(name, nodes=self.nodes, role=role) for name in COORDINATORS}
         self.running: dict[str, Any] = {}
+        self.releases: dict[str, Release] = {}
+        """What nodes say they are; what is installed where nothing stands here."""
 
     def make(self, name: str, *, cluster: str = "tests", certificate: str = "", folder: str = "", **options: Any
              ) -> Settings:
@@ -80,7 +82,7 @@ class Grown:
 
     def start(self, names: Iterable[str]) -> None:
         for name in names:
-            self.running[name] = self.do(start(self.settings[name]))
+            self.running[name] = self.do(start(self.settings[name], release=self.releases.get(name)))
 
     def stop(self, names: Iterable[str]) -> None:
         for name in list(names):

@@ -1,21 +1,19 @@
 """A cluster that is steered: shards move, split and merge, nodes are drained and removed, under writes and queries."""
 
 import json
-import threading
 import time
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 
 from tests.grown_nodes import COORDINATORS, Grown
 from tests.replicated_nodes import wait_for
+from tests.users import DIM, Load, vectors
 from vecdb.cli import main
 from vecdb.core.cluster import Role
-from vecdb.core.errors import InvalidArgument, Unavailable, VecdbError
+from vecdb.core.errors import InvalidArgument, Unavailable
 
-DIM = 8
 SHARD_NODES = ("s1", "s2", "s3", "s4")
 JOB_S = 60.0
 
@@ -38,56 +36,6 @@ def grown(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def db(grown: Grown) -> Any:
     with grown.connect("c1", "c2", "c3") as database:
         yield database
-
-
-class Load:
-    """Writes and reads while something else happens; remembers what was acknowledged."""
-
-    def __init__(self, database: Any, name: str) -> None:
-        self.collection = database.collection(name)
-        self.written: dict[int, int] = {}
-        self.failures: list[str] = []
-        self.longest_s = 0.0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self) -> "Load":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(60)
-
-    def _run(self) -> None:
-        at = 0
-        while not self._stop.is_set():
-            ids = [(at * 7 + one) % 3_000 for one in range(10)]
-            began = time.monotonic()
-            try:
-                self.collection.upsert(ids=ids, vectors=vectors(ids), metadata=[{"round": at}] * 10, timeout=20)
-                self.written.update(dict.fromkeys(ids, at))
-                hits = self.collection.query(vectors(ids[:1])[0], k=3, timeout=20)
-                if ids[0] not in [hit.id for hit in hits]:
-                    self.failures.append(f"query {ids[0]} found {[hit.id for hit in hits]}")
-            except VecdbError as error:
-                self.failures.append(f"{type(error).__name__}: {error}")
-            self.longest_s = max(self.longest_s, time.monotonic() - began)
-            at += 1
-
-    def check(self) -> None:
-        """Everything that was acknowledged is there, once, as it was written last."""
-        assert not self.failures, self.failures[:5]
-        assert len(self.written) > 30
-        found = {record.id: record.metadata["round"] for record in self.collection.fetch(list(self.written))}
-        assert found == self.written
-        scanned = [record.id for record in self.collection.scan()]
-        assert len(scanned) == len(set(scanned)) == self.collection.count()
-
-
-def vectors(ids: list[int]) -> Any:
-    made = np.stack([np.random.default_rng(one).standard_normal(DIM) for one in ids]).astype(np.float32)
-    return made / np.linalg.norm(made, axis=1, keepdims=True)
 
 
 def run(database: Any, kind: str, target: str = "", **args: Any) -> Any:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from vecdb.cluster.control import NodeEntry, TokenEntry
+from vecdb.cluster.control import VERSION, NodeEntry, TokenEntry
 from vecdb.core.cluster import MAX_CLUSTER_NODES, NodeState, Role
 from vecdb.core.errors import InvalidArgument, JoinRefused
 from vecdb.core.nodes import check_advertised, check_label, check_zone, split_address
@@ -23,6 +23,14 @@ from vecdb.core.nodes import check_advertised, check_label, check_zone, split_ad
 TOKEN: Final = re.compile(r"vdj_([a-z2-7]{12})_([a-z2-7]{52})")
 MAX_CAPACITY: Final = 1_000.0
 _VERSION: Final = re.compile(r"([0-9]{1,6})\.([0-9]{1,6})(\D.*)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """What runs on a node: the release's number, and the latest version of control commands that it reads."""
+
+    version: str
+    commands: int = VERSION
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ from vecdb.ports.operations import Operations
 from vecdb.ports.replicator import ReplicaStatus, Replicator
 from vecdb.services.governor import Governor
 from vecdb.services.leaders import Leaders, Task
-from vecdb.services.operations.base import Operation
+from vecdb.services.operations.base import Operation, commands_of
 from vecdb.services.operations.placing import AWAY_S
 from vecdb.services.replicas import CONTROL
 
@@ -116,6 +116,7 @@ class OwnOperations:
 
     async def begin_job(self, kind: str, target: str, args: Mapping[str, Any], call: Call) -> int:
         await self.plan_job(kind, target, args, call)
+        self._governor.context.check_read(commands_of(self._operations[kind]))
         clock = self._governor.context.clock
         made = await self._propose(job_put(kind, target, args, at_s=clock.wall(),
                                            key=b"" if call.token is None else call.token.key))

@@ -21,7 +21,7 @@ from typing import Final, Protocol
 from vecdb.cluster.joining import Candidate
 from vecdb.core.calls import Call
 from vecdb.core.cluster import CLOCK_OFF_S
-from vecdb.core.errors import NodeRemoved, NotLeader, VecdbError
+from vecdb.core.errors import JoinRefused, NodeRemoved, NotLeader, VecdbError
 from vecdb.ports.clock import Clock
 from vecdb.ports.replicator import ReplicaStatus
 from vecdb.ports.tell import Tell, tell_nobody
@@ -173,6 +173,8 @@ class Announcer:
         self._refused_since: float | None = None
         self._told_at = -TELL_S
         self._turn = 0
+        self.refused = ""
+        """Why the leader does not want this node as it is, though it is a member; empty where it does."""
         self.clock_off_s = 0.0
         """This node's clock against the leader's, when that was last heard."""
 
@@ -201,7 +203,10 @@ class Announcer:
             elif now - self._refused_since >= REMOVED_S:
                 self._removed()
             raise
-        self._refused_since = None
+        except JoinRefused as error:
+            self._is_refused(error)
+            raise
+        self._refused_since, self.refused = None, ""
         self.clock_off_s = report.wall_s - answer.wall_s
         now = self._clock.monotonic()
         if (abs(self.clock_off_s) > CLOCK_OFF_S or answer.twice) and now - self._told_at >= TELL_S:
@@ -212,6 +217,13 @@ class Announcer:
             else:
                 self._tell("error", "clock_off", about=self._me, off_s=round(self.clock_off_s, 1),
                            why="against the clock of the cluster's leader")
+
+    def _is_refused(self, error: JoinRefused) -> None:
+        self.refused = error.message
+        now = self._clock.monotonic()
+        if now - self._told_at >= TELL_S:
+            self._told_at = now
+            self._tell("error", "node_refused", about=self._me, reason=error.reason, why=error.message)
 
     async def _ask(self, report: Report) -> Answer:
         """Who is known to lead, else the others in turn, who say who does."""
@@ -231,7 +243,7 @@ class Announcer:
                     answer = await self._others.announce(node, report, Call(deadline=self._clock.monotonic() + ASK_S))
             except NotLeader as error:
                 leader, last = (error.leader or "").partition("/")[0], error
-            except NodeRemoved:
+            except (NodeRemoved, JoinRefused):
                 self._leader = ""
                 raise
             except VecdbError as error:

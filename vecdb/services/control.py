@@ -18,6 +18,7 @@ import xxhash
 from vecdb.cluster import control as commands
 from vecdb.cluster.control import (
     RANGES,
+    VERSION,
     ApiKeyEntry,
     CollectionEntry,
     ControlState,
@@ -38,6 +39,7 @@ from vecdb.core.calls import Call, check
 from vecdb.core.cluster import NodeState
 from vecdb.core.errors import (
     DataCorrupted,
+    FormatMismatch,
     InvalidArgument,
     NotLeader,
     Unavailable,
@@ -91,12 +93,15 @@ class ControlReplica:
     """The :class:`~vecdb.ports.replicator.StateMachine` of the control group over a store of its own.
 
     ``changed`` is told, in the thread that applied, of every state with other entries than the one before.
-    The constructor raises ``DataCorrupted`` for rows that are not what was written.
+    The constructor raises ``DataCorrupted`` for rows that are not what was written.  ``reads``: the latest version of
+    commands that is understood.
     """
 
-    def __init__(self, store: Store, changed: Callable[[ControlState], None] = lambda state: None) -> None:
+    def __init__(self, store: Store, changed: Callable[[ControlState], None] = lambda state: None,
+                 reads: int = VERSION) -> None:
         self._store = store
         self._changed = changed
+        self._reads = reads
         self._pieces: dict[int, bytes] = {}
         """What has arrived of snapshots, by the checksum of the whole file."""
         self.state, is_current = read_rows(row for start, stop in RANGES for row in store.scan(start, stop))
@@ -113,7 +118,7 @@ class ControlReplica:
         before = self.state
         if log_index <= before.log_index:
             return None
-        done = apply(before, log_index, term, command)
+        done = apply(before, log_index, term, command, self._reads)
         self._store.write(Mutations(deletes=list(done.deletes), puts=list(done.puts)))
         self._show(done.state)
         return done.outcome
@@ -221,28 +226,44 @@ class Control:
     ``directory``: of the control state's store, opened by :meth:`open`.  New collections are given
     ``replication_factor`` replicas, or as many as there are nodes, where nothing else is said.  ``announced``: nodes
     are known by what they announce, and one that is heard and has not yet is waited for; else they are all alike.
+    ``reads``: the latest version of commands that this node reads.
     """
 
     def __init__(self, directory: Path, open_store: OpenStore, *, replication_factor: int,
-                 announced: bool = False) -> None:
+                 announced: bool = False, reads: int = VERSION) -> None:
         self._directory = directory
         self._open_store = open_store
         self._replication_factor = replication_factor
         self._announced = announced
+        self._reads = reads
         self._replica: ControlReplica | None = None
         self._latest = ControlState()
         self._listeners: list[Callable[[ControlState], None]] = []
         self.replicator: Replicator | None = None
         """Set by whoever has added the group; None while it is not there."""
+        self.told: Callable[[str], int | None] | None = None
+        """The version of commands that a member without an entry has told the leader that it reads, None: nothing yet.
+        Set where nodes announce themselves; where it is not only entries are asked.
+        """
 
     # --- the state machine's life, for who hosts the group --------------------------------------------
 
     def open(self) -> ControlReplica:
-        """Open the state as it is on the disk; blocks.  Raises ``DataCorrupted`` or ``StorageError``."""
+        """Open the state as it is on the disk; blocks.  Raises ``DataCorrupted`` or ``StorageError``, and
+        ``FormatMismatch`` where commands may follow that this release cannot read: applied as nothing they would make
+        this node differ from all others.
+        """
         self.close()
         store = self._open_store(self._directory)
         try:
-            self._replica = ControlReplica(store, self._tell)
+            self._replica = ControlReplica(store, self._tell, self._reads)
+            agreed = self._replica.state.commands or 0
+            if agreed > self._reads:
+                self._replica = None
+                raise FormatMismatch(
+                    f"the cluster's nodes have agreed on commands of version {agreed}, and this release reads "
+                    f"{self._reads}: start the one that was here before, or a later one", path=FILE, got=agreed,
+                    limit=self._reads)
         except BaseException:
             store.close()
             raise
@@ -367,17 +388,40 @@ class Control:
 
     # --- commands ---------------------------------------------------------------------------------
 
+    def check_read(self, version: int) -> None:
+        """Raise unless every node reads commands of this version, as the leader knows: ``Unsupported`` names those that
+        do not, ``Unavailable`` those that are heard and have not told.
+        """
+        state = self.state
+        old = [one.name for one in state.nodes.values() if one.state is not NodeState.LEFT and one.commands < version]
+        silent: list[str] = []
+        status = self.status()
+        if self.told is not None and status is not None and version > 1:
+            for node, (_, heard) in members(status).items():
+                if node in state.nodes or not heard:
+                    continue
+                reads = self.told(node)
+                if reads is None:
+                    silent.append(node)
+                elif reads < version:
+                    old.append(node)
+        if old:
+            more = f" and {len(old) - 3} more" if len(old) > 3 else ""
+            raise Unsupported(f"{', '.join(sorted(old)[:3])}{more} would not understand it: upgrade all nodes first",
+                              nodes=sorted(old)[:16], needs=version)
+        if silent:
+            raise Unavailable(f"{', '.join(sorted(silent)[:3])} has not told its version yet",
+                              nodes=sorted(silent)[:16], retry_after_s=0.2)
+
     async def propose(self, command: bytes, call: Call | None = None) -> Outcome:
         """Have a command of :mod:`vecdb.cluster.control` done; return what came of it once this node has applied it.
 
-        Raises its error, and what :meth:`create` raises; ``Unsupported`` where a node of the cluster could not read it.
+        Raises its error, and what :meth:`create` and :meth:`check_read` raise.
         """
         check(call)
-        reads = self.state.commands
-        if reads is not None and version_of(command) > reads:
-            old = sorted(one.name for one in self.state.nodes.values() if one.commands == reads)
-            raise Unsupported(f"{', '.join(old[:3])} would not understand it: upgrade all nodes first", nodes=old[:16])
-        committed = await self._leading().propose(command, None if call is None else call.deadline)
+        leading = self._leading()
+        self.check_read(version_of(command))
+        committed = await leading.propose(command, None if call is None else call.deadline)
         outcome = committed.result
         if not isinstance(outcome, _OUTCOMES):
             raise VecdbError("the control group answered with what is no outcome", got=type(outcome).__name__)

@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from vecdb.cluster.control import ControlState, job_put, job_update
+from vecdb.cluster.control import ControlState, job_put, job_update, version_of
 from vecdb.core.calls import Call
 from vecdb.core.cluster import JobState, NodeState
 from vecdb.core.errors import (
@@ -29,13 +29,14 @@ from vecdb.core.errors import (
     OutcomeUnknown,
     Overloaded,
     Unavailable,
+    Unsupported,
     VecdbError,
 )
 from vecdb.ports.clock import Clock
 from vecdb.ports.peers import Replicas
 from vecdb.ports.replicator import ReplicaStatus, Replicator
 from vecdb.ports.tell import Tell, tell_nobody
-from vecdb.services.operations.base import Job, Operation, Step
+from vecdb.services.operations.base import Job, Operation, Step, commands_of
 
 LOOK_S: Final = 0.5
 PROGRESS_S: Final = 2.0
@@ -61,6 +62,8 @@ class Controlled(Protocol):
 
     @property
     def replicator(self) -> Replicator | None: ...
+
+    def check_read(self, version: int) -> None: ...
 
 
 class Heard(Protocol):
@@ -107,8 +110,13 @@ class GovernorContext:
         replicator = self._control.replicator
         if replicator is None:
             raise Unavailable("the control group is not here")
+        self._control.check_read(version_of(command))
         committed = await replicator.propose(command, asyncio.get_running_loop().time() + PROPOSE_S)
         return committed.result
+
+    def check_read(self, version: int) -> None:
+        """Raise ``Unsupported``, which names them, where nodes do not read control commands of this version."""
+        self._control.check_read(version)
 
     def replicas(self, node: str) -> Replicas:
         return self._replicas(node)
@@ -297,7 +305,11 @@ class Governor:
     async def _put(self, kind: str, target: str, args: Mapping[str, Any]) -> None:
         if kind not in self.operations:
             return
-        outcome = await self.context.propose(job_put(kind, target, args, at_s=self._clock.wall()))
+        try:
+            self.context.check_read(commands_of(self.operations[kind]))
+            outcome = await self.context.propose(job_put(kind, target, args, at_s=self._clock.wall()))
+        except (Unsupported, Unavailable):
+            return  # nodes are being upgraded, or have just begun to announce themselves: there is time
         if isinstance(outcome, VecdbError):
             self._tell("warning", "job_not_begun", kind=kind, target=target, error=outcome.message)
         else:

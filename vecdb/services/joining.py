@@ -17,12 +17,13 @@ empty disk, once it was silent for so long, and takes its own place, which stays
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, Protocol
 
-from vecdb.cluster.control import MAX_VOTERS, VERSION, ControlState, NodeEntry, node_of
+from vecdb.cluster.control import MAX_VOTERS, ControlState, NodeEntry, node_of
 from vecdb.cluster.control.commands import node_put
+from vecdb.cluster.control.entries import FIRST_COMMANDS
 from vecdb.cluster.founding import Founding
 from vecdb.cluster.joining import Candidate, check_candidate, check_name_free, check_room, check_token, check_version
 from vecdb.core.calls import Call
@@ -32,6 +33,7 @@ from vecdb.ports.clock import Clock
 from vecdb.ports.replicator import ReplicaStatus, Replicator
 from vecdb.ports.tell import Tell, tell_nobody
 from vecdb.services.announcing import Announcements, Answer, Report
+from vecdb.services.control import members
 from vecdb.services.directory import Directory, Noted
 from vecdb.services.ledger import Ledger
 
@@ -97,14 +99,35 @@ class Registrar:
         before = state.nodes.get(one.name)
         there = before is not None and before.state is not NodeState.LEFT
         self._check_names(one, there, status)
-        check_version(one.version, [self._version, *(entry.version for entry in state.nodes.values()
-                                                     if entry.state is not NodeState.LEFT and entry.name != one.name)])
+        check_version(one.version, self._versions(state, one.name))
         check_room(one, state.nodes)
         self._check_votes(one, status)
+        self._check_release(one)
         await self._put(replicator, one, call.deadline)
         self._tell("info", "node_joined", about=one.name, address=one.address, role=one.role.value, zone=one.zone,
                    version=one.version, again=before is not None)
         return dict(self._directory)
+
+    async def check(self, one: Candidate, token: str) -> dict[str, str]:
+        """Whether a node would be let in, as far as this one knows, whoever leads; returns the addresses of all.
+
+        Nothing is changed.  Who has the name is only known to the leader, and to him once the node asks to join.
+        ``JoinRefused``, ``Unavailable``.
+        """
+        replicator, state = self._control.replicator, self._control.state
+        if replicator is None or not state.log_index:
+            raise Unavailable("the control group is not here yet", retry_after_s=0.1)
+        check_candidate(one)
+        check_token(token, state.tokens, one.role, self._clock.wall())
+        check_version(one.version, self._versions(state, one.name))
+        check_room(one, state.nodes)
+        self._check_votes(one, replicator.status())
+        self._check_release(one)
+        return dict(self._directory)
+
+    def _versions(self, state: ControlState, but: str) -> list[str]:
+        return [self._version, *(entry.version for entry in state.nodes.values()
+                                 if entry.state is not NodeState.LEFT and entry.name != but)]
 
     def _check_names(self, one: Candidate, there: bool, status: ReplicaStatus) -> None:
         voter = any(node_of(replica) == one.name for replica in (*status.voters, *status.joining))
@@ -117,10 +140,23 @@ class Registrar:
                               retry_after_s=LATELY_S - leading_s)
         check_name_free(one.name, one.number, None if report is None else report.node.number,
                         None if report is None else self._announcements.heard_s(one.name), LATELY_S)
-        unheard = [node for node in map(node_of, status.voters) if node not in self._control.state.nodes]
-        if unheard:
-            raise Unavailable(f"nodes that founded the cluster have not told their version yet: {', '.join(unheard)}",
-                              retry_after_s=2.0, nodes=unheard)
+        state, founders = self._control.state, list(map(node_of, status.voters))
+        untold = [node for node in founders if node not in state.nodes]
+        if untold and (self._untold(status, state.nodes) or 2 * len(untold) >= len(founders)):
+            raise Unavailable(f"nodes that founded the cluster have not told their version yet: {', '.join(untold)}",
+                              retry_after_s=2.0, nodes=untold)
+
+    def _untold(self, status: ReplicaStatus, known: Mapping[str, object]) -> list[str]:
+        """Members that are heard and have not said what they read, or read no commands about nodes.
+
+        One that is away is not waited for: it says so when it is back, and is refused if it is too old.
+        """
+        found = []
+        for node, (_, heard) in members(status).items():
+            report = self._announcements.report(node)
+            if heard and node not in known and (report is None or report.node.commands < FIRST_COMMANDS):
+                found.append(node)
+        return found
 
     @staticmethod
     def _check_votes(one: Candidate, status: ReplicaStatus) -> None:
@@ -143,18 +179,32 @@ class Registrar:
         """Hear of a member; ``NotLeader`` with who does lead."""
         self._leading()
         answer = self._announcements.take(report)
+        self._check_release(report.node)
         if not answer.twice:
             with suppress(VecdbError):  # it comes again in two seconds
                 await self._register(report)
         return answer
 
+    def _check_release(self, one: Candidate) -> None:
+        """``JoinRefused`` for a member that was started as a release too far from the others', or as one that does not
+        read what all had agreed to use.
+        """
+        state = self._control.state
+        check_version(one.version, [entry.version for entry in state.nodes.values()
+                                    if entry.state is not NodeState.LEFT and entry.name != one.name])
+        agreed = state.commands
+        if agreed is not None and one.commands < agreed:
+            raise JoinRefused(f"this node reads control commands of version {one.commands}, and the cluster's nodes "
+                              f"have agreed on {agreed}: a release cannot be taken back once all nodes have it",
+                              reason="version", version=one.version[:40], got=one.commands, limit=agreed)
+
     async def _register(self, report: Report) -> None:
         """Have the entry as the node describes itself; that of a founder is made by its first word."""
         replicator, status = self._leading()
         state, one = self._control.state, check_candidate(report.node)
-        if one.commands < VERSION or any(
-                other is None for other in (state.nodes.get(node) or self._announcements.report(node)
-                                            for node in map(node_of, (*status.voters, *status.learners)))):
+        told = [node for node in map(node_of, status.voters)
+                if node in state.nodes or self._announcements.report(node) is not None]
+        if one.commands < FIRST_COMMANDS or 2 * len(told) <= len(status.voters) or self._untold(status, state.nodes):
             return  # a member that has said nothing yet may be of a version that does not read the command
         before = state.nodes.get(one.name)
         if before is not None and before.state is NodeState.LEFT:

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
-from vecdb.cluster.control import ControlState, ShardEntry, collection_of
+from vecdb.cluster.control import ControlState, ShardEntry, collection_of, version_of
 from vecdb.core.calls import Call, Consistency
 from vecdb.core.cluster import ShardState
 from vecdb.core.errors import CollectionNotFound, Overloaded, StaleShardMap, Unavailable, Unsupported
@@ -69,6 +69,8 @@ class Controlled(Protocol):
 
     @property
     def replicator(self) -> Replicator | None: ...
+
+    def check_read(self, version: int) -> None: ...
 
     async def create(self, schema: CollectionSchema, call: Call, layout: Layout) -> object: ...
 
@@ -167,6 +169,8 @@ class OwnReplicas:
         """Propose what memory was reserved for already, once there is room where it is to be applied."""
         replicator = self.replicator(group)
         if replicator.status().role == "leader":  # who does not lead says so at once
+            if group == CONTROL:
+                self._control.check_read(version_of(command))
             self._check_sealed(group, command)
             await self._room(group, call)
         return await replicator.propose(command, self.until(call))

@@ -29,10 +29,10 @@ from typing import Any, Final, cast
 from vecdb.app import CLUSTER_ID, open_logs, open_store, repositories
 from vecdb.client.remote.node import RemoteNode
 from vecdb.client.remote.options import Options
-from vecdb.cluster.control import version_of
+from vecdb.cluster.joining import Release
 from vecdb.config import Settings
 from vecdb.core.calls import Call
-from vecdb.core.errors import DataCorrupted, FormatMismatch, StorageError, Unavailable, Unsupported, VecdbError
+from vecdb.core.errors import DataCorrupted, FormatMismatch, StorageError, Unavailable, VecdbError
 from vecdb.core.nodes import bracketed
 from vecdb.ports.observer import NullObserver, Observer
 from vecdb.ports.peers import Replicas
@@ -145,7 +145,7 @@ class Member:
     """This node's part in its cluster; made by :func:`join`."""
 
     def __init__(self, settings: Settings, database: LocalDatabase, engine: LocalNode, observer: Observer, store: Store,
-                 certificates: Certificates | None, release: str, tell: Tell) -> None:
+                 certificates: Certificates | None, release: Release, tell: Tell) -> None:
         """Starts nothing that other nodes see.  In the event loop."""
         me, options = settings.server.node_id, settings.cluster
         self._loop = asyncio.get_running_loop()
@@ -156,7 +156,7 @@ class Member:
         self._certificates = certificates
         clock, self.ledger = SystemClock(), Ledger(store)
         self.control = Control(settings.data_dir / CONTROL_STATE, open_store,
-                               replication_factor=options.replication_factor)
+                               replication_factor=options.replication_factor, reads=release.commands)
         self.directory = Directory(me, options.address(me), options.nodes, self.ledger.directory,
                                    lambda: self.control.state.nodes)
         cluster = Cluster(me, self.directory.names)
@@ -191,7 +191,7 @@ class Member:
             lambda node: self.copies if node == me else RemoteCopies(self.peers.replicas(node)),
             lambda label, call, deep: self.shards.verify(label, call, deep=deep),
             Backing(lambda node: self.backups if node == me else RemoteBackups(self.peers.replicas(node)), places,
-                    options.name, release),
+                    options.name, release.version),
             lambda node: cast(RemoteNode, self.peers.node(node)).operations, lambda: self.directory.names,
             self.node.leaders, clock, self._events)
         self.server: PeerServer | None = None
@@ -274,9 +274,6 @@ class Member:
 
     async def _change(self, command: bytes) -> None:
         """Have a command done by who leads the control group; it says itself that it happens once."""
-        reads = self.control.state.commands
-        if reads is not None and version_of(command) > reads:
-            raise Unsupported("a node of the cluster would not understand it: upgrade all nodes first")
         call = Call(deadline=SystemClock().monotonic() + CHANGE_S)
         done = await self.node.leaders.ask(
             Task(0, self.directory.names, call), lambda node: self._replicas(node).propose(0, command, call))
@@ -369,7 +366,8 @@ class Member:
         founding = self.hosting.founding
         if founding is None or not founding.over:
             return "the cluster is founded once all of its nodes have been up at the same time"
-        return "the control group is not open yet"
+        error = self.hosting.statuses()[""].error
+        return f"the control group is not open ({error})" if error else "the control group is not open yet"
 
     async def hand_over(self) -> None:
         """Give every leadership to another replica, as far as there is one that can take it; nobody is asked twice."""
@@ -452,7 +450,7 @@ def _open_logs(folder: Path, tell: Tell) -> Store:
         return open_logs(folder)
 
 
-async def join(settings: Settings, database: LocalDatabase, engine: LocalNode, observer: Observer, release: str,
+async def join(settings: Settings, database: LocalDatabase, engine: LocalNode, observer: Observer, release: Release,
                tell: Tell, stack: AsyncExitStack) -> Member:
     """Open what a member of a cluster needs; nothing is seen by others until :meth:`Member.start`."""
     loop = asyncio.get_running_loop()

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory, gettempdir
 from typing import TYPE_CHECKING, Any, Final
 
 from vecdb.app import open_embedded, open_store
+from vecdb.cluster.joining import Release
 from vecdb.config import Settings
 from vecdb.core.errors import VecdbError
 from vecdb.core.nodes import is_loopback
@@ -186,22 +187,25 @@ class Running:
             await self.http.stop(0.0)
 
 
-async def start(settings: Settings, *, on_step: OnStep = lambda step: None) -> Running:
-    """Open, bind, warm up, serve.  Raises what opening and binding raise, having let go of everything."""
+async def start(settings: Settings, *, on_step: OnStep = lambda step: None, release: Release | None = None) -> Running:
+    """Open, bind, warm up, serve.  Raises what opening and binding raise, having let go of everything.
+
+    ``release``: what the node says it is; what is installed unless given.
+    """
     async with AsyncExitStack() as stack:
-        running = await _compose(settings, stack, on_step)
+        running = await _compose(settings, stack, on_step, release or Release(installed_version()))
         running._stack = stack.pop_all()
         return running
 
 
-async def _compose(settings: Settings, stack: AsyncExitStack, on_step: OnStep) -> Running:
+async def _compose(settings: Settings, stack: AsyncExitStack, on_step: OnStep, release: Release) -> Running:
     loop = asyncio.get_running_loop()
     clock = SystemClock()
     certificates = open_certificates(settings.tls, clock, tell)
     on_step("opening")
     database = await loop.run_in_executor(None, _open_database, settings)
     stack.callback(database.close)
-    about = {"version": installed_version(), "node_id": node_id(settings)}
+    about = {"version": release.version, "node_id": node_id(settings)}
     folder = Path(stack.enter_context(_folder())) if processes(settings) > 1 else None
     telemetry = _telemetry(settings, database, about, folder, stack)
     metrics = telemetry.metrics
@@ -210,7 +214,7 @@ async def _compose(settings: Settings, stack: AsyncExitStack, on_step: OnStep) -
         settings.engine.threads or available_cores(), limits.write_threads, limits.queued_queries,
         memory_limit(settings)), held_bytes, telemetry.slow.wants_plan)
     stack.push_async_callback(engine.close)
-    member = await _join(settings, database, engine, telemetry, about["version"], stack)
+    member = await _join(settings, database, engine, telemetry, release, stack)
     node: Node = engine if member is None else member.node
     ring = KeyRing(settings.data_dir / KEYS, open_store, clock)
     stack.callback(ring.close)
@@ -255,7 +259,7 @@ async def _compose(settings: Settings, stack: AsyncExitStack, on_step: OnStep) -
 
 
 async def _join(settings: Settings, database: LocalDatabase, engine: LocalNode, telemetry: Telemetry,
-                release: str, stack: AsyncExitStack) -> "Member | None":
+                release: Release, stack: AsyncExitStack) -> "Member | None":
     """This node's part in its cluster, if it has one."""
     if not settings.cluster.name:
         return None

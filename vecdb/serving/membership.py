@@ -13,9 +13,8 @@ from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any, Final
 
-from vecdb.cluster.control import VERSION
 from vecdb.cluster.founding import Founding
-from vecdb.cluster.joining import Candidate
+from vecdb.cluster.joining import Candidate, Release
 from vecdb.config import Settings
 from vecdb.core.access import Principal
 from vecdb.core.cluster import NodeState
@@ -49,12 +48,12 @@ def draw() -> int:
 class Membership:
     """Belongs to one event loop.  ``stats()``: what is told of the node beside its disk and memory."""
 
-    def __init__(self, settings: Settings, version: str, control: Control, directory: Directory, ledger: Ledger,
+    def __init__(self, settings: Settings, release: Release, control: Control, directory: Directory, ledger: Ledger,
                  peers: RemotePeers, certificates: Certificates | None, clock: Clock, tell: Tell,
                  stats: Callable[[], Mapping[str, float]]) -> None:
         self._me = settings.server.node_id
         self._settings = settings
-        self._version = version
+        self._release = release
         self._control = control
         self._directory = directory
         self._ledger = ledger
@@ -66,7 +65,8 @@ class Membership:
         self._ports: dict[str, Any] = {}
         self.removed = asyncio.Event()
         self.announcements = Announcements(self._leading, clock, tell)
-        self.registrar = Registrar(self._me, version, control, directory, self.announcements, clock, tell=tell)
+        self.registrar = Registrar(self._me, release.version, control, directory, self.announcements, clock, tell=tell)
+        control.told = self._told
         self._members = RemoteMembers(peers.replicas)
         self._announcer = Announcer(self._me, directory.names, self.registrar, self._members, control.status,
                                     self._report, clock, settled=self._settled, removed=self._was_removed, tell=tell)
@@ -102,7 +102,7 @@ class Membership:
         if client.endswith(":0"):  # not known yet
             client = http = ""
         return Candidate(self._me, number, address, client, http, cluster.part, cluster.zone, cluster.capacity,
-                         self._version, VERSION)
+                         self._release.version, self._release.commands)
 
     async def _report(self) -> Report:
         folder = self._settings.data_dir
@@ -120,6 +120,11 @@ class Membership:
         return await self._loop.run_in_executor(None, work, *args)
 
     # --- the control group ------------------------------------------------------------------------
+
+    def _told(self, node: str) -> int | None:
+        """What a node has told that it reads, where this one leads."""
+        report = self.announcements.report(node)
+        return None if report is None else report.node.commands
 
     def _leading(self) -> int:
         status = self._control.status()
@@ -164,6 +169,8 @@ class Membership:
             return REMOVED
         if self.joiner is not None and self.joiner.waits_for:
             return f"it could not join the cluster yet: {self.joiner.waits_for}"
+        if self._announcer.refused:
+            return f"the cluster refuses it as it is: {self._announcer.refused}"
         return ""
 
     def guarded(self, authenticator: Authenticate, keys: ClusterKeys) -> Authenticate:

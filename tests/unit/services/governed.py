@@ -13,7 +13,7 @@ from vecdb.cluster.control import (
     node_put,
 )
 from vecdb.core.cluster import HASH_SPACE, Role
-from vecdb.core.errors import NotLeader, VecdbError
+from vecdb.core.errors import NotLeader, Unsupported, VecdbError
 from vecdb.core.schema import CollectionSchema
 from vecdb.ports.replicator import Committed, ReplicaStatus
 from vecdb.ports.tell import tell_nobody
@@ -139,3 +139,9 @@ class Control:
     @property
     def replicator(self) -> Any:
         return self._governed
+
+    def check_read(self, version: int) -> None:
+        """As :meth:`vecdb.services.control.Control.check_read`."""
+        old = [one.name for one in self._governed.now.nodes.values() if one.commands < version]
+        if old:
+            raise Unsupported(f"{old} would not understand it", nodes=old)

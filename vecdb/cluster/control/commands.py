@@ -313,13 +313,13 @@ def decode(command: bytes) -> tuple[Command, bytes]:
     return decoded(command)[:2]
 
 
-def decoded(command: bytes) -> tuple[Command, bytes, int]:
+def decoded(command: bytes, reads: int = VERSION) -> tuple[Command, bytes, int]:
     """And the fingerprint of what two commands under one key must have in common."""
     if len(command) < _HEAD.size:
         raise _refused("is cut short", got=len(command), limit="a command")
     opcode, version, length = _HEAD.unpack_from(command)
-    if not 1 <= version <= VERSION:
-        raise _refused(f"has version {version}, and this one reads {VERSION}", got=version, limit=VERSION)
+    if not 1 <= version <= reads:
+        raise _refused(f"has version {version}, and this one reads {reads}", got=version, limit=reads)
     key, rest = command[_HEAD.size:_HEAD.size + length], command[_HEAD.size + length:]
     if length > MAX_KEY_BYTES or len(key) != length:
         raise _refused("has a key that is cut short or too long", got=length, limit=MAX_KEY_BYTES)

@@ -39,11 +39,11 @@ _DO: Final[dict[type, Callable[[Change, Any], Outcome]]] = {
 }
 
 
-def apply(state: ControlState, log_index: int, term: int, command: bytes) -> Applied:
-    """What a committed command does.  ``log_index`` is above the state's."""
+def apply(state: ControlState, log_index: int, term: int, command: bytes, reads: int = c.VERSION) -> Applied:
+    """What a committed command does.  ``log_index`` is above the state's; ``reads``: the latest version understood."""
     change = Change(state, log_index, term)
     try:
-        found, key, fingerprint = decoded(command)
+        found, key, fingerprint = decoded(command, reads)
         known = state.keys.get(key)
         if known is not None:
             if known.fingerprint != fingerprint:

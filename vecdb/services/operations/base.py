@@ -11,7 +11,7 @@ of other nodes is either idempotent or names the job's attempt, so two leaders t
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from vecdb.cluster.control import ControlState
 from vecdb.core.cluster import JobState, Plan
@@ -19,6 +19,9 @@ from vecdb.ports.clock import Clock
 from vecdb.ports.peers import Replicas
 from vecdb.ports.replicator import ReplicaStatus
 from vecdb.ports.tell import Tell
+
+COMMANDS: Final = 2
+"""The version of the control commands that jobs are written down with, and that kinds use which say nothing else."""
 
 
 class Job(Protocol):
@@ -108,7 +111,11 @@ class Context(Protocol):
 
 
 class Operation(Protocol):
-    """A kind of job."""
+    """A kind of job.
+
+    One that proposes control commands of a later version than jobs themselves (:data:`COMMANDS`) says so by an
+    attribute ``commands``: it is not begun before every node reads them (:func:`commands_of`).
+    """
 
     @property
     def kind(self) -> str: ...
@@ -127,3 +134,8 @@ class Operation(Protocol):
     async def cancel(self, job: Job, context: Context) -> Step:
         """Undo what must be, a step at a time, until the state says ``cancelled``, or ``done`` if it is too late."""
         ...
+
+
+def commands_of(operation: Operation) -> int:
+    """The version of control commands that every node must read before such a job is begun."""
+    return max(COMMANDS, int(getattr(operation, "commands", COMMANDS)))

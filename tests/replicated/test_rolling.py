@@ -1,0 +1,77 @@
+"""Three nodes that are upgraded one after the other, from one minor version to the next, under writes and queries."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.grown_nodes import COORDINATORS, Grown
+from tests.replicated_nodes import free_ports, wait_for
+from tests.users import DIM, Load
+from vecdb.cluster.joining import Release
+from vecdb.core.cluster import JobState
+from vecdb.core.errors import Unsupported
+
+OLD, NEW, FAR = Release("1.1.4", 1), Release("1.2.0", 2), Release("1.4.0", 2)
+"""The first reads control commands of version 1 alone: what is not kept from it, it would apply as nothing."""
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> Any:
+    with Grown(tmp_path, role="both") as grown:
+        for name, port in zip(COORDINATORS, free_ports(len(COORDINATORS)), strict=True):
+            made = grown.settings[name]
+            grown.settings[name] = made.model_copy(update={"server": made.server.model_copy(update={
+                "grpc_port": port})})
+        grown.releases = dict.fromkeys(COORDINATORS, OLD)
+        grown.start(COORDINATORS)
+        grown.ready()
+        yield grown
+
+
+def restarted(nodes: Grown, name: str, release: Release) -> None:
+    nodes.stop([name])
+    nodes.releases[name] = release
+    nodes.start([name])
+
+
+def reasons(nodes: Grown, name: str, words: str) -> None:
+    wait_for(lambda: any(words in why for why in nodes.reasons(name)), f"{words!r} of {name}")
+
+
+def ended(cluster: Any, id: int) -> JobState:
+    return JobState(wait_for(lambda: (job := cluster.job(id)).state in ("done", "failed", "cancelled") and job,
+                             "the end of a job").state)
+
+
+def test_an_upgrade_of_one_node_after_the_other(nodes: Grown) -> None:
+    with nodes.connect(*COORDINATORS) as db:
+        db.create_collection("docs", dim=DIM, metric="cosine")
+        cluster = db.admin.cluster
+        with Load(db, "docs") as load:
+            for at, name in enumerate(COORDINATORS):
+                left = list(COORDINATORS[at:])
+                for change in (lambda: cluster.begin("scrub", "docs", {}), lambda: cluster.create_join_token(60.0, []),
+                               lambda: cluster.set("scrub_every_s", 900.0),
+                               lambda: db.create_collection("more", dim=DIM, metric="cosine", shards=2)):
+                    with pytest.raises(Unsupported, match="upgrade all nodes first") as refused:
+                        change()
+                    told = refused.value.fields["nodes"]  # a leader that is new has not heard of all of them
+                    assert told
+                    assert set(told) <= set(left)
+                restarted(nodes, name, NEW)
+                nodes.ready(*COORDINATORS)
+            wait_for(lambda: all(nodes.state(name).commands == NEW.commands for name in COORDINATORS), "word of all")
+            db.create_collection("more", dim=DIM, metric="cosine", shards=2)
+            assert ended(cluster, cluster.begin("scrub", "docs", {})) is JobState.DONE
+        load.check()
+        assert db.admin.verify_shard("docs").agree
+        states = [nodes.state(name) for name in COORDINATORS]
+        assert len({one.digest for one in states if one.log_index == max(each.log_index for each in states)}) == 1
+
+    restarted(nodes, "c2", OLD)
+    reasons(nodes, "c2", "have agreed on")
+    restarted(nodes, "c2", FAR)
+    reasons(nodes, "c2", "one minor version apart")
+    restarted(nodes, "c2", NEW)
+    nodes.ready(*COORDINATORS)
