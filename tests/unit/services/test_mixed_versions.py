@@ -18,7 +18,9 @@ from vecdb.ports.replicator import ReplicaStatus
 from vecdb.services.administration import OwnOperations
 from vecdb.services.control import Control
 from vecdb.services.governor import Governor
+from vecdb.services.operations.base import COMMANDS, commands_of
 from vecdb.services.operations.kinds import Rebalance
+from vecdb.serving.governing import Backing, operations
 from vecdb.testing.disk import MemoryStore
 
 FOUNDER = Candidate("c1", 1, "c1:7702", role=Role.COORDINATOR, version="1.4.0", commands=2)
@@ -143,7 +145,18 @@ def test_an_old_node_applies_what_it_cannot_read_as_nothing() -> None:
 class Later(Rebalance):
     """A kind whose steps propose what only later releases read."""
 
-    commands = 3
+    command_version = 3
+
+
+def test_jobs_of_every_kind_may_be_begun_where_all_are_of_this_release() -> None:
+    backing = Backing(_unasked, _unasked, "tests", "1.0.0")
+    kinds = operations(_unasked, _unasked, backing)
+    assert {"split", "merge", "move", "drain", "snapshot"} <= set(kinds)
+    assert {name: commands_of(one) for name, one in kinds.items()} == dict.fromkeys(kinds, COMMANDS)
+
+
+def _unasked(*_: Any) -> Any:
+    raise AssertionError("nobody asks for it here")
 
 
 def test_a_job_of_a_later_release_is_not_begun() -> None:

@@ -114,7 +114,7 @@ class Operation(Protocol):
     """A kind of job.
 
     One that proposes control commands of a later version than jobs themselves (:data:`COMMANDS`) says so by an
-    attribute ``commands``: it is not begun before every node reads them (:func:`commands_of`).
+    attribute ``command_version``: it is not begun before every node reads them (:func:`commands_of`).
     """
 
     @property
@@ -138,4 +138,4 @@ class Operation(Protocol):
 
 def commands_of(operation: Operation) -> int:
     """The version of control commands that every node must read before such a job is begun."""
-    return max(COMMANDS, int(getattr(operation, "commands", COMMANDS)))
+    return max(COMMANDS, int(getattr(operation, "command_version", COMMANDS)))
