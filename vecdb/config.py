@@ -59,6 +59,7 @@ __all__ = [
     "known_variables",
     "load",
     "load_settings",
+    "stated",
 ]
 
 PREFIX: Final = "VECDB_"
@@ -184,6 +185,20 @@ def load(file: Path | None = None, flags: Mapping[str, tuple[Any, str]] | None =
             given[name] = (value, Origin(layer, where(name)))
     for secret in _SECRETS:
         _read_secret(given, secret)
+    return _settled(given)
+
+
+def stated(values: Mapping[str, Any], where: str) -> Loaded:
+    """Settings by their dotted names, as a file ``where`` that is to be written would give them: whatever the
+    environment says, and without files of secrets, which need not be there yet.  Refused as :func:`load` refuses.
+    """
+    for name in values:
+        if name not in NAMES:
+            raise _unknown(name, where, NAMES)
+    return _settled({name: (value, Origin("file", where)) for name, value in values.items()})
+
+
+def _settled(given: _Given) -> Loaded:
     origins = {name: origin for name, (_, origin) in given.items()}
     try:
         settings = Settings(**_nested((name, value) for name, (value, _) in given.items()))

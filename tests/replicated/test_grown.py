@@ -11,9 +11,11 @@ import pytest
 import vecdb
 from tests.grown_nodes import COORDINATORS, Grown
 from tests.replicated_nodes import free_ports, wait_for
+from vecdb.cli import main
 from vecdb.cli.peers import members
 from vecdb.cluster.control import NodeEntry, node_of
 from vecdb.cluster.control.commands import node_put, node_remove, node_state, token_revoke
+from vecdb.config import load
 from vecdb.core.access import Grant
 from vecdb.core.access import Role as KeyRole
 from vecdb.core.cluster import NodeState, Role
@@ -107,6 +109,30 @@ def test_a_token_that_does_not_fit(grown: Grown, kind: str, words: str) -> None:
     assert name not in grown.state("c1").nodes
     assert grown.status().learners == before
     drop(grown, name)
+
+
+def test_the_command_that_joins_asks_first(grown: Grown, tmp_path: Any, capfd: Any, monkeypatch: Any) -> None:
+    """The folder it writes is served as it is; what the cluster refuses is told before anything is written."""
+    monkeypatch.chdir(tmp_path)
+    token, (port,) = grown.token(roles=[Role.SHARD]), free_ports(1)
+    given = ["cluster", "join", "--node", "s7", "--address", f"127.0.0.1:{port}", "--name", "tests", "--certs",
+             str(grown.path / "certificates"), "--at", f"127.0.0.1:1,{grown.nodes['c3']}", "--zone", "north", "--yes"]
+    for argv, words in (
+            (["--token", "vdj_" + "a" * 12 + "_" + "b" * 52], "has no such token"),
+            (["--token", token, "--role", "coordinator"], "is for nodes of the role shard, not coordinator")):
+        assert (main([*given, *argv]), words in capfd.readouterr().err, list(tmp_path.iterdir())) == (10, True, [])
+    assert "s7" not in grown.state("c1").nodes, "it was only asked"
+    assert main([*given, "--token", token]) == 0
+    assert "tests would let it in" in capfd.readouterr().err
+    monkeypatch.chdir(tmp_path / "s7")
+    made = load().settings
+    grown.add("s7", made.model_copy(update={"server": made.server.model_copy(update={
+        "grpc_port": 0, "http_port": -1, "warm_up": False, "drain_s": 5.0})}))
+    grown.takes_part("s7")
+    assert grown.state("c1").nodes["s7"].zone == "north"
+    grown.stop(["s7"])
+    del grown.settings["s7"]
+    grown.propose(node_remove("s7"))
 
 
 def test_two_nodes_by_one_name(grown: Grown) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vecdb.cli import changing, nodes
+from vecdb.cli import changing, founding, joining, nodes
 from vecdb.cli import options as o
 from vecdb.cli.output import Output, count, duration
 from vecdb.cli.session import open_database
@@ -17,6 +17,8 @@ from vecdb.core.errors import InvalidArgument
 commands = typer.Typer(help="A cluster as a whole, and what its nodes need.", no_args_is_help=True)
 token = typer.Typer(help="Tokens that nodes join with.", no_args_is_help=True)
 commands.add_typer(token, name="token")
+commands.command()(founding.init)
+commands.command()(joining.join)
 
 
 @commands.command()

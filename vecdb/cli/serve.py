@@ -201,19 +201,20 @@ def to_toml(loaded: "Loaded") -> str:
         if value is None or (isinstance(value, str) and MASK in value):
             lines.append(f"# {key} = {'(secret)' if value else '(none)'}")
         else:
-            lines.append(f"{key} = {_toml(value)}" + ("" if origin.layer == "default" else f"  # {origin.where}"))
+            lines.append(f"{key} = {toml_of(value)}" + ("" if origin.layer == "default" else f"  # {origin.where}"))
     return "\n".join(lines)
 
 
-def _toml(value: Any) -> str:
+def toml_of(value: Any) -> str:
+    """A value as it stands in a TOML file."""
     if isinstance(value, str):
         import orjson
 
         return orjson.dumps(value).decode().replace("\x7f", "\\u007f")  # JSON's strings are TOML's but for this one
     if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_toml, value))}]"
+        return f"[{', '.join(map(toml_of, value))}]"
     if isinstance(value, dict):
-        return f"{{{', '.join(f'{_toml(name)} = {_toml(one)}' for name, one in value.items())}}}"
+        return f"{{{', '.join(f'{toml_of(name)} = {toml_of(one)}' for name, one in value.items())}}}"
     return str(value).lower() if isinstance(value, bool) else repr(value)
 
 

@@ -35,7 +35,9 @@ from vecdb.rpc.tls import Certificates
 from vecdb.services.announcing import Answer, Report
 
 JOIN: Final = f"{PEER_PREFIX}Members/Join"
-"""The one method that is open to nodes which are no members."""
+CHECK: Final = f"{PEER_PREFIX}Members/Check"
+OPEN: Final = (JOIN, CHECK)
+"""The methods that are open to nodes which are no members."""
 MAX_STATS: Final = 64
 CONNECT_S: Final = 5.0
 _REASONS: Final = {"cluster": "cluster", "own_name": "name_in_use", "not_certified": "cluster"}
@@ -46,6 +48,8 @@ class Registrar(Protocol):
     """:class:`vecdb.services.joining.Registrar`."""
 
     async def admit(self, one: Candidate, token: str, call: Call) -> dict[str, str]: ...
+
+    async def check(self, one: Candidate, token: str) -> dict[str, str]: ...
 
     async def announced(self, report: Report) -> Answer: ...
 
@@ -70,6 +74,7 @@ class MembersServicer:
 
     def methods(self) -> list[Method]:
         return [Method("Members/Join", pb.JoinRequest, KeyRole.READ, unary=self.join),
+                Method("Members/Check", pb.JoinRequest, KeyRole.READ, unary=self.check),
                 Method("Members/Admit", pb.AdmitRequest, KeyRole.READ, unary=self.admit),
                 Method("Members/Announce", pb.AnnounceRequest, KeyRole.READ, unary=self.announce)]
 
@@ -87,6 +92,17 @@ class MembersServicer:
                 self._wrong.note(address)
             raise
         return pb.JoinReply(nodes=nodes, leader=leader)
+
+    async def check(self, message: pb.JoinRequest, context: Context) -> pb.JoinReply:
+        one, address = _candidate_from_wire(message.node, peer_name(context)), peer_address(context.peer)
+        self._wrong.check(address)
+        try:
+            nodes = await self._registrar.check(one, message.token)
+        except JoinRefused as error:
+            if error.reason == "token":
+                self._wrong.note(address)
+            raise
+        return pb.JoinReply(nodes=nodes, leader=self._leader() or "")
 
     async def admit(self, message: pb.AdmitRequest, context: Context) -> pb.JoinReply:
         if not self._votes(peer_name(context)):
@@ -151,11 +167,19 @@ class JoinCalls:
         self._incarnation = incarnation
 
     async def join(self, address: str, one: Candidate, token: str, deadline: float) -> tuple[dict[str, str], str]:
+        return await self._call(JOIN, address, one, token, deadline)
+
+    async def check(self, address: str, one: Candidate, token: str, deadline: float) -> tuple[dict[str, str], str]:
+        """Whether it would be let in; raises as :meth:`join`."""
+        return await self._call(CHECK, address, one, token, deadline)
+
+    async def _call(self, method: str, address: str, one: Candidate, token: str, deadline: float
+                    ) -> tuple[dict[str, str], str]:
         left = deadline - asyncio.get_running_loop().time()
         message = pb.JoinRequest(node=_candidate_to_wire(one), token=token)
         channel = await self._channel(address)
         try:
-            raw = await channel.unary_unary(JOIN)(message.SerializeToString(), timeout=max(left, 0.1))
+            raw = await channel.unary_unary(method)(message.SerializeToString(), timeout=max(left, 0.1))
         except grpc.aio.AioRpcError as error:
             raise _refusal(error, address) from None
         finally:

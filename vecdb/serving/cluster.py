@@ -47,7 +47,7 @@ from vecdb.rpc.copies import CopiesServicer, RemoteCopies
 from vecdb.rpc.door import Guards
 from vecdb.rpc.edge import Edge
 from vecdb.rpc.frames import GrpcFrames
-from vecdb.rpc.members import JOIN
+from vecdb.rpc.members import OPEN
 from vecdb.rpc.operations import OperationsServicer
 from vecdb.rpc.peer import PEER_PREFIX
 from vecdb.rpc.peer_certificates import open_peer_certificates
@@ -67,6 +67,7 @@ from vecdb.runtime.clock import SystemClock
 from vecdb.runtime.replication import CONTROL, Figures
 from vecdb.segment.files import sync_directory
 from vecdb.services.aside import set_aside
+from vecdb.services.backup.fetching import Fetcher
 from vecdb.services.backup.local import RESTORING
 from vecdb.services.backup.work import BackupWork, Held
 from vecdb.services.balance import Balancer, BalanceSettings
@@ -182,6 +183,7 @@ class Member:
         sources = Sources(self.control, self.hosting)
         proposer = Proposer(me, self.own, self.control, self.peers, clock, SystemRandom())
         places = repositories(settings.backup)
+        database.bring = Fetcher(places, clock)
         self.backups = BackupWork(me, lambda: self.control.state, lambda group: cast(Held, sources(group)), proposer,
                                   places, open_store, settings.data_dir / RESTORING, clock, tell=self._events)
         self.copies = Copying(sources, proposer, draw=lambda: secrets.randbits(63) + 1, tell=self._events)
@@ -220,7 +222,7 @@ class Member:
         credentials = None if self._certificates is None else self._certificates.grpc_credentials()
         self.server = PeerServer(PeerServerOptions(me, cluster.name, address, self.directory, credentials,
                                                    credentials is None, tell=self._tell,
-                                                   removed=lambda: self.directory.left, open_methods=(JOIN,)),
+                                                   removed=lambda: self.directory.left, open_methods=OPEN),
                                  [self.frames.servicer(), *self._edges])
         if self._certificates is not None:
             reload = self._loop.create_task(self._certificates.watch())
