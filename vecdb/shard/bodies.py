@@ -8,13 +8,13 @@ import orjson
 from vecdb.core.errors import InvalidMetadata
 from vecdb.core.ids import RecordId, check_id, id_key
 from vecdb.core.limits import MAX_METADATA_BYTES
-from vecdb.core.records import Command, DeleteIds, UpdateMetadata, UpsertBatch
+from vecdb.core.records import DeleteIds, UpdateMetadata, UpsertBatch
 
 Place = Callable[[bytes, bytes, str], int | None]
 """The hash of a record by id key, metadata and shard key (empty: none); None where it has no value of that."""
 
 
-def places_of(command: Command, place: Place, shard_key: str) -> list[int] | None:
+def places_of(command: object, place: Place, shard_key: str) -> list[int] | None:
     """The hashes of a command's records; None where it does not say them all."""
     if isinstance(command, UpsertBatch):
         found = [place(key, body, shard_key) for key, body in zip(keys_of(command.ids), command.metadata, strict=False)]

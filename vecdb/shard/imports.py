@@ -21,7 +21,8 @@ are merged would each have had a window of its own).  Exactly:
   come to the shard that both became one by one, under one key.  Of what it does itself under a key it remembers the
   range of the hashes (*piece*), between the first and the last of the command's records: a part has all of a write's
   records in the range it was cut for, so what of the write lies in a piece was done, and nothing else was.  Filters
-  have no such range; they come whole, and stand for all hashes.
+  have no such range; they come whole, and stand for all hashes.  Nor may a shard that is filled take the part that its
+  source did for all that the source might have done: of each command it notes the range of what it carried out itself.
 - The answer is what the write did to the records it names: added up over the origins and pieces that have any of them.
   Of a write from before the copy began the source knows
   only what it did as a whole, so every shard that took a part of its hashes answers with the whole, and says so
@@ -97,13 +98,25 @@ class Import:
 
 @dataclass(slots=True)
 class Origin:
-    """``writes``: by key, with the row of each."""
+    """``writes``: by key and the first hash of a piece that was done, with its row; ``pieces``: these hashes by key."""
 
     run: int
     lo: int
     last: int
     shard_key: str
-    writes: "OrderedDict[bytes, tuple[bytes, bytes]]" = field(default_factory=OrderedDict)
+    writes: "OrderedDict[tuple[bytes, int], tuple[bytes, bytes]]" = field(default_factory=OrderedDict)
+    pieces: dict[bytes, tuple[int, ...]] = field(default_factory=dict)
+
+    def add(self, key: bytes, row: bytes, value: bytes) -> None:
+        lo: int = _KEY.unpack(value)[6]
+        self.writes[key, lo] = row, value
+        self.pieces[key] = (*self.pieces.get(key, ()), lo)
+
+    def forget(self, key: bytes, lo: int) -> None:
+        del self.writes[key, lo]
+        left = tuple(one for one in self.pieces.pop(key) if one != lo)
+        if left:
+            self.pieces[key] = left
 
     def to_bytes(self) -> bytes:
         return _ORIGIN.pack(self.run, self.lo, self.last) + self.shard_key.encode()
@@ -135,8 +148,12 @@ class Earlier:
         return hashed is not None and any(one.lo <= hashed <= one.last for one in self.pieces)
 
     def answer(self, rest: WriteResult, places: Sequence[int] | None, log_index: int) -> WriteResult:
-        """What was done to records at ``places`` (None: everywhere), and what of it was left to do."""
-        told = [one for one in self.pieces if one.has(places)]
+        """What was done to records at ``places`` (None: everywhere), and what of it was left to do.
+
+        Every piece of one origin says what that did as a whole: it counts once.
+        """
+        told = [one for at, one in enumerate(self.pieces) if one.has(places) and not (one.origin and any(
+            other.origin == one.origin and other.has(places) for other in self.pieces[:at]))]
         fresh = any((rest.inserted, rest.updated, rest.deleted, rest.missing))
         inserted, updated, deleted, missing = (sum(one.counts[at] for one in told) for at in range(4))
         origin = 0 if fresh or not all(one.origin for one in told) else min((one.origin for one in told), default=0)
@@ -159,7 +176,8 @@ class ImportChange:
     origins: list[tuple[int, Origin]] = field(default_factory=list)
     added: list[tuple[int, bytes, bytes, bytes]] = field(default_factory=list)
     """Origin, key, row, value."""
-    forgotten: list[tuple[int, bytes]] = field(default_factory=list)
+    forgotten: list[tuple[int, tuple[bytes, int]]] = field(default_factory=list)
+    """Origin, key and first hash."""
 
 
 class Imports:
@@ -179,13 +197,13 @@ class Imports:
                     sequence, done = _LANE.unpack(value)
                     self.lanes[rows.number_of(key), key[-1]] = sequence, done
                 else:
-                    self.origins[rows.number_of(key)].writes[value[_KEY.size:]] = key, value[: _KEY.size]
+                    self.origins[rows.number_of(key)].add(value[_KEY.size:], key, value[: _KEY.size])
             except (struct.error, KeyError, UnicodeDecodeError) as error:
                 raise DataCorrupted("a row of what was imported cannot be understood", path=f"row {key[:1]!r}",
                                     got=len(value)) from error
 
     def __contains__(self, key: bytes) -> bool:
-        return any(key in origin.writes for origin in list(self.origins.values()))
+        return any(key in origin.pieces for origin in list(self.origins.values()))
 
     @property
     def shard_key(self) -> str:
@@ -196,9 +214,7 @@ class Imports:
         """What is known of a write; raises ``InvalidArgument`` if its key stood for another."""
         found: list[tuple[int, tuple[int, ...]]] = []
         for number, origin in self.origins.items():
-            known = origin.writes.get(token.key)
-            if known is not None:
-                found.append((number, _KEY.unpack(known[1])))
+            found += [(number, _KEY.unpack(origin.writes[token.key, lo][1])) for lo in origin.pieces.get(token.key, ())]
         if not found:
             return None
         if any(values[1] != token.fingerprint for _, values in found):
@@ -222,6 +238,20 @@ class Imports:
             raise InvalidArgument("sequence", f"{command.sequence} comes before {sequence + 1}", got=command.sequence,
                                   limit=sequence + 1)
         return done if command.sequence == sequence + 1 else None
+
+    def own_of(self, piece: Import, token: WriteToken, places: Sequence[int] | None) -> Remembered | None:
+        """What is to be remembered, but for its counts, of a command that a source did under a key for records at
+        ``places`` (None: it does not say): None where that is known.
+        """
+        try:
+            known = self.find(token)
+        except InvalidArgument:  # of another write, which the source has forgotten
+            known = None
+        left = places if known is None or places is None else [one for one in places if not known.done_for(one)]
+        if left == []:
+            return None
+        lo, last = (piece.lo, piece.last) if left is None else (min(left), max(left))
+        return Remembered(token.key, token.fingerprint, (0, 0, 0, 0), lo, last, part=True)
 
     def progress(self, mutations: Mutations, command: Import, done: int | None) -> ImportChange:
         """Note that so many commands of a piece are done, None: all of it."""
@@ -247,7 +277,7 @@ class Imports:
             if known is None and all(number != memory.origin for number, _ in change.origins):
                 self._origin(mutations, change, memory.origin, Origin(0, command.lo, command.last, command.shard_key))
             before = self._number_after(memory.origin)
-            fresh = [one for one in memory.writes if known is None or one.key not in known.writes]
+            fresh = [one for one in memory.writes if known is None or (one.key, one.lo) not in known.writes]
             for place, one in enumerate(fresh):
                 row = rows.memory_row(memory.origin, before + place)
                 value = _KEY.pack(log_index, one.fingerprint, *one.counts, one.lo, one.last, one.part)
@@ -273,11 +303,11 @@ class Imports:
         known = self.origins.get(number)
         if excess <= 0 or known is None:
             return
-        for key, (row, _) in known.writes.items():
+        for write, (row, _) in known.writes.items():
             if excess <= 0:
                 break
             excess -= 1
-            change.forgotten.append((number, key))
+            change.forgotten.append((number, write))
             mutations.deletes.append(row)
 
     def commit(self, change: ImportChange) -> None:
@@ -287,12 +317,12 @@ class Imports:
         for number, origin in change.origins:
             known = self.origins.get(number)
             if known is not None:
-                origin.writes = known.writes
+                origin.writes, origin.pieces = known.writes, known.pieces
             self.origins[number] = origin
-        for number, key in change.forgotten:
-            del self.origins[number].writes[key]
+        for number, write in change.forgotten:
+            self.origins[number].forget(*write)
         for number, key, row, value in change.added:
-            self.origins[number].writes[key] = row, value
+            self.origins[number].add(key, row, value)
 
     # --- handing on -------------------------------------------------------------------------------
 
@@ -300,7 +330,7 @@ class Imports:
         """Everything remembered, for a shard that takes this one's place."""
         for number, origin in self.origins.items():
             writes = []
-            for key, (_, value) in origin.writes.items():
+            for (key, _), (_, value) in origin.writes.items():
                 _, fingerprint, inserted, updated, deleted, missing, lo, last, part = _KEY.unpack(value)
                 writes.append(Remembered(key, fingerprint, (inserted, updated, deleted, missing), lo, last, bool(part)))
             if writes:

@@ -29,7 +29,7 @@ from vecdb.segment.sealed import SealedSegment, SealedView
 from vecdb.shard import codec, digest, rows
 from vecdb.shard.bodies import Place, keys_of, object_of, patched, places_of
 from vecdb.shard.change import Applied, Change, Reads, Staged
-from vecdb.shard.imports import MAX_HASH, Earlier, Import, Imports, Memory, Piece, Remembered
+from vecdb.shard.imports import MAX_HASH, Earlier, Import, Imports, Memory, Piece
 from vecdb.shard.manifest import Manifest
 from vecdb.shard.marks import MarkResult, Marks
 from vecdb.shard.mutations import Mutations
@@ -165,10 +165,11 @@ class ShardMachine:
                 if isinstance(command, DeleteWhere) or (piece.shard_key and not isinstance(command, UpsertBatch)):
                     change.earlier = Earlier.of_others(piece)
                 result = self._dispatch(change, command, None)
-                if token is not None:
+                own = None if token is None else self.imports.own_of(
+                    piece, token, places_of(command, self._place_of, piece.shard_key))
+                if own is not None:
                     counts = (result.inserted, result.updated, result.deleted, result.missing)
-                    memories = (Memory(piece.source, (Remembered(token.key, token.fingerprint, counts, piece.lo,
-                                                                 piece.last, part=True),)),)
+                    memories = (Memory(piece.source, (replace(own, counts=counts),)),)
         except (InvalidArgument, ShardSealed) as refused:
             return self.refuse(log_index, term, refused), False
         if done is None:

@@ -86,15 +86,19 @@ class Tokens:
                      missing in _PIECE.iter_unpack(packed[1:]))
 
     def remembered(self, lo: int, last: int) -> Iterator[Remembered]:
-        """All of the window, oldest first; done for the hashes ``lo`` to ``last``, or from piece to piece."""
+        """All of the window, oldest first; done for the hashes ``lo`` to ``last``, or for pieces of these, which each
+        tell what all did: between two there may be a part of the write that was never done.
+        """
         for key, (_, value) in self._known.items():
             fingerprint, inserted, updated, deleted, missing = _ROW.unpack(value)
             pieces = self.pieces(key)
-            if pieces:
-                inserted, updated, deleted, missing = (sum(one.counts[at] for one in pieces) for at in range(4))
-            yield Remembered(key, fingerprint, (inserted, updated, deleted, missing),
-                             max(lo, min((one.lo for one in pieces), default=lo)),
-                             min(last, max((one.last for one in pieces), default=last)))
+            if not pieces:
+                yield Remembered(key, fingerprint, (inserted, updated, deleted, missing), lo, last)
+                continue
+            inserted, updated, deleted, missing = (sum(one.counts[at] for one in pieces) for at in range(4))
+            for one in pieces:
+                yield Remembered(key, fingerprint, (inserted, updated, deleted, missing), max(lo, one.lo),
+                                 min(last, one.last))
 
     def remember(self, mutations: Mutations, log_index: int, token: WriteToken, result: WriteResult,
                  pieces: Sequence[Piece] | None = None) -> TokenChange:

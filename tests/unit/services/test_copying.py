@@ -205,8 +205,11 @@ def test_records_of_one_value_of_a_shard_key_stay_together(tmp_path: Path) -> No
     rng = Random(7)
     targets = (CopyTarget(2, 0, MIDDLE, ()), CopyTarget(3, MIDDLE, HASH_SPACE, ()))
 
+    # An id comes once: with another value it would be two records on two shards, and one on their source.
+    fresh = iter(rng.sample(range(10_000), 10_000))
+
     def upsert(count: int) -> UpsertBatch:
-        ids = tuple(rng.sample(range(10_000), count))
+        ids = tuple(next(fresh) for _ in range(count))
         return UpsertBatch(ids, np.ones((count, DIM), np.float32),
                            tuple(b'{"t":"%d","n":%d}' % (rng.randrange(9), rng.randrange(5)) for _ in ids))
 

@@ -1,5 +1,6 @@
 """What a shard that is filled from others takes: once, from one copier; and what it knows of writes before that."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -263,6 +264,35 @@ def test_parts_of_one_write_come_one_by_one(tmp_path: Path, command: UpsertBatch
         follow.close()
         assert memory.writes[-1].counts == counts(whole)
         database.close()
+
+
+@pytest.mark.parametrize("remembered", [False, True])
+def test_a_part_that_the_source_did_is_not_taken_for_the_whole(tmp_path: Path, remembered: bool) -> None:
+    """The source was merged of three shards; of a write that was cut for these, the first and the last part came to it
+    before it was sealed, and the second comes to the shard that took its place.
+    """
+    token, source, target = WriteToken(b"k", 5), tmp_path / "a", tmp_path / "b"
+    edges = [0, 1 << 62, 3 << 62, LAST + 1]
+    first, second, third = ([one for one in range(60) if lo <= hash_of_id(one) < hi] for lo, hi in pairwise(edges))
+    with replica_at(source) as merged, replica_at(target) as heir:
+        _apply(merged, _piece(1))
+        if remembered:
+            for part in (first, third):
+                _apply(merged, _upsert(*part), token)
+            follow = merged.follow()
+            _apply(heir, _piece(1, _upsert(*first, *third), source=9, memories=tuple(follow.memories(9, 0, LAST + 1))))
+            follow.close()
+        else:
+            for sequence, part in enumerate((first, third), 1):
+                _apply(heir, _piece(sequence, _upsert(*part), source=9, token=token))
+        assert _records(heir) == len(first) + len(third)
+        assert isinstance(done := _apply(heir, _upsert(*second), token), WriteResult)
+        assert (done.inserted, _records(heir)) == (len(second), 60)
+        _apply(heir, DeleteIds(tuple(range(60))))
+        for part in (first, second, third, [*first, *second, *third]):
+            assert isinstance(again := _apply(heir, _upsert(*part), token), WriteResult)
+            assert _records(heir) == 0, "nor is a part done again"
+            assert again.inserted >= len(part)
 
 
 def test_rows_that_make_no_sense_are_damage() -> None:
