@@ -17,6 +17,7 @@ from vecdb.ann.quantize.sq8 import ScalarQuantizer8
 from vecdb.ann.rerank import rerank
 from vecdb.ann.space import Space
 from vecdb.core.schema import Metric, Quantization, VectorType
+from vecdb.kernels.messages import count_parts
 
 Progress = Callable[[int, int, str], None]
 """Called with (steps done, steps in all, the step that comes next or "" at the end)."""
@@ -37,7 +38,7 @@ def warmup(served: Iterable[Served] = USUAL, progress: Progress | None = None) -
 
     The dimension does not matter.  Takes seconds a space the first time on a machine, and a fraction of one after.
     """
-    steps = [step for space, quantization in served for step in _steps(space, quantization)]
+    steps = [("messages", _messages), *(step for space, codes in served for step in _steps(space, codes))]
     for done, (name, run) in enumerate(steps):
         if progress is not None:
             progress(done, len(steps), name)
@@ -94,6 +95,11 @@ def _steps(space: Space, quantization: Quantization) -> Sequence[tuple[str, Call
     if quantization is Quantization.SQ8:
         steps.append((f"{title}: 8-bit codes", coded))
     return steps
+
+
+def _messages() -> None:
+    """What looks at large messages before they are read: reachable only from a network's face."""
+    count_parts(np.frombuffer(b"\0", np.uint8), np.zeros((1, 1), np.int16), 1)
 
 
 def _vectors(space: Space) -> npt.NDArray[Any]:

@@ -5,8 +5,9 @@
    of ours).
 3. Who calls (:class:`~vecdb.rpc.auth.Authenticator`), at what rate, and whether there is anything he may do with this
    method.  A unary call's message is read only after that (:mod:`vecdb.rpc.reading`).
-4. The bytes of requests that are held already.  The message is parsed, and must be no larger than its kind may be;
-   who calls must be allowed what the method does, on the collection it names.
+4. The bytes of requests that are held already.  The message is parsed, and must be no larger than its kind may be,
+   nor of more small parts than anybody needs, for it is parsed on the event loop (:mod:`vecdb.rpc.counting`); who
+   calls must be allowed what the method does, on the collection it names.
 5. The servicer, from message to message.  Conversions that take long run in a small pool (:meth:`Context.apart`).
 6. Any error becomes a status with typed details (:mod:`vecdb.wire.status`), the request id and, for Overloaded, gRPC's
    own hint of when to try again.  What is not one of our errors is a fault: logged whole, told as INTERNAL.
@@ -41,6 +42,7 @@ from vecdb.ports import context, tracing
 from vecdb.ports.observer import Refusal
 from vecdb.rpc import door
 from vecdb.rpc.auth import certificate_name
+from vecdb.rpc.counting import COUNTED_BYTES, MOST_PARTS, parts
 from vecdb.rpc.door import Guards
 from vecdb.rpc.methods import Context, Handle, Method, Stream
 from vecdb.rpc.parts import Parts
@@ -69,6 +71,7 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
         self._draining = False
         self._readers = Readers()
         self._parts = Parts()
+        self._counted = prefix == PREFIX
         self._ids = itertools.count(1)
         self._id_prefix = os.urandom(4).hex()
         self._methods = {method.name: method for method in methods}
@@ -175,6 +178,10 @@ class Edge(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
             self._guards.observer.refused(Refusal.MESSAGE_BYTES)
             raise LimitExceeded("message", f"{len(raw)} bytes, and a {method.request.DESCRIPTOR.name} has at most "
                                 f"{method.most_bytes}", got=len(raw), limit=method.most_bytes)
+        if len(raw) > COUNTED_BYTES and self._counted and parts(raw, method.request) > MOST_PARTS:
+            self._guards.observer.refused(Refusal.MESSAGE_BYTES)
+            raise LimitExceeded("message", f"a {method.request.DESCRIPTOR.name} of more than {MOST_PARTS} fields, at "
+                                "all depths", got=f"> {MOST_PARTS}", limit=MOST_PARTS)
         try:
             return method.request.FromString(raw)
         except DecodeError:
