@@ -5,12 +5,14 @@ it would get in the way of is running; one that runs is given its next step when
 cancelled is given its ``cancel``.  What comes of a step is written down in the control group's log where it says
 something new, progress at most every :data:`PROGRESS_S` seconds.
 
-Nothing of this is remembered by the node: another that is elected reads the same jobs and goes on.  A step that fails
+Nothing of this is remembered by the node: another that is elected reads the same jobs and goes on, once it has applied
+what those before it have committed; it would take a step back otherwise, or one that was taken.  A step that fails
 because somebody was away is tried again, after a pause that grows; any other error ends the job, and stands there for
 whoever asks.
 
 By itself it begins two kinds of jobs (settings of the cluster, ``vecdb cluster set``): ``repair`` of a node that was
-not heard for ``repair_after_s``, and ``scrub`` of a collection that was not compared for ``scrub_every_s``.
+not heard for ``repair_after_s``, where another can take anything that it holds, and ``scrub`` of a collection that was
+not compared for ``scrub_every_s``.
 """
 
 import asyncio
@@ -20,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from vecdb.cluster.control import ControlState, job_put, job_update, version_of
+from vecdb.cluster.planning import vacated
 from vecdb.core.calls import Call
 from vecdb.core.cluster import JobState, NodeState
 from vecdb.core.errors import (
@@ -37,6 +40,7 @@ from vecdb.ports.peers import Replicas
 from vecdb.ports.replicator import ReplicaStatus, Replicator
 from vecdb.ports.tell import Tell, tell_nobody
 from vecdb.services.operations.base import Job, Operation, Step, commands_of
+from vecdb.services.operations.placing import AWAY_S
 
 LOOK_S: Final = 0.5
 PROGRESS_S: Final = 2.0
@@ -169,6 +173,8 @@ class Governor:
         self._seen: dict[str, float] = {}
         """When collections were seen first by this governor: one that was never compared is not so at once."""
         self._told = ""
+        self._term = 0
+        """In which this node has led, and has applied all from before."""
 
     def start(self) -> None:
         """Begin; returns at once."""
@@ -209,6 +215,8 @@ class Governor:
                     run.task.cancel()
             self._runs.clear()
             return
+        if not await self._is_up_to_date():
+            return
         state, now = self._control.state, self._clock.monotonic()
         open_jobs = {job.id: job for job in state.jobs.values() if not JobState(job.state).ended}
         for gone in [one for one, run in self._runs.items() if one not in open_jobs and run.task is None]:
@@ -221,6 +229,20 @@ class Governor:
         if now - self._begun >= BEGIN_S:
             self._begun = now
             await self._begin(state)
+
+    async def _is_up_to_date(self) -> bool:
+        """Whether this node, which leads, has applied what was committed before it did."""
+        replicator = self._control.replicator
+        if replicator is None:
+            return False
+        term = replicator.status().term
+        if term != self._term:
+            try:
+                await replicator.read_index(asyncio.get_running_loop().time() + PROPOSE_S)
+            except _PASSING:
+                return False
+            self._term = term
+        return True
 
     def _may_run(self, job: Job, others: Mapping[int, Job]) -> bool:
         """A job that waits is begun after those before it that want the same, and not too many at once."""
@@ -289,10 +311,10 @@ class Governor:
         """Begin the jobs that nobody has to ask for."""
         after_s = _number(state.settings, "repair_after_s", REPAIR_AFTER_S)
         waiting = {(job.kind, job.target) for job in state.jobs.values() if not JobState(job.state).ended}
-        loads = state.loads()
-        for name, node in state.nodes.items():
-            if after_s > 0 and node.state == NodeState.ACTIVE and loads.get(name) \
-                    and self.context.heard_s(name) > after_s and ("repair", name) not in waiting:
+        away = [name for name in state.nodes if self.context.heard_s(name) > AWAY_S]
+        for name in away if after_s > 0 else ():
+            if state.nodes[name].state is not NodeState.LEFT and self.context.heard_s(name) > after_s \
+                    and not {("repair", name), ("drain", name)} & waiting and vacated(state, name, away):
                 await self._put("repair", name, {"why": f"not heard for {after_s:g} s"})
         every_s, now = _number(state.settings, "scrub_every_s", SCRUB_EVERY_S), self._clock.wall()
         last = {job.target: job.created_s for job in state.jobs.values() if job.kind == "scrub"}

@@ -46,6 +46,9 @@ class Governed:
         self.clock = TestClock()
         self.silent: dict[str, float] = {}
         self.leads = True
+        self.term = 1
+        self.behind: list[bytes] = []
+        """Commands of the leader before, which were committed and are not applied yet."""
         self.there: dict[int, tuple[str, ...]] = {}
         self.stuck: set[str] = set()
         """Nodes that no replica gets to."""
@@ -96,11 +99,24 @@ class Governed:
         return self
 
     def status(self) -> ReplicaStatus:
-        return ReplicaStatus("c1/1", "ok", "leader" if self.leads else "follower", 1, "c1/1", 1, 1, 1, 1, 0, ("c1/1",))
+        role = "leader" if self.leads else "follower"
+        return ReplicaStatus("c1/1", "ok", role, self.term, "c1/1", 1, 1, 1, 1, 0, ("c1/1",))
+
+    async def read_index(self, deadline: float | None) -> int:
+        if not self.leads:
+            raise NotLeader("c2 leads", leader="c2/1")
+        self._catch_up()
+        return self.now.log_index
+
+    def _catch_up(self) -> None:
+        behind, self.behind = self.behind, []
+        for one in behind:
+            self.now = apply(self.now, self.now.log_index + 1, 1, one).state
 
     async def propose(self, command: bytes, deadline: float | None = None) -> Any:
         if not self.leads:
             raise NotLeader("c2 leads", leader="c2/1")
+        self._catch_up()
         done = apply(self.now, self.now.log_index + 1, 1, command)
         self.now = done.state
         return Committed(self.now.log_index, done.outcome) if deadline is not None else done.outcome

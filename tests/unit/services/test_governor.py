@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from tests.unit.services.governed import Control, Governed
-from vecdb.cluster.control import JobEntry, job_cancel
-from vecdb.core.cluster import JobState, NodeState
+from vecdb.cluster.control import JobEntry, NodeEntry, job_cancel, job_update, node_put, node_state, place
+from vecdb.core.cluster import JobState, NodeState, Role
 from vecdb.core.errors import InvalidArgument, Unavailable, VecdbError
 from vecdb.services.governor import Governor
 from vecdb.services.operations.base import Step
@@ -216,6 +216,92 @@ def test_who_does_not_lead_runs_nothing_and_two_of_a_kind_wait_for_each_other() 
         unknown = governed.begin("nonsense", "x")
         await turns(governed, one, 3)
         assert governed.now.jobs[unknown.id].state is JobState.FAILED
+        await one.stop()
+
+    asyncio.run(run())
+
+
+def test_who_is_elected_waits_for_what_was_committed_before() -> None:
+    """The leader before had written down where a shard was going, and had placed it there."""
+    async def run() -> None:
+        governed = Governed(5)
+        governed.collection("docs", ("n1", "n2", "n3"))
+        group = governed.now.get("docs").shards[0]
+        job = governed.begin("move", str(group), **{"from": "n1", "to": "n4"})
+        moving = {str(group): {"desired": ["n4", "n2", "n3"], "before": ["n1", "n2", "n3"]}}
+        seen: list[object] = []
+
+        class Looking(Move):
+            async def step(self, job: Any, context: Any) -> Step:
+                seen.append(job.data)
+                return await super().step(job, context)
+
+        governed.behind = [job_update(job.id, state=JobState.RUNNING, phase="moving", data={"moving": moving}),
+                           place(group, ("n2", "n3", "n4"))]
+        one = governor(governed, {"move": Looking()})
+        await turns(governed, one, 20)
+        assert seen[0] == {"moving": moving}
+        assert governed.now.jobs[job.id].state is JobState.DONE
+        governed.behind, governed.term = [place(group, ("n1", "n2", "n3"))], 2
+        governed.begin("move", str(group), **{"from": "n2", "to": "n5"})
+        seen.clear()
+        await turns(governed, one, 20)
+        assert sorted(governed.now.shards[group].desired) == ["n1", "n3", "n5"], "elected again it looks again"
+        await one.stop()
+
+    asyncio.run(run())
+
+
+def test_a_lost_node_for_which_there_is_no_other_is_not_repaired_again_and_again() -> None:
+    async def run() -> None:
+        governed = Governed(3)
+        governed.collection("docs", ("n1", "n2", "n3"))
+        one = governor(governed)
+        governed.silent["n1"] = 601.0
+        await turns(governed, one, 60)
+        assert not governed.now.jobs
+        governed.do(node_put(NodeEntry("n4", "h4:1", role=Role.SHARD, zone="a", commands=2, joined_s=1.0)))
+        await turns(governed, one, 60)
+        (job,) = governed.now.jobs.values()
+        assert (job.kind, job.state, spread(governed)["n1"]) == ("repair", JobState.DONE, 0)
+        await one.stop()
+
+    asyncio.run(run())
+
+
+def test_a_node_that_is_lost_when_its_drain_has_failed_is_repaired() -> None:
+    async def run() -> None:
+        governed = Governed(4)
+        governed.collection("docs", ("n1", "n2", "n3"))
+        governed.do(node_state("n1", NodeState.DRAINING))
+        one = governor(governed)
+        governed.silent["n1"] = 601.0
+        await turns(governed, one, 60)
+        assert spread(governed)["n1"] == 0
+        await one.stop()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("kind", "target", "args"), [("drain", "n1", {}), ("replication", "docs", {"factor": 4})])
+def test_what_could_not_be_done_is_not_said_to_be(kind: str, target: str, args: dict[str, Any]) -> None:
+    """The only node that could take a replica is away."""
+    async def run() -> None:
+        governed = Governed(4)
+        governed.collection("docs", ("n1", "n2", "n3"))
+        governed.silent["n4"] = AWAY_S + 1
+        one = governor(governed)
+        job = governed.begin(kind, target, **args)
+        await turns(governed, one, 10)
+        ended = governed.now.jobs[job.id]
+        assert ended.state is JobState.FAILED
+        assert "heard" in ended.error
+        assert governed.now.nodes["n1"].state is not NodeState.DRAINED
+        assert governed.now.get("docs").replication_factor == 3
+        governed.silent.clear()
+        again = governed.begin(kind, target, **args)
+        await turns(governed, one, 30)
+        assert governed.now.jobs[again.id].state is JobState.DONE
         await one.stop()
 
     asyncio.run(run())

@@ -5,10 +5,10 @@ from typing import Any
 
 from vecdb.cluster.control import ControlState, node_state, replication
 from vecdb.cluster.planning import Wish, homeless, moved, rebalanced, replicated, vacated
-from vecdb.core.cluster import NodeState
+from vecdb.core.cluster import NodeState, ShardState
 from vecdb.core.errors import InvalidArgument, Unavailable, VecdbError
 from vecdb.services.operations.base import Context, Job
-from vecdb.services.operations.placing import PlacingOperation
+from vecdb.services.operations.placing import PlacingOperation, away
 
 
 class Move(PlacingOperation):
@@ -56,8 +56,14 @@ class Replication(PlacingOperation):
 
     async def finish(self, job: Job, context: Context) -> str:
         """From here on it is what shards are made with, by a split as well."""
-        if job.target in context.state().collections:
-            await _propose(context, replication(job.target, int(job.args["factor"])))
+        state, factor = context.state(), int(job.args["factor"])
+        if job.target not in state.collections:
+            return ""
+        short = [one for one in state.all_of(job.target) if one.state is not ShardState.RETIRED
+                 and len(one.desired) < factor]
+        if short:
+            return f"{len(short)} shards have no node for another replica that is heard: add one, or wait for it"
+        await _propose(context, replication(job.target, factor))
         return ""
 
 
@@ -84,9 +90,10 @@ class Drain(PlacingOperation):
             await _propose(context, node_state(job.target, NodeState.DRAINING))
 
     async def finish(self, job: Job, context: Context) -> str:
-        left = homeless(context.state(), job.target)
+        left = homeless(context.state(), job.target, away(context))
         if left:
-            return f"{len(left)} shards have no other node to go to: add one, or lower their replication factor"
+            return f"{len(left)} shards have no other node to go to that is heard: add one, or lower their " \
+                "replication factor"
         await _propose(context, node_state(job.target, NodeState.DRAINED))
         return ""
 

@@ -65,8 +65,8 @@ class PlacingOperation(ABC):
         moving, ended = await self._settled(job, context)
         done = job.done + ended
         state = context.state()
-        away = [name for name in state.nodes if context.heard_s(name) > AWAY_S]
-        wishes = [one for one in self.wishes(state, job.target, job.args, away) if str(one.group) not in moving]
+        wishes = [one for one in self.wishes(state, job.target, job.args, away(context))
+                  if str(one.group) not in moving]
         if not wishes and not moving:
             error = await self.finish(job, context)
             return Step("done", done, done, "shards", JobState.FAILED if error else JobState.DONE, error)
@@ -121,6 +121,11 @@ class PlacingOperation(ABC):
                 receiving.update(new)
                 chosen.append(wish)
         return chosen
+
+
+def away(context: Context) -> list[str]:
+    """Nodes that are given nothing now, for they are not heard."""
+    return [name for name in context.state().nodes if context.heard_s(name) > AWAY_S]
 
 
 async def _place(context: Context, group: int, desired: Sequence[str]) -> None:
