@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from vecdb.cli import (
+    bulk,
     cluster,
     collection,
     completing,
@@ -70,6 +71,7 @@ app.add_typer(shards.commands, name="shard")
 app.add_typer(cluster.commands, name="cluster")
 app.add_typer(nodes.commands, name="node")
 app.add_typer(snapshots.commands, name="snapshot")
+app.add_typer(bulk.commands, name="bulk")
 app.command()(top.top)
 app.command()(planning.plan)
 app.command("doctor")(doctor.doctor)

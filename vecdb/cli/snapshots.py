@@ -49,11 +49,13 @@ def create(name: Annotated[str, typer.Argument(metavar="[SNAPSHOT]", help="Its n
     name = name or time.strftime("%Y-%m-%dT%H.%M.%SZ", time.gmtime())
     args: dict[str, Any] = {"collections": list(collection)} if collection else {}
     if place.is_server:
-        _change(place, "snapshot", name, {**_args(place, at, pace), **args}, out, yes=yes, dry_run=dry_run, wait=wait)
+        change_here(place, "snapshot", name, {**_args(place, at, pace), **args}, out, yes=yes, dry_run=dry_run,
+                    wait=wait)
         return
     with _local(place) as backups:
         names = list(collection) if collection else backups.names()
-        plan = Plan("snapshot", tuple(PlanStep("save", one, f"save {one!r} to {_url(place, at)}") for one in names))
+        url = place_url(place, at)
+        plan = Plan("snapshot", tuple(PlanStep("save", one, f"save {one!r} to {url}") for one in names))
         if not _agreed(out, plan, f"snapshot {name}", yes=True, dry_run=dry_run):
             return
         with _watched(out, backups, f"saving {name}", pace) as watch:
@@ -117,7 +119,7 @@ def verify(name: Name, at: At = None, pace: Pace = None, wait: changing.Wait = T
     """
     out, place = Output(as_json), resolve(target)
     if place.is_server:
-        _change(place, "snapshot_verify", name, _args(place, at, pace), out, yes=True, dry_run=False, wait=wait)
+        change_here(place, "snapshot_verify", name, _args(place, at, pace), out, yes=True, dry_run=False, wait=wait)
         return
     with _local(place) as backups, _watched(out, backups, f"reading {name}", pace) as watch:
         found = backups.verify(_repository(place, at), name, watch)
@@ -148,13 +150,13 @@ def restore(name: Name,
             at: At = None, pace: Pace = None, yes: changing.Yes = False, dry_run: changing.DryRun = False,
             wait: changing.Wait = True, target: Target = HERE, as_json: o.Json = False) -> None:
     """Make collections of those that a snapshot has.  None that is here is overwritten; none is seen half done."""
-    out, place, names = Output(as_json), resolve(target), _renamed(collection)
+    out, place, names = Output(as_json), resolve(target), renamed(collection)
     if place.is_server:
         args = _args(place, at, pace)
         asked: dict[str, Any] = {"collections": names, "shards": shards, "replication_factor": replication_factor,
                                  "settings": with_settings, "api_keys": with_keys}
         args |= {key: value for key, value in asked.items() if value}
-        _change(place, "restore", name, args, out, yes=yes, dry_run=dry_run, wait=wait)
+        change_here(place, "restore", name, args, out, yes=yes, dry_run=dry_run, wait=wait)
         return
     if shards or replication_factor or with_settings or with_keys:
         raise InvalidArgument("shards", "and what else is a cluster's can only be said for one", got=str(place.name),
@@ -181,7 +183,7 @@ def delete(name: Name, at: At = None, yes: changing.Yes = False, dry_run: changi
     """Delete a snapshot, and what no other one there needs."""
     out, place = Output(as_json), resolve(target)
     if place.is_server:
-        _change(place, "snapshot_delete", name, _args(place, at, None), out, yes=yes, dry_run=dry_run, wait=wait)
+        change_here(place, "snapshot_delete", name, _args(place, at, None), out, yes=yes, dry_run=dry_run, wait=wait)
         return
     repository = _repository(place, at)
     repository.load(name)
@@ -201,7 +203,8 @@ def delete(name: Name, at: At = None, yes: changing.Yes = False, dry_run: changi
 # --- what they have in common ---------------------------------------------------------------------
 
 
-def _url(place: Place, at: str | None) -> str:
+def place_url(place: Place, at: str | None) -> str:
+    """Where snapshots are, as it was said or as the settings say."""
     from vecdb.core.backups import parse_place
 
     said = at or place.settings.backup.url
@@ -213,14 +216,14 @@ def _url(place: Place, at: str | None) -> str:
 def _repository(place: Place, at: str | None, *, create: bool = False) -> "Repository":
     from vecdb.app import repositories
 
-    return repositories(place.settings.backup)(_url(place, at), create=create)
+    return repositories(place.settings.backup)(place_url(place, at), create=create)
 
 
 def _args(place: Place, at: str | None, pace: str | None) -> dict[str, Any]:
-    return {"url": _url(place, at), **({"bytes_per_s": parse_bytes(pace)} if pace else {})}
+    return {"url": place_url(place, at), **({"bytes_per_s": parse_bytes(pace)} if pace else {})}
 
 
-def _renamed(collections: Sequence[str] | None) -> dict[str, str] | None:
+def renamed(collections: Sequence[str] | None) -> dict[str, str] | None:
     """``a=b`` restores ``a`` as ``b``."""
     if not collections:
         return None
@@ -228,8 +231,9 @@ def _renamed(collections: Sequence[str] | None) -> dict[str, str] | None:
     return {name: to or name for name, _, to in pairs}
 
 
-def _change(place: Place, kind: str, name: str, args: dict[str, Any], out: Output, *, yes: bool, dry_run: bool,
-            wait: bool) -> None:
+def change_here(place: Place, kind: str, name: str, args: dict[str, Any], out: Output, *, yes: bool, dry_run: bool,
+                wait: bool) -> None:
+    """Plan, ask, begin and watch, of a server."""
     with open_database(place) as database:
         changing.change(database, kind, name, args, out, as_json=out.as_json, yes=yes, dry_run=dry_run, wait=wait)
 

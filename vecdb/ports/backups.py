@@ -14,12 +14,13 @@ from vecdb.ports.copies import CopyTarget
 SAVE: Final = "save"
 LOAD: Final = "load"
 VERIFY: Final = "verify"
+INSTALL: Final = "install"
 
 
 @dataclass(frozen=True, slots=True)
 class BackupOrder:
     """``kind``: save the shard ``item``, a group, of which the node has a replica; load shard ``item`` of a collection
-    of a snapshot; or verify it.
+    of a snapshot; or verify it; or fetch its files for the replica here of the one target, which is to adopt them.
 
     ``url``: the place.  ``snapshot``: its name.  ``bytes_per_s``: of what goes over the line, 0: as fast as it goes.
     The rest is for the latter two: ``collection`` as the snapshot has it; ``targets``: the shards that have hashes of

@@ -6,7 +6,7 @@ Moments are on the injected monotonic clock; a deadline of None waits as long as
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 
 class Position(NamedTuple):
@@ -158,3 +158,15 @@ class StateMachine(Protocol):
         ...
 
     def receive(self, position: Position, files: Sequence[SnapshotFile]) -> Incoming: ...
+
+
+@runtime_checkable
+class Based(Protocol):
+    """A state machine whose state may come from elsewhere than its log, which then does not make it again.
+
+    ``floor``: the last log index at which that was so, 0: never.  Entries up to it are of no use to another replica, so
+    they are dropped at once, and whoever needs them gets a snapshot.
+    """
+
+    @property
+    def floor(self) -> int: ...

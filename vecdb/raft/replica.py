@@ -8,7 +8,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from vecdb.core.errors import DataCorrupted, OutcomeUnknown, StorageError, Unavailable, VecdbError
-from vecdb.ports.replicator import Position, ReplicaStatus, StateMachine
+from vecdb.ports.replicator import Based, Position, ReplicaStatus, StateMachine
 from vecdb.raft.core import RaftCore
 from vecdb.raft.leading import Done
 from vecdb.raft.log import GroupLog, Intent
@@ -51,6 +51,7 @@ class Replica:
         self.host = host
         self.group = group
         self.machine = machine
+        self._based = machine if isinstance(machine, Based) else None
         self.settings = host.settings
         self.state = "ok"
         self.error = ""
@@ -249,10 +250,15 @@ class Replica:
             self._gathered += log.size_of(self._counted + 1, core.applied + 1)
             self._counted = core.applied
         due = self._gathered >= self.settings.checkpoint_bytes \
-            or core.applied - self._checkpointed >= 64 * self.settings.keep_entries
+            or core.applied - self._checkpointed >= 64 * self.settings.keep_entries \
+            or log.base < self._floor <= core.applied
         if due and not self._checkpointing and not self._busy:
             self._checkpointing = True
             self._run("checkpoint", self.machine.checkpoint, self._flushed)
+
+    @property
+    def _floor(self) -> int:
+        return 0 if self._based is None else self._based.floor
 
     def _flushed(self, position: Position) -> None:
         self._checkpointing = False
@@ -265,6 +271,8 @@ class Replica:
         elif self._outgoing is not None and log.bytes > 2 * self.settings.log_bytes \
                 and core.for_observers(self._outgoing.number):
             self._release()  # nobody's commands wait for an observer: it is offered another
+        if self._floor <= position.log_index:
+            index = max(index, self._floor)
         if self._outgoing is not None:
             index = min(index, self._outgoing.snapshot.position.log_index)
         if self._making is not None:  # or it would be too old once it is made, and the next one as well

@@ -6,6 +6,7 @@
     g00000001/00000007/         a state: rows/ and segments/
     g00000001/incoming/         what has come of a snapshot
     g00000001/snapshots/3/      hard links for others to read
+    g00000001/adopting/         files of a state that is to be adopted
     g00000001.damaged-2/        a state that was set aside
 
 ``STATE`` is replaced by a rename.  A folder it does not name is what a killed install left or is about to name, and
@@ -28,6 +29,7 @@ from vecdb.services.aside import set_aside
 POINTER: Final = "STATE"
 INCOMING: Final = "incoming"
 SNAPSHOTS: Final = "snapshots"
+ADOPTING: Final = "adopting"
 _POINTER = re.compile(r"(\d{8}) ([0-9a-f]{16})\n")
 _DAMAGED = re.compile(r"(.+)\.damaged-\d+")
 _GROUP = re.compile(r"g(\d{8,})")
@@ -51,6 +53,7 @@ class Home:
         self.folder = folder
         self.incoming = folder / INCOMING
         self.snapshots = folder / SNAPSHOTS
+        self.adopting = folder / ADOPTING
 
     def found(self, fill: Callable[[Path], None]) -> None:
         """Make the folder with its first state, which ``fill`` makes durable; what stood there goes."""
@@ -92,8 +95,8 @@ class Home:
             return False
 
     def clean(self) -> None:
-        """Remove states that are not in use, and snapshots; what has come of one for us stays."""
-        keep = {POINTER, INCOMING, self.state().name}
+        """Remove states that are not in use, and snapshots; what has come of one for us, or is to be adopted, stays."""
+        keep = {POINTER, INCOMING, ADOPTING, self.state().name}
         for path in self.folder.iterdir():
             if path.name not in keep:
                 _remove(path)

@@ -20,6 +20,7 @@ from vecdb.core.errors import (
     DatabaseClosed,
     DataCorrupted,
     FormatMismatch,
+    StorageError,
     StorageReadOnly,
     Unavailable,
     VecdbError,
@@ -39,8 +40,10 @@ from vecdb.services.replica import ShardReplica
 from vecdb.services.settings import EngineSettings
 from vecdb.services.shard import ShardService
 from vecdb.services.slots import Opened, Slot
+from vecdb.shard.adoption import Adopt
 
 COLLECTIONS = "collections"
+Bring = Callable[[CollectionSchema, Adopt, Path], None]
 _GROUP: Final = re.compile(r"g\d{8,}")
 
 
@@ -65,6 +68,8 @@ class OpenCollections:
         self._slots: dict[str, Slot] = {}
         self._ticks = itertools.count(1)
         self._closed = False
+        self.bring: Bring = _bring_nothing
+        """Brings the files that a replica is to adopt; set by whoever knows of places."""
         self.catalog_lost = False
         """The catalog of replicas was damaged, and is a new one now: what is missing in it is hosted again."""
         try:
@@ -287,6 +292,10 @@ class OpenCollections:
 
         return ShardService(schema, folder, open_rows, self._compute, self._settings, self._clock)
 
+    def open_rows(self, state: Path) -> Store:
+        """The rows of a replica's state that nobody has open."""
+        return self._open_store(state / ROWS, wal=False)
+
     def serve_whole(self, schema: CollectionSchema, folder: Path, allow_damage: bool) -> ShardService:
         """A replica's state; ``DataCorrupted`` where it lost what others have."""
         _check_not_empty(folder / ROWS)
@@ -321,6 +330,12 @@ class _Keeper:
     def start(self, state: Path) -> ShardService:
         return self._collections.serve_whole(self._slot.entry.schema, state, False)
 
+    def open_rows(self, state: Path) -> Store:
+        return self._collections.open_rows(state)
+
+    def fetch(self, command: Adopt, folder: Path) -> None:
+        self._collections.bring(self._slot.entry.schema, command, folder)
+
     def forgives(self) -> bool:
         return self._slot.allow_damage
 
@@ -348,6 +363,10 @@ class _Keeper:
         if self._slot.gone or self._collections.closed or (
                 self._slot.restoring is not replica and (opened is None or opened.replica is not replica)):
             raise DatabaseClosed("the replica was closed", path=str(state))
+
+
+def _bring_nothing(schema: CollectionSchema, command: Adopt, folder: Path) -> None:
+    raise StorageError("this node knows no places to fetch files from", path=str(folder))
 
 
 def _check_not_empty(folder: Path) -> None:

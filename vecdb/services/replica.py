@@ -23,14 +23,25 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from vecdb.core.calls import Call
-from vecdb.core.errors import CollectionNotFound, DatabaseClosed, DataCorrupted, StorageError, VecdbError
+from vecdb.core.errors import (
+    CollectionNotFound,
+    DatabaseClosed,
+    DataCorrupted,
+    InvalidArgument,
+    StorageError,
+    VecdbError,
+)
 from vecdb.core.records import WriteResult
 from vecdb.ports.replicator import Position, SnapshotFile
+from vecdb.ports.store import Store
 from vecdb.segment.growing import GrowingView
+from vecdb.services import adopting
 from vecdb.services.following import Follow, FollowLimits
 from vecdb.services.homes import Home
 from vecdb.services.shard import ShardService
 from vecdb.services.snapshots import ShardIncoming, ShardSnapshot, check_position, forget_passed, taken
+from vecdb.shard import codec
+from vecdb.shard.adoption import Adopt, is_untouched
 from vecdb.shard.marks import Mark, MarkResult
 
 __all__ = ["Digest", "Held", "Mark", "MarkResult", "ShardReplica"]
@@ -66,6 +77,14 @@ class Keeper(Protocol):
         """Open a state whole, or raise ``DataCorrupted``."""
         ...
 
+    def open_rows(self, state: Path) -> Store:
+        """The store of a state that nobody else has open."""
+        ...
+
+    def fetch(self, command: Adopt, folder: Path) -> None:
+        """Have the files that are to be adopted be in a folder, durably; blocks."""
+        ...
+
     def forgives(self) -> bool:
         """Whether damage is no reason to end: there is no other replica."""
         ...
@@ -87,6 +106,9 @@ class ShardReplica:
         self._service = service
         self._keeper = keeper
         self._changing = threading.Lock()
+        self._gathering = threading.Lock()
+        self.floor = adopting.floor_of(service.directory)
+        """See :class:`~vecdb.ports.replicator.Based`."""
         self.failure: VecdbError | None = None
         """What ended this replica."""
 
@@ -100,8 +122,40 @@ class ShardReplica:
 
     def apply(self, log_index: int, term: int, command: bytes) -> WriteResult | MarkResult | VecdbError:
         """What the command did: a refusal is returned, what ends this replica is raised."""
+        if codec.is_adopt(command) and self._adopts(log_index):
+            return self._adopt(Position(log_index, term), command)
         forgives = self._keeper.forgives()
         return self._ending(lambda service: service.apply(log_index, term, command, forgives=forgives))
+
+    def _adopts(self, log_index: int) -> bool:
+        state = self._service.machine.state
+        return is_untouched(state) and state.applied < log_index
+
+    def _adopt(self, position: Position, command: bytes) -> WriteResult | MarkResult | VecdbError:
+        """Let the files that the command names be this replica's state.  Whatever prevents that ends it here: to pass
+        over the command would be to differ from the others.
+        """
+        try:
+            adopt, _ = codec.decode(command)
+            assert isinstance(adopt, Adopt)
+        except InvalidArgument:
+            return self._ending(lambda service: service.apply(*position, command))
+        try:
+            folder = self.gather(adopt.sha256, lambda folder: self._keeper.fetch(adopt, folder))
+            self.install(position, lambda state: adopting.lay_out(folder, state, adopt, position,
+                                                                  self._keeper.open_rows),
+                         lambda: adopting.forget(self.home))
+        except (StorageError, DataCorrupted):
+            raise
+        except VecdbError as error:
+            raise StorageError(f"the files of {adopt.records} records cannot be adopted: {error.message}",
+                               path=str(self.home.folder)) from error
+        return WriteResult(inserted=adopt.records, log_index=position.log_index)
+
+    def gather(self, sha256: str, fetch: Callable[[Path], None]) -> Path:
+        """The folder with the files of a manifest that this replica is to adopt; ``fetch`` brings what is missing."""
+        with self._gathering:
+            return adopting.gather(self.home, sha256, fetch)
 
     def checkpoint(self) -> Position:
         state = self._ending(lambda service: service.sync())
@@ -169,7 +223,7 @@ class ShardReplica:
                 service.close()
             self.end(error)
             raise StorageError(f"the snapshot may not be in use: {error.message}", path=str(state)) from error
-        self._service = service
+        self._service, self.floor = service, adopting.floor_of(state)
         with suppress(VecdbError):
             old.close()
         shutil.rmtree(old.directory, ignore_errors=True)

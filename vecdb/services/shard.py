@@ -59,6 +59,7 @@ from vecdb.services.recovery import ROWS, link_segments, recover
 from vecdb.services.settings import EngineSettings
 from vecdb.services.verify import Verification, verify
 from vecdb.shard import codec, rows
+from vecdb.shard.adoption import Adopt, adopted_before
 from vecdb.shard.imports import Import
 from vecdb.shard.machine import Applied, ShardMachine
 from vecdb.shard.marks import Mark, MarkResult
@@ -184,6 +185,8 @@ class ShardService:
                     applied = machine.mark(log_index, term)
                 elif isinstance(decoded, Seal | Unseal):
                     applied = machine.set_seal(log_index, term, decoded)
+                elif isinstance(decoded, Adopt):  # of one that is untouched the replica takes care, not its state
+                    applied = adopted_before(machine, log_index, term, decoded)
                 else:
                     applied = self._carried_out(machine, log_index, term, decoded, token, forgives)
             except (VecdbError, OSError, MemoryError):

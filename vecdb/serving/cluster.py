@@ -67,6 +67,7 @@ from vecdb.runtime.clock import SystemClock
 from vecdb.runtime.replication import CONTROL, Figures
 from vecdb.segment.files import sync_directory
 from vecdb.services.aside import set_aside
+from vecdb.services.backup.fetching import Fetcher
 from vecdb.services.backup.local import RESTORING
 from vecdb.services.backup.work import BackupWork, Held
 from vecdb.services.balance import Balancer, BalanceSettings
@@ -182,6 +183,7 @@ class Member:
         sources = Sources(self.control, self.hosting)
         proposer = Proposer(me, self.own, self.control, self.peers, clock, SystemRandom())
         places = repositories(settings.backup)
+        database.bring = Fetcher(places, clock)
         self.backups = BackupWork(me, lambda: self.control.state, lambda group: cast(Held, sources(group)), proposer,
                                   places, open_store, settings.data_dir / RESTORING, clock, tell=self._events)
         self.copies = Copying(sources, proposer, draw=lambda: secrets.randbits(63) + 1, tell=self._events)

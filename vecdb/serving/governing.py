@@ -24,6 +24,7 @@ from vecdb.services.control import Control
 from vecdb.services.governor import Governor
 from vecdb.services.keeping import MemberKeeper, Wanted
 from vecdb.services.leaders import Leaders
+from vecdb.services.operations.attach import Attach
 from vecdb.services.operations.base import Operation
 from vecdb.services.operations.kinds import Drain, Move, Rebalance, Repair, Replication
 from vecdb.services.operations.reshard import NewShard, Reshard
@@ -60,7 +61,7 @@ class Backing:
     def operations(self) -> list[Operation]:
         return [SnapshotCreate(self.backups, self.open_repository, self.cluster, self.version),
                 SnapshotDelete(self.open_repository), SnapshotVerify(self.backups, self.open_repository),
-                Restore(self.backups, self.open_repository)]
+                Restore(self.backups, self.open_repository), Attach(self.backups, self.open_repository)]
 
 
 def operations(copies: Callable[[str], Copies], verify: Verify, backing: Backing) -> dict[str, Operation]:

@@ -18,6 +18,7 @@ none).  Numbers are little-endian.  Bodies:
 8 import            source, run, sequence, first and last hash u64, lane u8, shard key, commands as *blobs* behind
                     their number u32, memories u32: origin u64, number u32, and of each write fingerprint, four counts,
                     first and last hash u64, part u8, its key (:mod:`~vecdb.shard.imports`)
+9 adopt             first and last hash, records u64, digest 16 bytes, SHA-256, the place (:mod:`~vecdb.shard.adoption`)
 ==================  ==================================================================================
 
 *ids*: n u32, then n lengths u8 (0: an integer), then the integers (u64 each), then the strings' UTF-8.  *blobs*: n
@@ -41,15 +42,16 @@ from vecdb.core.filters import from_mapping, to_mapping
 from vecdb.core.ids import RecordId, check_id
 from vecdb.core.limits import MAX_BATCH_BYTES, MAX_BATCH_RECORDS, MAX_METADATA_BYTES
 from vecdb.core.records import Command, DeleteIds, DeleteWhere, UpdateMetadata, UpsertBatch
+from vecdb.shard.adoption import Adopt
 from vecdb.shard.imports import Import, Memory, Remembered
 from vecdb.shard.marks import Mark
 from vecdb.shard.seal import Seal, Unseal
 
-LogCommand: TypeAlias = Command | Mark | Seal | Unseal | Import
+LogCommand: TypeAlias = Command | Mark | Seal | Unseal | Import | Adopt
 """What a shard's log carries."""
 
 VERSION: Final = 1
-UPSERT, DELETE_IDS, DELETE_WHERE, UPDATE_METADATA, MARK, SEAL, UNSEAL, IMPORT = range(1, 9)
+UPSERT, DELETE_IDS, DELETE_WHERE, UPDATE_METADATA, MARK, SEAL, UNSEAL, IMPORT, ADOPT = range(1, 10)
 
 _HEAD: Final = struct.Struct("<BBB")
 _FINGERPRINT: Final = struct.Struct("<Q")
@@ -58,6 +60,7 @@ _STAMP: Final = struct.Struct("<QQ")
 _PIECE: Final = struct.Struct("<5QBB")
 _MEMORY: Final = struct.Struct("<QI")
 _WRITE: Final = struct.Struct("<7QBB")
+_ADOPT: Final = struct.Struct("<3Q16s32s")
 _SHAPE: Final = struct.Struct("<BI")
 _DTYPES: Final = tuple(map(np.dtype, ("<f4", "<f2", "<i1", "<u1")))
 _CODES: Final = {dtype: code for code, dtype in enumerate(_DTYPES)}
@@ -93,6 +96,11 @@ def decode(data: bytes | memoryview) -> tuple[LogCommand, WriteToken | None]:
     return command, token
 
 
+def is_adopt(data: bytes) -> bool:
+    """Whether it says that it is ADOPT; what else it is, reading it tells."""
+    return data[:1] == bytes([ADOPT])
+
+
 def key_of_write(data: bytes) -> bytes | None:
     """The idempotency key of a command that writes, empty for none; None for what is no write, or nothing that can be
     read.
@@ -125,6 +133,9 @@ def _body(command: LogCommand) -> tuple[int, list[bytes]]:
         return (SEAL if isinstance(command, Seal) else UNSEAL), [_STAMP.pack(command.job, command.fence)]
     if isinstance(command, Import):
         return IMPORT, _import(command)
+    if isinstance(command, Adopt):
+        return ADOPT, [_ADOPT.pack(command.lo, command.last, command.records, bytes.fromhex(command.digest),
+                                   bytes.fromhex(command.sha256)), command.url.encode()]
     return UPDATE_METADATA, [bytes([command.merge]), *_ids(command.ids), *_blobs(command.patch)]
 
 
@@ -207,7 +218,10 @@ def _command(opcode: int, reader: _Reader) -> LogCommand:
         return (Seal if opcode == SEAL else Unseal)(*reader.take(_STAMP))
     if opcode == IMPORT:
         return _read_import(reader)
-    raise _refused(f"has the opcode {opcode}, which this version does not know", got=opcode, limit=IMPORT)
+    if opcode == ADOPT:
+        lo, last, records, digest, sha256 = reader.take(_ADOPT)
+        return Adopt(str(reader.rest(), "utf-8"), sha256.hex(), lo, last, records, digest.hex())
+    raise _refused(f"has the opcode {opcode}, which this version does not know", got=opcode, limit=ADOPT)
 
 
 def _read_import(reader: _Reader) -> Import:

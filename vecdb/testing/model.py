@@ -17,6 +17,7 @@ from vecdb.core.ids import RecordId, id_key
 from vecdb.core.query import Matches, QueryRequest
 from vecdb.core.records import Command, DeleteIds, DeleteWhere, UpdateMetadata, UpsertBatch, WriteResult
 from vecdb.shard import codec
+from vecdb.shard.adoption import Adopt
 from vecdb.shard.digest import MODULUS, digest_of
 from vecdb.shard.imports import Import
 from vecdb.shard.marks import Mark
@@ -130,7 +131,7 @@ class Model:
         if self._sealed:
             return replace(before, log_index=log_index, outcome=WriteResult(), repeated=False, refused=True)
         records = dict(before.records)
-        assert not isinstance(told, Import), "the model knows of no copiers"
+        assert not isinstance(told, Import | Adopt), "the model knows of no copiers and of no files"
         result = _done(records, told)
         if token is not None:
             self.tokens[token.key], self._fingerprints[token.key] = log_index, token.fingerprint

@@ -80,7 +80,7 @@ def test_garbage_is_refused(data: bytes) -> None:
 
 
 @pytest.mark.parametrize(("data", "says"), [
-    (b"\x09\x01\x00" + bytes(8), "opcode 9"), (b"\x01\x02\x00" + bytes(8), "version 2"),
+    (b"\x0a\x01\x00" + bytes(8), "opcode 10"), (b"\x01\x02\x00" + bytes(8), "version 2"),
     (b"\x02\x01\x00" + bytes(8) + b"\xff\xff\xff\xff", "ids"),
     (b"\x02\x01\x00" + bytes(8) + b"\x02\x00\x00\x00\x00\x00" + bytes(16), "twice"),
     (b"\x02\x01\x00" + bytes(8) + b"\x01\x00\x00\x00\x00" + b"\xff" * 8, "outside"),

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Final
 
 from vecdb.core.errors import DataCorrupted
+from vecdb.core.schema import CollectionSchema
+from vecdb.ports.clock import Clock
 from vecdb.segment.files import from_os_error, sync_directory
-from vecdb.services.backup.manifest import FilePart, ShardManifest
+from vecdb.services.backup.manifest import FilePart, ShardManifest, ShardRef
 from vecdb.services.backup.repository import Repository, object_key
 from vecdb.services.backup.saving import FILES_AT_ONCE, Watch
+from vecdb.shard.adoption import Adopt
 
 READ_BYTES: Final = 4 << 20
 
@@ -42,6 +45,27 @@ def fetch_shard(repository: Repository, shard: ShardManifest, folder: Path, watc
             sync_directory(one)
     except OSError as error:
         raise from_os_error(error, folder, "writing") from error
+
+
+def fetch_state(repository: Repository, schema: CollectionSchema, ref: ShardRef, folder: Path, watch: Watch) -> None:
+    """All files of a shard, for a replica of a collection with this schema, whose records they must be able to be."""
+    shard = repository.shard(ref)
+    if shard.schema.shape != schema.shape:
+        raise DataCorrupted(f"the shard {ref.sha256[:16]} at {repository.url} is of other vectors than {schema.name!r}",
+                            path=object_key(ref.sha256), region="backup")
+    fetch_shard(repository, shard, folder, watch)
+
+
+class Fetcher:
+    """Brings what a replica is to adopt and does not have, of any place: a :data:`vecdb.services.opening.Bring`."""
+
+    def __init__(self, open_repository: Callable[[str], Repository], clock: Clock) -> None:
+        self._open = open_repository
+        self._clock = clock
+
+    def __call__(self, schema: CollectionSchema, command: Adopt, folder: Path) -> None:
+        ref = ShardRef(command.sha256, 0, command.lo, command.last + 1, 0, command.records, command.digest, 0)
+        fetch_state(self._open(command.url), schema, ref, folder, Watch(self._clock))
 
 
 def _fetch_file(repository: Repository, part: FilePart, path: Path, watch: Watch) -> None:

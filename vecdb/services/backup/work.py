@@ -32,12 +32,12 @@ from vecdb.core.errors import (
     Unavailable,
     VecdbError,
 )
-from vecdb.ports.backups import LOAD, SAVE, VERIFY, BackupOrder, BackupStatus
+from vecdb.ports.backups import INSTALL, LOAD, SAVE, VERIFY, BackupOrder, BackupStatus
 from vecdb.ports.clock import Clock
 from vecdb.ports.copies import CopyTarget
 from vecdb.ports.stores import OpenStore
 from vecdb.ports.tell import Tell, tell_nobody
-from vecdb.services.backup.fetching import fetch_shard
+from vecdb.services.backup.fetching import fetch_shard, fetch_state
 from vecdb.services.backup.manifest import CollectionManifest, ShardRef
 from vecdb.services.backup.reading import Batch, ShardReader, is_read
 from vecdb.services.backup.repository import Repository
@@ -76,6 +76,8 @@ class Held(Protocol):
 
     def snapshot(self) -> ShardSnapshot: ...
 
+    def gather(self, sha256: str, fetch: Callable[[Path], None]) -> Path: ...
+
 
 class OpenRepository(Protocol):
     def __call__(self, url: str, *, create: bool = False) -> Repository:
@@ -112,10 +114,10 @@ class BackupWork:
             if status.state == "failed":  # told once: asked again it is another attempt
                 del self._tasks[key]
             return status
-        kind = {SAVE: _Save, LOAD: _Load, VERIFY: _Verify}.get(order.kind)
+        kind = {SAVE: _Save, LOAD: _Load, VERIFY: _Verify, INSTALL: _Install}.get(order.kind)
         if kind is None:
             raise InvalidArgument("kind", "is nothing that is done for snapshots", got=order.kind[:40],
-                                  limit=[SAVE, LOAD, VERIFY])
+                                  limit=[SAVE, LOAD, VERIFY, INSTALL])
         for ended in [one for one, task in self._tasks.items() if task.ended][: max(0, len(self._tasks) - MOST_KEPT)]:
             del self._tasks[ended]
         task = self._tasks[key] = kind(self, order)
@@ -254,6 +256,22 @@ class _Verify(_Task):
         self.records, told = await self.work.thread(verify_shard, repository, collection, ref, self._folder(),
                                                     self.work.open_store, self.watch, {})
         self.problems = tuple(told)
+
+
+class _Install(_Task):
+    """Only the fetching; when it becomes the replica's state, the log says."""
+
+    async def run(self) -> None:
+        repository, collection, ref = await self._source()
+        if not self.order.targets:
+            raise InvalidArgument("targets", "names no shard to fetch for", got=0, limit=1)
+        replica = self.work.replica(self.order.targets[0].group)
+
+        def fetch(folder: Path) -> None:
+            fetch_state(repository, collection.schema, ref, folder, self.watch)
+
+        await self.work.thread(replica.gather, ref.sha256, fetch)
+        self.records = ref.records
 
 
 class _Load(_Task):

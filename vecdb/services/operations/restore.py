@@ -12,7 +12,7 @@ loaded, and how far those under way are, which may be less than is true: pieces 
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 from vecdb.cluster.control import (
     ApiKeyEntry,
@@ -65,8 +65,6 @@ from vecdb.shard import codec
 from vecdb.shard.digest import MODULUS
 from vecdb.shard.marks import Mark, MarkResult
 
-_ARGS: Final = ("collections", "shards", "replication_factor", "settings", "api_keys")
-
 
 class Restore:
     """``target``: the snapshot's name; ``args``: ``url``; ``collections``: names in the snapshot with the names they
@@ -75,6 +73,8 @@ class Restore:
     """
 
     kind = "restore"
+    takes: tuple[str, ...] = ("collections", "shards", "replication_factor", "settings", "api_keys")
+    """Arguments, beside those of every such job."""
 
     def __init__(self, backups: BackupsOf, open_repository: OpenRepository) -> None:
         self._backups = backups
@@ -83,7 +83,7 @@ class Restore:
     # --- what is wanted ---------------------------------------------------------------------------
 
     def plan(self, state: ControlState, target: str, args: Mapping[str, Any], away: Sequence[str] = ()) -> Plan:
-        where = asked(target, args, *_ARGS)
+        where = asked(target, args, *self.takes)
         names = _names(args)
         _number(args, "shards", MAX_COLLECTION_SHARDS)
         _number(args, "replication_factor", 7)
@@ -106,7 +106,7 @@ class Restore:
             raise
 
     async def _step(self, job: Job, context: Context) -> Step:
-        where = asked(job.target, job.args, *_ARGS)
+        where = asked(job.target, job.args, *self.takes)
         repository = await self._places.open(where.url)
         if not job.phase or self._places.is_due(job.id, context.clock.monotonic()):
             # A place that is only read, with a key that may do no more, is as good: nobody deletes there meanwhile.
@@ -263,7 +263,7 @@ class Restore:
 
     async def cancel(self, job: Job, context: Context) -> Step:
         await self._abandon(job, context)
-        where = asked(job.target, job.args, *_ARGS)
+        where = asked(job.target, job.args, *self.takes)
         await ignoring(self._let_go(job, context, await self._places.open(where.url), where))
         return Step("cancelled", job.done, job.total, "shards", JobState.CANCELLED)
 

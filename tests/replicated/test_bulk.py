@@ -1,0 +1,145 @@
+"""Shards that were built apart, attached to running clusters by their files."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import vecdb
+from tests.bulk import ROWS, built
+from tests.replicated_nodes import Together, wait_for
+from vecdb.core.cluster import JobInfo, JobState
+from vecdb.core.errors import CollectionExists, InvalidArgument
+from vecdb.segment.sealed import SealedView
+from vecdb.services.replica import ShardReplica
+from vecdb.storage.objects import open_objects
+
+
+def begun(db: Any, **args: Any) -> int:
+    number: int = db.admin.cluster.begin("attach", "docs", args)
+    return number
+
+
+def ended(db: Any, number: int) -> JobInfo:
+    wait_for(lambda: JobState(db.admin.cluster.job(number).state).ended, f"the end of job {number}", 90.0)
+    found: JobInfo = db.admin.cluster.job(number)
+    return found
+
+
+def done(db: Any, number: int) -> None:
+    job = ended(db, number)
+    assert job.state == JobState.DONE, job.error
+
+
+def replicas(running: Together, name: str) -> dict[str, list[ShardReplica]]:
+    """Of each shard of a collection, by its label."""
+    found: dict[str, list[ShardReplica]] = {}
+    for node in running.running:
+        hosting = node._member.hosting
+        for label in hosting._database.hosted():
+            if label.partition("@")[0] == name:
+                found.setdefault(label, []).append(hosting.machine(label))
+    return found
+
+
+def agree(db: Any, name: str) -> None:
+    for one in db.admin.shards(name):
+        wait_for(partial(agreed, db, f"{name}@{one.group}"), "replicas to agree")
+
+
+def agreed(db: Any, label: str) -> bool:
+    found = db.admin.verify_shard(label, deep=True)
+    return bool(found.agree and found.complete)
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Together]:
+    running = Together(tmp_path_factory.mktemp("bulk"), background=False)
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("place")
+    built(folder)
+    return folder / "place"
+
+
+def test_what_was_built_serves_on_every_replica_and_no_record_went_through_a_log(running: Together,
+                                                                                place: Path) -> None:
+    with vecdb.connect(running.url) as db:
+        done(db, begun(db, url=f"file://{place}"))
+        docs = db["docs"]
+        assert docs.count() == len(ROWS)
+        found = {one.id: one.vector for one in docs.scan(include=("vector",))}
+        assert all(np.array_equal(np.asarray(found[number]), row) for number, row in enumerate(ROWS))
+        near = docs.query(ROWS[:50], k=1)
+        assert sum(hits[0].id == number for number, hits in enumerate(near)) >= 49
+        agree(db, "docs")
+        held = replicas(running, "docs")
+        assert len(held) == 3
+        for label, machines in held.items():
+            assert len(machines) == 2
+            for machine in machines:
+                segments = machine.service.view.segments
+                assert [type(one).__name__ for one in segments] == ["SealedView", "GrowingView"], label
+                assert isinstance(segments[0], SealedView)
+                assert segments[0].segment.ann.graph is not None
+                assert machine.floor > 0
+                assert not machine.home.adopting.exists()
+        wait_for(lambda: all(replica.first > 1 for one in db.admin.shards("docs") for replica in one.replicas),
+                 "logs that begin behind what was adopted")
+        assert all(replica.last < 40 for one in db.admin.shards("docs") for replica in one.replicas)
+        docs.upsert([5, 9_000], ROWS[:2], [{"n": 1}, {"n": 2}])
+        docs.delete([6])
+        assert docs.count() == len(ROWS)
+        place.rename(place.with_name("away"))  # who comes later gets a snapshot
+        done(db, db.admin.cluster.begin("replication", "docs", {"factor": 3}))
+        wait_for(lambda: all(len(one) == 3 for one in replicas(running, "docs").values()), "three replicas of each")
+        agree(db, "docs")
+        assert docs.fetch([9_000])[0].metadata == {"n": 2}
+        place.with_name("away").rename(place)
+        with pytest.raises(CollectionExists):
+            begun(db, url=f"file://{place}", collections=["docs"])
+        assert ended(db, begun(db, url=f"file://{place}")).state == JobState.FAILED
+        assert docs.count() == len(ROWS)
+        with pytest.raises(InvalidArgument):
+            begun(db, url=f"file://{place}", collections={"docs": "x"}, shards=2)
+
+
+def test_the_job_goes_on_under_another_leader_and_cancelled_leaves_nothing(running: Together, place: Path) -> None:
+    with vecdb.connect(running.url) as db:
+        number = begun(db, url=f"file://{place}", collections={"docs": "slow"}, bytes_per_s=200_000)
+        wait_for(lambda: db.admin.cluster.job(number).phase == "loading", "loading")
+        assert "slow" not in db.list_collections()
+        db.admin.transfer_leader("")
+        done(db, number)
+        assert db["slow"].count() == len(ROWS)
+        agree(db, "slow")
+        number = begun(db, url=f"file://{place}", collections={"docs": "never"}, bytes_per_s=2_000)
+        wait_for(lambda: db.admin.cluster.job(number).phase == "loading", "loading")
+        db.admin.cluster.cancel(number)
+        assert ended(db, number).state == JobState.CANCELLED
+        db.create_collection("never", dim=4)
+        db.drop_collection("never")
+
+
+def test_damaged_files_are_never_adopted(running: Together, tmp_path: Path) -> None:
+    built(tmp_path)
+    url = f"file://{tmp_path}/place"
+    largest = max(open_objects(url).list("objects/"), key=lambda one: one.bytes)
+    path = tmp_path / "place" / largest.key
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+    with vecdb.connect(running.url) as db:
+        job = ended(db, begun(db, url=url, collections={"docs": "bad"}))
+        assert job.state == JobState.FAILED
+        assert "checksum" in job.error
+        assert "bad" not in db.list_collections()
+        db.create_collection("bad", dim=4)
+        db.drop_collection("bad")
