@@ -1,10 +1,12 @@
 """Three nodes of a kind on loopback, each in a process and a folder of its own, and who of them leads."""
 
 import json
+import random
 import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +20,18 @@ ANSWER_S = 180.0
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago."""
-    held = [socket.socket() for _ in range(count)]
-    try:
-        for one in held:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in held]
-    finally:
-        for one in held:
-            one.close()
+    """Ports that were free a moment ago, each another one.
+
+    Below those that the system gives to outgoing connections: while a node is down, one of these might take its port.
+    """
+    found: list[int] = []
+    with ExitStack() as stack:
+        while len(found) < count:
+            port = random.randrange(15_000, 32_000)
+            with suppress(OSError):
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+                found.append(port)
+    return found
 
 
 class Trio:

@@ -8,6 +8,7 @@ writes records (:mod:`bench.server.ingest`).  What a library here cannot do is `
 import json
 import sys
 import time
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -46,14 +47,15 @@ def answers(command: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-DO = {"query": query, "answers": answers, "ingest": ingest.run}
+Do = Callable[[dict[str, Any]], dict[str, Any]]
+DO: dict[str, Do] = {"query": query, "answers": answers, "ingest": ingest.run}
 
 
-def main() -> None:
+def main(known: Mapping[str, Do] = DO) -> None:
     for line in sys.stdin:
         command = json.loads(line)
         try:
-            answer = DO[command["do"]](command)
+            answer = known[command["do"]](command)
         except (ImportError, AttributeError, Unsupported) as error:
             answer = {"missing": f"{type(error).__name__}: {error}", "fault": str(error)}
         except Exception as error:

@@ -2,12 +2,19 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from bench.server.pacing import Done
-from bench.server.processes import Child, Driver
+from bench.server.processes import Driver
+
+
+class Serving(Protocol):
+    """What is asked: a process, or several that answer together."""
+
+    def cpu_s(self) -> float: ...
+
 
 
 @dataclass(slots=True)
@@ -70,7 +77,7 @@ class Setting:
                 "collection": self.collection, "sdk": self.sdk}  # fmt: skip
 
 
-def visit(point: Point, server: Child, target: str, drivers: list[Driver], setting: Setting) -> None:
+def visit(point: Point, server: Serving, target: str, drivers: list[Driver], setting: Setting) -> None:
     """Load a server from as many client processes as there are, its calls in flight shared out."""
     used = drivers[: min(len(drivers), point.inflight)]
     before = server.cpu_s()
