@@ -21,6 +21,7 @@ from vecdb.cli import (
     quickstart,
     serve,
     shards,
+    showing,
     snapshots,
     top,
 )
@@ -67,6 +68,7 @@ app.add_typer(collection.commands, name="collection")
 app.add_typer(keys.commands, name="key")
 app.add_typer(jobs.commands, name="job")
 moving.add_to(shards.commands)
+showing.add_to(shards.commands)
 app.add_typer(shards.commands, name="shard")
 app.add_typer(cluster.commands, name="cluster")
 app.add_typer(nodes.commands, name="node")

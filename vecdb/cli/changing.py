@@ -50,6 +50,19 @@ def change(database: "Database", kind: str, target: str, args: Mapping[str, Any]
         raise typer.Exit(exits.PRECONDITION)
 
 
+def agreed(out: Output, plan: "Plan", *, yes: bool, dry_run: bool) -> bool:
+    """For changes that are done at once, without a job: the plan, and the question; whether to go on."""
+    if not out.as_json:
+        show_plan(out, plan)
+    if dry_run:
+        if out.as_json:
+            out.emit({"plan": asdict(plan), "done": False})
+        return False
+    if not yes:
+        agree(f"{plan.kind} {plan.steps[0].target if plan.steps else ''}".strip())
+    return True
+
+
 def agree(what: str) -> None:
     """Ask the person at the terminal; raises where nobody can be asked, or says no."""
     if not sys.stdin.isatty():
@@ -61,7 +74,7 @@ def agree(what: str) -> None:
 def show_plan(out: Output, plan: "Plan") -> None:
     """For people, before they agree."""
     if plan.steps:
-        out.table(f"{plan.kind}: {count(len(plan.steps))} steps", ["step", "what"], [
+        out.table(f"{plan.kind}: {count(len(plan.steps))} step{'s' if len(plan.steps) > 1 else ''}", ["step", "what"], [
             [at, one.text + (f" ({size(one.bytes)})" if one.bytes else "")] for at, one in enumerate(plan.steps, 1)],
             left=(1,))
     else:

@@ -12,6 +12,7 @@ from vecdb.cli import options as o
 from vecdb.cli.output import Output, count, duration
 from vecdb.cli.session import open_database
 from vecdb.cli.target import HERE, Target, with_target
+from vecdb.core.cluster import Plan, PlanStep
 from vecdb.core.errors import InvalidArgument
 
 commands = typer.Typer(help="A cluster as a whole, and what its nodes need.", no_args_is_help=True)
@@ -45,17 +46,28 @@ def status(target: Target = HERE, as_json: o.Json = False) -> None:
 def set_setting(name: Annotated[str | None, typer.Argument(metavar="[NAME]", show_default=False)] = None,
                 value: Annotated[str | None, typer.Argument(metavar="[VALUE]", help="A number; 'default': that again.",
                                                             show_default=False)] = None,
-                target: Target = HERE, as_json: o.Json = False) -> None:
+                yes: changing.Yes = False, dry_run: changing.DryRun = False, target: Target = HERE,
+                as_json: o.Json = False) -> None:
     """Set a setting of the cluster; without any, tell them all."""
     from vecdb.core.operations import SETTINGS
 
     out = Output(as_json)
+    if name is not None and value is None:
+        raise InvalidArgument("value", f"of {name} is missing", got="nothing", limit="a number, or default")
     with open_database(target) as database:
-        if name is not None:
-            if value is None:
-                raise InvalidArgument("value", f"of {name} is missing", got="nothing", limit="a number, or default")
-            database.admin.cluster.set(name, _number(value))
         now = database.admin.cluster.info().settings
+        if name is not None and value is not None:
+            number = _number(value)
+            if name not in SETTINGS:
+                raise InvalidArgument("name", f"there is no setting {name[:80]!r}", got=name[:80],
+                                      limit=sorted(SETTINGS))
+            default, _, _, text = SETTINGS[name]
+            plan = Plan("set", (PlanStep("set", name, f"{name}: {now.get(name, default):g} becomes "
+                                         f"{default if number is None else number:g}: {text}"),))
+            if not changing.agreed(out, plan, yes=yes, dry_run=dry_run):
+                return
+            database.admin.cluster.set(name, number)
+            now = database.admin.cluster.info().settings
     if as_json:
         out.emit({"settings": dict(now)})
         return
@@ -113,11 +125,14 @@ def list_tokens(target: Target = HERE, as_json: o.Json = False) -> None:
 
 @token.command("revoke")
 @with_target
-def revoke_token(id: Annotated[str, typer.Argument(metavar="ID")], target: Target = HERE,
-                 as_json: o.Json = False) -> None:
+def revoke_token(id: Annotated[str, typer.Argument(metavar="ID")], yes: changing.Yes = False,
+                 dry_run: changing.DryRun = False, target: Target = HERE, as_json: o.Json = False) -> None:
     """End a token; nodes that have joined with it stay."""
     out = Output(as_json)
+    plan = Plan("revoke", (PlanStep("revoke", id, f"no node joins with the token {id} any more; those that did stay"),))
     with open_database(target) as database:
+        if not changing.agreed(out, plan, yes=yes, dry_run=dry_run):
+            return
         database.admin.cluster.revoke_join_token(id)
     if as_json:
         out.emit({"revoked": id})

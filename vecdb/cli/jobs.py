@@ -11,6 +11,7 @@ from vecdb.cli.admin import opened_administration
 from vecdb.cli.output import Output, count
 from vecdb.cli.session import open_database
 from vecdb.cli.target import HERE, Target, resolve, with_target
+from vecdb.core.cluster import Plan, PlanStep
 from vecdb.core.errors import PermissionDenied, Unsupported
 
 if TYPE_CHECKING:
@@ -72,11 +73,19 @@ def wait(job: Id, target: Target = HERE, as_json: o.Json = False) -> None:
 
 @commands.command()
 @with_target
-def cancel(job: Id, target: Target = HERE, as_json: o.Json = False) -> None:
+def cancel(job: Id, yes: changing.Yes = False, dry_run: changing.DryRun = False, target: Target = HERE,
+           as_json: o.Json = False) -> None:
     """Ask a job of the cluster to end, and to take back what is half done."""
     out = Output(as_json)
     with open_database(target) as database:
-        found = database.admin.cluster.cancel(job)
+        now = database.admin.cluster.job(job)
+        what = f"{now.kind} {now.target}".strip()
+        if now.state not in changing.ENDED:
+            plan = Plan("cancel", (PlanStep("cancel", str(job), f"job {job}, {what}, {now.phase or now.state}: it "
+                                            "ends, and takes back what is half done"),))
+            if not changing.agreed(out, plan, yes=yes, dry_run=dry_run):
+                return
+        found = now if dry_run else database.admin.cluster.cancel(job)
     _tell(out, found, as_json)
 
 

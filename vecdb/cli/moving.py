@@ -73,10 +73,17 @@ def replicate(name: Annotated[str, typer.Argument(metavar="COLLECTION", autocomp
     _run(target, "replication", name, {"factor": factor}, as_json, yes, dry_run, wait)
 
 
-def rebalance(yes: changing.Yes = False, dry_run: changing.DryRun = False, wait: changing.Wait = True,
+def rebalance(collection: Annotated[str | None, typer.Option("--collection", "-c", help="Move only shards of this one; "
+                                                             "the load of all counts.",
+                                                             autocompletion=collections)] = None,
+              to: Annotated[str | None, typer.Option("--to", metavar="NODE", help="Move only what goes there: to a "
+                                                     "new node, say.", autocompletion=nodes)] = None,
+              yes: changing.Yes = False, dry_run: changing.DryRun = False, wait: changing.Wait = True,
               target: Target = HERE, as_json: o.Json = False) -> None:
     """Spread replicas evenly over nodes by their capacity, by as few moves as that takes."""
-    _run(target, "rebalance", "", {}, as_json, yes, dry_run, wait)
+    given = {"collection": collection, "to": to}
+    _run(target, "rebalance", "", {name: one for name, one in given.items() if one is not None}, as_json, yes, dry_run,
+         wait)
 
 
 def repair(name: Annotated[str, typer.Argument(metavar="COLLECTION", autocompletion=collections)],

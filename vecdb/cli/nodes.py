@@ -7,13 +7,15 @@ import typer
 
 from vecdb.cli import changing
 from vecdb.cli import options as o
-from vecdb.cli.output import Output, duration, size
+from vecdb.cli.output import Output, count, duration, size
 from vecdb.cli.session import open_database
 from vecdb.cli.target import HERE, Target, with_target
-from vecdb.core.cluster import CLOCK_OFF_S
+from vecdb.core.cluster import CLOCK_OFF_S, Plan, PlanStep
+from vecdb.core.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from vecdb.core.cluster import NodeInfo
+    from vecdb.core.operations import ClusterInfo
 
 commands = typer.Typer(help="Nodes of a cluster.", no_args_is_help=True)
 
@@ -92,10 +94,16 @@ def repair(node: Node,
 
 @commands.command()
 @with_target
-def activate(node: Node, target: Target = HERE, as_json: o.Json = False) -> None:
+def activate(node: Node, yes: changing.Yes = False, dry_run: changing.DryRun = False, target: Target = HERE,
+             as_json: o.Json = False) -> None:
     """Use a node again that was drained."""
     out = Output(as_json)
     with open_database(target) as database:
+        one = _known(database.admin.cluster.info(), node)
+        plan = Plan("activate", (PlanStep("activate", node, f"{node}, {one.state}: it may be given replicas again"),),
+                    ("vecdb shard rebalance gives it some",))
+        if not changing.agreed(out, plan, yes=yes, dry_run=dry_run):
+            return
         database.admin.cluster.activate_node(node)
     if as_json:
         out.emit({"node": node, "state": "active"})
@@ -105,14 +113,34 @@ def activate(node: Node, target: Target = HERE, as_json: o.Json = False) -> None
 
 @commands.command()
 @with_target
-def remove(node: Node, yes: changing.Yes = False, target: Target = HERE, as_json: o.Json = False) -> None:
+def remove(node: Node, yes: changing.Yes = False, dry_run: changing.DryRun = False, target: Target = HERE,
+           as_json: o.Json = False) -> None:
     """Take a drained node out of the cluster.  It is refused from then on, until it joins anew."""
     out = Output(as_json)
     with open_database(target) as database:
-        if not yes:
-            changing.agree(f"removing {node}")
+        info = database.admin.cluster.info()
+        one = _known(info, node)
+        notes = []
+        if one.replicas:
+            notes.append(f"{node} should hold {count(one.replicas)} replicas yet, so this will be refused: vecdb node "
+                         f"drain {node}, or vecdb node repair {node} if it is lost")
+        voters = sum(other.voter for other in info.nodes)
+        if one.voter:
+            notes.append(f"{node} votes in the control group: {voters - 1} of {voters} are left to do so")
+        plan = Plan("remove", (PlanStep("remove", node, f"{node}, {one.state}, leaves the cluster: it is refused until "
+                                        "it joins anew, and its data directory stays as it is"),), tuple(notes))
+        if not changing.agreed(out, plan, yes=yes, dry_run=dry_run):
+            return
         database.admin.cluster.remove_node(node)
     if as_json:
         out.emit({"node": node, "state": "left"})
     else:
         out.say(f"{node} is no part of the cluster any more")
+
+
+def _known(info: "ClusterInfo", node: str) -> "NodeInfo":
+    found = next((one for one in info.nodes if one.name == node), None)
+    if found is None:
+        raise InvalidArgument("node", f"there is no node {node[:80]!r}", got=node[:80],
+                              limit=[one.name for one in info.nodes][:64])
+    return found

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from vecdb.cli import exits
+from vecdb.cli import changing, exits
 from vecdb.cli import options as o
 from vecdb.cli.completing import collections, nodes
 from vecdb.cli.output import Output, count, size
 from vecdb.cli.session import open_database
 from vecdb.cli.target import HERE, Target, resolve, with_target
+from vecdb.core.cluster import Plan, PlanStep
 from vecdb.core.errors import InvalidArgument, Unavailable
 
 if TYPE_CHECKING:
@@ -60,11 +61,16 @@ def status(name: Some = None, target: Target = HERE, as_json: o.Json = False) ->
     if as_json:
         out.emit({"healthy": all(one.healthy for one in shards), "shards": [told(one) for one in shards]})
     for one in shards:
-        out.table(f"{one.collection or CONTROL}, shard {one.group}: {state_of(one)}",
-                  ["replica", "state", "role", "term", "committed", "applied", "lag", "behind", "log", "log bytes",
-                   "error"], [_replica(replica) for replica in one.replicas], left=(0, 1, 2, 10))
+        replicas(out, one)
     if not all(one.healthy for one in shards):
         raise typer.Exit(exits.PRECONDITION)
+
+
+def replicas(out: Output, shard: "ShardInfo") -> None:
+    """A table of a shard's replicas."""
+    out.table(f"{shard.collection or CONTROL}, shard {shard.group}: {state_of(shard)}",
+              ["replica", "state", "role", "term", "committed", "applied", "lag", "behind", "log", "log bytes",
+               "error"], [_replica(replica) for replica in shard.replicas], left=(0, 1, 2, 10))
 
 
 @commands.command()
@@ -88,7 +94,7 @@ def verify(name: Some = None,
     for shard in found:
         out.table(f"{shard.collection}, shard {shard.group}, at log index {count(shard.log_index)}: {verdict(shard)}",
                   ["replica", "state", "records", "digest", "read again", "error"],
-                  [_digest(replica) for replica in shard.replicas], left=(0, 1, 3, 4, 5))
+                  [digest(replica) for replica in shard.replicas], left=(0, 1, 3, 4, 5))
     if not as_json and not found:
         out.say("no collections")
     code = max((_exit_code(shard) for shard in found), key=_ORDER.index, default=exits.OK)
@@ -99,12 +105,13 @@ def verify(name: Some = None,
 @commands.command("transfer-leader")
 @with_target
 def transfer_leader(
-        name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="The collection's name.",
+        name: Annotated[str | None, typer.Argument(metavar="[SHARD]", help="Its number, or a collection that has one.",
                                                    autocompletion=collections, show_default=False)] = None,
         to: Annotated[str | None, typer.Option("--to", metavar="NODE", help="Who is to lead: a node, or a replica.  "
                                                "[default: the one that is furthest]", show_default=False,
                                                autocompletion=nodes)] = None,
         control: Annotated[bool, typer.Option("--control", help="Of the control group instead.")] = False,
+        yes: changing.Yes = False, dry_run: changing.DryRun = False,
         target: Target = HERE, as_json: o.Json = False) -> None:
     """Hand the leadership of a shard to another replica, before work on its node, say."""
     out = Output(as_json)
@@ -114,23 +121,50 @@ def transfer_leader(
     place = resolve(target)
     until = time.monotonic() + (place.settings.client.timeout_s or _LED_S)
     with open_database(place) as database:
-        database.admin.transfer_leader(name or "", to)
-        leader = _leader(database, name, until)
+        shard, label = find(database, name or "0")
+        plan = Plan("transfer-leader", (PlanStep(
+            "transfer", str(shard.group), f"{label or CONTROL}: {shard.leader or 'whoever leads'} hands the leadership "
+            f"to {to or 'the replica that is furthest'}, and writes wait meanwhile"),))
+        if not changing.agreed(out, plan, yes=yes, dry_run=dry_run):
+            return
+        database.admin.transfer_leader(label, to)
+        leader = _leader(database, shard, until)
     if as_json:
-        out.emit({"collection": name or "", "leader": leader})
+        out.emit({"collection": shard.collection, "shard": shard.group, "leader": leader})
     else:
-        out.say(f"{name or CONTROL}: {leader} leads")
+        out.say(f"{label or CONTROL}: {leader} leads")
 
 
-def _leader(database: "Database", name: str | None, until: float) -> str:
+def find(database: "Database", what: str) -> "tuple[ShardInfo, str]":
+    """One shard, by its number, as ``docs@7``, or by the name of a collection that has one; and what to ask for it by:
+    empty for the control group.
+    """
+    name, _, number = what.partition("@")
+    if what.isdecimal():
+        shards = database.admin.shards()
+        found = [one for one in shards if one.group == int(what)]
+    else:
+        shards = database.admin.shards(name)
+        found = [one for one in shards if number in ("", str(one.group))]
+    if len(found) != 1:
+        raise InvalidArgument("shard", f"{what[:80]!r} is no shard" if not found else
+                              f"{name!r} has {len(found)} shards: say which by its number", got=what[:80],
+                              limit=[one.group for one in found][:64] or "vecdb shard list")
+    one = found[0]
+    many = one.collection and sum(other.collection == one.collection for other in shards) > 1
+    return one, f"{one.collection}@{one.group}" if many else one.collection
+
+
+def _leader(database: "Database", shard: "ShardInfo", until: float) -> str:
     """Who leads: whoever took over may be between two answers, or have lost it again already."""
     while True:
-        leader = next((one.leader for one in database.admin.shards(name) if one.collection == (name or "")), None)
+        there = database.admin.shards(shard.collection or None)
+        leader = next((one.leader for one in there if one.group == shard.group), None)
         if leader is not None:
             return leader
         if time.monotonic() + _LOOK_S >= until:
-            raise Unavailable(f"{name or CONTROL}: the leadership was given up, and nobody is known to lead since; "
-                              "vecdb shard status says how its replicas are")
+            raise Unavailable(f"{shard.collection or CONTROL}: the leadership was given up, and nobody is known to "
+                              "lead since; vecdb shard status says how its replicas are")
         time.sleep(_LOOK_S)
 
 
@@ -202,6 +236,6 @@ def _exit_code(found: "ShardVerification") -> int:
     return exits.OK if found.complete else exits.UNREACHABLE
 
 
-def _digest(one: "ReplicaDigest") -> list[str]:
+def digest(one: "ReplicaDigest") -> list[str]:
     known = bool(one.digest)
     return [one.name, one.state, count(one.records) if known else "-", one.digest or "-", one.deep or "-", one.error]

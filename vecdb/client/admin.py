@@ -11,6 +11,7 @@ from vecdb.client.session import Session
 from vecdb.client.steps import Steps
 from vecdb.core.access import Grant, Key, NewKey
 from vecdb.core.schema import check_name, check_shard
+from vecdb.core.shard_map import ShardMap
 from vecdb.core.shards import ShardInfo, ShardVerification
 
 T = TypeVar("T")
@@ -55,6 +56,14 @@ class Admin:
         """
         name = None if collection is None else check_name(collection)
         found: list[ShardInfo] = self._session.run(ask("shards", name), check_timeout(timeout))
+        return found
+
+    def shard_map(self, collection: str, *, timeout: float | None = None) -> ShardMap:
+        """Which hashes each shard of a collection has, which nodes hold it, and the epoch of that.
+
+        Unsupported where there is no cluster.
+        """
+        found: ShardMap = self._session.run(ask("shard_map", check_name(collection)), check_timeout(timeout))
         return found
 
     def verify_shard(self, collection: str, *, deep: bool = False, timeout: float | None = None) -> ShardVerification:

@@ -19,6 +19,7 @@ from vecdb.core.calls import Consistency
 from vecdb.core.errors import InvalidArgument
 from vecdb.core.layout import Layout
 from vecdb.core.schema import IndexSpec, Metric, VectorType, check_name, check_shard
+from vecdb.core.shard_map import ShardMap
 from vecdb.core.shards import ShardInfo, ShardVerification
 
 
@@ -126,6 +127,11 @@ class AsyncAdmin:
         """The shard of a collection, or of each and the control group: who leads it, how far its replicas are."""
         name = None if collection is None else check_name(collection)
         found: list[ShardInfo] = await self._session.run(ask("shards", name), check_timeout(timeout))
+        return found
+
+    async def shard_map(self, collection: str, *, timeout: float | None = None) -> ShardMap:
+        """Which hashes each shard of a collection has, which nodes hold it, and the epoch of that."""
+        found: ShardMap = await self._session.run(ask("shard_map", check_name(collection)), check_timeout(timeout))
         return found
 
     async def verify_shard(self, collection: str, *, deep: bool = False,

@@ -139,8 +139,11 @@ def moved(state: ControlState, group: int, source: str, to: str, away: Collectio
     return Wish(group, tuple(to if one == source else one for one in entry.desired))
 
 
-def rebalanced(state: ControlState, away: Collection[str] = ()) -> list[Wish]:
-    """What makes loads even: one wish a shard, as few as it takes."""
+def rebalanced(state: ControlState, away: Collection[str] = (), *, only: str = "", onto: str = "") -> list[Wish]:
+    """What makes loads even: one wish a shard, as few as it takes.
+
+    ``only``: of the shards of this collection alone; ``onto``: only what goes to this node.  Loads are of all.
+    """
     room = Room(state, away)
     nodes = [node for node in room.nodes if room.open(node)]
     capacity = sum(room.nodes[node].capacity for node in nodes)
@@ -148,14 +151,14 @@ def rebalanced(state: ControlState, away: Collection[str] = ()) -> list[Wish]:
         return []
     here: dict[str, list[ShardEntry]] = {node: [] for node in nodes}
     for entry in state.shards.values():
-        if entry.state is not ShardState.RETIRED:
+        if entry.state is not ShardState.RETIRED and only in ("", entry.name):
             for node in entry.desired:
                 if node in here:
                     here[node].append(entry)
     share = sum(room.load[node] for node in nodes) / capacity
     wishes: dict[int, Wish] = {}
     while len(wishes) < MOST_WISHES:
-        move = next(_moves(room, nodes, here, share, wishes), None)
+        move = next((one for one in _moves(room, nodes, here, share, wishes) if onto in ("", one[2])), None)
         if move is None:
             return list(wishes.values())
         entry, source, to = move

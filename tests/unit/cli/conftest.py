@@ -17,7 +17,9 @@ from tests.memory_backend import MemoryBackend
 from vecdb.cli import main
 from vecdb.client.database import Database
 from vecdb.core.access import Grant, Key
-from vecdb.core.errors import CollectionNotFound, KeyNotFound
+from vecdb.core.cluster import HASH_SPACE
+from vecdb.core.errors import CollectionNotFound, KeyNotFound, Unsupported
+from vecdb.core.shard_map import NodeRoute, ShardMap, ShardRoute
 from vecdb.core.shards import ReplicaInfo, ShardInfo, ShardVerification
 
 
@@ -31,13 +33,15 @@ class Lasting(MemoryBackend):
         self.shard_list: list[ShardInfo] | None = None
         self.verified: dict[str, ShardVerification] = {}
         self.handed: list[tuple[str, str | None]] = []
-        self.about: dict[str, Any] = {"version": "0.1.0", "node_id": "n1", "uptime_s": 7.0, "wall_s": time.time()}
+        self.operated: dict[str, Any] | None = None
+        self.asked: list[tuple[Any, ...]] = []
+        self.about: dict[str, Any] = {"version": "0.1.0", "node_id": "n1", "uptime_s": 7.0}
 
     def close(self) -> None:
         """The next command opens it again."""
 
     def server(self) -> dict[str, Any]:
-        return {**self.about, "wall_s": self.about["wall_s"]}
+        return {"wall_s": time.time(), **self.about}
 
     def verify(self, name: str) -> dict[str, Any]:
         return {"records": self.count(name), "log_index": 3, "digest": "aa", "computed": "aa" if self.equal else "bb",
@@ -67,6 +71,21 @@ class Lasting(MemoryBackend):
         if name and not found:
             raise CollectionNotFound(name)
         return found
+
+    def shard_map(self, name: str, call: Any = None) -> ShardMap:
+        """Equal ranges."""
+        groups = self.shards(name)
+        edges = [(HASH_SPACE // len(groups)) * at for at in range(len(groups))] + [HASH_SPACE]
+        return ShardMap(name, 9, None, tuple(
+            ShardRoute(one.group, edges[at], edges[at + 1], tuple(replica.node for replica in one.replicas))
+            for at, one in enumerate(groups)), (NodeRoute("n1", "db:7700", "east"),))
+
+    def operate(self, method: str, *args: Any, call: Any = None, **named: Any) -> Any:
+        """Of a cluster, once a test says which."""
+        if self.operated is None:
+            raise Unsupported("this server is alone")
+        self.asked.append((method, *args))
+        return self.operated[method]
 
     def verify_shard(self, name: str, deep: bool = False, call: Any = None) -> ShardVerification:
         return self.verified[name] if deep or not self.verified[name].replicas[0].deep else replace(

@@ -76,7 +76,6 @@ def checks(ran) -> dict[str, dict]:
 
 
 def test_doctor_of_a_server(cli, docs, backend) -> None:
-    backend.about["wall_s"] = time.time()
     found = checks(cli("doctor", *URL, "--json"))
     assert {"server", "clocks", "keys", "collection docs"} <= found.keys()
     assert not {"disk", "fsync", "ports", "settings"} & found.keys()

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 import vecdb
+from vecdb.core.cluster import JobInfo
 from vecdb.core.errors import Unavailable, Unsupported
 from vecdb.core.shards import ReplicaDigest, ReplicaInfo, ShardInfo, ShardVerification
 
@@ -103,20 +104,57 @@ def test_verify_says_the_worst(cli, cluster, backend) -> None:
     assert (ran.code, "no collections" in ran.out) == (0, True)
 
 
+def test_show(cli, cluster, backend) -> None:
+    backend.verified = {"docs": compared("docs", *GOOD), "logs": compared("logs", GOOD[0], complete=False)}
+    backend.operated = {"cluster_jobs": [JobInfo(3, "split", "4", {}, "running", "copying"),
+                                         JobInfo(4, "merge", "8", {"with": 4}, "waiting"),
+                                         JobInfo(5, "move", "5", {}, "running")]}
+    ran = cli("shard", "show", 4, *URL)
+    assert ran.code == 0
+    for words in ("docs, shard 4: well", "0000000000000000 to ffffffffffffffff, 100.0%", "n1 (east), n2, n3",
+                  "led by n2/4", "at log index 1,700: all hold the same", "ab12", "copying"):
+        assert words in ran.out
+    told = cli("shard", "show", "docs", *URL, "--json").json
+    assert (told["group"], told["range"], told["epoch"]) == (4, {"first": 0, "last": (1 << 64) - 1}, 9)
+    assert [job["id"] for job in told["jobs"]] == [3, 4]
+    assert told["digests"]["agree"] is True
+    assert cli("shard", "show", "docs", "--no-digests", "--json", *URL).json["digests"] is None
+    ran = cli("shard", "show", "logs", *URL)
+    assert (ran.code, "n3 unreachable" in ran.out) == (4, True)
+    assert "(control), shard 0" in cli("shard", "show", 0, *URL).out
+    assert cli("shard", "show", 9, *URL).code == 2
+    assert cli("shard", "show", "nope", *URL).code == 3
+
+
+def test_show_of_a_collection_with_several(cli, cluster, backend) -> None:
+    cluster.append(replace(cluster[1], group=8))
+    backend.verified = {"docs@8": compared("docs", *GOOD, agree=False)}
+    ran = cli("shard", "show", "docs", *URL)
+    assert (ran.code, "has 2 shards" in ran.err) == (2, True)
+    for what in ("8", "docs@8"):
+        ran = cli("shard", "show", what, *URL)
+        assert (ran.code, "50.0%" in ran.out, "they differ" in ran.out) == (0, True, True)
+
+
 def test_transfer_leader(cli, cluster, backend, monkeypatch) -> None:
-    ran = cli("shard", "transfer-leader", "docs", "--to", "n2", *URL)
-    assert (ran.code, ran.out.strip()) == (0, "docs: n2/4 leads")
-    assert cli("shard", "transfer-leader", "docs", *URL, "--json").json == {"collection": "docs", "leader": "n2/4"}
-    assert "(control): n1/0 leads" in cli("shard", "transfer-leader", "--control", *URL).out
+    ran = cli("shard", "transfer-leader", "docs", "--to", "n2", "--yes", *URL)
+    assert (ran.code, ran.out.splitlines()[-1]) == (0, "docs: n2/4 leads")
+    told = {"collection": "docs", "shard": 4, "leader": "n2/4"}
+    assert cli("shard", "transfer-leader", 4, "--yes", *URL, "--json").json == told
+    assert "(control): n1/0 leads" in cli("shard", "transfer-leader", "--control", "--yes", *URL).out
     assert backend.handed == [("docs", "n2"), ("docs", None), ("", None)]
-    assert cli("shard", "transfer-leader", *URL).code == 2
-    assert cli("shard", "transfer-leader", "docs", "--control", *URL).code == 2
+    assert cli("shard", "transfer-leader", "--yes", *URL).code == 2
+    assert cli("shard", "transfer-leader", "docs", "--control", "--yes", *URL).code == 2
+    ran = cli("shard", "transfer-leader", "docs", "--to", "n3", "--dry-run", *URL)
+    assert (ran.code, "n2/4 hands the leadership to n3" in ran.out) == (0, True)
+    assert cli("shard", "transfer-leader", "docs", *URL).code == 2, "nobody can be asked"
+    assert len(backend.handed) == 3
     for error, code in ((Unavailable("it did not work out"), 11), (Unsupported("alone"), 9)):
         def fail(name, to=None, call=None, error=error) -> None:
             raise error
 
         monkeypatch.setattr(backend, "transfer_leader", fail)
-        assert cli("shard", "transfer-leader", "docs", *URL).code == code
+        assert cli("shard", "transfer-leader", "docs", "--yes", *URL).code == code
 
 
 def test_transfer_leader_says_who_leads_or_fails(cli, cluster, backend, monkeypatch) -> None:
@@ -127,10 +165,10 @@ def test_transfer_leader_says_who_leads_or_fails(cli, cluster, backend, monkeypa
         return [led if len(asked) >= after else replace(led, leader=None)]
 
     monkeypatch.setattr(backend, "shards", shards)
-    ran = cli("shard", "transfer-leader", "docs", *URL)
-    assert (ran.code, ran.out.strip(), asked) == (0, "docs: n2/4 leads", ["docs"] * 3)
+    ran = cli("shard", "transfer-leader", "docs", "--yes", *URL)
+    assert (ran.code, ran.out.splitlines()[-1], asked) == (0, "docs: n2/4 leads", ["docs"] * 3)
     monkeypatch.setattr(backend, "shards", lambda name=None, call=None: shards(name, after=10_000))
-    ran = cli("shard", "transfer-leader", "docs", "--timeout", "0.3s", *URL, "--json")
+    ran = cli("shard", "transfer-leader", "docs", "--timeout", "0.3s", "--yes", *URL, "--json")
     assert (ran.code, ran.out, ran.error["kind"]) == (11, "", "Unavailable")
 
 

@@ -106,6 +106,20 @@ def test_rebalancing_ends_even_keeps_zones_and_then_wishes_for_nothing(state: Co
     pytest.fail("rebalancing does not end")
 
 
+@given(clusters())
+def test_rebalancing_may_be_of_one_collection_or_onto_one_node(state: ControlState) -> None:
+    nodes = sorted(state.nodes)
+    for only, onto in (("docs", ""), ("", nodes[0]), ("docs", nodes[-1])):
+        wishes = rebalanced(state, only=only, onto=onto)
+        check(state, wishes)
+        for wish in wishes:
+            assert only in ("", state.shards[wish.group].name)
+            assert onto in ("", *set(wish.desired) - set(state.shards[wish.group].desired))
+        if wishes:
+            assert squares(after(state, wishes)) < squares(state)
+    assert not rebalanced(state, only="nothing")
+
+
 def crowd(state: ControlState, nodes: Sequence[str]) -> int:
     """Pairs of replicas in one zone."""
     zones = Counter(state.nodes[node].zone for node in nodes)

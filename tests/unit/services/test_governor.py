@@ -9,7 +9,7 @@ import pytest
 from tests.unit.services.governed import Control, Governed
 from vecdb.cluster.control import JobEntry, NodeEntry, job_cancel, job_update, node_put, node_state, place
 from vecdb.core.cluster import JobState, NodeState, Role
-from vecdb.core.errors import InvalidArgument, Unavailable, VecdbError
+from vecdb.core.errors import CollectionNotFound, InvalidArgument, Unavailable, VecdbError
 from vecdb.services.governor import Governor
 from vecdb.services.operations.base import Step
 from vecdb.services.operations.kinds import Drain, Move, Rebalance, Repair, Replication
@@ -156,6 +156,12 @@ def test_plans_say_what_would_be_done_and_why_not() -> None:
     assert [(one.action, one.target) for one in plan.steps] == [("remove", "1")]
     assert plan.notes
     assert KINDS["rebalance"].plan(state, "", {}).empty
+    with pytest.raises(CollectionNotFound):
+        KINDS["rebalance"].plan(state, "", {"collection": "nope"})
+    with pytest.raises(InvalidArgument):
+        KINDS["rebalance"].plan(state, "", {"to": "n99"})
+    with pytest.raises(Unavailable):
+        KINDS["rebalance"].plan(state, "", {"to": next(iter(state.nodes))}, list(state.nodes))
 
 
 class Failing:

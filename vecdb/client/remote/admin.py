@@ -11,9 +11,11 @@ from vecdb.client.remote.io import Rpc
 from vecdb.client.steps import Steps
 from vecdb.core.access import Grant, Key, NewKey, Role
 from vecdb.core.calls import Call
+from vecdb.core.shard_map import ShardMap
 from vecdb.core.shards import ShardInfo, ShardVerification
 from vecdb.v1 import admin_pb2 as pb
-from vecdb.v1 import shards_pb2
+from vecdb.v1 import cluster_pb2, shards_pb2
+from vecdb.wire.shard_map import map_from_wire
 from vecdb.wire.shards import shard_from_wire, verification_from_wire
 
 
@@ -77,6 +79,11 @@ class ShardsProcedures:
         payload = shards_pb2.ListShardsRequest(collection=name or "").SerializeToString()
         reply = read(shards_pb2.ListShardsReply, (yield from self._caller.call(m.SHARDS, payload, call)))
         return [shard_from_wire(one) for one in reply.shards]
+
+    def shard_map(self, name: str, call: Call | None = None) -> Steps[ShardMap]:
+        payload = cluster_pb2.ShardMapRequest(collection=name).SerializeToString()
+        reply = yield from self._caller.call(m.SHARD_MAP, payload, call)
+        return map_from_wire(read(cluster_pb2.ShardMapReply, reply))
 
     def verify_shard(self, name: str, deep: bool = False, call: Call | None = None) -> Steps[ShardVerification]:
         """It may read every record of every replica: without a deadline of the caller's it has an hour."""

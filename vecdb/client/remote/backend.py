@@ -28,6 +28,7 @@ from vecdb.core.layout import ANYHOW, Layout
 from vecdb.core.query import Description, QueryRequest, QueryResult, ScanPage, ScanRequest
 from vecdb.core.records import DeleteIds, DeleteWhere, Record, UpdateMetadata, UpsertBatch, WriteResult
 from vecdb.core.schema import CollectionSchema
+from vecdb.core.shard_map import ShardMap
 from vecdb.core.shards import ShardInfo, ShardVerification
 
 PARALLEL: Final = 4
@@ -153,6 +154,9 @@ class RemoteBackend:
     def shards(self, name: str | None = None, call: Call | None = None) -> list[ShardInfo]:
         """The shard of a collection, or of each, with its replicas."""
         return drive(self._shards.shards(name, call), self._wire)
+
+    def shard_map(self, name: str, call: Call | None = None) -> ShardMap:
+        return drive(self._shards.shard_map(name, call), self._wire)
 
     def verify_shard(self, name: str, deep: bool = False, call: Call | None = None) -> ShardVerification:
         return drive(self._shards.verify_shard(name, deep, call), self._wire)

@@ -30,6 +30,7 @@ from vecdb.core.layout import ANYHOW, Layout
 from vecdb.core.query import Description, QueryRequest, QueryResult, ScanPage, ScanRequest
 from vecdb.core.records import DeleteIds, DeleteWhere, Record, UpdateMetadata, UpsertBatch, WriteResult
 from vecdb.core.schema import CollectionSchema
+from vecdb.core.shard_map import ShardMap
 from vecdb.core.shards import ShardInfo, ShardVerification
 
 
@@ -175,6 +176,9 @@ class RemoteNode:
     async def shards(self, name: str | None = None, call: Call | None = None) -> list[ShardInfo]:
         """The shard of a collection, or of each, with its replicas."""
         return await self._run(self._shards.shards(name, call), call)
+
+    async def shard_map(self, name: str, call: Call | None = None) -> ShardMap:
+        return await self._run(self._shards.shard_map(name, call), call)
 
     async def verify_shard(self, name: str, deep: bool = False, call: Call | None = None) -> ShardVerification:
         return await self._run(self._shards.verify_shard(name, deep, call), call)

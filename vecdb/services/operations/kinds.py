@@ -6,7 +6,7 @@ from typing import Any
 from vecdb.cluster.control import ControlState, node_state, replication
 from vecdb.cluster.planning import Wish, homeless, moved, rebalanced, replicated, vacated
 from vecdb.core.cluster import NodeState, ShardState
-from vecdb.core.errors import InvalidArgument, Unavailable, VecdbError
+from vecdb.core.errors import CollectionNotFound, InvalidArgument, Unavailable, VecdbError
 from vecdb.services.operations.base import Context, Job
 from vecdb.services.operations.placing import PlacingOperation, away
 
@@ -125,12 +125,24 @@ class Repair(PlacingOperation):
 
 
 class Rebalance(PlacingOperation):
-    """All nodes by their capacity; ``target`` is empty."""
+    """All nodes by their capacity; ``target`` is empty.  ``args``: ``collection``, whose shards alone are moved;
+    ``to``, the node that alone is given some.
+    """
 
     kind = "rebalance"
 
+    def check(self, state: ControlState, target: str, args: Mapping[str, Any], away: Sequence[str]) -> tuple[str, ...]:
+        name, to = str(args.get("collection", "")), str(args.get("to", ""))
+        if name and name not in state.collections:
+            raise CollectionNotFound(name)
+        if to:
+            _check_node(state, to)
+            if to in away or not state.nodes[to].role.holds or state.nodes[to].state is not NodeState.ACTIVE:
+                raise Unavailable(f"{to} is given no replicas: it is away, drained, or holds none by its role", node=to)
+        return ()
+
     def wishes(self, state: ControlState, target: str, args: Mapping[str, Any], away: Sequence[str]) -> list[Wish]:
-        return rebalanced(state, away)
+        return rebalanced(state, away, only=str(args.get("collection", "")), onto=str(args.get("to", "")))
 
 
 def _check_node(state: ControlState, node: str) -> None:

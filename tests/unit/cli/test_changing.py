@@ -1,0 +1,72 @@
+"""Commands that change a cluster print their plan and ask; ``--dry-run`` prints it alone, ``--yes`` does not ask."""
+
+import pytest
+
+from vecdb.core.cluster import JobInfo, NodeInfo, Plan, PlanStep
+from vecdb.core.operations import ClusterInfo
+
+URL = ["--url", "grpc://db.example:7700"]
+NODES = (NodeInfo("n1", "n1:7702", voter=True, replicas=2), NodeInfo("n2", "n2:7702", voter=True, state="drained"))
+READS = {"cluster", "cluster_jobs", "plan_job"}
+
+CHANGES = [
+    (["node", "remove", "n2"], ("remove_node", "n2"), "votes in the control group: 1 of 2"),
+    (["node", "activate", "n2"], ("activate_node", "n2"), "it may be given replicas again"),
+    (["cluster", "set", "repair_after_s", "60"], ("set_cluster_setting", "repair_after_s", 60.0), "600 becomes 60"),
+    (["cluster", "set", "repair_after_s", "default"], ("set_cluster_setting", "repair_after_s", None), "becomes 600"),
+    (["cluster", "token", "revoke", "abc"], ("revoke_join_token", "abc"), "no node joins with the token abc"),
+    (["job", "cancel", "7"], ("cancel_job", 7), "job 7, split 4, copying"),
+    (["shard", "rebalance", "--collection", "docs", "--to", "n2"],
+     ("begin_job", "rebalance", "", {"collection": "docs", "to": "n2"}), "shard 4 moves"),
+    (["shard", "rebalance"], ("begin_job", "rebalance", "", {}), "shard 4 moves"),
+    (["node", "drain", "n1"], ("begin_job", "drain", "n1", {}), "shard 4 moves"),
+]
+
+
+@pytest.fixture
+def changed(backend):
+    """What was asked that is no question."""
+    job = JobInfo(7, "split", "4", {}, "running", "copying")
+    backend.operated = {
+        "cluster": ClusterInfo("prod", "n1", "n1", 3, NODES), "cluster_jobs": [job],
+        "plan_job": Plan("move", (PlanStep("move", "4", "shard 4 moves"),)), "begin_job": 7, "cancel_job": job,
+        "remove_node": None, "activate_node": None, "set_cluster_setting": None, "revoke_join_token": None}
+    return lambda: [one for one in backend.asked if one[0] not in READS]
+
+
+@pytest.mark.parametrize(("argv", "asked", "words"), CHANGES, ids=lambda one: "-".join(one[:2]) if isinstance(
+    one, list) else "")
+def test_changes_are_shown_before_they_are_made(cli, changed, backend, argv, asked, words) -> None:
+    extra = ["--no-wait"] if argv[0] in ("shard", "node") and asked[0] == "begin_job" else []
+    ran = cli(*argv, *extra, "--dry-run", *URL)
+    assert (ran.code, words in ran.out + ran.err, changed()) == (0, True, [])
+    ran = cli(*argv, *extra, "--dry-run", "--json", *URL)
+    assert (ran.code, bool(ran.json["plan"]["steps"]), changed()) == (0, True, [])
+    ran = cli(*argv, *extra, *URL)
+    assert (ran.code, "--yes" in ran.err, changed()) == (2, True, []), "nobody can be asked"
+    ran = cli(*argv, *extra, "--yes", *URL)
+    assert (ran.code, changed()) == (0, [asked])
+    assert cli(*argv, *extra, "--yes", "--json", *URL).code == 0
+    assert changed() == [asked] * 2
+
+
+def test_a_node_that_holds_replicas_is_said_to_before_it_is_removed(cli, changed) -> None:
+    ran = cli("node", "remove", "n1", "--dry-run", *URL)
+    assert (ran.code, "vecdb node drain n1" in ran.err) == (0, True)
+    for command in ("remove", "activate"):
+        assert cli("node", command, "n9", "--yes", *URL).code == 2
+    assert changed() == []
+
+
+def test_settings_are_numbers_with_names(cli, changed) -> None:
+    assert cli("cluster", "set", "repair_after", "60", "--yes", *URL).code == 2
+    assert cli("cluster", "set", "repair_after_s", "soon", "--yes", *URL).code == 2
+    assert cli("cluster", "set", "repair_after_s", "--yes", *URL).code == 2
+    assert "repair_after_s" in cli("cluster", "set", *URL).out
+    assert changed() == []
+
+
+def test_a_job_that_has_ended_is_not_asked_about(cli, changed, backend) -> None:
+    backend.operated["cluster_jobs"] = [JobInfo(7, "split", "4", {}, "done")]
+    assert cli("job", "cancel", "7", *URL).code == 0
+    assert changed() == [("cancel_job", 7)], "the cluster says how it stands"
