@@ -8,8 +8,8 @@ from rich.table import Table
 from bench.server.report import console
 
 QUERIES = ("shard nodes", "replicas", "way", "in flight", "QPS", "p50 ms", "p99 ms", "nodes us", "client us")
-OTHERS = ("nodes", "replicas", "recall@10 (ef)", "writes/s", "indexed/s", "kill: writes", "kill: reads", "move", "split",
-          "merge", "errors")  # fmt: skip
+OTHERS = ("nodes", "replicas", "recall@10 (ef)", "writes/s", "indexed/s", "kill: writes", "kill: reads", "move",
+          "split", "merge", "errors")  # fmt: skip
 CHANGES = ("move", "split", "merge")
 
 
@@ -22,7 +22,7 @@ def tell(found: dict[str, Any]) -> None:
     print(f"ALL nodes (3 coordinators beside the shard nodes) and the clients share the {about['cores']} cores of one "
           "machine: what is measured is the work of each layout, not how a cluster scales")  # fmt: skip
     _print("queries, one a call, by the SDK; medians of rounds", QUERIES, queries(found["rows"]))
-    _print("records acknowledged and indexed a second; gaps after kills, median and worst, and seconds of changes, in ms",
+    _print("records acknowledged and indexed a second; ms: gaps after kills (median, worst), and what changes took",
            OTHERS, others(found["rows"]))
     for line in calls(found["rows"]):
         print(line)
