@@ -1,8 +1,9 @@
 """The snapshots at one place: what is there, what is added, and what nobody needs any more."""
 
 import hashlib
+import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Final
 
@@ -113,6 +114,9 @@ class Repository:
             missing = self._missing(self.needed([snapshot]))
         except DataCorrupted as error:  # a shard's manifest
             missing = [str(error.fields["path"])]
+        if not lease.renew():
+            raise Unavailable(f"to look for the objects of {snapshot.name!r} took so long that others may have swept "
+                              "them: it has to be done again", snapshot=snapshot.name)
         if missing:
             raise Unavailable(f"{len(missing)} objects of the snapshot {snapshot.name!r} are gone from {self.url}: "
                               "they have to be saved again", snapshot=snapshot.name, objects=missing[:8])
@@ -131,14 +135,17 @@ class Repository:
             if match is not None:
                 yield match[1], one.bytes
 
-    def needed(self, snapshots: Iterable[Snapshot]) -> dict[str, int]:
-        """Checksums of every object of these snapshots, with the sizes; each shard's manifest is read."""
+    def needed(self, snapshots: Iterable[Snapshot], read: Callable[[], object] = lambda: None) -> dict[str, int]:
+        """Checksums of every object of these snapshots, with the sizes; each shard's manifest is read, of which
+        ``read`` is told.
+        """
         found: dict[str, int] = {}
         for snapshot in snapshots:
             for collection in snapshot.collections:
                 for ref in collection.shards:
                     if ref.sha256 not in found:
                         shard = self.shard(ref)
+                        read()
                         found |= {ref.sha256: len(shard.to_bytes()), **shard.objects}
         return found
 
@@ -179,19 +186,24 @@ class Repository:
     def sweep(self, name: str, who: str) -> SnapshotRemoval:
         """Delete the objects that no snapshot needs, unless somebody is at work.
 
-        If any snapshot cannot be read nothing is deleted, since it may need anything, and the error is raised.
+        If any snapshot cannot be read nothing is deleted, since it may need anything, and the error is raised.  Whoever
+        was stopped for so long that others took him for dead deletes nothing more: they may have saved what needs it.
         """
         lease = Lease(self.objects, SWEEP, who)
         lease.renew()
+        manifests = itertools.count(1)
         try:
             others = lease.others()
             if others:
                 return SnapshotRemoval(name, withheld=f"{others[0]} is at work at {self.url}: its objects are deleted "
                                        "with the next snapshot's")
-            needed = self.needed(map(self.load, self.names()))
+            needed = self.needed(map(self.load, self.names()), lambda: next(manifests) % FEW or lease.renew())
             gone = [(one, size) for one, size in self._stored() if one not in needed]
             for at in range(0, len(gone), DELETE_AT_ONCE):
-                lease.renew()
+                if not lease.renew() or lease.others():
+                    return SnapshotRemoval(name, at, sum(size for _, size in gone[:at]), "it took so long that others "
+                                           f"may be at work at {self.url}: what is left is deleted with the next "
+                                           "snapshot's")
                 self.objects.delete(object_key(one) for one, _ in gone[at : at + DELETE_AT_ONCE])
             return SnapshotRemoval(name, len(gone), sum(size for _, size in gone))
         finally:
@@ -206,9 +218,18 @@ class Lease:
         if not _WHO.fullmatch(who):
             raise InvalidArgument("who", "is no name for a lease", got=who[:80], limit=_WHO.pattern)
         self._key = f"leases/{kind}-{who}"
+        self._renewed_s = 0.0
+        self._kept = True
 
-    def renew(self) -> None:
+    def renew(self) -> bool:
+        """Whether, since it was first written, nobody can have taken it for that of one who is dead: by the store's
+        clock.
+        """
         self._objects.put(self._key, b"")
+        found = self._objects.stat(self._key)
+        before, self._renewed_s = self._renewed_s, 0.0 if found is None else found.modified_s
+        self._kept &= found is not None and (not before or self._renewed_s < before + LEASE_S)
+        return self._kept
 
     def release(self) -> None:
         self._objects.delete([self._key])
