@@ -1,5 +1,6 @@
-"""Three nodes that are upgraded one after the other, from one minor version to the next, under writes and queries."""
+"""Three nodes that are started anew one after the other: upgraded, under writes and queries, or from their disks."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +8,12 @@ import pytest
 
 from tests.grown_nodes import COORDINATORS, Grown
 from tests.replicated_nodes import free_ports, wait_for
-from tests.users import DIM, Load
+from tests.users import DIM, Load, vectors
 from vecdb.cluster.joining import Release
 from vecdb.core.cluster import JobState
-from vecdb.core.errors import Unsupported
+from vecdb.core.errors import Unsupported, VecdbError
+from vecdb.services import replicas
+from vecdb.services.replica import ShardReplica
 
 OLD, NEW, FAR = Release("1.1.4", 1), Release("1.2.0", 2), Release("1.4.0", 2)
 """The first reads control commands of version 1 alone: what is not kept from it, it would apply as nothing."""
@@ -75,3 +78,58 @@ def test_an_upgrade_of_one_node_after_the_other(nodes: Grown) -> None:
     reasons(nodes, "c2", "one minor version apart")
     restarted(nodes, "c2", NEW)
     nodes.ready(*COORDINATORS)
+
+
+def test_a_node_that_starts_answers_nothing_from_before(nodes: Grown, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was written while it was away is not there until its log has been replayed and more has come."""
+    monkeypatch.setattr(replicas, "UNLED_S", 120.0)
+    ids = list(range(40))
+    with nodes.connect(*COORDINATORS) as db:
+        docs = db.create_collection("docs", dim=DIM, metric="cosine")
+        docs.upsert(ids=ids[:10], vectors=vectors(ids[:10]))
+        nodes.stop(["c3"])
+        docs.upsert(ids=ids[10:], vectors=vectors(ids[10:]))
+    nodes.stop(["c1", "c2"])
+    nodes.start(["c3"])
+    seen: list[int | str] = []
+
+    def look(at: str) -> int:
+        with nodes.connect(at) as db:
+            try:
+                found = db.collection("docs").count(consistency="eventual", timeout=1.0)
+            except VecdbError as error:
+                seen.append(type(error).__name__)
+                return -1
+        seen.append(found)
+        return int(found)
+
+    assert look("c3") == -1, "it cannot know how much of its log is committed"
+    assert nodes.reasons("c3")
+    nodes.start(["c1"])
+    wait_for(lambda: look("c3") == len(ids), "all that was acknowledged")
+    assert {one for one in seen if isinstance(one, int)} == {len(ids)}
+    nodes.ready("c1", "c3")
+    nodes.start(["c2"])
+    nodes.ready()
+    assert look("c2") == len(ids), "ready is who has all of it"
+
+
+def test_ready_is_who_has_replayed(nodes: Grown, monkeypatch: pytest.MonkeyPatch) -> None:
+    with nodes.connect(*COORDINATORS) as db:
+        docs = db.create_collection("docs", dim=DIM, metric="cosine")
+        nodes.stop(["c2"])
+        docs.upsert(ids=[1], vectors=vectors([1]))
+    held = threading.Event()
+    apply = ShardReplica.apply
+
+    def slowly(self: ShardReplica, log_index: int, term: int, command: bytes) -> object:
+        held.wait(60)
+        return apply(self, log_index, term, command)
+
+    monkeypatch.setattr(ShardReplica, "apply", slowly)
+    try:
+        nodes.start(["c2"])
+        reasons(nodes, "c2", "have not caught up yet: docs")
+    finally:
+        held.set()
+    nodes.ready("c2")

@@ -37,7 +37,8 @@ class ReplicaStatus:
     """What a replica knows of itself, and as a leader of the others: how far each log matches, when each was heard.
 
     ``state``: ``ok``, ``joining`` (no member yet: it is new, or its log was damaged), ``removed``, or ``halted`` (its
-    state machine or its disk failed; ``error`` says how).
+    state machine or its disk failed; ``error`` says how).  ``current``: it has applied, since it was opened, all that
+    was committed when a leader was first heard; only told of this node's own replicas.
     """
 
     me: str
@@ -56,6 +57,7 @@ class ReplicaStatus:
     matches: dict[str, int] = field(default_factory=dict)
     heard_s: dict[str, float] = field(default_factory=dict)
     error: str = ""
+    current: bool = True
 
 
 class Replicator(Protocol):

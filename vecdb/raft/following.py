@@ -50,6 +50,8 @@ class Following(Stock):
         begins = bool(voters) and voters[log.group % len(voters)] == me
         self._begins_until = clock() + settings.election_s_max if begins else float("-inf")
         self.leader_seen = float("-inf")
+        self._owed: int | None = None
+        """What this replica must have applied to be as far as its group was when it first heard of it."""
         self.handed_over = False
         self._answered: tuple[str, int, int, int] | None = None
         """The last acknowledgement: to whom, in which term, of which number, up to which index."""
@@ -183,6 +185,9 @@ class Following(Stock):
                 self.truncate_from(first)
             self.append(entries[new:])
         self._committed(min(message.commit, match))
+        if self._owed is None and log.base <= message.commit <= log.last \
+                and log.term_at(message.commit) == message.term:
+            self._owed = message.commit  # a leader that has committed nothing of its own may know of too little
         answer = (sender, self.term, message.seq, match)
         # News of a commit, between two heartbeats: who sends it has this answer, or asks again with the next heartbeat.
         if entries or answer != self._answered:
@@ -201,6 +206,13 @@ class Following(Stock):
         if prev > self.log.last:
             return self.log.last
         return max(self.log.first_of_term(prev, self.commit) - 1, min(self.commit, prev - 1))
+
+    @property
+    def current(self) -> bool:
+        """Whether this replica, since it was opened, has been as far as its group: what was committed before a leader
+        was first heard (or led) is applied.  Before that it may have gone back to any earlier state.
+        """
+        return self._owed is not None and self.applied >= self._owed
 
     def _committed(self, index: int) -> None:
         if index > self.commit:

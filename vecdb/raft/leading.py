@@ -97,6 +97,7 @@ class Leading(Following):
         self.progress = {}
         self._seq = self._seq_sent = 0
         self.begin_leadership()
+        self._owed = self.log.last if self._owed is None else self._owed
         self._uncommitted = self.log.size_of(self.commit + 1, self.log.last + 1)
         self._commit_before = self._commit_at_beat = self.log.last
         self._next_check = now + self.settings.election_s_max

@@ -434,7 +434,7 @@ class Replica:
             me=core.me, state=state, role=("follower", "candidate", "leader")[core.role], term=core.term,
             leader=core.leader, commit=core.commit, applied=core.applied, first=core.log.base + 1, last=core.log.last,
             log_bytes=core.log.bytes, voters=configuration.voters, learners=configuration.learners,
-            joining=configuration.joining, error=self.error,
+            joining=configuration.joining, error=self.error, current=core.current,
             matches={one: progress.match for one, progress in sorted(core.progress.items())},
             heard_s={one: now - progress.heard for one, progress in sorted(core.progress.items())})
 

@@ -4,7 +4,10 @@ A :class:`~vecdb.ports.node.Node` whose reads wait for what the call's consisten
 batcher, which is for work and not for waiting), and a :class:`~vecdb.ports.peers.Replicas`.
 
 A replica serves reads when it is a voter of its group: one that was made anew is empty until a snapshot has come, and
-has no vote until it has caught up.
+has no vote until it has caught up.  One that was opened again is where its last checkpoint was, which may be before
+everything, until its log is replayed, and how much of that is committed only a leader says: until it has been as far as
+the group was when it first heard of one, others are asked, whatever the consistency.  Where no leader is heard for
+:data:`UNLED_S` it serves what it has.
 """
 
 import asyncio
@@ -33,6 +36,7 @@ from vecdb.shard.marks import MarkResult
 T = TypeVar("T")
 
 CONTROL: Final = 0
+UNLED_S: Final = 5.0
 LOOK_S: Final = 0.1
 """How old what is known of a replica may be when a read is let in: a status is not made for every query."""
 
@@ -100,6 +104,8 @@ class OwnReplicas:
         self._clock = clock
         self._state: ControlState | None = None
         self._seen: dict[int, _Seen] = {}
+        self._unled: dict[int, float] = {}
+        """Since when replicas that are not as far as their groups hear of no leader, those that were asked for."""
 
     # --- what there is ----------------------------------------------------------------------------
 
@@ -148,9 +154,14 @@ class OwnReplicas:
 
     def serves(self, group: int) -> bool:
         """Whether reads of the group may be answered here: by a member, not by one that still has to catch up."""
-        seen = self._seen.get(group)
-        status = seen.status if seen is not None and self._clock.monotonic() - seen.at < LOOK_S else self.look(group)
-        return status is not None and status.state == "ok" and status.me in status.voters
+        seen, now = self._seen.get(group), self._clock.monotonic()
+        status = seen.status if seen is not None and now - seen.at < LOOK_S else self.look(group)
+        if status is None or status.state != "ok" or status.me not in status.voters:
+            return False
+        if status.current or status.leader is not None:
+            self._unled.pop(group, None)
+            return status.current
+        return now - self._unled.setdefault(group, now) >= UNLED_S
 
     def until(self, call: Call, most_s: float | None = None) -> float | None:
         """The call's deadline on the loop's clock, which is that of replicators; at most ``most_s`` from now."""
