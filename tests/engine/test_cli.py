@@ -178,7 +178,7 @@ def test_ctrl_c_leaves_what_was_acknowledged(home: Path, tmp_path: Path) -> None
     os.mkfifo(fifo)
     importer = subprocess.Popen([sys.executable, "-m", "vecdb.cli", "import", "in.jsonl", "-c", "a", "--metric", "l2",
                                 "--batch-size", "500"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               text=True)
+                               text=True, env={**os.environ, "PYTHONFAULTHANDLER": "1"})
     with fifo.open("wb") as head:  # the reader's first look
         head.write(lines[:lines.index(b"\n") + 1])
     time.sleep(1.0)  # the first look is over: what is written while it lasts would break the pipe
@@ -190,7 +190,11 @@ def test_ctrl_c_leaves_what_was_acknowledged(home: Path, tmp_path: Path) -> None
             time.sleep(0.05)
         time.sleep(1.0)
         importer.send_signal(signal.SIGINT)
-        _, err = importer.communicate(timeout=60)
+        try:
+            _, err = importer.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            importer.send_signal(signal.SIGABRT)  # which tells where it stands
+            _, err = importer.communicate()
     assert importer.returncode == 130, err
     assert "Traceback" not in err
     fifo.unlink()

@@ -210,7 +210,10 @@ class Node:
     def cast_out(self, group: int, me: str) -> None:
         """Begin afresh where the group knows this replica no more, and another of this node, as hosting does."""
         replica, leader = self.cluster.replica(self.name, group), self.cluster.leader(group)
-        if replica is None or leader is None or replica.core.me != me:
+        if replica is None or replica.core.me != me:
+            return
+        if leader is None:  # hosting looks again until somebody can tell
+            self.cluster.world.at(0.5, lambda: self.cast_out(group, me))
             return
         if any(node_of(one) == self.name for one in leader.core.configuration.everybody if one != me):
             self.outcast[group] = True
