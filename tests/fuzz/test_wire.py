@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from vecdb.core.calls import Call, Consistency
 from vecdb.core.errors import VecdbError
 from vecdb.core.filters import parse, to_text
+from vecdb.core.fingerprint import token_of
 from vecdb.core.ids import check_ids
 from vecdb.core.limits import MAX_BATCH_RECORDS, MAX_K, MAX_METADATA_BYTES, MAX_POSITIONS
 from vecdb.core.metadata import check_metadata, parse_metadata
@@ -55,6 +56,7 @@ def read_upsert(msg: records_pb2.UpsertRequest, schema: CollectionSchema) -> Non
     assert len(set(batch.ids)) == len(batch.ids) == len(batch.vectors) == len(batch.metadata)
     for one in batch.metadata:
         assert check_metadata(parse_metadata(one)) == one
+    token_of(msg.idempotency_key or b"key", batch)
 
 
 def read_query(msg: queries_pb2.QueryRequest, schema: CollectionSchema) -> None:
@@ -74,13 +76,16 @@ def read_options(msg: Any) -> None:
 
 
 def read_delete(msg: records_pb2.DeleteRequest, schema: CollectionSchema) -> None:
-    assert isinstance(wire.delete_from_wire(msg), DeleteIds | DeleteWhere)
+    command = wire.delete_from_wire(msg)
+    assert isinstance(command, DeleteIds | DeleteWhere)
+    token_of(msg.idempotency_key or b"key", command)
 
 
 def read_update(msg: records_pb2.UpdateMetadataRequest, schema: CollectionSchema) -> None:
     update = wire.update_from_wire(msg, schema)
     assert len(update.ids) == len(update.patch)
     assert all(len(one) <= MAX_METADATA_BYTES for one in update.patch)
+    token_of(msg.idempotency_key or b"key", update)
 
 
 def read_scan(msg: records_pb2.ScanRequest, schema: CollectionSchema) -> None:
@@ -134,8 +139,6 @@ def attempt(kind: type[Message], data: bytes, read: Reader, schema: CollectionSc
     steps: list[Callable[[], Any]] = [lambda: read(msg, schema)]
     if hasattr(msg, "collection"):
         steps.append(lambda: wire.name_from_wire(msg))
-    if hasattr(msg, "idempotency_key"):
-        steps.append(lambda: wire.token_from_wire(msg))
     refusals = []
     for step in steps:
         try:

@@ -3,8 +3,9 @@
 A long call is several writes.  The first carries the caller's key as it is, up to 64 bytes of ASCII, so the same key
 in another face of the server (``Idempotency-Key``) is the same key; longer and other ones are hashed, and the later
 writes carry keys made of the caller's and their number.  The same input in the same batches gives the same keys, and a
-batch that was applied before is answered with what it did then.  The fingerprint holds a key to its content: another
-write under the same key, or the same one through another face, is refused, never done twice.
+batch that was applied before is answered with what it did then.  The fingerprint holds a key to its content
+(:mod:`vecdb.core.fingerprint`): the same write through another face is the same, another one under the same key is
+refused.
 """
 
 from hashlib import blake2b
@@ -12,7 +13,8 @@ from hashlib import blake2b
 from vecdb.client.options import kind_of
 from vecdb.core.calls import MAX_KEY_BYTES, WriteToken
 from vecdb.core.errors import InvalidArgument
-from vecdb.core.records import Command, DeleteIds, DeleteWhere, UpsertBatch
+from vecdb.core.fingerprint import token_of
+from vecdb.core.records import Command
 
 
 def check_key(value: object) -> bytes | None:
@@ -35,18 +37,4 @@ def token(key: bytes | None, number: int, command: Command) -> WriteToken | None
     own = key
     if number or len(key) > MAX_KEY_BYTES or not key.isascii():
         own = blake2b(number.to_bytes(8, "little") + key, digest_size=16).digest()
-    return WriteToken(own, _fingerprint(command))
-
-
-def _fingerprint(command: Command) -> int:
-    digest = blake2b(digest_size=8)
-    if isinstance(command, UpsertBatch):
-        parts = [repr(command.ids).encode(), command.vectors.tobytes(), *command.metadata]
-    elif isinstance(command, DeleteIds | DeleteWhere):
-        parts = [repr(command).encode()]
-    else:
-        parts = [repr((command.ids, command.merge)).encode(), *command.patch]
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "little"))
-        digest.update(part)
-    return int.from_bytes(digest.digest(), "little")
+    return token_of(own, command)

@@ -12,6 +12,7 @@ from typing import Any, Final
 from vecdb.core.access import Role
 from vecdb.core.calls import Call
 from vecdb.core.errors import VecdbError
+from vecdb.core.fingerprint import token_of
 from vecdb.core.limits import MAX_BATCH_BYTES, MAX_FILTER_JSON_BYTES
 from vecdb.core.query import Description
 from vecdb.ports.node import Node
@@ -138,7 +139,7 @@ class RecordsServicer:
         schema = await self._node.schema(message.collection, context.call)
         size = message.ByteSize()
         batch = await context.apart(size, convert.upsert_from_wire, message, schema)
-        context.call.token = await context.apart(size, convert.token_from_wire, message)
+        context.call.token = await context.apart(size, token_of, message.idempotency_key, batch)
         result = await self._node.upsert(message.collection, batch, context.call)
         return r.UpsertReply(result=convert.write_result_to_wire(result, context.call.handed_on), tag=message.tag)
 
@@ -157,15 +158,17 @@ class RecordsServicer:
                 yield reply
 
     async def delete(self, message: r.DeleteRequest, context: Context) -> r.DeleteReply:
-        command = await context.apart(message.ByteSize(), convert.delete_from_wire, message)
-        context.call.token = convert.token_from_wire(message)
+        size = message.ByteSize()
+        command = await context.apart(size, convert.delete_from_wire, message)
+        context.call.token = await context.apart(size, token_of, message.idempotency_key, command)
         result = await self._node.delete(message.collection, command, context.call)
         return r.DeleteReply(result=convert.write_result_to_wire(result, context.call.handed_on))
 
     async def update(self, message: r.UpdateMetadataRequest, context: Context) -> r.UpdateMetadataReply:
         schema = await self._node.schema(message.collection, context.call)
-        command = await context.apart(message.ByteSize(), convert.update_from_wire, message, schema)
-        context.call.token = convert.token_from_wire(message)
+        size = message.ByteSize()
+        command = await context.apart(size, convert.update_from_wire, message, schema)
+        context.call.token = await context.apart(size, token_of, message.idempotency_key, command)
         result = await self._node.update_metadata(message.collection, command, context.call)
         return r.UpdateMetadataReply(result=convert.write_result_to_wire(result, context.call.handed_on))
 

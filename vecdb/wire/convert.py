@@ -33,7 +33,6 @@ from vecdb.wire.records import (
     records_to_wire,
     scan_from_wire,
     scan_to_wire,
-    token_from_wire,
     update_from_wire,
     update_to_wire,
     upsert_from_wire,
@@ -60,6 +59,6 @@ __all__ = [
     "name_from_wire", "object_from_wire", "object_to_wire", "page_from_wire", "page_to_wire", "put_read",
     "query_from_wire", "query_to_wire", "read_from_wire", "read_to_wire", "records_from_wire", "records_to_wire",
     "result_from_wire", "result_to_wire", "scan_from_wire", "scan_to_wire", "schema_from_wire", "schema_to_wire",
-    "some_filter_from_wire", "token_from_wire", "update_from_wire", "update_to_wire", "upsert_from_wire",
+    "some_filter_from_wire", "update_from_wire", "update_to_wire", "upsert_from_wire",
     "upsert_to_bytes", "upsert_to_wire", "write_result_from_wire", "write_result_to_wire",
 ]

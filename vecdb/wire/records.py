@@ -6,12 +6,10 @@ Of equal ids in an upsert the last wins; equal ids of a delete are one.
 
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any, Final, NamedTuple, ParamSpec, TypeAlias, TypeVar
+from typing import Any, Final, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
-import xxhash
 
-from vecdb.core.calls import WriteToken
 from vecdb.core.errors import InvalidArgument, InvalidMetadata, LimitExceeded, VecdbError
 from vecdb.core.filters.tree import Node
 from vecdb.core.ids import RecordId
@@ -35,7 +33,6 @@ MAX_CURSOR: Final = (1 << 63) - 1
 
 P = ParamSpec("P")
 T = TypeVar("T")
-WriteRequest: TypeAlias = pb.UpsertRequest | pb.DeleteRequest | pb.UpdateMetadataRequest
 
 
 class Fetch(NamedTuple):
@@ -184,41 +181,6 @@ def write_result_from_wire(msg: types_pb2.WriteResult) -> WriteResult:
     positions = tuple((one.shard, one.log_index) for one in msg.positions) if msg.positions else ()
     return WriteResult(msg.inserted, msg.updated, msg.deleted, msg.missing, msg.log_index, msg.shard, positions,
                        msg.origin)
-
-
-def token_from_wire(msg: WriteRequest) -> WriteToken | None:
-    """Return the token of a write that carries an idempotency key; its fingerprint is of what the write says.
-
-    xxh3_64 over the fields in the order of their numbers, each with its length: the same for every client and
-    version of protobuf, and different for another vector, id, filter, patch or collection.
-    """
-    key = msg.idempotency_key
-    if not key:
-        return None
-    digest = xxhash.xxh3_64()
-    for part in _content(msg):
-        digest.update(len(part).to_bytes(8, "little"))
-        digest.update(part)
-    return WriteToken(key, digest.intdigest())
-
-
-def _content(msg: WriteRequest) -> list[bytes]:
-    parts = [msg.DESCRIPTOR.name.encode(), msg.collection.encode()]
-    if isinstance(msg, pb.DeleteRequest):
-        if msg.WhichOneof("what") == "filter":
-            return [*parts, b"filter", msg.filter.expression.encode(), msg.filter.json]
-        return [*parts, b"ids", *_id_parts(msg.ids)]
-    parts += _id_parts(msg.ids)
-    if isinstance(msg, pb.UpdateMetadataRequest):
-        return [*parts, bytes((msg.replace,)), *msg.patches]
-    matrix = msg.vectors
-    shape = f"{matrix.rows} {matrix.items} {matrix.dtype} {int(msg.normalized)}"
-    return [*parts, shape.encode(), matrix.data, *msg.metadata]
-
-
-def _id_parts(ids: types_pb2.Ids) -> list[bytes]:
-    strings = ids.strings
-    return [ids.integers, ids.kinds, len(strings).to_bytes(8, "little"), *(one.encode() for one in strings)]
 
 
 # -- fetch

@@ -209,60 +209,6 @@ def test_updates_that_are_refused():
     assert caught.value.argument == "ids"
 
 
-# -- tokens
-
-
-def tokens():
-    batch = batch_of(SCHEMA)
-    yield wire.upsert_to_wire("docs", batch, b"k", tag=1)
-    yield wire.delete_to_wire("docs", DeleteIds((1, 2)), b"k")
-    yield wire.delete_to_wire("docs", DeleteWhere(parse("a > 1")), b"k")
-    yield wire.update_to_wire("docs", UpdateMetadata((1, 2), (b"{}", b'{"a":1}')), b"k")
-
-
-@pytest.mark.parametrize("msg", list(tokens()), ids=lambda msg: type(msg).__name__)
-def test_a_fingerprint_is_of_the_content_and_of_nothing_else(msg):
-    token = wire.token_from_wire(msg)
-    assert token.key == b"k"
-    other = over(msg)
-    other.idempotency_key = b"other"
-    if hasattr(other, "tag"):
-        other.tag = 77
-    assert wire.token_from_wire(other).fingerprint == token.fingerprint
-    other.ClearField("idempotency_key")
-    assert wire.token_from_wire(other) is None
-    other.idempotency_key = b"x" * 65
-    with pytest.raises(LimitExceeded) as caught:
-        wire.token_from_wire(other)
-    assert caught.value.argument == "idempotency_key"
-
-
-def test_every_change_of_content_changes_the_fingerprint():
-    seen = {}
-    for msg in tokens():
-        variants = [msg]
-        for change in (lambda m: setattr(m, "collection", "docz"), lambda m: setattr(m.ids, "integers", bytes(16)),
-                       lambda m: m.ids.strings.append("a"), lambda m: m.metadata.append(b"{}"),
-                       lambda m: m.patches.append(b"{}"), lambda m: setattr(m, "replace", True),
-                       lambda m: setattr(m, "normalized", False), lambda m: setattr(m.vectors, "rows", 9),
-                       lambda m: setattr(m.vectors, "data", b"other"),
-                       lambda m: setattr(m.filter, "expression", "a > 2"),
-                       lambda m: setattr(m.filter, "json", b"a > 1")):
-            other = over(msg)
-            try:
-                change(other)
-            except AttributeError:
-                continue
-            variants.append(other)
-        for variant in variants:
-            content = over(variant)
-            content.ClearField("idempotency_key")
-            where = content.SerializeToString(deterministic=True) + type(variant).__name__.encode()
-            seen.setdefault(wire.token_from_wire(variant).fingerprint, set()).add(where)
-    assert len(seen) > 20
-    assert all(len(contents) == 1 for contents in seen.values())
-
-
 # -- reads
 
 

@@ -7,17 +7,17 @@ import re
 from collections.abc import Sequence
 from typing import Any, Final, Literal, TypeVar
 
-import xxhash
 from pydantic import Field
 
 from vecdb.core.access import Role
-from vecdb.core.calls import Consistency, WriteToken
+from vecdb.core.calls import Consistency
 from vecdb.core.errors import InvalidArgument, InvalidId, LimitExceeded
 from vecdb.core.filters.tree import Node
+from vecdb.core.fingerprint import token_of
 from vecdb.core.ids import RecordId, check_id
 from vecdb.core.limits import MAX_BATCH_BYTES, MAX_BATCH_RECORDS
 from vecdb.core.query import Count, Cursor, ScanRequest
-from vecdb.core.records import DeleteIds, DeleteWhere, Record, UpdateMetadata, UpsertBatch, WriteResult
+from vecdb.core.records import Command, DeleteIds, DeleteWhere, Record, UpdateMetadata, UpsertBatch, WriteResult
 from vecdb.core.schema import CollectionSchema, check_name
 from vecdb.core.vectors import row_bytes
 from vecdb.rpc.http import arrays, models
@@ -76,19 +76,15 @@ def path_id(request: Request) -> RecordId:
     return check_id(int(text) if digits and kind != "string" else text)
 
 
-def set_token(request: Request) -> None:
-    """The write's token from ``Idempotency-Key``; its fingerprint is of the path and the body's bytes."""
+async def set_token(request: Request, command: Command) -> None:
+    """The write's token from ``Idempotency-Key``."""
     key = request.headers.get("idempotency-key")
     if key is None:
         return
     if not _KEY.fullmatch(key):
         raise InvalidArgument("idempotency-key", "must be 1 to 64 printable ASCII characters without blanks",
                               got=len(key), limit="1..64 characters")
-    digest = xxhash.xxh3_64()
-    for part in (repr(sorted(request.path.items())).encode(), repr(request.params).encode(), request.body):
-        digest.update(len(part).to_bytes(8, "little"))
-        digest.update(part)
-    request.call.token = WriteToken(key.encode(), digest.intdigest())
+    request.call.token = await request.apart(len(request.body), token_of, key.encode(), command)
 
 
 async def _schema(request: Request) -> CollectionSchema:
@@ -106,7 +102,7 @@ def _written(result: WriteResult) -> Reply:
 async def upsert(request: Request) -> Reply:
     schema = await _schema(request)
     batch = await request.apart(len(request.body), _batch, schema, request.body)
-    set_token(request)
+    await set_token(request, batch)
     return _written(await request.node.upsert(schema.name, batch, request.call))
 
 
@@ -123,20 +119,20 @@ async def put(request: Request) -> Reply:
     identity = path_id(request)
     given = await request.apart(len(request.body), lambda: check(models.PutRecord, read(request.body)))
     batch = arrays.upsert_records(schema, [{"id": identity, "vector": given.vector, "metadata": given.metadata}])
-    set_token(request)
+    await set_token(request, batch)
     return _written(await request.node.upsert(schema.name, batch, request.call))
 
 
 async def delete_one(request: Request) -> Reply:
-    name, identity = check_name(request.path["name"]), path_id(request)
-    set_token(request)
-    return _written(await request.node.delete(name, DeleteIds((identity,)), request.call))
+    name, command = check_name(request.path["name"]), DeleteIds((path_id(request),))
+    await set_token(request, command)
+    return _written(await request.node.delete(name, command, request.call))
 
 
 async def delete(request: Request) -> Reply:
     name = check_name(request.path["name"])
     command = await request.apart(len(request.body), _delete, request.body)
-    set_token(request)
+    await set_token(request, command)
     return _written(await request.node.delete(name, command, request.call))
 
 
@@ -150,7 +146,7 @@ def _delete(body: bytes) -> DeleteIds | DeleteWhere:
 async def update(request: Request) -> Reply:
     schema = await _schema(request)
     command = await request.apart(len(request.body), _update, schema, request.body)
-    set_token(request)
+    await set_token(request, command)
     return _written(await request.node.update_metadata(schema.name, command, request.call))
 
 
