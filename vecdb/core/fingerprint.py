@@ -50,7 +50,7 @@ def _parts(command: Command) -> Iterator[Piece]:
         vectors = np.ascontiguousarray(command.vectors, command.vectors.dtype.newbyteorder("<"))
         yield f"upsert {vectors.dtype.str} {vectors.shape}".encode()
         yield from _ids(command.ids)
-        yield memoryview(vectors.reshape(-1).view(np.uint8))
+        yield vectors.reshape(-1).view(np.uint8).data
         yield from _joined(command.metadata)
     else:
         yield b"merge" if command.merge else b"replace"
