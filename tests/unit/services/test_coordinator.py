@@ -10,6 +10,7 @@ from tests.fake_cluster import NAMES, FakeCluster, run, soon
 from vecdb.cluster import control
 from vecdb.cluster.routing import HASH_SPACE, hash_of_id
 from vecdb.core.calls import Consistency, WriteToken
+from vecdb.core.cluster import JobState
 from vecdb.core.errors import (
     CollectionNotFound,
     InvalidArgument,
@@ -253,6 +254,25 @@ def test_a_slow_shard_does_not_hold_a_partial_answer_past_the_deadline() -> None
         assert counted.missing == ("shard 3",)
 
     run(test, THREE)
+
+
+def test_a_shard_that_moves_is_looked_for_where_it_was_until_it_has_moved() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        nodes = [control.NodeEntry(name, f"{name}:7702") for name in NAMES]
+        await cluster.change(*map(control.node_put, nodes), control.job_put("move", "1", {}))
+        (job,) = cluster.states[-1].jobs
+        moving = {"1": {"desired": ["n3"], "before": ["n2"]}}
+        await cluster.change(control.job_update(job, state=JobState.RUNNING, data={"moving": moving}),
+                             control.place(1, ["n3"]))
+        entry, own = cluster.nodes["n1"], cluster.nodes["n3"]
+        for node in (entry, own):  # n2 alone has it: neither the one that asks nor the one that it goes to
+            assert await node.count("docs", None, soon(1.0)) == 0
+        assert (await entry.upsert("docs", batch(), soon(1.0))).inserted == 1
+        assert entry.know.members(cluster.states[-1].labelled("docs")) == ["n3", "n2"]
+        await cluster.change(control.job_update(job, state=JobState.DONE, data={"moving": moving}))
+        assert entry.know.members(cluster.states[-1].labelled("docs")) == ["n3"]
+
+    run(test, placed=("n2",), leader="n2")
 
 
 @pytest.mark.parametrize("frozen", ["n1", "n3"])

@@ -27,6 +27,7 @@ from vecdb.ports.peers import Peers
 from vecdb.ports.replicator import Replicator
 from vecdb.services.barriers import Barriers
 from vecdb.services.leaders import LONGEST_S, PAUSE_S, Leaders, Task
+from vecdb.services.operations.placing import held_before
 from vecdb.services.passing import copy_of
 from vecdb.services.replicas import CONTROL, Controlled, OwnReplicas
 from vecdb.services.unreachable import GONE
@@ -88,6 +89,7 @@ class Knowledge:
         self.barriers = Barriers(self._read_index)
         self._state: ControlState | None = None
         self._rings: dict[str, Shards] = {}
+        self._held_before: tuple[ControlState | None, dict[int, tuple[str, ...]]] = (None, {})
         self._whole: dict[int, Replicator] = {}
         """Replicas here that have all that their shards were made from."""
 
@@ -189,10 +191,17 @@ class Knowledge:
         return found
 
     def members(self, shard: ShardEntry) -> list[str]:
-        """The nodes of the group, as its replica here knows them, else as it was placed."""
+        """The nodes of the group, as its replica here knows them; where there is none that does, those that it is
+        placed on, and while it moves those that it was on: it may be they alone who have it.
+        """
         status = self.own.look(shard.group)
         known = () if status is None else (*status.voters, *status.learners, *status.joining)
-        return list(dict.fromkeys((*(one.rpartition("/")[0] for one in known), *shard.nodes)))
+        if known:
+            return list(dict.fromkeys((*(one.rpartition("/")[0] for one in known), *shard.nodes)))
+        state = self.control.state
+        if self._held_before[0] is not state:
+            self._held_before = (state, held_before(state))
+        return list(dict.fromkeys((*shard.nodes, *self._held_before[1].get(shard.group, ()))))
 
     def zone(self, node: str) -> str:
         """Where a node is, as it has announced."""

@@ -7,7 +7,7 @@ is done, and the next is placed.  The planner is asked anew at every step, so wh
 was made or dropped, a node that came or went) is met as it is, and who takes over the job needs no memory of it.
 
 What is noted is what is under way: the nodes that a shard is to be on and was on before, which is what a cancelled job
-goes back to.
+goes back to, and where the shard is looked for until it has moved (:func:`held_before`).
 """
 
 from abc import ABC, abstractmethod
@@ -126,6 +126,12 @@ class PlacingOperation(ABC):
 def away(context: Context) -> list[str]:
     """Nodes that are given nothing now, for they are not heard."""
     return [name for name in context.state().nodes if context.heard_s(name) > AWAY_S]
+
+
+def held_before(state: ControlState) -> dict[int, tuple[str, ...]]:
+    """By group: the nodes that shards under way were on.  Until the group has moved it is they who hold it."""
+    return {int(group): tuple(one["before"]) for job in state.jobs.values() if not job.state.ended
+            for group, one in job.data.get("moving", {}).items()}
 
 
 async def _place(context: Context, group: int, desired: Sequence[str]) -> None:
