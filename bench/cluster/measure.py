@@ -21,6 +21,7 @@ ROWS = 64
 QUERIED, CHANGED = "bench", "changed"
 CHANGED_SHARDS = 3
 INDEXED_S = 300.0
+IDLE_S = 2.0
 CLIENTS = 2
 PATHS: dict[str, dict[str, Any]] = {"coordinator": {}, "direct": {"direct": True}}
 
@@ -56,6 +57,7 @@ class Bench:
         row["ingest"] = self.fill(QUERIED, count, factor)
         self.settle(QUERIED, factor)
         row["ef"], row["recall"] = self.beam(QUERIED)
+        row["idle_percent"] = self.idle()
         if "query" in self.options.parts:
             row["points"] = self.asked(row["ef"])
         if "failover" in self.options.parts and factor >= 3:
@@ -98,6 +100,12 @@ class Bench:
         """Sealed and merged on every replica, so that nothing goes on behind the queries."""
         self.nodes.db.collection(name).optimize()
         self.nodes.level(name, factor)
+
+    def idle(self) -> float:
+        """What all nodes together take of a core when nobody asks them for anything, in percent."""
+        before, began = self.nodes.cpu_s(), time.monotonic()
+        time.sleep(IDLE_S)
+        return round((self.nodes.cpu_s() - before) / (time.monotonic() - began) * 100, 1)
 
     # --- asking -----------------------------------------------------------------------------------
 

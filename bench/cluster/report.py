@@ -24,6 +24,9 @@ def tell(found: dict[str, Any]) -> None:
     _print("queries, one a call, by the SDK; medians of rounds", QUERIES, queries(found["rows"]))
     _print("records acknowledged and indexed a second; ms: gaps after kills (median, worst), and what changes took",
            OTHERS, others(found["rows"]))
+    for row in found["rows"]:
+        print(f"{row['nodes']} nodes, {row['replicas']} replicas: all nodes together take {row['idle_percent']} % of a "
+              "core when idle; it is in the columns of CPU time, too")  # fmt: skip
     for line in calls(found["rows"]):
         print(line)
 

@@ -68,7 +68,7 @@ def test_a_collection_is_indexed_when_no_more_waits_than_is_scanned_on_purpose()
 def layout(nodes, replicas, qps=100.0, errors=None, **more):
     calls = {"calls": 5, "errors": errors or {}, "p50_ms": 1.0, "p99_ms": 2.0, "longest_ms": 300.0}
     change = {"seconds": 1.25, "reads": calls, "writes": calls}
-    return {"nodes": nodes, "replicas": replicas, "shards": nodes, "recall": 0.9512, "ef": 40,
+    return {"nodes": nodes, "replicas": replicas, "shards": nodes, "recall": 0.9512, "ef": 40, "idle_percent": 12.5,
             "ingest": {"acknowledged_s": 30_000, "indexed_s": 9_000},
             "points": [{"side": "direct", "how": "sdk-sync", "inflight": 8, "rows": 1, "qps": qps, "p50_ms": 1.5,
                         "p95_ms": 2.0, "p99_ms": 3.0, "server_us": 500.0, "client_us": 200.0}],
@@ -91,6 +91,7 @@ def test_tables_say_what_was_found_and_what_was_not_done(capsys):
     said = capsys.readouterr().out
     assert re.search(r"share the 2 cores of one machine", said)
     assert "2 x OutcomeUnknown: lost" in said
+    assert "take 12.5 % of a core when idle" in said
     assert "kill of s2: 3 writes (none succeeded)" in said
 
 
