@@ -23,6 +23,13 @@ scratch folder and the input must be on a file system that its nodes share.  Bot
 
 **Attach** (:mod:`vecdb.services.operations.attach`) brings a snapshot, this or any other, into a running cluster by
 its files.
+
+**Measured** (two cores with other work, so in CPU time): 1,000,000 clustered float32 vectors of 96 dimensions in four
+shards, HNSW with m 16 and construction width 200: 175 s of user and 9 s of system time, of which partitioning is 13 s
+of wall time; 711 MB of objects.  Attached to three nodes on the same machine with three replicas of each shard: 17.7 s,
+19.4 s of CPU.  recall@10 of 200 queries 0.9815 at the default width, 1.0 at 64; a count and a comparison of all
+replicas at once after it agree.  What that leaves open for a billion: partitioning is one process a file, so such input
+should come in many files; and a node fetches one shard at a time.
 """
 
 from vecdb.bulk.building import Built, Job, build
