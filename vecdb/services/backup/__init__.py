@@ -31,5 +31,6 @@ and is applied once (:mod:`vecdb.shard.imports`), so one that was sent again, by
 one that was thought dead and wakes up when others have written since, does nothing.  That is the whole argument: it
 needs no replica to begin with a state that others may not have, fits any number of shards, and survives any kill.  It
 costs the indexes, which are built anew.  Attached (:mod:`vecdb.services.operations.attach`), a collection keeps its
-shards and their indexes: its files become the state of every replica, at one place of its log.  Into one directory the one shard of a collection is restored as it was.
+shards and their indexes: its files become the state of every replica, at one place of its log.  Into one directory the
+one shard of a collection is restored as it was.
 """

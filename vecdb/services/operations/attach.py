@@ -7,8 +7,8 @@ and when they have them one command in the shard's log lets every replica be wha
 
 A node that is not heard is not waited for, as long as a majority has the files: it fetches them when it comes to the
 command.  A node of a release that does not know adopting does not know fetching either, and refuses: the job then fails
-before anything was proposed.  **Killed anywhere** the next step asks the nodes again, which know what they have; a command that was proposed
-already does nothing.
+before anything was proposed.  **Killed anywhere** the next step asks the nodes again, which know what they have; a
+command that was proposed already does nothing.
 """
 
 import asyncio
