@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -23,6 +23,7 @@ from vecdb.cluster.control import ControlState
 from vecdb.core.calls import Call
 from vecdb.core.errors import (
     Cancelled,
+    CollectionNotFound,
     DataCorrupted,
     DeadlineExceeded,
     InvalidArgument,
@@ -35,6 +36,7 @@ from vecdb.core.errors import (
 from vecdb.ports.backups import INSTALL, LOAD, SAVE, VERIFY, BackupOrder, BackupStatus
 from vecdb.ports.clock import Clock
 from vecdb.ports.copies import CopyTarget
+from vecdb.ports.replicator import Position
 from vecdb.ports.stores import OpenStore
 from vecdb.ports.tell import Tell, tell_nobody
 from vecdb.services.backup.fetching import fetch_shard, fetch_state
@@ -57,6 +59,8 @@ WORKERS: Final = 4
 MOST_KEPT: Final = 256
 PROPOSE_S: Final = 10.0
 PAUSE_S: Final = 0.05
+BEHIND_S: Final = 30.0
+"""How long a replica that is saved may take to apply what others have."""
 PLAN: Final = "plan"
 _AGAIN: Final = (Unavailable, OutcomeUnknown, DeadlineExceeded, Overloaded, Cancelled)
 _PASSES: Final = (*_AGAIN, StorageError)
@@ -72,7 +76,9 @@ def note_key(work: str, name: str | int) -> str:
 
 
 class Held(Protocol):
-    """A replica: :class:`vecdb.services.replica.ShardReplica`.  Blocks."""
+    """A replica: :class:`vecdb.services.replica.ShardReplica`.  Blocks, but for its position."""
+
+    def position(self) -> Position: ...
 
     def snapshot(self) -> ShardSnapshot: ...
 
@@ -88,11 +94,13 @@ class OpenRepository(Protocol):
 class BackupWork:
     """Meets :class:`vecdb.ports.backups.Backups`; belongs to one event loop.
 
-    ``replica``: this node's of a group, or ``Unavailable``; ``folder``: for what is fetched.
+    ``replica``: this node's of a group, or ``Unavailable``; ``folder``: for what is fetched;
+    ``committed``: where the log of a group is now, as its leader says.
     """
 
     def __init__(self, me: str, state: Callable[[], ControlState], replica: Callable[[int], Held], propose: Propose,
-                 open_repository: OpenRepository, open_store: OpenStore, folder: Path, clock: Clock, *,
+                 open_repository: OpenRepository, open_store: OpenStore, folder: Path, clock: Clock,
+                 committed: Callable[[int], Awaitable[int]], *,
                  executor: Executor | None = None, tell: Tell = tell_nobody) -> None:
         self.me = me
         self.state = state
@@ -102,6 +110,7 @@ class BackupWork:
         self.open_store = open_store
         self.folder = folder
         self.clock = clock
+        self.committed = committed
         self.tell = tell
         self._executor = executor or ThreadPoolExecutor(WORKERS, "backups")
         self._tasks: dict[tuple[int, str, str, int], _Task] = {}
@@ -228,7 +237,9 @@ class _Task:
 
 
 class _Save(_Task):
-    passes = (*_PASSES, DataCorrupted)  # of this replica
+    # Damage is this replica's; of a shard that is no more there will be no order.
+    passes = (*_PASSES, DataCorrupted, CollectionNotFound)
+
     async def run(self) -> None:
         work, order = self.work, self.order
         entry = work.state().shards.get(order.item)
@@ -240,6 +251,7 @@ class _Save(_Task):
         if await work.thread(repository.objects.get, note_key(key, PLAN)) is None:
             raise InvalidArgument("url", f"on {work.me} {order.url} is another place than where this snapshot is made: "
                                   "a folder must be one that all nodes have mounted", got=order.url, node=work.me)
+        await self._caught_up(replica)
         held = await work.thread(replica.snapshot)
         try:
             facts = ShardFacts(entry.schema, entry.group, entry.lo, entry.hi, held.records, held.digest, work.me)
@@ -248,6 +260,17 @@ class _Save(_Task):
             await asyncio.shield(asyncio.ensure_future(work.thread(held.release)))
         self.records = ref.records
         await work.thread(repository.objects.put, note_key(key, order.item), orjson.dumps(ref.to_json()))
+
+    async def _caught_up(self, replica: Held) -> None:
+        """Return once this replica has what was acknowledged before the order; another one may be quicker."""
+        work = self.work
+        wanted = await work.committed(self.order.item)
+        until = work.clock.monotonic() + BEHIND_S
+        while replica.position().log_index < wanted:
+            self.watch.check()
+            if work.clock.monotonic() >= until:
+                raise Unavailable(f"the replica on {work.me} is behind", group=self.order.item, node=work.me)
+            await asyncio.sleep(PAUSE_S)
 
 
 class _Verify(_Task):

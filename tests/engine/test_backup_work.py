@@ -1,0 +1,98 @@
+"""What a node saves of a shard is what was acknowledged before it was asked, however far behind its replica is."""
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+
+from tests.replicas import DIM, SCHEMA, replica_at
+from vecdb.app import open_store
+from vecdb.core.calls import Call
+from vecdb.core.cluster import HASH_SPACE
+from vecdb.core.errors import CollectionNotFound, StaleShardMap
+from vecdb.core.records import UpsertBatch
+from vecdb.ports.backups import SAVE, BackupOrder
+from vecdb.runtime.clock import SystemClock
+from vecdb.services.backup.repository import Repository
+from vecdb.services.backup.work import PLAN, BackupWork, note_key, work_of
+from vecdb.shard import codec
+from vecdb.storage.objects import open_objects
+
+GROUP, NOW = 3, Call()
+
+
+def _work(tmp_path: Path, place: Repository, replica: object, committed: Any) -> BackupWork:
+    place.objects.put(note_key(work_of("one", 1), PLAN), b"{}")
+    entry = SimpleNamespace(schema=SCHEMA, group=GROUP, lo=0, hi=HASH_SPACE)
+    state: Any = SimpleNamespace(shards={GROUP: entry}, jobs={}, next_job=1)
+
+    async def propose(target: object, command: bytes, seconds: float) -> object:
+        raise AssertionError("nothing is proposed")
+
+    return BackupWork("n1", lambda: state, lambda group: replica, propose,  # type: ignore[arg-type,return-value]
+                      lambda url, create=False: place, open_store, tmp_path / "scratch", SystemClock(), committed)
+
+
+def _order(place: Repository) -> BackupOrder:
+    return BackupOrder(1, SAVE, GROUP, place.url, "one", 0)
+
+
+def test_a_replica_that_is_behind_catches_up_before_it_is_saved(tmp_path: Path) -> None:
+    place = Repository(open_objects(f"file://{tmp_path / 'place'}"), create=True)
+
+    async def run(replica: Any) -> None:
+        def apply(log_index: int) -> None:
+            batch = UpsertBatch((log_index,), np.ones((1, DIM), np.float32), (b"{}",))
+            replica.apply(log_index, 1, codec.encode(batch))
+
+        async def committed(group: int) -> int:
+            assert group == GROUP
+            return 5
+
+        for at in range(1, 4):
+            apply(at)
+        work = _work(tmp_path, place, replica, committed)
+        try:
+            await work.start(_order(place), NOW)
+            for at in range(4, 7):
+                await asyncio.sleep(0.2)
+                apply(at)
+            async with asyncio.timeout(60):
+                while (status := await work.start(_order(place), NOW)).state == "running":
+                    await asyncio.sleep(0.02)
+            assert status.state == "done", status
+        finally:
+            await work.close()
+        raw = place.objects.get(note_key(work_of("one", 1), GROUP))
+        assert raw is not None
+        assert orjson.loads(raw)["log_index"] >= 5
+        assert orjson.loads(raw)["records"] >= 5
+
+    with replica_at(tmp_path / "n1") as replica:
+        asyncio.run(run(replica))
+
+
+@pytest.mark.parametrize("error", [StaleShardMap("others took its place", collection="c", shard=GROUP, epoch=1),
+                                   CollectionNotFound("c")])
+def test_of_a_shard_that_is_no_more_the_job_may_plan_anew(tmp_path: Path, error: Exception) -> None:
+    place = Repository(open_objects(f"file://{tmp_path / 'place'}"), create=True)
+
+    async def run(replica: Any) -> None:
+        async def committed(group: int) -> int:
+            raise error
+
+        work = _work(tmp_path, place, replica, committed)
+        try:
+            async with asyncio.timeout(60):
+                while (status := await work.start(_order(place), NOW)).state == "running":
+                    await asyncio.sleep(0.02)
+            assert (status.state, status.passes) == ("failed", True)
+        finally:
+            await work.close()
+
+    with replica_at(tmp_path / "n1") as replica:
+        asyncio.run(run(replica))
