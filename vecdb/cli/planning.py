@@ -20,11 +20,11 @@ _NUMBER = re.compile(r"(\d[\d_,]*\.?\d*)(?:e\+?(\d{1,2}))?\s*([kmgbt]?)", re.IGN
 _SCALE = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9, "t": 10**12}
 
 
-def parse_count(text: str) -> int:
+def parse_count(text: str, what: str = "records") -> int:
     """``1e9``, ``10M``, ``2.5k``, ``1_000_000`` or ``1,000,000`` as an integer."""
     found = _NUMBER.fullmatch(text.strip())
     if found is None:
-        raise InvalidArgument("records", f"{text[:40]!r} is no number of records; write 1000000, 1e6 or 1M",
+        raise InvalidArgument(what, f"{text[:40]!r} is no number of {what}; write 1000000, 1e6 or 1M",
                               got=text[:40], limit="a number")
     exponent = 10.0 ** int(found[2] or 0) * _SCALE[found[3].lower()]
     return round(float(found[1].replace("_", "").replace(",", "")) * exponent)
@@ -56,6 +56,16 @@ def plan(records: Annotated[str | None, typer.Option("--records", "-n", help="Ho
                                                    "record has.")] = 0.0,
          memory: Annotated[str | None, typer.Option("--memory", help="Fit vectors, graphs and codes into this: 8GiB, "
                                                     "500MB.")] = None,
+         qps: Annotated[str | None, typer.Option("--qps", help="Queries a second: nodes of a cluster and their latency "
+                                                 "too, from what this machine measures.", show_default=False)] = None,
+         replication_factor: o.ReplicationFactor = None,
+         node_cores: Annotated[int | None, typer.Option("--node-cores", min=1, help="Of a node, for --qps.  [default: "
+                                                        "as here]", show_default=False)] = None,
+         node_memory: Annotated[str | None, typer.Option("--node-memory", help="Of a node, for --qps.  [default: as "
+                                                         "here]", show_default=False)] = None,
+         network_us: Annotated[float, typer.Option("--network-us", min=0.0, help="A round trip between two machines, "
+                                                   "for --qps.")] = 200.0,
+         recalibrate: Annotated[bool, typer.Option("--recalibrate", help="Measure again, for --qps.")] = False,
          check: Annotated[bool, typer.Option("--check", help="Compare with a real collection.")] = False,
          collection: Annotated[str | None, typer.Option("--collection", "-c", help="Which, for --check.")] = None,
          target: Target = HERE, as_json: o.Json = False) -> None:
@@ -77,7 +87,14 @@ def plan(records: Annotated[str | None, typer.Option("--records", "-n", help="Ho
     work = sizing.Workload(parse_count(records), schema, id_bytes, metadata_bytes, metadata_fields, text_bytes,
                            None if memory is None else parse_size(memory))
     found = sizing.size(work)
-    _print(out, work, found)
+    if qps is None:
+        _print(out, work, found)
+    else:
+        from vecdb.cli.capacity import Asked, show
+
+        show(out, work, found, Asked(parse_count(qps, "qps"), replication_factor or 3, node_cores,
+                                     None if node_memory is None else parse_size(node_memory), network_us,
+                                     recalibrate), lambda: _print(out, work, found), lambda: _json(work, found))
     if found.exceeds is not None and work.memory_limit is not None:
         which = "even the smallest layout takes" if spec.quantization is Quantization.AUTO else "this layout takes"
         out.warn(f"{which} {size(work.memory_limit + found.exceeds)} for vectors, graphs and codes: more than the "
