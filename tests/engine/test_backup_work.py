@@ -25,7 +25,7 @@ from vecdb.storage.objects import open_objects
 GROUP, NOW = 3, Call()
 
 
-def _work(tmp_path: Path, place: Repository, replica: object, committed: Any) -> BackupWork:
+def _work(tmp_path: Path, place: Repository, replica: object, caught_up: Any) -> BackupWork:
     place.objects.put(note_key(work_of("one", 1), PLAN), b"{}")
     entry = SimpleNamespace(schema=SCHEMA, group=GROUP, lo=0, hi=HASH_SPACE)
     state: Any = SimpleNamespace(shards={GROUP: entry}, jobs={}, next_job=1)
@@ -34,7 +34,7 @@ def _work(tmp_path: Path, place: Repository, replica: object, committed: Any) ->
         raise AssertionError("nothing is proposed")
 
     return BackupWork("n1", lambda: state, lambda group: replica, propose,  # type: ignore[arg-type,return-value]
-                      lambda url, create=False: place, open_store, tmp_path / "scratch", SystemClock(), committed)
+                      lambda url, create=False: place, open_store, tmp_path / "scratch", SystemClock(), caught_up)
 
 
 def _order(place: Repository) -> BackupOrder:
@@ -49,13 +49,14 @@ def test_a_replica_that_is_behind_catches_up_before_it_is_saved(tmp_path: Path) 
             batch = UpsertBatch((log_index,), np.ones((1, DIM), np.float32), (b"{}",))
             replica.apply(log_index, 1, codec.encode(batch))
 
-        async def committed(group: int) -> int:
+        async def caught_up(group: int, seconds: float) -> None:
             assert group == GROUP
-            return 5
+            while replica.position().log_index < 5:
+                await asyncio.sleep(0.01)
 
         for at in range(1, 4):
             apply(at)
-        work = _work(tmp_path, place, replica, committed)
+        work = _work(tmp_path, place, replica, caught_up)
         try:
             await work.start(_order(place), NOW)
             for at in range(4, 7):
@@ -82,10 +83,10 @@ def test_of_a_shard_that_is_no_more_the_job_may_plan_anew(tmp_path: Path, error:
     place = Repository(open_objects(f"file://{tmp_path / 'place'}"), create=True)
 
     async def run(replica: Any) -> None:
-        async def committed(group: int) -> int:
+        async def caught_up(group: int, seconds: float) -> None:
             raise error
 
-        work = _work(tmp_path, place, replica, committed)
+        work = _work(tmp_path, place, replica, caught_up)
         try:
             async with asyncio.timeout(60):
                 while (status := await work.start(_order(place), NOW)).state == "running":

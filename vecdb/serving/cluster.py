@@ -190,7 +190,7 @@ class Member:
         places = repositories(settings.backup)
         database.bring = Fetcher(places, clock)
         self.backups = BackupWork(me, lambda: self.control.state, lambda group: cast(Held, sources(group)), proposer,
-                                  places, open_store, settings.data_dir / RESTORING, clock, self.node.barriers.index,
+                                  places, open_store, settings.data_dir / RESTORING, clock, self.node.caught_up,
                                   tell=self._events)
         self.copies = Copying(sources, proposer, draw=lambda: secrets.randbits(63) + 1, tell=self._events)
         self.shards = ClusterShards(cluster, self.node, self.own, self.control, engine, self.peers, clock)

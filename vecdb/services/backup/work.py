@@ -36,7 +36,6 @@ from vecdb.core.errors import (
 from vecdb.ports.backups import INSTALL, LOAD, SAVE, VERIFY, BackupOrder, BackupStatus
 from vecdb.ports.clock import Clock
 from vecdb.ports.copies import CopyTarget
-from vecdb.ports.replicator import Position
 from vecdb.ports.stores import OpenStore
 from vecdb.ports.tell import Tell, tell_nobody
 from vecdb.services.backup.fetching import fetch_shard, fetch_state
@@ -76,9 +75,7 @@ def note_key(work: str, name: str | int) -> str:
 
 
 class Held(Protocol):
-    """A replica: :class:`vecdb.services.replica.ShardReplica`.  Blocks, but for its position."""
-
-    def position(self) -> Position: ...
+    """A replica: :class:`vecdb.services.replica.ShardReplica`.  Blocks."""
 
     def snapshot(self) -> ShardSnapshot: ...
 
@@ -95,12 +92,13 @@ class BackupWork:
     """Meets :class:`vecdb.ports.backups.Backups`; belongs to one event loop.
 
     ``replica``: this node's of a group, or ``Unavailable``; ``folder``: for what is fetched;
-    ``committed``: where the log of a group is now, as its leader says.
+    ``caught_up(group, seconds)`` returns once this node's replica has applied what was committed at the call, and
+    raises ``Unavailable`` where that takes longer.
     """
 
     def __init__(self, me: str, state: Callable[[], ControlState], replica: Callable[[int], Held], propose: Propose,
                  open_repository: OpenRepository, open_store: OpenStore, folder: Path, clock: Clock,
-                 committed: Callable[[int], Awaitable[int]], *,
+                 caught_up: Callable[[int, float], Awaitable[None]], *,
                  executor: Executor | None = None, tell: Tell = tell_nobody) -> None:
         self.me = me
         self.state = state
@@ -110,7 +108,7 @@ class BackupWork:
         self.open_store = open_store
         self.folder = folder
         self.clock = clock
-        self.committed = committed
+        self.caught_up = caught_up
         self.tell = tell
         self._executor = executor or ThreadPoolExecutor(WORKERS, "backups")
         self._tasks: dict[tuple[int, str, str, int], _Task] = {}
@@ -245,14 +243,13 @@ class _Save(_Task):
         entry = work.state().shards.get(order.item)
         if entry is None:
             raise Unavailable(f"this node knows of no group {order.item}", group=order.item)
-        replica = work.replica(order.item)
         repository = await self._open()
         key = work_of(order.snapshot, order.job)
         if await work.thread(repository.objects.get, note_key(key, PLAN)) is None:
             raise InvalidArgument("url", f"on {work.me} {order.url} is another place than where this snapshot is made: "
                                   "a folder must be one that all nodes have mounted", got=order.url, node=work.me)
-        await self._caught_up(replica)
-        held = await work.thread(replica.snapshot)
+        await work.caught_up(order.item, BEHIND_S)
+        held = await work.thread(work.replica(order.item).snapshot)
         try:
             facts = ShardFacts(entry.schema, entry.group, entry.lo, entry.hi, held.records, held.digest, work.me)
             ref = await work.thread(save_shard, repository, held, facts, self.watch)
@@ -260,17 +257,6 @@ class _Save(_Task):
             await asyncio.shield(asyncio.ensure_future(work.thread(held.release)))
         self.records = ref.records
         await work.thread(repository.objects.put, note_key(key, order.item), orjson.dumps(ref.to_json()))
-
-    async def _caught_up(self, replica: Held) -> None:
-        """Return once this replica has what was acknowledged before the order; another one may be quicker."""
-        work = self.work
-        wanted = await work.committed(self.order.item)
-        until = work.clock.monotonic() + BEHIND_S
-        while replica.position().log_index < wanted:
-            self.watch.check()
-            if work.clock.monotonic() >= until:
-                raise Unavailable(f"the replica on {work.me} is behind", group=self.order.item, node=work.me)
-            await asyncio.sleep(PAUSE_S)
 
 
 class _Verify(_Task):

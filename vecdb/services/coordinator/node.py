@@ -1,5 +1,6 @@
 """A node of a cluster for its clients: any node answers any call, from its own replicas or by way of others."""
 
+import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 from random import Random
@@ -9,7 +10,7 @@ from vecdb.cluster.control import ShardEntry
 from vecdb.cluster.merge import in_order, merge_results, nothing
 from vecdb.cluster.routing import asked, split_ids
 from vecdb.core.calls import Call, Consistency
-from vecdb.core.errors import InvalidArgument, Unsupported
+from vecdb.core.errors import DeadlineExceeded, InvalidArgument, Unavailable, Unsupported
 from vecdb.core.filters.tree import Node as FilterNode
 from vecdb.core.ids import RecordId
 from vecdb.core.layout import ANYHOW, Layout
@@ -91,6 +92,18 @@ class ReplicatedNode:
         nodes = tuple(NodeRoute(node, entries[node].client_address, entries[node].zone) for node in named
                       if node in entries)
         return ShardMap(name, know.control.state.epoch, found.entry.shard_key, routes, nodes)
+
+    async def caught_up(self, group: int, seconds: float) -> None:
+        """Return once this node's replica of a shard has applied what was committed at the call; ``Unavailable`` where
+        that takes longer.
+        """
+        until = asyncio.get_running_loop().time() + seconds
+        try:
+            async with asyncio.timeout_at(until):
+                log_index = await self.barriers.index(group)
+            await self._own.replicator(group).wait_applied(log_index, until)
+        except (TimeoutError, DeadlineExceeded):
+            raise Unavailable(f"this node's replica of shard {group} is behind", group=group) from None
 
     def members(self, shard: ShardEntry) -> list[str]:
         """The nodes that hold a shard."""
