@@ -12,9 +12,10 @@ hops, need more nodes than hold it: beyond :data:`MOST_REPLICAS` these are clust
 the fewest nodes is taken, since each shard more is another hop.
 
 **Latency** is that of the slowest shard: the quantile of one search's measured times that all of so many stay below
-with the wanted probability, pauses of the machine among them; and of the call, the hops, and the wait for a core (Erlang C, all of a node's cores as one
-queue).  What the largest index in the calibration did not show (memory beyond caches at a hundred times the size, a
-network, a garbage collection) is not in it.
+with the wanted probability, pauses of the machine among them; and of the call, the hops, and the wait for a core
+(Erlang C, all of a node's cores as one queue).  What the largest index in the calibration did not show (memory beyond
+caches at a hundred times the size) and what a calibration on one machine cannot (a network) is not in it, but for a
+round trip that is said.
 """
 
 import math
