@@ -295,7 +295,7 @@ class Hosting:
         wanted = {CONTROL_GROUP, *(entry.group for entry in self._wanted.values())}
         hosted = {group_of(entry.folder) for entry in self._database.hosted().values()}
         for group in self._groups.logs():
-            if group < state.next_group and group not in wanted and group not in hosted:
+            if state.was_dropped(group) and group not in wanted and group not in hosted:
                 self._groups.forget(group)
 
     def _is_well(self, place: Place, entry: ShardEntry) -> bool:

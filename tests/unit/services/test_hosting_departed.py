@@ -191,6 +191,22 @@ def test_one_that_was_being_deleted_when_the_process_died_is_deleted_by_the_next
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("group", [1, 2])
+def test_a_log_without_a_folder_goes_with_its_group_alone(group: int) -> None:
+    """The catalog was lost: of what is wanted elsewhere by now only the log says that promises were made."""
+    async def run() -> None:
+        node = Node()
+        node.logs = lambda: [0, group]  # type: ignore[method-assign]
+        hosting = node.hosting()
+        node.show(elsewhere())
+        node.state = node.open_state = replace(node.state, next_group=3)
+        await until(lambda: hosting.settled)
+        assert node.forgotten == ([] if group == 1 else [2])
+        await hosting.stop()
+
+    asyncio.run(run())
+
+
 def test_a_move_that_is_taken_back_leaves_the_replica_where_it_is() -> None:
     async def run() -> None:
         node = Node()
