@@ -13,6 +13,7 @@ from vecdb.services.replica import ShardReplica
 from vecdb.shard.machine import ShardMachine
 from vecdb.shard.seal import Seal, SealState, Unseal
 from vecdb.testing.reshard_sim import simulate_resharding
+from vecdb.testing.sim import kind_of
 from vecdb.testing.violation import Violation
 from vecdb.testing.world import World
 
@@ -27,6 +28,10 @@ def test_a_seed(seed: int) -> None:
     assert happened["recoveries_checked"] == 1
     assert happened["jobs_done"] >= 2
     assert happened["histories_checked"] > 10
+
+
+def test_every_tenth_seed_is_one() -> None:
+    assert [seed for seed in range(1, 41) if kind_of(seed) == "resharding"] == [7, 17, 27, 37]
 
 
 RUN = """

@@ -175,6 +175,20 @@ def merge_writes(results: Sequence[WriteResult], command: Command, everywhere: b
                        positions=merge_positions(one.positions for one in results))
 
 
+def counted_once(parts: Sequence[tuple[int, int, int, WriteResult]]) -> list[WriteResult]:
+    """What counts of a write with a key whose parts name no records of their own (all that match, or every id asked of
+    every shard): group, ``lo``, ``hi`` and result of each.
+
+    Parts that came to the same shard, for it took the place of theirs, are each answered with all that was done there;
+    and that has in it what was done in shards whose hashes it has by now.
+    """
+    kept: list[tuple[int, int, int, WriteResult]] = []
+    for part in sorted(parts, key=lambda one: (one[0], one[3].deleted + one[3].updated), reverse=True):
+        if not any(other[1] <= part[1] and part[2] <= other[2] for other in kept):
+            kept.append(part)
+    return [part[3] for part in kept]
+
+
 def merge_positions(parts: Iterable[Iterable[tuple[int, int]]]) -> tuple[tuple[int, int], ...]:
     """The furthest place of each shard, in the order of their numbers."""
     furthest: dict[int, int] = {}

@@ -87,21 +87,24 @@ class Host:
         if group in self.replicas:
             raise InvalidArgument("group", "is here already", got=group)
         position = machine.position()
-        rejoining = ""
+        rejoining, damaged = "", True
         log: GroupLog | None = None
         try:
             log = self.store.open(group)
             if afresh:
-                rejoining = "its group has removed it"
+                rejoining, damaged = "its group has removed it", False
             elif log is not None:
                 _agree(log, position)
             elif existing:
-                rejoining = "its log is gone"
+                # Where there is no state either nothing is known to be lost: it is new here, as after a move.
+                damaged = position.log_index > 0
+                rejoining = "its log is gone" if damaged else "neither log nor state of it are here"
         except DataCorrupted as error:
             rejoining = error.message
         if rejoining:
             number = self._random.randrange(1 << 16, MAX_NUMBER)
-            self.tell("error", "raft_log_damaged", node=self.node, group=group, why=rejoining, number=number)
+            self.tell("error" if damaged else "info", "raft_log_damaged" if damaged else "raft_joins_anew",
+                      node=self.node, group=group, why=rejoining, number=number)
             if log is not None:
                 self.store.close(log)
             log = None

@@ -5,7 +5,8 @@ A seed decides what kind of world it makes (:func:`kind_of`):
 - most are clusters of five nodes with two groups of three replicas of registers, five clients, and twenty seconds of
   faults: what they are about is replication;
 - every tenth is a cluster of the product's own shards (:mod:`vecdb.testing.shard_sim`);
-- every tenth one of whole nodes, with collections that come and go (:mod:`vecdb.testing.service_sim`).
+- every tenth one of whole nodes, with collections that come and go (:mod:`vecdb.testing.service_sim`);
+- every tenth one of whole nodes whose shards are split and merged meanwhile (:mod:`vecdb.testing.reshard_sim`).
 
 Then everything is healed and must go on.  A run that fails prints its seed, the commit and the end of its trace; the
 last line says, for each kind, what was injected and what was checked.
@@ -24,6 +25,7 @@ from vecdb.testing.checks import Judge, Violation, acknowledged, converged, equa
 from vecdb.testing.clients import Client, History
 from vecdb.testing.cluster import Cluster
 from vecdb.testing.nemesis import Nemesis
+from vecdb.testing.reshard_sim import simulate_resharding
 from vecdb.testing.service_sim import simulate_services
 from vecdb.testing.shard_sim import simulate_shards
 from vecdb.testing.world import World
@@ -86,12 +88,13 @@ def commit() -> str:
 
 
 KINDS: dict[str, Callable[[int, World], World]] = {"registers": simulate, "shards": simulate_shards,
-                                                   "services": simulate_services}
+                                                   "services": simulate_services,
+                                                   "resharding": simulate_resharding}
 
 
 def kind_of(seed: int) -> str:
     """What world a seed makes."""
-    return {0: "shards", 5: "services"}.get(seed % 10, "registers")
+    return {0: "shards", 5: "services", 7: "resharding"}.get(seed % 10, "registers")
 
 
 def summary(kind: str, seeds: int, happened: Counter[str]) -> str:
@@ -137,8 +140,9 @@ def main(argv: list[str] | None = None) -> int:
         ran[kind] += 1
         if not run(seed, kind, happened[kind], options.trace):
             failed.append(seed)
+    shares = ", ".join(f"{kind} {ran[kind]}" for kind in KINDS)
     each = "; ".join(summary(kind, ran[kind], happened[kind]) for kind in KINDS if ran[kind])
-    print(f"sim: {options.seeds} seeds in {time.monotonic() - began:.0f} s; {each}")
+    print(f"sim: {options.seeds} seeds ({shares}) in {time.monotonic() - began:.0f} s; {each}")
     if failed:
         print(f"sim: failed: {failed}")
     return 1 if failed else 0

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vecdb.cluster.merge import in_order, merge_positions, merge_results, merge_writes, nothing, top_k
+from vecdb.cluster.merge import counted_once, in_order, merge_positions, merge_results, merge_writes, nothing, top_k
 from vecdb.core.query import Cost, Matches, QueryRequest, QueryResult
 from vecdb.core.records import DeleteIds, Record, UpdateMetadata, UpsertBatch, WriteResult
 
@@ -122,3 +122,17 @@ def test_of_what_every_shard_was_asked_for_one_is_missing_that_none_had(command:
 
 def test_the_furthest_place_of_each_shard_counts() -> None:
     assert merge_positions([[(2, 5)], [(1, 9), (2, 4)], []]) == ((1, 9), (2, 5))
+
+
+def test_shards_that_became_one_count_once() -> None:
+    def deleted(count: int) -> WriteResult:
+        return WriteResult(deleted=count)
+
+    # Both parts came to the shard that both became; one was done before, and the other's answer has it in it.
+    for parts, total in (
+            ([(3, 0, 8, deleted(7)), (3, 0, 8, deleted(7))], 7),
+            ([(1, 0, 4, deleted(3)), (3, 0, 8, deleted(7))], 7),
+            ([(3, 0, 8, deleted(2)), (3, 0, 8, deleted(7)), (5, 8, 16, deleted(4))], 11),
+            ([(1, 0, 4, deleted(3)), (2, 4, 8, deleted(4))], 7),
+            ([(4, 0, 2, deleted(1)), (5, 2, 4, deleted(2)), (2, 4, 8, deleted(4))], 7)):
+        assert sum(one.deleted for one in counted_once(parts)) == total

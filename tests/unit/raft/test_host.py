@@ -137,6 +137,17 @@ def test_a_log_that_is_gone_or_damaged_says_so_to_who_leads_and_asks_for_its_pla
         assert hands.frames == [("b", Envelope(1, 1, 1, Gone(4, number)))]
 
 
+def test_a_replica_that_is_new_here_is_no_damage_and_one_whose_state_is_there_is():
+    for position, level, event in ((Position(0, 0), "info", "raft_joins_anew"),
+                                   (Position(50, 1), "error", "raft_log_damaged")):
+        told = []
+        host = Host("a", LogStore(MemoryStore()), Hands(), clock=lambda: 0.0, random=Random(1),
+                    tell=lambda level, event, told=told, **fields: told.append((level, event)))
+        machine = RegisterMachine(RegisterDisk(Registers(position=position).to_bytes()))
+        host.add(1, machine, number=7, existing=True)
+        assert told == [(level, event)]
+
+
 def test_what_is_not_for_us_is_dropped_and_counted():
     host, hands, _ = host_on(MemoryStore())
     host.receive("b", b"nonsense and more of it")

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from vecdb.cluster.control import ShardEntry
-from vecdb.cluster.merge import merge_writes
+from vecdb.cluster.merge import counted_once, merge_writes
 from vecdb.cluster.routing import Part, split
 from vecdb.core.calls import Call, WriteToken
 from vecdb.core.errors import (
@@ -65,6 +65,8 @@ class _Sealed(Exception):
 class _Done:
     shard: int
     result: WriteResult
+    lo: int
+    hi: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +125,10 @@ class Writer:
         outcomes = await self._everywhere(shards, command, size, call)
         failures = [one for one in outcomes if isinstance(one, _Failed)]
         results = [one.result for one in outcomes if isinstance(one, _Done)]
+        whole = isinstance(command, DeleteWhere) or (shard_key is not None and not isinstance(command, UpsertBatch))
+        if whole and call.token is not None:
+            results = counted_once([(one.shard, one.lo, one.hi, one.result) for one in outcomes
+                                    if isinstance(one, _Done)])
         if failures:
             raise _error(shards.name, [one for one in outcomes if isinstance(one, _Done)], failures)
         return merge_writes(results, command, shard_key is not None) if results else WriteResult()
@@ -158,7 +164,7 @@ class Writer:
         group = part.shard.group
         try:
             data = await self._encoded(part.command, call.token, size)
-            return [_Done(group, await self._committed(part.shard, data, call))]
+            return [_Done(group, await self._committed(part.shard, data, call), part.shard.lo, part.shard.hi)]
         except StaleShardMap:
             self._know.counts.add("rerouted")
             return await self._everywhere(await self._newer(shards, call), part.command, size, call)
