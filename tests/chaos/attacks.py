@@ -203,6 +203,40 @@ def slow_follower(round: Round) -> None:
     round.sleep(4, 6)
 
 
+def half_open(round: Round) -> None:
+    """What is said to one node arrives, and its answers vanish: for other nodes, for clients, or for all."""
+    member, network = round.rng.choice(round.cluster.members), round.cluster.network
+    leads = member is round.leader()
+    nodes = [one.name for one in round.others(member)]
+    clients = [one.name for one in round.cluster.workers] if network.kind == "packets" else []
+    names = round.rng.choice([one for one in (nodes, clients, nodes + clients) if one])
+    for name in names:
+        network.rule(member.name, name, CUT)
+    _wait_cut(round, f"{member.name} hears {', '.join(names)}, and its answers vanish",
+              leads=leads and names != clients)
+
+
+def slow_disk(round: Round) -> None:
+    member = round.leader() if round.rng.random() < 0.5 else round.follower()
+    ms = round.rng.choice((50, 300, 1_000))
+    member.disk.slow(ms)
+    round.say(f"a sync of {member.name} takes {ms} ms")
+    round.sleep(4, 7)
+    member.disk.slow(0)
+    round.sleep(0.5, 1.5)
+
+
+def disk_hangs(round: Round) -> None:
+    """For some seconds no sync ends: who leads on such a disk has to let others do so."""
+    member = round.leader()
+    member.disk.slow(3_600_000)
+    round.down.append(("a disk that hangs", time.monotonic()))
+    round.say(f"the disk of {member.name}, the leader, hangs")
+    round.sleep(4, 8)
+    member.disk.slow(0)
+    round.sleep(0.5, 1.5)
+
+
 def transfer(round: Round) -> None:
     """Leadership is handed over, again and again, under load."""
     for _ in range(3):
@@ -246,10 +280,11 @@ ATTACKS: Final[dict[str, tuple[Callable[[Round], None], int]]] = {
         (power_of_follower, 2), (power_of_all, 5), (power_twice, 2), (pause_leader, 3), (pause_follower, 1),
         (pause_leaders_in_turn, 2), (partition_leader, 3), (partition_follower, 2), (leader_is_deaf, 2),
         (leader_is_mute, 2), (cut_one_link, 2), (everybody_alone, 1), (leader_out_of_reach, 2), (bad_network, 3),
-        (kill_leader_on_bad_network, 2), (slow_follower, 1), (transfer, 2), (full_disk, 3), (flip_while_down, 6),
-        (flip_while_running, 2), (torn_log, 2), (lost_disk, 1), (kill_while_starting, 2),
-        (trouble_while_joining, 2), (lead_changes_while_joining, 1))}
+        (kill_leader_on_bad_network, 2), (slow_follower, 1), (half_open, 2), (slow_disk, 2), (disk_hangs, 2),
+        (transfer, 2), (full_disk, 3), (flip_while_down, 6), (flip_while_running, 2), (torn_log, 2), (lost_disk, 1),
+        (kill_while_starting, 2), (trouble_while_joining, 2), (lead_changes_while_joining, 1))}
 """By name, with how often each is chosen."""
 
 NEED_PACKETS: Final = frozenset({"leader_out_of_reach"})
+NEED_LAYER: Final = frozenset({"slow_disk", "disk_hangs"})
 NEED_POWER: Final = frozenset({"power_of_leader", "power_of_follower", "power_of_all", "power_twice"})

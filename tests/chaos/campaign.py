@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.chaos import history
-from tests.chaos.attacks import ATTACKS, NEED_PACKETS, NEED_POWER
+from tests.chaos.attacks import ATTACKS, NEED_LAYER, NEED_PACKETS, NEED_POWER
 from tests.chaos.cluster import Cluster
-from tests.chaos.disks import PLAIN, kinds
+from tests.chaos.disks import LAYER, LIES, PLAIN, kinds
 from tests.chaos.history import Event, Violated
 from tests.chaos.networks import Proxies, Wires, network
 from tests.chaos.rounds import Round
@@ -84,6 +84,8 @@ def possible(attack: str, cluster: Cluster) -> bool:
     """
     if attack in NEED_PACKETS and cluster.network.kind != Wires.kind:
         return False
+    if attack in NEED_LAYER:
+        return cluster.disk in (LAYER, LIES)
     if attack in NEED_POWER:
         return cluster.disk != PLAIN
     return attack != "full_disk" or cluster.disk == PLAIN or all(member.disk.fills for member in cluster.members)
@@ -111,7 +113,9 @@ class Campaign:
             place.mkdir(parents=True)
             net = self._ends.enter_context(network(self.means.network, self.seed))
             rng = random.Random(f"{self.seed}/cluster/{number}")
-            disk, secured, log_bytes = rng.choice(self.means.disks), rng.random() < 0.5, rng.choice(("1MiB", "64MiB"))
+            disks = [one for one in self.means.disks if one in (LAYER, LIES) or set(self.names) - NEED_LAYER]
+            disk, secured = rng.choice(disks or self.means.disks), rng.random() < 0.5
+            log_bytes = rng.choice(("1MiB", "64MiB"))
             self.tally.done[f"clusters on {disk}{', mTLS' if secured else ''}, logs of {log_bytes}"] += 1
             cluster = Cluster(place, net, disk=disk, seed=self.seed + number, clients=self._clients,
                               workers=self._workers, secured=secured, log_bytes=log_bytes)

@@ -37,12 +37,13 @@ class Member:
         self.process: subprocess.Popen[str] | None = None
         self._told = 0
         self._ready = place / f"{name}.ready.json"
-        nodes = ",".join(f"{other}={network.peer(name, other)}" for other in others)
+        nodes = ",".join(f"{other}={network.peer(other)}" for other in others)
         self._settings = {"VECDB_SERVER__NODE_ID": name, "VECDB_SERVER__HOST": network.address(name),
                           "VECDB_SERVER__WARM_UP": "false", "VECDB_SERVER__DRAIN_S": "5",
                           "VECDB_TELEMETRY__RECALL_SAMPLES_PER_MINUTE": "0", **settings}
         if nodes:
-            self._settings |= {"VECDB_CLUSTER__HOST": network.address(name), "VECDB_CLUSTER__NODES": nodes}
+            self._settings |= {"VECDB_CLUSTER__HOST": network.address(name), "VECDB_CLUSTER__NODES": nodes,
+                               "VECDB_CLUSTER__PEER_PORT": str(network.peer_port(name))}
 
     @property
     def address(self) -> str:

@@ -54,6 +54,12 @@ class Disk:
         self._plug.pull()
         return Cut()
 
+    def slow(self, ms: int) -> None:
+        """Let each sync take so long; 0: be as quick as it is."""
+        if self._layer is None:
+            raise TypeError("only the layer can be slow")
+        self._layer.slow(ms)
+
     def harmed(self) -> None:
         """Somebody else changed it: what is there now is stable.  Nobody may work on it."""
         if self._layer is not None:

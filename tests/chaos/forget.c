@@ -7,6 +7,7 @@
  *               link of every file that lost a name, until the loss of the name is itself on stable storage
  * FORGET_FSYNC  "none": syncs are noted and not done (the machine's own power stays on, after all); "lies": neither
  *               noted nor done, as on a disk that says so and forgets
+ * As long as FORGET_STATE holds a file "slow" with a number of milliseconds, a sync takes so long; removed, it ends.
  *
  * Not seen: writes through mmap (that there is such a mapping is noted), through stdio (noted as well: RocksDB's LOG),
  * and system calls that do not come by way of libc.  Records are laid out for little-endian machines.
@@ -28,6 +29,7 @@
 #include <sys/syscall.h>
 #include <sys/types.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 enum kind { CREATE = 1, MKDIR, UNLINK, RMDIR, RENAME, LINK, WRITE, TRUNCATE, SYNC_BEGIN, SYNC_END, MAPPED, LOOSE };
@@ -40,7 +42,7 @@ struct record {
 };                          /* then: names relative to the root, or the bytes that are overwritten or cut off */
 
 #define FDS 65536
-static char root[PATH_MAX], graves[PATH_MAX];
+static char root[PATH_MAX], graves[PATH_MAX], slow[PATH_MAX];
 static size_t root_length;
 static dev_t root_dev;
 static int journal = -1, skip_sync, lies;
@@ -72,6 +74,7 @@ __attribute__((constructor)) static void begin(void)
     lies = sync && !strcmp(sync, "lies");
     skip_sync = lies || (sync && !strcmp(sync, "none"));
     snprintf(graves, sizeof graves, "%s/graves", state);
+    snprintf(slow, sizeof slow, "%s/slow", state);
     snprintf(path, sizeof path, "%s/journal", state);
     fd = (int)syscall(SYS_openat, AT_FDCWD, path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0644);
     if (fd < 0)
@@ -434,6 +437,28 @@ void *mmap64(void *at, size_t n, int protection, int flags, int fd, off64_t offs
 
 /* ---- syncing ---- */
 
+static long slow_ms(void)
+{
+    char text[24];
+    ssize_t got;
+    int fd = (int)syscall(SYS_openat, AT_FDCWD, slow, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return 0;
+    got = (ssize_t)syscall(SYS_read, fd, text, sizeof text - 1);
+    syscall(SYS_close, fd);
+    text[got < 0 ? 0 : got] = 0;
+    return atol(text);
+}
+
+static void be_slow(void)
+{
+    const struct timespec step = {0, 20 * 1000 * 1000};
+    int kept = errno;
+    for (long waited = 0; waited < slow_ms(); waited += 20)
+        nanosleep(&step, NULL);
+    errno = kept;
+}
+
 static int synced(int fd, long how)
 {
     struct stat st;
@@ -445,6 +470,7 @@ static int synced(int fd, long how)
     token = __atomic_add_fetch(&tokens, 1, __ATOMIC_RELAXED);
     note(SYNC_BEGIN, st.st_ino, token, 0, 0, st.st_size, NULL, 0);
     pthread_mutex_unlock(&names);
+    be_slow();
     failed = skip_sync ? 0 : (int)syscall(how, fd);
     if (!failed && !lies) {
         note(SYNC_END, st.st_ino, token, 0, 0, 0, NULL, 0);

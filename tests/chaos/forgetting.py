@@ -127,6 +127,11 @@ class Layer:
         return {"LD_PRELOAD": str(self._library), "FORGET_ROOT": str(self.root), "FORGET_STATE": str(self.state),
                 "FORGET_FSYNC": self._sync}
 
+    def slow(self, ms: int) -> None:
+        """From now on each sync takes so long, also those that wait already; 0: as long as the disk itself takes."""
+        (self.state / "slow.new").write_text(str(ms), encoding="ascii")
+        os.replace(self.state / "slow.new", self.state / "slow")
+
     def begin(self) -> None:
         """Take the tree as it is for what is on stable storage; nothing may run on it."""
         shutil.rmtree(self.state, ignore_errors=True)

@@ -58,8 +58,12 @@ class Network(Protocol):
 
     def client_port(self, host: str) -> int: ...
 
-    def peer(self, seen_from: str, host: str) -> str:
-        """``address:port`` by which a node reaches another's peer port, or listens on its own."""
+    def peer(self, host: str) -> str:
+        """``address:port`` by which others reach a host's peer port: what all nodes are told."""
+        ...
+
+    def peer_port(self, host: str) -> int:
+        """Where a host's own peer port is."""
         ...
 
     def rule(self, source: str, target: str, rule: Rule) -> None: ...
@@ -122,8 +126,11 @@ class Wires:
     def client_port(self, host: str) -> int:
         return CLIENT_PORT
 
-    def peer(self, seen_from: str, host: str) -> str:
+    def peer(self, host: str) -> str:
         return f"{self.address(host)}:{PEER_PORT}"
+
+    def peer_port(self, host: str) -> int:
+        return PEER_PORT
 
     def rule(self, source: str, target: str, rule: Rule) -> None:
         with self._lock:
@@ -235,7 +242,9 @@ def free_port() -> int:
 
 
 class Proxies:
-    """Everybody on 127.0.0.1; each ordered pair of nodes has a proxy of its own."""
+    """Everybody on 127.0.0.1; before each host is a proxy, at the one address that all are told.  Who comes in is known
+    by the process whose socket it is (``/proc``); of one that was not started here the name is empty.
+    """
 
     kind = "proxies"
 
@@ -243,7 +252,8 @@ class Proxies:
         self.counters: Counter[str] = Counter()
         self._rng = random.Random(seed)
         self._ports: dict[str, tuple[int, int]] = {}
-        self._proxies: dict[tuple[str, str], _Proxy] = {}
+        self._proxies: dict[str, _Proxy] = {}
+        self._processes: dict[int, str] = {}
         self._rules: dict[tuple[str, str], Rule] = {}
 
     def _host(self, name: str) -> tuple[int, int]:
@@ -257,13 +267,24 @@ class Proxies:
     def client_port(self, host: str) -> int:
         return self._host(host)[0]
 
-    def peer(self, seen_from: str, host: str) -> str:
-        port = self._host(host)[1]
-        if seen_from != host:
-            if (seen_from, host) not in self._proxies:
-                self._proxies[seen_from, host] = _Proxy(self, seen_from, host, port)
-            port = self._proxies[seen_from, host].port
-        return f"127.0.0.1:{port}"
+    def peer(self, host: str) -> str:
+        if host not in self._proxies:
+            self._proxies[host] = _Proxy(self, host, self.peer_port(host))
+        return f"127.0.0.1:{self._proxies[host].port}"
+
+    def peer_port(self, host: str) -> int:
+        return self._host(host)[1]
+
+    def whose(self, near: socket.socket) -> str:
+        """The host at the other end of a connection."""
+        sockets = _inodes(int(near.getpeername()[1]), int(near.getsockname()[1]))
+        for process, host in list(self._processes.items()):
+            with contextlib.suppress(OSError):
+                for handle in os.scandir(f"/proc/{process}/fd"):
+                    with contextlib.suppress(OSError):
+                        if os.readlink(handle.path) in sockets:
+                            return host
+        return ""
 
     def rule(self, source: str, target: str, rule: Rule) -> None:
         self._rules[source, target] = rule
@@ -279,7 +300,9 @@ class Proxies:
 
     def start(self, host: str, command: list[str], log: Path, environment: dict[str, str], **popen: object,
               ) -> subprocess.Popen[str]:
-        return _popen(command, log, environment, **popen)
+        started = _popen(command, log, environment, **popen)
+        self._processes[started.pid] = host
+        return started
 
     def silence(self, host: str) -> None:
         """A TCP connection cannot be left hanging from here: the kernel says goodbye for who is killed."""
@@ -292,11 +315,11 @@ class Proxies:
 class _Proxy:
     """Threads: one that accepts, two a connection."""
 
-    def __init__(self, network: Proxies, source: str, target: str, port: int) -> None:
-        self._network, self._source, self._target, self._to = network, source, target, port
+    def __init__(self, network: Proxies, target: str, port: int) -> None:
+        self._network, self._target, self._to = network, target, port
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
-        threading.Thread(target=self._accept, name=f"{source}>{target}", daemon=True).start()
+        threading.Thread(target=self._accept, name=f">{target}", daemon=True).start()
 
     def _accept(self) -> None:
         while True:
@@ -307,7 +330,8 @@ class _Proxy:
             threading.Thread(target=self._connect, args=(near,), daemon=True).start()
 
     def _connect(self, near: socket.socket) -> None:
-        for source, target in ((self._source, self._target), (self._target, self._source)):
+        who = self._network.whose(near)
+        for source, target in ((who, self._target), (self._target, who)):
             while self._network.between(source, target).cut:
                 self._network.counters["waits_of_connections_cut"] += 1
                 if _gone(near):
@@ -320,8 +344,8 @@ class _Proxy:
             near.close()
             return
         far.settimeout(None)
-        threading.Thread(target=self._pump, args=(near, far, self._source, self._target), daemon=True).start()
-        self._pump(far, near, self._target, self._source)
+        threading.Thread(target=self._pump, args=(near, far, who, self._target), daemon=True).start()
+        self._pump(far, near, self._target, who)
 
     def _pump(self, from_: socket.socket, to: socket.socket, source: str, target: str) -> None:
         try:
@@ -349,6 +373,18 @@ class _Proxy:
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+
+
+def _inodes(port: int, to: int) -> set[str]:
+    """Of the sockets of this machine that are connected from one port to another, as ``/proc`` names them."""
+    found = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(OSError):
+            for line in Path(table).read_text(encoding="ascii").splitlines()[1:]:
+                fields = line.split()
+                if [int(end.rpartition(":")[2], 16) for end in fields[1:3]] == [port, to]:
+                    found.add(f"socket:[{fields[9]}]")
+    return found
 
 
 def _gone(near: socket.socket) -> bool:

@@ -5,6 +5,7 @@ import random
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,17 @@ def outcomes(tmp_path: Path, code: str, before: str = "", times: int = 40) -> li
 
 def contents(top: Path) -> dict[str, bytes]:
     return {path.relative_to(top).as_posix(): path.read_bytes() for path in sorted(top.rglob("*")) if path.is_file()}
+
+
+def test_a_slow_disk_takes_its_time_and_keeps_what_it_said(tmp_path: Path) -> None:
+    layer = Layer(tmp_path / "data", tmp_path / "layer", built(ROOT / "build" / "chaos"))
+    layer.slow(200)
+    begun = time.monotonic()
+    run(layer, "put('a', b'x' * 5000); sync()")
+    assert time.monotonic() - begun >= 0.4, "two syncs cannot be faster than what was added"
+    layer.slow(0)
+    layer.cut(random.Random(1))
+    assert contents(layer.root) == {"a": b"x" * 5000}
 
 
 def test_what_is_synced_stays(tmp_path: Path) -> None:

@@ -50,13 +50,13 @@ class Pair:
 
     def __init__(self, net: Network, place: Path) -> None:
         self.net = net
-        address, port = net.peer("b", "b").split(":")
+        address, port = net.address("b"), str(net.peer_port("b"))
         self._place = place
         self.server = net.start("b", [sys.executable, "-c", SERVER, address, port], place / "b.log", {},
                                 stdout=subprocess.PIPE)
         assert self.server.stdout is not None
         assert self.server.stdout.readline() == "ready\n"
-        address, port = net.peer("a", "b").split(":")
+        address, port = net.peer("b").split(":")
         self.client: Any = net.start("a", [sys.executable, "-c", CLIENT, address, port], place / "a.log", {},
                                      stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 

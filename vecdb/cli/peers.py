@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 SOON_S: Final = 14 * 86_400.0
 _PEER_S: Final = 2.0
 SILENT_S: Final = 10.0
+SLOW_SYNC_S: Final = 0.25
+"""A disk that took so long for one batch of the log is told of: writes wait for it."""
 
 
 def certificate_ends(path: "Path", name: str, advice: str) -> Check:
@@ -160,6 +162,13 @@ def members(database: "Database") -> list[Check]:
     if off:
         checks.append(Check("clocks of nodes", "warn", f"against the leader's: {', '.join(off)}", "let chrony or ntpd "
                             "set them: keys end by each node's own, and logs mislead"))
+    slow = [f"{one.name} took {duration(found)}" for one in nodes
+            if (found := one.stats.get("sync_slowest_s", 0.0)) > SLOW_SYNC_S]
+    if slow:
+        checks.append(Check("disks of nodes", "warn", f"to write and sync a batch of the log: {', '.join(slow)} at the "
+                            "most, of late", "writes wait for the disks of a majority, and for the "
+                            "leader's own: vecdb shard transfer-leader moves what such a node leads, vecdb node drain "
+                            "what it holds"))
     return checks
 
 

@@ -30,6 +30,11 @@ the promotion and then removes: in between there is a voter more, never one less
 and state as well, and cost those a message every third of a second (:mod:`~vecdb.raft.membership`).  Nobody waits for
 one.  Heartbeats to voters are what elections depend on, so only theirs are quick.
 
+**Disks that are slow**: those of a minority hold nobody up, a leader's own does, for it answers what it has applied
+and applies what it has stored.  One that does not end a sync for as long as an election takes at most makes its node
+hand over what it leads (:meth:`~vecdb.raft.host.Host._give_way`); one that is merely slow is told of, by metrics and
+to who leads the control group (:mod:`~vecdb.raft.syncing`).
+
 **Measured** (two shared cores, three nodes in one process and one event loop, so a node has a third of it; no gRPC):
 64 idle groups cost a node 2 % of a core, 500 groups 12 %; a replica is made in 0.3 ms; with fsync, 64 callers of 100
 bytes have 18,000 commits a second, 51 KB commands go at 66 MB/s and 1 MB commands at 80 MB/s.

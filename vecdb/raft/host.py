@@ -10,6 +10,7 @@ The host knows no sockets, threads or clock: they are its :class:`Shell`'s, asyn
 simulation.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from random import Random
@@ -23,6 +24,8 @@ from vecdb.raft.membership import MAX_NUMBER, Configuration, replica_id
 from vecdb.raft.messages import Chunk, Envelope, Malformed, decode, encode, encode_frame, split_frame
 from vecdb.raft.replica import Replica
 from vecdb.raft.settings import RaftSettings
+from vecdb.raft.stock import LEADER
+from vecdb.raft.syncing import SyncTimes
 
 T = TypeVar("T")
 
@@ -70,6 +73,8 @@ class Host:
         self._held_by_sync: list[tuple[int, str, bytes]] = []
         self._syncing = False
         self._turning = False
+        self.syncs = SyncTimes()
+        self._gave_way = -math.inf
 
     # --- groups -----------------------------------------------------------------------------------
 
@@ -174,7 +179,26 @@ class Host:
         """Time has passed: called at least twice a heartbeat."""
         for replica in list(self.replicas.values()):
             replica.tick()
+        self._give_way()
         self.turn()
+
+    def _give_way(self) -> None:
+        """Hand over what this node leads once its disk hangs: for as long as an election takes at most, no batch has
+        come to its end.  Others have a majority without this disk, but a leader answers what it has applied, and
+        applies what it has stored: it would lead on, as its heartbeats say, and acknowledge nothing.  It cannot be
+        elected again before the disk has its vote.
+        """
+        now, limit = self.clock(), self.settings.election_s_max
+        waiting = self.syncs.waiting_s(now)
+        if waiting < limit or now - self._gave_way < limit:
+            return
+        led = [one for one in self.replicas.values()
+               if one.core.role == LEADER and len(one.core.configuration.voters) > 1]
+        if led:
+            self._gave_way = now
+            self.tell("error", "raft_disk_hangs", node=self.node, seconds=round(waiting, 1), leads=len(led))
+        for replica in led:
+            replica.core.transfer(None, None)
 
     # --- a turn -----------------------------------------------------------------------------------
 
@@ -228,10 +252,12 @@ class Host:
         self._syncing = True
         batch = self.store.take()
         self._held, self._held_by_sync = [], self._held
+        self.syncs.begun(self.clock())
         self.shell.store(batch, lambda error: self._synced(batch, error))
 
     def _synced(self, batch: Batch, error: BaseException | None) -> None:
         self._syncing = False
+        self.syncs.ended(self.clock())
         if error is not None:
             self.store.failed()
             self.fail(error)

@@ -38,6 +38,8 @@ class Figures:
     waiting_bytes: int = 0
     refused: Mapping[str, int] = field(default_factory=dict)
     handed_on: Mapping[str, int] = field(default_factory=dict)
+    syncs: tuple[int, float, float] = (0, 0.0, 0.0)
+    """Of the logs' disk: how many, seconds in all, and those of the slowest of the last minute or two."""
 
 
 class Replication:
@@ -56,6 +58,11 @@ class Replication:
             return
         yield from self._groups(figures.replicas)
         yield from self._snapshots(figures.snapshots)
+        count, total_s, slowest_s = figures.syncs
+        yield counters("vecdb_raft_syncs", "Batches of all logs that were synced to the disk", (), {(): float(count)})
+        yield counters("vecdb_raft_sync_seconds", "Seconds that this took", (), {(): total_s})
+        yield gauges("vecdb_raft_sync_slowest_seconds", "The slowest of the last minute or two, one that has not ended "
+                     "as well", (), {(): slowest_s})
         yield gauges("vecdb_peer_waiting_bytes", "Frames that wait to be sent", (), {(): float(figures.waiting_bytes)})
         for name, text, label, values in (
                 ("vecdb_raft_events", "What replicas told of: elections won (raft_leader), leaderships given to a node "

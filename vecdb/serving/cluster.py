@@ -306,7 +306,8 @@ class Member:
         """What is told of this node to who leads, beside its disk and memory."""
         shards = [one.status for label, one in self.hosting.statuses().items() if label and one.status is not None]
         return {"replicas": float(len(shards)), "leaders": float(sum(one.role == "leader" for one in shards)),
-                "halted": float(sum(one.state == "halted" for one in shards)), "running_calls": float(self.running)}
+                "halted": float(sum(one.state == "halted" for one in shards)), "running_calls": float(self.running),
+                "sync_slowest_s": self.driver.host.syncs.slowest_s(self._loop.time())}
 
     def _make_edges(self, guards: Guards, workers: Executor, about: About) -> list[Edge]:
         own, nobody = self.own, NullObserver()
@@ -437,13 +438,14 @@ class Member:
         groups = {one.group: name or CONTROL for name, one in shards.items()}
         receiving = {groups.get(group, ""): replica.receiving for group, replica in self.driver.host.replicas.items()}
         frames = self.frames.counters
-        waiting = frames.pop("waiting_bytes", 0)
+        waiting, syncs = frames.pop("waiting_bytes", 0), self.driver.host.syncs
         return Figures(
             replicas={name or CONTROL: one.status for name, one in shards.items() if one.status is not None},
             snapshots={name: one for name, one in receiving.items() if one is not None},
             events=dict(self._events.counts), dropped=dict(self.driver.host.dropped), frames=frames,
             waiting_bytes=waiting, refused={} if self.server is None else dict(self.server.refused),
-            handed_on=dict(self.node.counts.handed_on))
+            handed_on=dict(self.node.counts.handed_on),
+            syncs=(syncs.count, syncs.total_s, syncs.slowest_s(self._loop.time())))
 
 
 def _probe(folder: Path) -> None:
