@@ -1,6 +1,7 @@
 """A node with front processes: which of them a connection leads to, and what is left of them."""
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,7 +47,8 @@ def each(standing: Node, **options: Any) -> Iterator[dict[int, grpc.Channel]]:
     found: dict[int, grpc.Channel] = {}
     opened: list[grpc.Channel] = []
     try:
-        for _ in range(60):
+        for number in range(60):
+            time.sleep(0.5 if number > 20 else 0.0)  # a front that was started just now may not listen yet
             before = {pid: connections(pid, standing.port) for pid in pids(standing)}
             opened.append(channel := grpc.insecure_channel(standing.target, OPTIONS))
             ask(channel, "Admin/GetServer", admin_pb2.GetServerRequest(), **options)
