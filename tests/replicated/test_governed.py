@@ -1,6 +1,7 @@
 """A cluster that is steered: shards move, split and merge, nodes are drained and removed, under writes and queries."""
 
 import json
+import threading
 import time
 from dataclasses import replace
 from typing import Any
@@ -12,7 +13,7 @@ from tests.replicated_nodes import wait_for
 from tests.users import DIM, Load, vectors
 from vecdb.cli import main
 from vecdb.core.cluster import Role
-from vecdb.core.errors import InvalidArgument, Unavailable
+from vecdb.core.errors import InvalidArgument, Unavailable, VecdbError
 
 SHARD_NODES = ("s1", "s2", "s3", "s4")
 JOB_S = 60.0
@@ -97,6 +98,17 @@ def test_a_replica_moves_under_load(db: Any) -> None:
     agree(db, "moving")
 
 
+def test_who_leads_knows_what_shards_hold_and_do(grown: Grown, db: Any) -> None:
+    (group,) = places(db, "moving")
+
+    def told() -> bool:
+        db.collection("moving").query(vectors([1])[0], k=3)
+        load = grown.member(grown.leader()).membership.announcements.shard_loads().get(group)
+        return load is not None and load.bytes >= 3_000 * DIM and load.busy > 0.0
+
+    wait_for(told, "word of the shard")
+
+
 def test_a_shard_splits_and_merges_under_load(db: Any) -> None:
     collection(db, "splitting", replication_factor=2)
     (group,) = places(db, "splitting")
@@ -111,6 +123,50 @@ def test_a_shard_splits_and_merges_under_load(db: Any) -> None:
         time.sleep(0.5)
     load.check()
     agree(db, "splitting")
+
+
+def test_shards_of_tenants_merge(db: Any) -> None:
+    """Records are where their tenants are, before a merge, during it and after; writes by a filter count each once."""
+    docs = db.create_collection("tenants", dim=DIM, metric="cosine", shards=4, shard_key="tenant", replication_factor=2)
+    tenants = [f"t{at}" for at in range(12)]
+
+    def put(low: int, high: int) -> None:
+        ids = list(range(low, high))
+        docs.upsert(ids=ids, vectors=vectors(ids), metadata=[{"tenant": tenants[one % 12], "at": one} for one in ids])
+
+    put(0, 600)
+    groups = sorted(places(db, "tenants"))
+    stop, gone, failed = threading.Event(), [], []
+
+    def write() -> None:
+        at = 600
+        while not stop.is_set():
+            try:
+                put(at, at + 24)
+                gone.append(docs.delete(filter=f"at >= {at} and at < {at + 12}").deleted)
+            except VecdbError as error:
+                failed.append(f"{type(error).__name__}: {error}")
+            at += 24
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        for low in (0, 2):
+            job = run(db, "merge", str(groups[low]), **{"with": groups[low + 1]})
+            assert (job.state, job.error) == ("done", "")
+    finally:
+        stop.set()
+        thread.join(60)
+    assert not failed
+    assert set(gone) == {12}, "each was deleted once, and told once"
+    assert len(places(db, "tenants")) == 2
+    assert docs.count() == 600 + 12 * len(gone)
+    for at, tenant in enumerate(tenants):
+        assert docs.count(f"tenant == '{tenant}'") == 50 + len(gone)
+        found = docs.query(vectors([at])[0], k=1, filter=f"tenant == '{tenant}'")
+        assert [hit.id for hit in found] == [at]
+    assert docs.delete(filter=f"tenant == '{tenants[3]}'").deleted == 50 + len(gone)
+    agree(db, "tenants")
 
 
 def test_a_drained_node_ends_empty_and_can_be_removed(grown: Grown, db: Any) -> None:
@@ -165,11 +221,11 @@ def test_the_command_line_tells_and_changes(grown: Grown, db: Any, monkeypatch: 
     assert vecdb("job", "show", str(done["job"]["id"]))["kind"] == "move"
     assert vecdb("shard", "verify", "told")["agree"]
     assert vecdb("shard", "repair", "told", "--yes")["job"]["state"] == "done"
-    assert vecdb("cluster", "set", "repair_after_s", "900")["settings"]["repair_after_s"] == 900
-    assert vecdb("cluster", "set", "repair_after_s", "default")["settings"]["repair_after_s"] == 600
+    assert vecdb("cluster", "set", "repair_after_s", "900", "--yes")["settings"]["repair_after_s"] == 900
+    assert vecdb("cluster", "set", "repair_after_s", "default", "--yes")["settings"]["repair_after_s"] == 600
     made = vecdb("cluster", "token", "create", "--ttl", "5m", "--role", "shard")
     assert made["id"] in [one["id"] for one in vecdb("cluster", "token", "list")["tokens"]]
-    vecdb("cluster", "token", "revoke", made["id"])
+    vecdb("cluster", "token", "revoke", made["id"], "--yes")
     assert made["id"] not in [one["id"] for one in vecdb("cluster", "token", "list")["tokens"]]
     vecdb("node", "drain", "s9", "--yes", code=2)
 

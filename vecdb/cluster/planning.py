@@ -12,8 +12,10 @@ leave one node spread over the others.  Loads count what was wished for already.
 **Rebalancing** moves as little as it can: one replica at a time from the node that is fullest for its capacity to the
 one that is emptiest, as long as one of the two is further from its share than a whole replica and
 :data:`~vecdb.cluster.placement.SLACK`, and that brings them closer; never into a zone where the shard has more replicas
-than in the one it leaves.  The sum of the squares of the loads falls with each, so it ends.  To make all exactly even
-would move twice as much when a node joins a hundred others (:mod:`vecdb.testing.scale`), and gain nothing.
+than in the one it leaves.  Replicas weigh 1, or what was measured of them says (:mod:`vecdb.cluster.loads`); then the
+one is moved that comes nearest to making both even.  The sum of the squares of the loads falls with each, so it ends.
+To make all exactly even would move twice as much when a node joins a hundred others (:mod:`vecdb.testing.scale`), and
+gain nothing.
 """
 
 from collections import Counter
@@ -26,6 +28,7 @@ from vecdb.cluster.placement import SLACK, Candidate, score
 from vecdb.core.cluster import NodeState, ShardState
 from vecdb.core.errors import InvalidArgument, Unavailable
 
+_ALIKE: Final[Mapping[int, float]] = {}
 MOST_WISHES: Final = 100_000
 """Of one plan; more than there are replicas."""
 
@@ -41,10 +44,18 @@ class Wish:
 class Room:
     """Who may be given replicas, and what everybody has; changes as wishes are made."""
 
-    def __init__(self, state: ControlState, away: Collection[str] = ()) -> None:
+    def __init__(self, state: ControlState, away: Collection[str] = (), weights: Mapping[int, float] = _ALIKE) -> None:
+        """``weights``: of replicas by shard, 1 where nothing is said."""
         self.nodes: Mapping[str, NodeEntry] = state.nodes
         self.away = frozenset(away)
-        self.load = Counter(state.loads())
+        self.load: Counter[str] = Counter()
+        self._weights = weights
+        self.least = min([1.0, *weights.values()])
+        for entry in state.shards.values():
+            self.moved((), entry.desired, self.weight(entry.group))
+
+    def weight(self, group: int) -> float:
+        return self._weights.get(group, 1)
 
     def open(self, node: str) -> bool:
         """Whether it may be given one more."""
@@ -55,8 +66,8 @@ class Room:
         entry = self.nodes.get(node)
         return "" if entry is None else entry.zone
 
-    def fullness(self, node: str, more: int = 0) -> float:
-        """Replicas for a unit of capacity."""
+    def fullness(self, node: str, more: float = 0) -> float:
+        """Load for a unit of capacity."""
         entry = self.nodes.get(node)
         return (self.load[node] + more) / (1.0 if entry is None else entry.capacity)
 
@@ -69,9 +80,11 @@ class Room:
         return min(able, key=lambda node: (zones[self.zone(node)], self.fullness(node, 1),
                                            -score(group, Candidate(node, self.nodes[node].capacity)), node))
 
-    def moved(self, before: Iterable[str], after: Iterable[str]) -> None:
-        self.load.subtract(before)
-        self.load.update(after)
+    def moved(self, before: Iterable[str], after: Iterable[str], weight: float = 1) -> None:
+        for node in before:
+            self.load[node] -= weight  # type: ignore[assignment]  # a number of replicas, or what they weigh
+        for node in after:
+            self.load[node] += weight  # type: ignore[assignment]
 
 
 def vacated(state: ControlState, node: str, away: Collection[str] = ()) -> list[Wish]:
@@ -139,12 +152,14 @@ def moved(state: ControlState, group: int, source: str, to: str, away: Collectio
     return Wish(group, tuple(to if one == source else one for one in entry.desired))
 
 
-def rebalanced(state: ControlState, away: Collection[str] = (), *, only: str = "", onto: str = "") -> list[Wish]:
+def rebalanced(state: ControlState, away: Collection[str] = (), *, only: str = "", onto: str = "",
+               weights: Mapping[int, float] = _ALIKE) -> list[Wish]:
     """What makes loads even: one wish a shard, as few as it takes.
 
     ``only``: of the shards of this collection alone; ``onto``: only what goes to this node.  Loads are of all.
+    ``weights``: of a replica of each shard, 1 where nothing is said.
     """
-    room = Room(state, away)
+    room = Room(state, away, weights)
     nodes = [node for node in room.nodes if room.open(node)]
     capacity = sum(room.nodes[node].capacity for node in nodes)
     if len(nodes) < 2:
@@ -173,13 +188,17 @@ def _moves(room: Room, nodes: Sequence[str], here: Mapping[str, Sequence[ShardEn
     empty = [to for to in ranked if room.fullness(to) < share - _slack(room, to, share)]
     for source in reversed(ranked):
         for to in ranked if room.fullness(source) > share + _slack(room, source, share) else empty:
-            if room.fullness(to, 1) >= room.fullness(source):
+            gap = room.fullness(source) - room.fullness(to)
+            if room.fullness(to, room.least) >= room.fullness(source):
                 break
             fitting = [entry for entry in here[source] if entry.group not in wishes and to not in entry.desired
+                       and room.fullness(to, room.weight(entry.group)) < room.fullness(source)
                        and _zones_allow(room, entry, source, to)]
             if fitting:
                 candidate = Candidate(to, room.nodes[to].capacity)
-                yield max(fitting, key=lambda entry: (score(entry.group, candidate), entry.group)), source, to
+                ideal = gap / (1 / room.nodes[source].capacity + 1 / candidate.capacity)
+                yield max(fitting, key=lambda entry: (-abs(room.weight(entry.group) - ideal),
+                                                      score(entry.group, candidate), entry.group)), source, to
 
 
 def _slack(room: Room, node: str, share: float) -> float:
@@ -198,5 +217,5 @@ def _held_by(state: ControlState, node: str) -> list[ShardEntry]:
 
 
 def _wish(room: Room, entry: ShardEntry, after: tuple[str, ...]) -> Wish:
-    room.moved(entry.desired, after)
+    room.moved(entry.desired, after, room.weight(entry.group))
     return Wish(entry.group, after)

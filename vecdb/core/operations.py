@@ -50,6 +50,9 @@ SETTINGS: Mapping[str, tuple[float, float, float, str]] = {
                                                   "anew elsewhere; 0: never"),
     "scrub_every_s": (86_400.0, 0.0, 366 * 86_400.0, "seconds from one comparison of a collection's replicas to the "
                                                      "next; 0: never"),
+    "rebalance_auto": (1.0, 0.0, 1.0, "1: shards move by themselves, two at a time, when a node has been further from "
+                                      "its share for two minutes than a quarter of it and a replica and a half; "
+                                      "0: never"),
     "copy_bytes_s": (100.0 * (1 << 20), 1 << 20, 1 << 40, "bytes a second that a split, merge or restore copies"),
 }
 """Settings of a cluster: the default, the least, the most, and what it means.  All are numbers."""

@@ -12,14 +12,16 @@ import asyncio
 import ssl
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from math import inf
 from typing import Any, Final, Protocol
 
 import grpc
 
 from vecdb.cluster.joining import Candidate
+from vecdb.cluster.loads import ShardLoad
 from vecdb.core.access import Role as KeyRole
 from vecdb.core.calls import Call
-from vecdb.core.cluster import Role
+from vecdb.core.cluster import MAX_SHARDS, Role
 from vecdb.core.errors import InvalidArgument, JoinRefused, PermissionDenied, Unavailable, VecdbError
 from vecdb.core.nodes import split_address
 from vecdb.internal.v1 import members_pb2 as pb
@@ -114,9 +116,14 @@ class MembersServicer:
     async def announce(self, message: pb.AnnounceRequest, context: Context) -> pb.AnnounceReply:
         if len(message.stats) > MAX_STATS:
             raise InvalidArgument("stats", "are too many", got=len(message.stats), limit=MAX_STATS)
+        if len(message.groups) > MAX_SHARDS or {len(message.bytes), len(message.busy)} != {len(message.groups)}:
+            raise InvalidArgument("groups", "are too many, or have no figures each", got=len(message.groups),
+                                  limit=MAX_SHARDS)
+        shards = {group: ShardLoad(bytes_, busy) for group, bytes_, busy in zip(
+            message.groups, message.bytes, message.busy, strict=True) if 0 <= bytes_ < inf and 0 <= busy < inf}
         answer = await self._registrar.announced(Report(
             _candidate_from_wire(message.node, peer_name(context)), message.replica, message.joining,
-            message.incarnation, message.wall_s, dict(message.stats)))
+            message.incarnation, message.wall_s, dict(message.stats), shards))
         return pb.AnnounceReply(wall_s=answer.wall_s, twice=answer.twice)
 
 
@@ -148,7 +155,9 @@ class RemoteMembers:
     async def announce(self, node: str, report: Report, call: Call) -> Answer:
         message = pb.AnnounceRequest(node=_candidate_to_wire(report.node), replica=report.replica,
                                      joining=report.joining, incarnation=report.incarnation, wall_s=report.wall_s,
-                                     stats=report.stats)
+                                     stats=report.stats, groups=report.shards,
+                                     bytes=[one.bytes for one in report.shards.values()],
+                                     busy=[one.busy for one in report.shards.values()])
         reply = await self._ask(node).call("Members/Announce", message, pb.AnnounceReply, call)
         return Answer(reply.wall_s, reply.twice)
 

@@ -197,6 +197,13 @@ class Metrics:
         with self._lock:
             self._watched[what] = {**self._watched[what], label: read}
 
+    def compute_s(self) -> dict[str, float]:
+        """Seconds that queries of each collection (or shard of one) have been computed for, as far as they are told
+        apart.
+        """
+        with self._lock:
+            return {name: cell.compute.sum for name, cell in self._queries.items()}
+
     # --- others who tell --------------------------------------------------------------------------
 
     def listen(self, listener: QueryListener, brief: BriefListener | None = None) -> None:

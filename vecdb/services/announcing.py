@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from vecdb.cluster.joining import Candidate
+from vecdb.cluster.loads import ShardLoad
 from vecdb.core.calls import Call
 from vecdb.core.cluster import CLOCK_OFF_S
 from vecdb.core.errors import JoinRefused, NodeRemoved, NotLeader, VecdbError
@@ -40,7 +41,8 @@ _NOTHING: Final[Mapping[str, float]] = {}
 @dataclass(frozen=True, slots=True)
 class Report:
     """A node at a moment.  ``replica``: its own of the control group, empty: not there yet; ``joining``: that is no
-    member yet.  ``incarnation``: of its process, later ones have higher numbers; ``wall_s``: its clock.
+    member yet.  ``incarnation``: of its process, later ones have higher numbers; ``wall_s``: its clock.  ``shards``:
+    what its replicas hold, and how busy they keep it.
     """
 
     node: Candidate
@@ -49,6 +51,7 @@ class Report:
     incarnation: int = 0
     wall_s: float = 0.0
     stats: Mapping[str, float] = field(default_factory=dict)
+    shards: Mapping[int, ShardLoad] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +133,16 @@ class Announcements:
         leads.
         """
         return _NOTHING if self.report(node) is None else self._heard[node].stats
+
+    def shard_loads(self) -> dict[int, ShardLoad]:
+        """What nodes have told of their shards since this one leads: bytes of the largest replica, work of all."""
+        found: dict[int, ShardLoad] = {}
+        for node in self._heard:
+            report = self.report(node)
+            for group, load in (report.shards if report is not None else {}).items():
+                before = found.get(group, ShardLoad(0.0, 0.0))
+                found[group] = ShardLoad(max(before.bytes, load.bytes), before.busy + load.busy)
+        return found
 
     def forget(self, node: str) -> None:
         """It was removed."""

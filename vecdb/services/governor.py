@@ -10,19 +10,23 @@ what those before it have committed; it would take a step back otherwise, or one
 because somebody was away is tried again, after a pause that grows; any other error ends the job, and stands there for
 whoever asks.
 
-By itself it begins two kinds of jobs (settings of the cluster, ``vecdb cluster set``): ``repair`` of a node that was
-not heard for ``repair_after_s``, where another can take anything that it holds, and ``scrub`` of a collection that was
-not compared for ``scrub_every_s``.
+By itself it begins three kinds of jobs (settings of the cluster, ``vecdb cluster set``): ``repair`` of a node that was
+not heard for ``repair_after_s``, where another can take anything that it holds; ``scrub`` of a collection that was not
+compared for ``scrub_every_s``; and ``rebalance`` (``rebalance_auto``), after nodes came or went, or where some shards
+hold or do more than others (:mod:`vecdb.cluster.loads`).  That one is on unless it is turned off: a node that joins is
+meant to take part, and what keeps it from going to and fro are the two thresholds, the time that must pass, and that
+nothing else is placed and nobody away meanwhile.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from vecdb.cluster.control import ControlState, job_put, job_update, version_of
-from vecdb.cluster.planning import vacated
+from vecdb.cluster.loads import ShardLoad, uneven, weights
+from vecdb.cluster.planning import rebalanced, vacated
 from vecdb.core.calls import Call
 from vecdb.core.cluster import JobState, NodeState
 from vecdb.core.errors import (
@@ -54,6 +58,15 @@ _PASSING: Final = (Unavailable, DeadlineExceeded, OutcomeUnknown, Overloaded, Ca
 
 REPAIR_AFTER_S: Final = 600.0
 SCRUB_EVERY_S: Final = 86_400.0
+UNEVEN: Final = 0.25
+"""How far from its share, as a part of it, a node must be before shards are moved for it; they stop moving where the
+planner finds all even, which is at a twentieth (or one replica): what lies between keeps them from going to and fro."""
+UNEVEN_S: Final = 120.0
+"""For how long, without a pause; new leaders begin to count anew, and work is measured over a minute."""
+MOVES: Final = 2
+"""Shards that are moved at a time."""
+_STILL: Final = ("scrub", "snapshot_verify", "snapshot_delete")
+"""Jobs that place nothing."""
 BEGIN_S: Final = 5.0
 """How often it is looked whether a job should begin by itself."""
 
@@ -76,6 +89,8 @@ class Heard(Protocol):
     def heard_s(self, node: str) -> float: ...
 
     def stats(self, node: str) -> Mapping[str, float]: ...
+
+    def shard_loads(self) -> Mapping[int, ShardLoad]: ...
 
 
 class Reached(Protocol):
@@ -166,10 +181,13 @@ class Governor:
         self._clock = clock
         self.operations = operations
         self._tell = tell
+        self._heard = heard
         self.context = GovernorContext(me, control, replicas, heard, clock, tell)
         self._runs: dict[int, _Run] = {}
         self._task: asyncio.Task[None] | None = None
         self._begun = 0.0
+        self._uneven: float | None = None
+        """Since when loads are, without a pause."""
         self._seen: dict[str, float] = {}
         """When collections were seen first by this governor: one that was never compared is not so at once."""
         self._told = ""
@@ -316,6 +334,7 @@ class Governor:
             if state.nodes[name].state is not NodeState.LEFT and self.context.heard_s(name) > after_s \
                     and not {("repair", name), ("drain", name)} & waiting and vacated(state, name, away):
                 await self._put("repair", name, {"why": f"not heard for {after_s:g} s"})
+        await self._balance(state, away)
         every_s, now = _number(state.settings, "scrub_every_s", SCRUB_EVERY_S), self._clock.wall()
         last = {job.target: job.created_s for job in state.jobs.values() if job.kind == "scrub"}
         self._seen = {name: self._seen.get(name, now) for name in state.collections}
@@ -323,6 +342,25 @@ class Governor:
             if every_s > 0 and ("scrub", name) not in waiting and now - last.get(name, seen_s) > every_s:
                 await self._put("scrub", name, {})
                 return  # one at a look
+
+    async def _balance(self, state: ControlState, away: Sequence[str]) -> None:
+        """See the module; nothing is moved while anything else is, or while somebody is away, who may come back."""
+        busy = any(not JobState(job.state).ended and job.kind not in _STILL for job in state.jobs.values())
+        now = self._clock.monotonic()
+        missed = any(state.nodes[name].state is not NodeState.LEFT for name in away)
+        if busy or missed or not _number(state.settings, "rebalance_auto", 1.0):
+            self._uneven = None
+            return
+        heavy = weights(state, self._heard.shard_loads())
+        off = uneven(state, away, heavy)
+        if off < UNEVEN or not rebalanced(state, away, weights=heavy):
+            self._uneven = None
+        elif self._uneven is None:
+            self._uneven = now
+        elif now - self._uneven >= UNEVEN_S:
+            self._uneven = None
+            await self._put("rebalance", "", {"why": f"a node is {100 * off:.0f} % off its share", "at_once": MOVES,
+                                              "weights": {str(group): one for group, one in heavy.items()}})
 
     async def _put(self, kind: str, target: str, args: Mapping[str, Any]) -> None:
         if kind not in self.operations:

@@ -369,6 +369,15 @@ class LocalDatabase(OpenCollections):
         opened = None if slot is None else slot.opened
         return opened is not None and opened.shard.steady
 
+    def held_bytes(self, name: str) -> int:
+        """What the vectors of its records take, as they are stored; 0 while it is not open."""
+        slot = self._slots.get(name)
+        opened = None if slot is None else slot.opened
+        if opened is None:
+            return 0
+        machine = opened.shard.machine
+        return machine.view.state.records * machine.growing.space.row_bytes
+
     def pin(self, name: str) -> Pin | None:
         """The collection as it is open now; None: it is not."""
         slot = self._slots.get(name)

@@ -91,6 +91,7 @@ from vecdb.services.replicated import Cluster, ReplicatedNode
 from vecdb.services.shards import ClusterShards
 from vecdb.serving.governing import Backing, Governing, is_member
 from vecdb.serving.membership import Membership, draw
+from vecdb.serving.shard_loads import ShardLoads
 from vecdb.storage.paths import replace_file
 
 LOGS: Final = "raft"
@@ -177,7 +178,8 @@ class Member:
                                                    snapshot_bytes_s=options.snapshot_bytes_s))
         self.peers = RemotePeers(self.channels, _open_node, clock)
         self.membership = Membership(settings, release, self.control, self.directory, self.ledger, self.peers,
-                                     certificates, clock, self._events, self._stats)
+                                     certificates, clock, self._events, self._stats,
+                                     ShardLoads(database, observer, lambda: self.hosting.statuses(), clock))
         self.hosting = Hosting(me, tuple(options.nodes), self.driver, database, self.control, self.ledger,
                                RemoteWitnesses(self.peers), draw=draw, joiner=self.membership.joiner,
                                departures=Departures(store),

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from vecdb.cluster.founding import Founding
 from vecdb.cluster.joining import Candidate, Release
+from vecdb.cluster.loads import ShardLoad
 from vecdb.config import Settings
 from vecdb.core.access import Principal
 from vecdb.core.cluster import NodeState
@@ -46,11 +47,13 @@ def draw() -> int:
 
 
 class Membership:
-    """Belongs to one event loop.  ``stats()``: what is told of the node beside its disk and memory."""
+    """Belongs to one event loop.  ``stats()``: what is told of the node beside its disk and memory;
+    ``loads()``: of its shards.
+    """
 
     def __init__(self, settings: Settings, release: Release, control: Control, directory: Directory, ledger: Ledger,
                  peers: RemotePeers, certificates: Certificates | None, clock: Clock, tell: Tell,
-                 stats: Callable[[], Mapping[str, float]]) -> None:
+                 stats: Callable[[], Mapping[str, float]], loads: Callable[[], Mapping[int, ShardLoad]]) -> None:
         self._me = settings.server.node_id
         self._settings = settings
         self._release = release
@@ -60,6 +63,7 @@ class Membership:
         self._clock = clock
         self._tell = tell
         self._stats = stats
+        self._loads = loads
         self._loop = asyncio.get_running_loop()
         self._incarnation = time.time_ns()
         self._ports: dict[str, Any] = {}
@@ -110,7 +114,8 @@ class Membership:
         status, founding = self._control.status(), self._ledger.founding
         stats = {**room, **self._stats(), "control_applied": float(self._control.state.log_index)}
         return Report(self.describe(0 if founding is None else founding.number), "" if status is None else status.me,
-                      status is not None and status.state == "joining", self._incarnation, self._clock.wall(), stats)
+                      status is not None and status.state == "joining", self._incarnation, self._clock.wall(), stats,
+                      self._loads())
 
     def _settled(self) -> bool:
         status, entry = self._control.status(), self._control.state.nodes.get(self._me)

@@ -6,6 +6,7 @@ from random import Random
 from typing import Any, Final, TypeVar, cast
 
 from vecdb.cluster.control import ShardEntry, shards_add, shards_forget, shards_switch
+from vecdb.cluster.loads import ShardLoad
 from vecdb.cluster.merge import merge_writes
 from vecdb.cluster.routing import Ring, split, split_ids
 from vecdb.core.calls import Call
@@ -88,6 +89,9 @@ class Heard:
         return 0.0
 
     def stats(self, node: str) -> Mapping[str, float]:
+        return {}
+
+    def shard_loads(self) -> Mapping[int, ShardLoad]:
         return {}
 
 

@@ -12,6 +12,7 @@ from vecdb.cluster.control import (
     job_put,
     node_put,
 )
+from vecdb.cluster.loads import ShardLoad
 from vecdb.core.cluster import HASH_SPACE, Role
 from vecdb.core.errors import NotLeader, Unsupported, VecdbError
 from vecdb.core.schema import CollectionSchema
@@ -50,6 +51,7 @@ class Governed:
         self.behind: list[bytes] = []
         """Commands of the leader before, which were committed and are not applied yet."""
         self.there: dict[int, tuple[str, ...]] = {}
+        self.measured: dict[int, ShardLoad] = {}
         self.stuck: set[str] = set()
         """Nodes that no replica gets to."""
         for at in range(1, nodes + 1):
@@ -140,6 +142,9 @@ class Governed:
 
     def stats(self, node: str) -> Mapping[str, float]:
         return {}
+
+    def shard_loads(self) -> Mapping[int, ShardLoad]:
+        return self.measured
 
 
 class Control:

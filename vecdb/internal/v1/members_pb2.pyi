@@ -191,6 +191,9 @@ class AnnounceRequest(_message.Message):
     INCARNATION_FIELD_NUMBER: _builtins.int
     WALL_S_FIELD_NUMBER: _builtins.int
     STATS_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    BUSY_FIELD_NUMBER: _builtins.int
     replica: _builtins.str
     """of the control group, node/number; empty: not there yet"""
     joining: _builtins.bool
@@ -203,6 +206,18 @@ class AnnounceRequest(_message.Message):
     def node(self) -> Global___Candidate: ...
     @_builtins.property
     def stats(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]: ...
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """shards that it has replicas of; of each:"""
+
+    @_builtins.property
+    def bytes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """what the replica holds"""
+
+    @_builtins.property
+    def busy(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """seconds a second that its queries keep a core busy"""
+
     def __init__(
         self,
         *,
@@ -212,10 +227,13 @@ class AnnounceRequest(_message.Message):
         incarnation: _builtins.int = ...,
         wall_s: _builtins.float = ...,
         stats: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        groups: _abc.Iterable[_builtins.int] | None = ...,
+        bytes: _abc.Iterable[_builtins.float] | None = ...,
+        busy: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "joining", b"joining", "node", b"node", "replica", b"replica", "stats", b"stats", "wall_s", b"wall_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy", b"busy", "bytes", b"bytes", "groups", b"groups", "incarnation", b"incarnation", "joining", b"joining", "node", b"node", "replica", b"replica", "stats", b"stats", "wall_s", b"wall_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,6 +1,7 @@
 """The operations that place shards: what each wants, what it asks of the state before, and what it does at the end."""
 
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import Any
 
 from vecdb.cluster.control import ControlState, node_state, replication
@@ -126,7 +127,9 @@ class Repair(PlacingOperation):
 
 class Rebalance(PlacingOperation):
     """All nodes by their capacity; ``target`` is empty.  ``args``: ``collection``, whose shards alone are moved;
-    ``to``, the node that alone is given some.
+    ``to``, the node that alone is given some; ``weights``, what a replica of a shard weighs by what was measured when
+    the job was begun (:mod:`vecdb.cluster.loads`), so that it aims at one thing from beginning to end; ``at_once``, of
+    shards under way.
     """
 
     kind = "rebalance"
@@ -139,10 +142,26 @@ class Rebalance(PlacingOperation):
             _check_node(state, to)
             if to in away or not state.nodes[to].role.holds or state.nodes[to].state is not NodeState.ACTIVE:
                 raise Unavailable(f"{to} is given no replicas: it is away, drained, or holds none by its role", node=to)
+        _weights(args)
+        at_once = args.get("at_once", 1)
+        if type(at_once) is not int or at_once < 1:
+            raise InvalidArgument("at_once", "is a number of shards", got=str(at_once)[:40])
         return ()
 
     def wishes(self, state: ControlState, target: str, args: Mapping[str, Any], away: Sequence[str]) -> list[Wish]:
-        return rebalanced(state, away, only=str(args.get("collection", "")), onto=str(args.get("to", "")))
+        return rebalanced(state, away, only=str(args.get("collection", "")), onto=str(args.get("to", "")),
+                          weights=_weights(args))
+
+
+def _weights(args: Mapping[str, Any]) -> dict[int, float]:
+    given = args.get("weights", {})
+    try:
+        found = {int(group): float(weight) for group, weight in given.items()}
+    except (AttributeError, TypeError, ValueError):
+        found = {0: 0.0}
+    if not all(0.0 < weight < inf for weight in found.values()):
+        raise InvalidArgument("weights", "are numbers above 0 by shard", got=str(given)[:80])
+    return found
 
 
 def _check_node(state: ControlState, node: str) -> None:

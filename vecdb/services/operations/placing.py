@@ -71,7 +71,7 @@ class PlacingOperation(ABC):
             error = await self.finish(job, context)
             return Step("done", done, done, "shards", JobState.FAILED if error else JobState.DONE, error)
         total = done + len(moving) + len(wishes)
-        for wish in self._next(state, wishes, moving):
+        for wish in self._next(state, wishes, moving, int(job.args.get("at_once", AT_ONCE))):
             before = list(state.shards[wish.group].desired)
             moving[str(wish.group)] = {"desired": list(wish.desired), "before": before}
         # Noted before it is done: a placement that nobody knows of could not be taken back.
@@ -109,15 +109,16 @@ class PlacingOperation(ABC):
         return moving, ended
 
     @staticmethod
-    def _next(state: ControlState, wishes: Sequence[Wish], moving: Mapping[str, Any]) -> list[Wish]:
+    def _next(state: ControlState, wishes: Sequence[Wish], moving: Mapping[str, Any], at_once: int) -> list[Wish]:
         """As many as there is room for, on every node that receives."""
+        most = max(1, min(at_once, AT_ONCE))
         receiving: Counter[str] = Counter()
         for one in moving.values():
             receiving.update(set(one["desired"]) - set(one["before"]))
         chosen: list[Wish] = []
         for wish in wishes:
             new = set(wish.desired) - set(state.shards[wish.group].desired)
-            if len(moving) + len(chosen) < AT_ONCE and all(receiving[node] < RECEIVE_AT_ONCE for node in new):
+            if len(moving) + len(chosen) < most and all(receiving[node] < RECEIVE_AT_ONCE for node in new):
                 receiving.update(new)
                 chosen.append(wish)
         return chosen
