@@ -134,6 +134,8 @@ class FakeEngine:
         self.guard = MemoryGuard(lambda: 0, 0, SystemClock(), NullObserver())
         self.failing: VecdbError | None = None
         self.calls: list[tuple[str, Call]] = []
+        self.answered: list[str] = []
+        """Shards that were queried, by their labels."""
         self.pause = asyncio.Event()
         self.pause.set()
 
@@ -151,6 +153,7 @@ class FakeEngine:
     async def query(self, name: str, request: QueryRequest, call: Call) -> QueryResult:
         """The group's number, at the distance of each query's first component."""
         await self._called("query", call)
+        self.answered.append(name)
         number = self.cluster.shard(name, self.node).number
         return QueryResult([Matches([number], row[:1].astype(np.float32)) for row in request.vectors])
 
@@ -195,9 +198,9 @@ class FakeHosted:
 
     def marks(self, name: str) -> Mapping[int, MarkResult]:
         group = self.cluster.shard(name)
+        first = 1 if (self.node, group.number) in self.cluster.unfilled else 0
         return {n: MarkResult(n, 1, n, self.cluster.digests.get(self.node, "same"))
-                for n in range(1, group.applied[self.node] + 1)}
-
+                for n in range(first, group.applied[self.node] + 1)}
 
     def check_sealed(self, name: str, command: bytes | None) -> None:
         number = self.cluster.shard(name, self.node).number
@@ -300,6 +303,8 @@ class FakeCluster:
         """How often a node says that it has no room."""
         self.sealed: set[int] = set()
         """Groups that take no writes."""
+        self.unfilled: set[tuple[str, int]] = set()
+        """Replicas, by node and group, that were away while their shard was filled."""
         self.records: dict[int, list[int]] = {}
         """What a scan finds, by group."""
         self.asked: list[str] = []

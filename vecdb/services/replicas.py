@@ -8,6 +8,10 @@ has no vote until it has caught up.  One that was opened again is where its last
 everything, until its log is replayed, and how much of that is committed only a leader says: until it has been as far as
 the group was when it first heard of one, others are asked, whatever the consistency.  Where no leader is heard for
 :data:`UNLED_S` it serves what it has.
+
+The first voters of a shard that was filled (by a split, a merge, a restore) vote from its beginning; one that was away
+meanwhile would answer as if records of long ago had never been.  The last thing that such a shard's log has before
+calls go to it is a mark: a replica that has none has not got all of it yet, and others are asked.
 """
 
 import asyncio
@@ -90,8 +94,11 @@ class Engine(Node, Protocol):
 
 @dataclass(slots=True)
 class _Seen:
+    """``filled``: None until somebody wants to read."""
+
     at: float
     status: ReplicaStatus
+    filled: bool | None = None
 
 
 class OwnReplicas:
@@ -155,13 +162,30 @@ class OwnReplicas:
     def serves(self, group: int) -> bool:
         """Whether reads of the group may be answered here: by a member, not by one that still has to catch up."""
         seen, now = self._seen.get(group), self._clock.monotonic()
-        status = seen.status if seen is not None and now - seen.at < LOOK_S else self.look(group)
-        if status is None or status.state != "ok" or status.me not in status.voters:
+        if seen is None or now - seen.at >= LOOK_S:
+            self.look(group)
+            seen = self._seen.get(group)
+        if seen is None or seen.status.state != "ok" or seen.status.me not in seen.status.voters:
+            return False
+        status = seen.status
+        if seen.filled is None:
+            seen.filled = self._is_filled(group)
+        if not seen.filled:
             return False
         if status.current or status.leader is not None:
             self._unled.pop(group, None)
             return status.current
         return now - self._unled.setdefault(group, now) >= UNLED_S
+
+    def _is_filled(self, group: int) -> bool:
+        """Whether the replica here has what its shard was made of, if that was made of anything."""
+        entry, collections = self._shards().get(group), self._control.state.collections
+        if entry is None or entry.name not in collections or collections[entry.name].created == entry.created:
+            return True
+        try:
+            return bool(self._hosted.marks(entry.label))
+        except (Unavailable, CollectionNotFound):
+            return False
 
     def until(self, call: Call, most_s: float | None = None) -> float | None:
         """The call's deadline on the loop's clock, which is that of replicators; at most ``most_s`` from now."""

@@ -128,9 +128,11 @@ class ShardReader:
                 return
             async with asyncio.timeout_at(know.own.until(call)):
                 log_index = await know.barriers.index(group)
-            await know.own.replicator(group).wait_applied(log_index, know.own.until(call, patience))
+            replicator = know.own.replicator(group)
+            await replicator.wait_applied(log_index, know.own.until(call, patience))
             if heir:
-                know.note_whole(group)
+                if know.own.replicator(group) is replicator:  # else another waits for nothing yet
+                    know.note_whole(group)
                 await know.own.settle(group, call, patience)
         except (TimeoutError, DeadlineExceeded):
             self.check_time(call)
