@@ -10,7 +10,7 @@ from vecdb.cli import options as o
 from vecdb.cli.output import Output, count, duration, size
 from vecdb.cli.session import open_database
 from vecdb.cli.target import HERE, Target, with_target
-from vecdb.core.cluster import CLOCK_OFF_S, Plan, PlanStep
+from vecdb.core.cluster import CLOCK_OFF_S, SLOW_SYNC_S, Plan, PlanStep
 from vecdb.core.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ def _row(one: "NodeInfo") -> list[str]:
     off = one.stats.get("clock_off_s", 0.0)
     if abs(off) > CLOCK_OFF_S:
         heard += f", its clock {off:+.0f} s off"
+    if (slowest := one.stats.get("sync_slowest_s", 0.0)) > SLOW_SYNC_S:
+        heard += f", its disk took {duration(slowest)}"
     free, memory = one.stats.get("disk_free_bytes"), one.stats.get("memory_bytes")
     return [one.name + ("*" if one.voter else ""), one.role, one.zone or "-", one.state, heard, str(one.replicas),
             "-" if one.leaders < 0 else str(one.leaders), "-" if free is None else size(free),

@@ -32,6 +32,9 @@ MAX_JOIN_TOKENS: Final = 1_000
 CLOCK_OFF_S: Final = 60.0
 """A node whose clock differs so much from the control leader's is told of."""
 
+SLOW_SYNC_S: Final = 0.25
+"""A disk that took so long for one batch of the log is told of: writes wait for it."""
+
 MAX_CLUSTER_SETTINGS: Final = 1_000
 """Most settings of one cluster."""
 

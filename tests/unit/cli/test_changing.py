@@ -70,3 +70,15 @@ def test_a_job_that_has_ended_is_not_asked_about(cli, changed, backend) -> None:
     backend.operated["cluster_jobs"] = [JobInfo(7, "split", "4", {}, "done")]
     assert cli("job", "cancel", "7", *URL).code == 0
     assert changed() == [("cancel_job", 7)], "the cluster says how it stands"
+
+
+def test_a_list_of_nodes_says_which_clock_and_which_disk_are_off(cli, changed, backend) -> None:
+    backend.operated["cluster"] = ClusterInfo("prod", "n1", "n1", 3, (
+        NodeInfo("n1", "n1:7702", heard_s=1.0, stats={"sync_slowest_s": 0.01, "clock_off_s": 3.0}),
+        NodeInfo("n2", "n2:7702", heard_s=1.0, stats={"sync_slowest_s": 1.5}),
+        NodeInfo("n3", "n3:7702", heard_s=1.0, stats={"clock_off_s": -120.0})))
+    lines = {line.split()[0]: line for line in cli("node", "list", *URL).out.splitlines() if line.strip()}
+    assert "off" not in lines["n1"] + lines["n2"]
+    assert "disk took" not in lines["n1"] + lines["n3"]
+    assert "its disk took 1.5 s" in lines["n2"]
+    assert "its clock -120 s off" in lines["n3"]
