@@ -150,8 +150,11 @@ def test_plans_say_what_would_be_done_and_why_not() -> None:
         KINDS["replication"].plan(state, "docs", {"factor": 4})
     with pytest.raises(InvalidArgument):
         KINDS["replication"].plan(state, "docs", {"factor": "4"})
-    with pytest.raises(InvalidArgument):
-        KINDS["move"].plan(state, "docs", {})
+    for target in ("docs", "9" * 5_000):
+        with pytest.raises(InvalidArgument):
+            KINDS["move"].plan(state, target, {})
+    with pytest.raises(CollectionNotFound):
+        state.labelled("docs@" + "9" * 5_000)
     plan = KINDS["replication"].plan(state, "docs", {"factor": 2})
     assert [(one.action, one.target) for one in plan.steps] == [("remove", "1")]
     assert plan.notes

@@ -129,7 +129,8 @@ class ControlState:
     def labelled(self, label: str) -> ShardEntry:
         """The shard that nodes hold under this label; ``CollectionNotFound``."""
         name, _, number = label.partition("@")
-        groups = (int(number),) if number.isascii() and number.isdigit() else self.get(name).groups
+        is_group = number.isascii() and number.isdigit() and len(number) < 20
+        groups = (int(number),) if is_group else self.get(name).groups
         for group in groups:
             found = self.shards.get(group)
             if found is not None and found.label == label:

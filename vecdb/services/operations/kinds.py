@@ -25,7 +25,7 @@ class Move(PlacingOperation):
         return [moved(state, group, source, to, away)]
 
     def check(self, state: ControlState, target: str, args: Mapping[str, Any], away: Sequence[str]) -> tuple[str, ...]:
-        if not target.isdecimal():
+        if not target.isdecimal() or len(target) >= 20:
             raise InvalidArgument("shard", "is the number of a shard", got=target[:40], limit="vecdb shard list")
         moved(state, int(target), str(args.get("from", "")), str(args.get("to", "")), away)
         return ()
