@@ -105,7 +105,8 @@ def test_the_ways_agree(node: Node) -> None:
 
 
 def test_a_key_is_the_same_key_in_the_sdk_and_in_rest(tmp_path: Path) -> None:
-    """What one face wrote is not written by the other under the same key, which would bring deleted records back."""
+    """What one face wrote the other answers under the same key, and does not write again: that would bring deleted
+    records back.  Another write under the key is refused by either."""
     running = Node(tmp_path, http_port=0, background=False)
     try:
         with vecdb.connect(running.url) as db, httpx.Client(
@@ -114,13 +115,16 @@ def test_a_key_is_the_same_key_in_the_sdk_and_in_rest(tmp_path: Path) -> None:
             assert docs.upsert(ids=[1], vectors=[[1, 1]], idempotency_key="kk").inserted == 1
             assert docs.delete(ids=[1], idempotency_key="dd").deleted == 1
             body = {"ids": [1], "vectors": [[1, 1]]}
-            for key in ("kk", "dd"):
-                refused = rest.post("/records", json=body, headers={"Idempotency-Key": key})
+            assert rest.post("/records", json=body, headers={"Idempotency-Key": "kk"}).json()["inserted"] == 1
+            assert docs.count() == 0, "it is answered, not done"
+            for key, other in (("kk", body | {"ids": [2]}), ("dd", body)):
+                refused = rest.post("/records", json=other, headers={"Idempotency-Key": key})
                 assert (refused.status_code, refused.json()["error"]["kind"]) == (400, "InvalidArgument")
             assert rest.post("/records", json=body, headers={"Idempotency-Key": "rr"}).json()["inserted"] == 1
             assert docs.delete(ids=[1]).deleted == 1
+            assert docs.upsert(ids=[1], vectors=[[1, 1]], idempotency_key=b"rr").inserted == 1
             with pytest.raises(InvalidArgument, match="idempotency_key"):
-                docs.upsert(ids=[1], vectors=[[1, 1]], idempotency_key=b"rr")
+                docs.upsert(ids=[1], vectors=[[1, 2]], idempotency_key=b"rr")
             with pytest.raises(InvalidArgument, match="idempotency_key"):
                 docs.delete(ids=[1], idempotency_key="kk")
             assert docs.count() == 0
