@@ -13,6 +13,7 @@ from vecdb.core.calls import Consistency, WriteToken
 from vecdb.core.cluster import JobState
 from vecdb.core.errors import (
     CollectionNotFound,
+    DeadlineExceeded,
     InvalidArgument,
     OutcomeUnknown,
     StaleCursor,
