@@ -50,6 +50,7 @@ class Following(Stock):
         begins = bool(voters) and voters[log.group % len(voters)] == me
         self._begins_until = clock() + settings.election_s_max if begins else float("-inf")
         self.leader_seen = float("-inf")
+        self._heard_since = float("inf")
         self._owed: int | None = None
         """What this replica must have applied to be as far as its group was when it first heard of it."""
         self.handed_over = False
@@ -185,9 +186,7 @@ class Following(Stock):
                 self.truncate_from(first)
             self.append(entries[new:])
         self._committed(min(message.commit, match))
-        if self._owed is None and log.base <= message.commit <= log.last \
-                and log.term_at(message.commit) == message.term:
-            self._owed = message.commit  # a leader that has committed nothing of its own may know of too little
+        self._learn_owed(message)
         answer = (sender, self.term, message.seq, match)
         # News of a commit, between two heartbeats: who sends it has this answer, or asks again with the next heartbeat.
         if entries or answer != self._answered:
@@ -206,6 +205,16 @@ class Following(Stock):
         if prev > self.log.last:
             return self.log.last
         return max(self.log.first_of_term(prev, self.commit) - 1, min(self.commit, prev - 1))
+
+    def _learn_owed(self, message: Append) -> None:
+        """Not from a leader that has committed nothing of its own, who may know of too little, nor from the first that
+        is heard: messages have waited on their way while this replica was away, and are of then.
+        """
+        now, log = self.clock(), self.log
+        self._heard_since = min(self._heard_since, now)
+        if self._owed is None and now - self._heard_since >= self.settings.election_s_min \
+                and log.base <= message.commit <= log.last and log.term_at(message.commit) == message.term:
+            self._owed = message.commit
 
     @property
     def current(self) -> bool:
