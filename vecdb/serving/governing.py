@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from vecdb.cluster.control import ControlState, ShardEntry, node_of, shards_add, shards_forget, shards_switch
 from vecdb.core.calls import Call
@@ -34,6 +34,9 @@ from vecdb.services.operations.snapshot import SnapshotCreate, SnapshotDelete, S
 from vecdb.services.replicas import OwnReplicas
 
 ASK_S: Final = 2.0
+SETTLES_S: Final = 1.0
+"""How long, seconds, it is waited for what a leader says of members to be committed, looking so often:"""
+LOOKS: Final = 10
 
 
 class ReshardCommands:
@@ -124,10 +127,34 @@ class Governing:
         return max(found, key=lambda one: one.term) if found else None
 
 
-async def is_member(me: str, governing: Governing, entry: ShardEntry) -> bool:
-    """Whether this node has a replica of a shard that its group counts; True where its leader does not say."""
-    status = await governing.leader(entry.group, entry.desired)
-    return status is None or me in map(node_of, (*status.voters, *status.learners, *status.joining))
+class Asked(Protocol):
+    """Who knows how to ask a group's leader."""
+
+    async def leader(self, group: int, nodes: tuple[str, ...]) -> ReplicaStatus | None: ...
+
+
+async def is_member(me: str, governing: Asked, entry: ShardEntry, pause_s: float = SETTLES_S / LOOKS) -> bool:
+    """Whether this node has a replica of a shard that its group counts; True where its leader does not say.
+
+    A leader tells the members of its newest entry, which may yet be lost with it: what it says of who left counts once
+    all that its log held then is committed, in the same term.
+    """
+    first = await governing.leader(entry.group, entry.desired)
+    if first is None or _counts(first, me):
+        return True
+    again: ReplicaStatus | None = first
+    for _ in range(LOOKS):
+        if again is None or again.term != first.term or _counts(again, me):
+            return True
+        if again.commit >= first.last:
+            return False
+        await asyncio.sleep(pause_s)
+        again = await governing.leader(entry.group, entry.desired)
+    return True
+
+
+def _counts(status: ReplicaStatus, me: str) -> bool:
+    return me in map(node_of, (*status.voters, *status.learners, *status.joining))
 
 
 def wanted(state: ControlState) -> list[Wanted]:
