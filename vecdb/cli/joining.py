@@ -212,6 +212,7 @@ def _ask(settings: "Settings", certificates: Path | None, token: str) -> tuple[d
 async def _first(settings: "Settings", token: str) -> tuple[dict[str, str], str]:
     """Of the members that were named, the first that answers."""
     from vecdb.cli.machine import installed
+    from vecdb.cluster.control import VERSION
     from vecdb.cluster.joining import Candidate
     from vecdb.rpc.members import JoinCalls
     from vecdb.rpc.peer_certificates import open_peer_certificates
@@ -220,7 +221,7 @@ async def _first(settings: "Settings", token: str) -> tuple[dict[str, str], str]
     cluster, me = settings.cluster, settings.server.node_id
     calls = JoinCalls(me, cluster, open_peer_certificates(cluster, me, SystemClock()), 1)
     one = Candidate(me, 0, cluster.address(me), role=cluster.part, zone=cluster.zone, capacity=cluster.capacity,
-                    version=installed("vecdb") or "")
+                    version=installed("vecdb") or "", commands=VERSION)
     until = asyncio.get_running_loop().time() + ASK_S
     said: list[VecdbError] = []
     for address in cluster.join:
