@@ -1,5 +1,6 @@
 """Three nodes that are started anew one after the other: upgraded, under writes and queries, or from their disks."""
 
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,42 @@ def test_ready_is_who_has_replayed(nodes: Grown, monkeypatch: pytest.MonkeyPatch
     try:
         nodes.start(["c2"])
         reasons(nodes, "c2", "have not caught up yet: docs")
+        with nodes.connect("c1") as db:
+            assert {one.node: one.state for one in db.admin.shards("docs")[0].replicas} == {
+                "c1": "ok", "c2": "catching up", "c3": "ok"}
     finally:
         held.set()
     nodes.ready("c2")
+
+
+def test_ready_is_not_who_is_filled_again(nodes: Grown, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever stops the next node once this one is ready must find a majority that has everything."""
+    with nodes.connect(*COORDINATORS) as db:
+        docs = db.create_collection("docs", dim=DIM, metric="cosine")
+        docs.upsert(ids=[1, 2], vectors=vectors([1, 2]))
+        nodes.stop(["c2"])
+        shutil.rmtree(nodes.settings["c2"].data_dir)
+        held = threading.Event()
+        apply = ShardReplica.apply
+
+        def slowly(self: ShardReplica, log_index: int, term: int, command: bytes) -> object:
+            held.wait(60)
+            return apply(self, log_index, term, command)
+
+        def docs_on_c2() -> Any:
+            (shard,) = db.admin.shards("docs")
+            return shard, next((one for one in shard.replicas if one.node == "c2" and one.role), None)
+
+        monkeypatch.setattr(ShardReplica, "apply", slowly)
+        try:
+            nodes.start(["c2"])
+            reasons(nodes, "c2", "have not caught up yet: docs")
+            wait_for(lambda: (found := docs_on_c2()[1]) is not None and found.state == "catching up", "word of it")
+            assert not docs_on_c2()[0].healthy
+            assert nodes.reasons("c2")
+        finally:
+            held.set()
+        nodes.ready("c2")
+        (shard,) = db.admin.shards("docs")
+        found = {one.node: (one.state, one.role) for one in shard.replicas if one.role}
+        assert found["c2"] == ("ok", "follower"), "it has its vote"

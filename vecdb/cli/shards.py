@@ -15,6 +15,7 @@ from vecdb.cli.session import open_database
 from vecdb.cli.target import HERE, Target, resolve, with_target
 from vecdb.core.cluster import Plan, PlanStep
 from vecdb.core.errors import InvalidArgument, Unavailable
+from vecdb.core.shards import CATCHING_UP
 
 if TYPE_CHECKING:
     from vecdb.client.database import Database
@@ -191,8 +192,14 @@ def state_of(shard: "ShardInfo") -> str:
     """How a shard is, in some words."""
     if shard.leader is None:
         return "nobody leads"
-    amiss = [f"{one.node} {one.state}" for one in shard.replicas if one.state != "ok"]
+    amiss = [f"{one.node} {one.state}{_how_far(one)}" for one in shard.replicas if one.state != "ok"]
     return ", ".join(amiss) or "well"
+
+
+def _how_far(one: "ReplicaInfo") -> str:
+    """Of a replica that catches up, in entries of the log: what it has, of what was committed."""
+    return f" ({count(one.applied)} of {count(one.applied + one.lag)})" \
+        if one.state == CATCHING_UP and one.lag >= 0 else ""
 
 
 def _nodes(shard: "ShardInfo") -> str:

@@ -38,7 +38,7 @@ class ReplicaStatus:
 
     ``state``: ``ok``, ``joining`` (no member yet: it is new, or its log was damaged), ``removed``, or ``halted`` (its
     state machine or its disk failed; ``error`` says how).  ``current``: it has applied, since it was opened, all that
-    was committed when a leader was first heard; only told of this node's own replicas.
+    was committed when a leader was first heard; True from nodes of versions that do not tell.
     """
 
     me: str

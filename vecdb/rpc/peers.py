@@ -172,14 +172,16 @@ def _status_to_wire(group: int, one: ReplicaStatus) -> pb.ReplicaStatus:
     return pb.ReplicaStatus(
         group=group, me=one.me, state=one.state, role=one.role, term=one.term, leader=one.leader or "",
         commit=one.commit, applied=one.applied, first=one.first, last=one.last, log_bytes=one.log_bytes,
-        voters=one.voters, learners=one.learners, joining=one.joining, error=one.error[:1_000])
+        voters=one.voters, learners=one.learners, joining=one.joining, error=one.error[:1_000],
+        stale=not one.current)
 
 
 def _status_from_wire(msg: pb.ReplicaStatus) -> ReplicaStatus:
     return ReplicaStatus(
         me=msg.me, state=msg.state, role=msg.role, term=msg.term, leader=msg.leader or None, commit=msg.commit,
         applied=msg.applied, first=msg.first, last=msg.last, log_bytes=msg.log_bytes, voters=tuple(msg.voters),
-        learners=tuple(msg.learners), joining=tuple(msg.joining), error=msg.error)
+        learners=tuple(msg.learners), joining=tuple(msg.joining), error=msg.error,
+        current=not msg.stale)
 
 
 # --- clients --------------------------------------------------------------------------------------

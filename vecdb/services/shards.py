@@ -7,7 +7,7 @@ from typing import Final
 from vecdb.cluster.control import ShardEntry
 from vecdb.core.calls import Call
 from vecdb.core.errors import DeadlineExceeded, InvalidArgument, Unavailable, Unsupported, VecdbError
-from vecdb.core.shards import UNREACHABLE, ReplicaDigest, ReplicaInfo, ShardInfo, ShardVerification
+from vecdb.core.shards import CATCHING_UP, UNREACHABLE, ReplicaDigest, ReplicaInfo, ShardInfo, ShardVerification
 from vecdb.ports.clock import Clock
 from vecdb.ports.peers import Peers, Replicas
 from vecdb.ports.replicator import Committed, ReplicaStatus
@@ -194,7 +194,9 @@ def _info(name: str, group: int, nodes: Iterable[str], statuses: Statuses) -> Sh
     leading = max((one for one in here.values() if one.role == "leader"), key=lambda one: one.term, default=None)
     config = leading or max(here.values(), key=lambda one: (one.term, one.commit), default=None)
     voters, learners = ((), ()) if config is None else (config.voters, (*config.learners, *config.joining))
-    infos = [_replica(node, status, leading, voters, learners) for node, status in here.items()]
+    # Of the control group the other learners are observers, which stay without a vote.
+    awaited = () if config is None else (*config.joining, *(config.learners if group != CONTROL else ()))
+    infos = [_replica(node, status, leading, voters, learners, awaited) for node, status in here.items()]
     told = {info.name for info in infos}
     lost = [one for one in (*voters, *learners) if one not in told]
     infos += [ReplicaInfo(one, one.rpartition("/")[0], UNREACHABLE, "learner" if one in learners else "",
@@ -207,10 +209,13 @@ def _info(name: str, group: int, nodes: Iterable[str], statuses: Statuses) -> Sh
 
 
 def _replica(node: str, status: ReplicaStatus, leading: ReplicaStatus | None, voters: Iterable[str],
-             learners: Iterable[str]) -> ReplicaInfo:
+             learners: Iterable[str], awaited: Iterable[str]) -> ReplicaInfo:
+    state = status.state
+    if state in ("ok", "joining") and (status.me in awaited or not (status.current or leading is None)):
+        state = CATCHING_UP
     role = "learner" if status.me in learners else status.role
     lag = -1 if leading is None else max(0, leading.commit - status.applied)
     behind = -1 if leading is None else max(0, leading.last - status.last)
-    return ReplicaInfo(status.me, node, status.state, role, status.term, status.commit, status.applied, status.first,
+    return ReplicaInfo(status.me, node, state, role, status.term, status.commit, status.applied, status.first,
                        status.last, status.log_bytes, lag, behind, status.me in voters or status.me in learners,
                        status.error)

@@ -9,8 +9,7 @@ node of which cluster the data directory is of, and the engine is opened by nobo
 **A disk that refuses** the logs ends every promise of this process: it goes on handing calls to other nodes, says that
 it is not ready, and once the disk takes writes again asks to be started anew, which is what opens a log again.
 
-**Ready** is a node that serves, and once it is started only after what is here has been as far as its groups were then:
-who restarts one node after the other waits for it, and would else leave clients with the state of some checkpoint.
+**Ready** is a node that serves and whose replicas are whole: :mod:`vecdb.serving.readiness`.
 
 **Stopping.**  Leaderships are handed over first, so that no group waits for an election; calls that run meanwhile find
 the new leaders.  Then the faces drain, what came back meanwhile is handed over again, nodes are answered no more,
@@ -39,7 +38,7 @@ from vecdb.core.errors import DataCorrupted, FormatMismatch, StorageError, Unava
 from vecdb.core.nodes import bracketed
 from vecdb.ports.observer import NullObserver, Observer
 from vecdb.ports.peers import Replicas
-from vecdb.ports.replicator import ReplicaStatus, Replicator
+from vecdb.ports.replicator import Replicator
 from vecdb.ports.store import Store
 from vecdb.ports.tell import Tell
 from vecdb.raft.driver import Driver
@@ -91,6 +90,7 @@ from vecdb.services.replicated import Cluster, ReplicatedNode
 from vecdb.services.shards import ClusterShards
 from vecdb.serving.governing import Backing, Governing, is_member
 from vecdb.serving.membership import Membership, draw
+from vecdb.serving.readiness import NAMED, Readiness
 from vecdb.serving.shard_loads import ShardLoads
 from vecdb.storage.paths import replace_file
 
@@ -112,10 +112,6 @@ CHANGE_S: Final = 10.0
 LOOK_S: Final = 1.0
 PROBE_BYTES: Final = 8 << 20
 """What a disk must take before it is believed to be well: more than little files find room for."""
-UNLED_S: Final = 30.0
-"""How long a node that starts is not ready for the sake of shards that have no leader."""
-NAMED: Final = 3
-"""Collections that a reason names."""
 
 
 def check_directory(settings: Settings) -> None:
@@ -206,7 +202,7 @@ class Member:
             self.node.leaders, clock, self._events)
         self.server: PeerServer | None = None
         self._edges: list[Edge] = []
-        self._began, self._caught_up = self._loop.time(), False
+        self._readiness = Readiness(me, self._loop.time, self._receiving)
         self._kept: set[tuple[Replicator, int]] = set()
         """Leaderships that nobody took, and their terms."""
         heard_s = max(BALANCE.heard_s, HEARTBEATS * options.heartbeat_s)
@@ -372,28 +368,11 @@ class Member:
         if away:
             more = f" and {len(away) - NAMED} more" if len(away) > NAMED else ""
             found.append(f"replicas here are not open: {', '.join(away[:NAMED])}{more}")
-        return found or self._catching_up(status)
+        return found or self._readiness.reasons(status, self.control.state, self.hosting.statuses())
 
-    def _catching_up(self, status: ReplicaStatus) -> list[str]:
-        """Since this node was started: whoever stops the next one once this is ready must not be left with what the
-        last checkpoints had.  A shard that has no leader is not waited for any more after a while: others are served.
-        """
-        if self._caught_up:
-            return []
-        if not status.current:
-            return ["the control group's log is being replayed"]
-        me, statuses = self._settings.server.node_id, self.hosting.statuses()
-        patient = self._loop.time() - self._began < UNLED_S
-        behind = set()
-        for entry in self.control.state.shards.values():
-            if me in entry.nodes:
-                here = statuses[entry.label].status if entry.label in statuses else None
-                # One that is no member (yet) is not waited for: nobody takes it for one.
-                if here is None or (here.state != "joining" and not here.current and (patient or here.leader)):
-                    behind.add(entry.name)
-        self._caught_up = not behind
-        more = f" and {len(behind) - NAMED} more" if len(behind) > NAMED else ""
-        return [f"replicas here have not caught up yet: {', '.join(sorted(behind)[:NAMED])}{more}"] if behind else []
+    def _receiving(self, group: int) -> tuple[int, int] | None:
+        replica = self.driver.host.replicas.get(group)
+        return None if replica is None else replica.receiving
 
     def _founding(self) -> str:
         founding = self.hosting.founding

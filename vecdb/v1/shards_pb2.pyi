@@ -62,7 +62,7 @@ class Replica(_message.Message):
     """"node/number" """
     node: _builtins.str
     state: _builtins.str
-    """ok, joining, removed, halted, unreachable"""
+    """ok, catching up, joining, removed, halted, unreachable"""
     role: _builtins.str
     """leader, follower, candidate, learner; empty where unknown"""
     term: _builtins.int

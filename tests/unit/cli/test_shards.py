@@ -50,6 +50,10 @@ def test_list(cli, cluster) -> None:
     assert ["well" in lines["docs"], "n2/4" in lines["docs"], "n1, n2, n3" in lines["docs"], "7" in lines["docs"]] == [
         True] * 4
     assert "n3 unreachable" in lines["logs"]
+    cluster[1] = replace(cluster[1], replicas=(*cluster[1].replicas[1:], replica("n1", 4, "catching up", lag=1_699)))
+    assert "n1 catching up (1 of 1,700)" in cli("shard", "list", *URL).out
+    assert cli("shard", "status", "docs", *URL).code == 4
+    cluster[1] = replace(cluster[1], replicas=(replica("n1", 4, lag=7), *cluster[1].replicas[:2]))
     told = cli("shard", "list", *URL, "--json").json["shards"]
     assert [(one["collection"], one["group"], one["leader"], one["healthy"]) for one in told] == [
         ("", 0, "n1/0", True), ("docs", 4, "n2/4", True), ("logs", 5, "n1/5", False)]

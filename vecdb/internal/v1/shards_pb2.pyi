@@ -233,6 +233,7 @@ class ReplicaStatus(_message.Message):
     LEARNERS_FIELD_NUMBER: _builtins.int
     JOINING_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    STALE_FIELD_NUMBER: _builtins.int
     group: _builtins.int
     me: _builtins.str
     state: _builtins.str
@@ -246,6 +247,8 @@ class ReplicaStatus(_message.Message):
     last: _builtins.int
     log_bytes: _builtins.int
     error: _builtins.str
+    stale: _builtins.bool
+    """since it was opened it has not been as far as its group was when it first heard of its leader"""
     @_builtins.property
     def voters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -270,10 +273,11 @@ class ReplicaStatus(_message.Message):
         learners: _abc.Iterable[_builtins.str] | None = ...,
         joining: _abc.Iterable[_builtins.str] | None = ...,
         error: _builtins.str = ...,
+        stale: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "commit", b"commit", "error", b"error", "first", b"first", "group", b"group", "joining", b"joining", "last", b"last", "leader", b"leader", "learners", b"learners", "log_bytes", b"log_bytes", "me", b"me", "role", b"role", "state", b"state", "term", b"term", "voters", b"voters"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "commit", b"commit", "error", b"error", "first", b"first", "group", b"group", "joining", b"joining", "last", b"last", "leader", b"leader", "learners", b"learners", "log_bytes", b"log_bytes", "me", b"me", "role", b"role", "stale", b"stale", "state", b"state", "term", b"term", "voters", b"voters"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
