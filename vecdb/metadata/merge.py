@@ -40,7 +40,10 @@ def merge(parts: Sequence[Part], count: int, *, max_fields: int = MAX_INDEXED_FI
             unknown = bits.to_ordinals(index.unknown("", len(new_ordinal)))
             overflow |= bits.from_ordinals(_move(unknown, new_ordinal)[0], count)
     regions: list[tuple[str, Arrays]] = []
-    for path in _dropped(gathered, max_fields):
+    dropped = _dropped(gathered, max_fields)
+    if only is not None:  # a path that is named and not there is one that no record has
+        only = tuple(path for path in only if path not in dropped)
+    for path in dropped:
         for _, data in gathered.pop(path):
             for rows in data.sets.values():
                 overflow |= bits.from_ordinals(rows, count)

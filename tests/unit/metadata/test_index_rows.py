@@ -59,6 +59,14 @@ def test_growing_and_sealed_give_the_rows_of_the_oracle(records, nodes, count, f
     check_all(again, nodes, records[:count], count)
 
 
+def test_a_named_field_without_room_is_asked_of_the_records():
+    records = stored([{"a": {"a": None}, "b": 1}])
+    sealed = merge([(grown(records, ("a", "a.a", "b"), max_fields=1), np.arange(1, dtype=np.int32))], 1, max_fields=1)
+    nodes = [parse(text) for text in ("exists a.a", "exists a", "exists b", "b == 1", "a.a is null", "not exists a.a")]
+    check_all(sealed, nodes, records, 1)
+    check_all(SealedIndex.from_buffer(memoryview(bytes(sealed.to_bytes())), mapped=True), nodes, records, 1)
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(records_lists, st.booleans()), max_size=4), filters, indexed, st.sampled_from((2, 256)),
        st.randoms(use_true_random=False))
