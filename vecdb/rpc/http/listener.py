@@ -3,6 +3,9 @@
 uvloop closes a server for good, and without a word, when its ``accept`` finds no descriptor; before that it resets all
 that wait.  Here they wait in the kernel's queue until there are descriptors again.  So that it seldom comes to that,
 the last ones are not for connections: files of the store and calls that run already need them more.
+
+A connection that is being taken while the listener closes is taken to the end, and then closed as all others are:
+uvloop closes the handle of one whose taking is cancelled, and never tells its protocol, which a drain then waits for.
 """
 
 import asyncio
@@ -13,16 +16,20 @@ import ssl
 from collections.abc import Callable
 from typing import Final
 
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
 BACKLOG: Final = 1024
 AT_ONCE: Final = 64
 """Connections accepted before the loop turns."""
 PAUSE_S: Final = 0.1
 HANDSHAKE_S: Final = 15.0
 MOST_RESERVED: Final = 64
+TLS_SHUTDOWN_S: Final = 3.0
+"""For a client to answer that a connection ends: one that idles in a client's pool is read by nobody there."""
 
 _SHORT: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
-Make = Callable[[str], asyncio.Protocol]
+Make = Callable[[str], HttpToolsProtocol]
 """A protocol for a connection; what it is given, if not "", is why the connection is to be refused."""
 
 
@@ -44,6 +51,7 @@ class Listener:
         self._short = False
         self._resuming: asyncio.TimerHandle | None = None
         self._taking: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     def start(self) -> None:
         self._sock.listen(BACKLOG)
@@ -55,8 +63,10 @@ class Listener:
             self._resuming.cancel()
             self._resuming = None
         asyncio.get_running_loop().remove_reader(self._sock)
-        for task in self._taking:
-            task.cancel()
+        self._closed = True
+        if self._ssl is not None:
+            for task in self._taking:
+                task.cancel()
 
     async def wait_closed(self) -> None:
         await asyncio.gather(*self._taking, return_exceptions=True)
@@ -97,9 +107,15 @@ class Listener:
             if self._ssl is not None and (refusal or len(self._taking) > self._handshakes):
                 connection.close()
                 return
-            await asyncio.get_running_loop().connect_accepted_socket(
+            if self._closed:
+                connection.close()
+                return
+            _, protocol = await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: self._make(refusal), connection, ssl=self._ssl,
-                ssl_handshake_timeout=None if self._ssl is None else HANDSHAKE_S)
+                ssl_handshake_timeout=None if self._ssl is None else HANDSHAKE_S,
+                ssl_shutdown_timeout=None if self._ssl is None else TLS_SHUTDOWN_S)
+            if self._closed:
+                protocol.shutdown()
         except OSError:  # a handshake that was none, or a client that has gone
             connection.close()
         except BaseException:

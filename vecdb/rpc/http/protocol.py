@@ -109,7 +109,10 @@ class HttpProtocol(HttpToolsProtocol):
         if not self.transport.is_closing():
             self._refused = Refused(408, "DEADLINE_EXCEEDED", "RequestTimeout",
                                     f"the head of a request took more than {self.head_s:g} seconds")
-            self.send_400_response("")
+            try:
+                self.send_400_response("")
+            except RuntimeError:  # uvloop's, of a handle that was closed beneath the transport: nobody tells of that
+                self.connection_lost(None)
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():

@@ -1,12 +1,21 @@
 """A process that has no file descriptors left: nobody is cut off, and the face answers when there are some again."""
 
+import asyncio
 import select
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+import trustme
+import uvloop
+
+from tests.unit.rpc.http.conftest import Face
+from vecdb.ports.observer import NullObserver
+from vecdb.rpc.http import HttpFace, HttpOptions
 
 HEALTH = b"GET /healthz HTTP/1.1\r\nhost: node\r\n\r\n"
 
@@ -95,3 +104,71 @@ def test_the_last_descriptors_are_not_for_more_connections(process: Process) -> 
     assert process.tell("free") == 0
     assert ask(process.connect()).startswith(b"HTTP/1.1 200")
     assert ask(made[-1]).startswith(b"HTTP/1.1 200")
+
+
+def closing(face: Face, turns: int, context: ssl.SSLContext | None = None) -> None:
+    """A connection comes, the loop turns so often, and the face stops: nobody waits for it."""
+    async def run() -> None:
+        served = HttpFace(face.app(), HttpOptions(port=0, ssl_context=context), NullObserver())
+        await served.start()
+        assert served._server is not None
+        listener: Any = served._server.servers[0]
+        with socket.create_connection(("127.0.0.1", served.port), timeout=20) as client:
+            while not (listener._taking or served.connections):
+                listener._accept()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            listener.close()
+            for connection in list(served._server.server_state.connections):
+                connection.shutdown()
+            async with asyncio.timeout(15):
+                await listener.wait_closed()
+                while served.connections:
+                    await asyncio.sleep(0.01)
+                assert await asyncio.get_running_loop().run_in_executor(None, client.recv, 1) == b""
+        await served.stop(0.0)
+
+    uvloop.run(run())
+
+
+@pytest.mark.parametrize("turns", range(5))
+def test_a_connection_that_comes_while_it_closes_is_not_waited_for(face: Face, turns: int) -> None:
+    closing(face, turns)
+
+
+def test_nor_is_a_handshake_that_has_begun(face: Face) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    closing(face, 2, context)
+
+
+class Gone:
+    """A transport of uvloop's whose handle was closed beneath it."""
+
+    def is_closing(self) -> bool:
+        return False
+
+    def write(self, data: bytes) -> None:
+        raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
+
+    def close(self) -> None:
+        """It is."""
+
+
+def test_a_head_that_is_late_on_a_handle_that_is_gone_ends_the_connection(face: Face) -> None:
+    async def run() -> None:
+        served = HttpFace(face.app(), HttpOptions(port=0), NullObserver())
+        await served.start()
+        assert served._server is not None
+        with socket.create_connection(("127.0.0.1", served.port), timeout=20):
+            async with asyncio.timeout(15):
+                while not served.connections:
+                    await asyncio.sleep(0.01)
+            (connection,) = served._server.server_state.connections
+            there, connection.transport = connection.transport, Gone()  # type: ignore[union-attr,assignment]
+            connection._head_late()  # type: ignore[union-attr]  # ours is none of those of websockets
+            assert served.connections == 0
+            there.close()
+        await served.stop(0.0)
+
+    asyncio.run(run())
