@@ -14,7 +14,8 @@ from vecdb.core.errors import VecdbError
 from vecdb.runtime.logs import configure, logger
 from vecdb.runtime.memory import reuse_freed
 from vecdb.runtime.process import spare_the_collector
-from vecdb.serving.compose import start
+from vecdb.serving.compose import start, tell
+from vecdb.serving.stopping import watched
 
 AGAIN: Final = -1
 """For whoever started the node: let this process end, and start it anew."""
@@ -71,17 +72,18 @@ async def _serve(settings: Settings, on_ready: OnReady | None, on_step: Callable
     log.info("draining", running=running.running, at_most_s=settings.server.drain_s)
     closing = asyncio.create_task(running.close())
     impatient = asyncio.create_task(again.wait())
-    await asyncio.wait((closing, impatient), return_when=asyncio.FIRST_COMPLETED)
-    if not closing.done():
-        log.warning("drain_cut_short", running=running.running)
-        await running.cut_short()
-    impatient.cancel()
-    try:
-        await closing
-    except VecdbError as error:
-        if asked.is_set():
-            raise
-        log.warning("closed_with_error", error=error.message)  # it is what the start anew is for
+    with watched(closing, tell):
+        await asyncio.wait((closing, impatient), return_when=asyncio.FIRST_COMPLETED)
+        if not closing.done():
+            log.warning("drain_cut_short", running=running.running)
+            await running.cut_short()
+        impatient.cancel()
+        try:
+            await closing
+        except VecdbError as error:
+            if asked.is_set():
+                raise
+            log.warning("closed_with_error", error=error.message)  # it is what the start anew is for
     log.info("stopped" if asked.is_set() else "starting_anew")
     undo()
     return 0 if asked.is_set() else AGAIN
