@@ -36,6 +36,7 @@ class Transport:
         self.told: list[tuple[str, str, dict[str, Any]]] = []
         self.got: list[tuple[str, bytes]] = []
         self.incarnation = more.pop("incarnation", None)
+        self.asking = {key: more.pop(key) for key in ("ask", "unasked_methods") if key in more}
         self.tls, self.cluster, self.services, self.more = tls, cluster, services, more
 
     def tell(self, level: str, event: str, **fields: Any) -> None:
@@ -53,7 +54,7 @@ class Transport:
         self.frames.listen(lambda node, frame: self.got.append((node, bytes(frame))))
         credentials = None if self.tls is None else self.tls.grpc_credentials()
         self.server = PeerServer(PeerServerOptions(self.node, self.cluster, address, ("n1", "n2", "n3"), credentials,
-                                                   insecure=self.tls is None, tell=self.tell),
+                                                   insecure=self.tls is None, tell=self.tell, **self.asking),
                                  [self.frames.servicer(), *self.services])
         port = await self.server.start()
         self.addresses[self.node] = f"127.0.0.1:{port}"

@@ -146,6 +146,32 @@ def test_two_nodes_by_one_name(grown: Grown) -> None:
         grown.takes_part(name)
 
 
+@pytest.mark.parametrize("leads", [False, True])
+def test_a_second_process_by_a_founder_s_name_gets_nowhere(grown: Grown, leads: bool) -> None:
+    """Of the same settings, but for its address and an empty disk: as where a folder was copied."""
+    leader = grown.leader()
+    name = leader if leads else next(one for one in COORDINATORS if one != leader)
+    (port,) = free_ports(1)
+    grown.add("twin", grown.make(name, nodes={**grown.nodes, name: f"127.0.0.1:{port}"}, role="coordinator",
+                                 folder=f"founder-{leads}"))
+    wait_for(lambda: any("two nodes have this name" in why for why in grown.reasons("twin")), "its being refused")
+    wait_for(lambda: any("node_twice" in why for why in grown.member(name).membership.warnings()), "word of the other")
+    assert grown.reasons(name) == [], "it goes on"
+
+    def told() -> bool:
+        with grown.connect("s1") as db:
+            checks = {one.name: one for one in members(db)}
+        return "names of nodes" in checks and name in checks["names of nodes"].found
+
+    wait_for(told, "what the doctor says")
+    others = [one for one in grown.running if one not in (name, "twin")]
+    assert {grown.member(one).directory[name] for one in others} == {grown.nodes[name]}
+    assert all(grown.member(one).frames.connected(name) for one in others if one == grown.leader())
+    drop(grown, "twin")
+    grown.takes_part(name)
+    assert grown.state("s1").nodes[name].address == grown.nodes[name]
+
+
 def test_a_lost_disk_comes_back_as_an_observer_by_the_same_name(grown: Grown) -> None:
     token = grown.token()
     before = next(one for one in grown.status().learners if node_of(one) == "s2")

@@ -160,6 +160,11 @@ def members(database: "Database") -> list[Check]:
     if off:
         checks.append(Check("clocks of nodes", "warn", f"against the leader's: {', '.join(off)}", "let chrony or ntpd "
                             "set them: keys end by each node's own, and logs mislead"))
+    twice = [one.name for one in nodes if one.stats.get("node_twice")]
+    if twice:
+        checks.append(Check("names of nodes", "warn", f"node_twice: another process speaks as {', '.join(twice)}, and "
+                            "is refused", "the log of that node says from where: stop it, or give it a name of its own "
+                            "(server.node_id)"))
     slow = [f"{one.name} took {duration(found)}" for one in nodes
             if (found := one.stats.get("sync_slowest_s", 0.0)) > SLOW_SYNC_S]
     if slow:

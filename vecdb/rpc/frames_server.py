@@ -66,7 +66,7 @@ class FrameService(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic
         key, age = (greeting.node, lane), (greeting.incarnation, _number(context))
         before = self._streams.get(key)
         if before is not None:
-            if age <= before[0]:
+            if age <= before[0] and not (greeting.confirmed and age[0] != before[0][0]):
                 await self._refuse_older(key, age, before[0], context)
             before[1].cancel()
             self._counts["replaced"] += 1

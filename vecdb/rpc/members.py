@@ -31,6 +31,7 @@ from vecdb.rpc.methods import Context, Method
 from vecdb.rpc.peer import PEER_PREFIX
 from vecdb.rpc.peer_certificates import PeerTlsFiles
 from vecdb.rpc.peer_names import Greeting, certificate_name, named
+from vecdb.rpc.peer_twins import TWICE
 from vecdb.rpc.peers import REFUSED, RemoteReplicas, failure
 from vecdb.rpc.peers_server import peer_name
 from vecdb.rpc.tls import Certificates
@@ -38,11 +39,13 @@ from vecdb.services.announcing import Answer, Report
 
 JOIN: Final = f"{PEER_PREFIX}Members/Join"
 CHECK: Final = f"{PEER_PREFIX}Members/Check"
+PROCESS: Final = f"{PEER_PREFIX}Members/Process"
 OPEN: Final = (JOIN, CHECK)
 """The methods that are open to nodes which are no members."""
 MAX_STATS: Final = 64
+MAX_HOST: Final = 255
 CONNECT_S: Final = 5.0
-_REASONS: Final = {"cluster": "cluster", "own_name": "name_in_use", "not_certified": "cluster"}
+_REASONS: Final = {"cluster": "cluster", "own_name": "name_in_use", "not_certified": "cluster", TWICE: "name_in_use"}
 """Why the listener's guard refuses who would join, by its kind."""
 
 
@@ -61,24 +64,29 @@ class Registrar(Protocol):
 
 class MembersServicer:
     """``leader()``: the node that leads the control group, None where it is not known; ``admit``: asks another node to
-    let somebody in; ``votes(node)``: whether it is one of those that may have been asked.
+    let somebody in; ``votes(node)``: whether it is one of those that may have been asked.  ``incarnation``: of this
+    process; ``claimed(host)`` hears that another one speaks by this node's name.
     """
 
     def __init__(self, me: str, registrar: Registrar, leader: Callable[[], str | None],
                  admit: Callable[[str, Candidate, str, Call], Awaitable[dict[str, str]]],
-                 votes: Callable[[str], bool], clock: Clock) -> None:
+                 votes: Callable[[str], bool], clock: Clock, incarnation: int = 0,
+                 claimed: Callable[[str], None] = lambda host: None) -> None:
         self._me = me
         self._registrar = registrar
         self._leader = leader
         self._admit_at = admit
         self._votes = votes
         self._wrong = Failures(clock)
+        self._incarnation = incarnation
+        self._claimed = claimed
 
     def methods(self) -> list[Method]:
         return [Method("Members/Join", pb.JoinRequest, KeyRole.READ, unary=self.join),
                 Method("Members/Check", pb.JoinRequest, KeyRole.READ, unary=self.check),
                 Method("Members/Admit", pb.AdmitRequest, KeyRole.READ, unary=self.admit),
-                Method("Members/Announce", pb.AnnounceRequest, KeyRole.READ, unary=self.announce)]
+                Method("Members/Announce", pb.AnnounceRequest, KeyRole.READ, unary=self.announce),
+                Method("Members/Process", pb.ProcessRequest, KeyRole.READ, unary=self.process)]
 
     async def join(self, message: pb.JoinRequest, context: Context) -> pb.JoinReply:
         one, address = _candidate_from_wire(message.node, peer_name(context)), peer_address(context.peer)
@@ -126,6 +134,11 @@ class MembersServicer:
             message.incarnation, message.wall_s, dict(message.stats), shards))
         return pb.AnnounceReply(wall_s=answer.wall_s, twice=answer.twice)
 
+    async def process(self, message: pb.ProcessRequest, context: Context) -> pb.ProcessReply:
+        if message.incarnation != self._incarnation:
+            self._claimed(message.host[:MAX_HOST])
+        return pb.ProcessReply(incarnation=self._incarnation)
+
 
 def _candidate_to_wire(one: Candidate) -> pb.Candidate:
     return pb.Candidate(number=one.number, address=one.address, client_address=one.client_address,
@@ -160,6 +173,11 @@ class RemoteMembers:
                                      busy=[one.busy for one in report.shards.values()])
         reply = await self._ask(node).call("Members/Announce", message, pb.AnnounceReply, call)
         return Answer(reply.wall_s, reply.twice)
+
+    async def process(self, node: str, incarnation: int, host: str) -> int:
+        """:data:`vecdb.rpc.peer_twins.Ask`."""
+        message = pb.ProcessRequest(incarnation=incarnation, host=host)
+        return (await self._ask(node).call("Members/Process", message, pb.ProcessReply, Call())).incarnation
 
     async def admit(self, node: str, one: Candidate, token: str, call: Call) -> dict[str, str]:
         message = pb.AdmitRequest(name=one.name, join=pb.JoinRequest(node=_candidate_to_wire(one), token=token))

@@ -50,6 +50,8 @@ class Greeting:
     to: str
     incarnation: int
     protocol: int = PROTOCOL
+    confirmed: bool = False
+    """Not said, but found out: this very process answers at the node's address."""
 
     def agent(self) -> str:
         return f"vecdb-peer/{self.protocol} ({self.cluster}; {self.node}; {self.to}; {self.incarnation:x})"

@@ -20,6 +20,7 @@ from vecdb.core.calls import MAX_KEY_BYTES, Call, Stopped, WriteToken
 from vecdb.core.errors import (
     DeadlineExceeded,
     InvalidArgument,
+    JoinRefused,
     NodeRemoved,
     OutcomeUnknown,
     Unavailable,
@@ -40,6 +41,7 @@ from vecdb.ports.replicator import Committed, ReplicaStatus
 from vecdb.rpc.door import Guards
 from vecdb.rpc.methods import Context, Method
 from vecdb.rpc.peer import PEER_PREFIX, peer_guards
+from vecdb.rpc.peer_twins import TWICE
 from vecdb.rpc.reasons import short
 from vecdb.shard.marks import MarkResult
 from vecdb.wire import convert, status
@@ -326,6 +328,8 @@ def failure(error: grpc.aio.AioRpcError, node: str, write: bool) -> VecdbError:
         return status.from_status(code, text, details)
     if any(key == REFUSED and value == "removed" for key, value in trailing):
         return NodeRemoved(f"node {node} says: {text[:300]}", node=node)
+    if any(key == REFUSED and value == TWICE for key, value in trailing):
+        return JoinRefused(f"node {node} says: {text[:300]}", reason="name_in_use", node=node)
     unsent = any(key == REFUSED for key, _ in trailing) or bool(_NOT_SENT.search(text)) \
         or error.code() is grpc.StatusCode.UNIMPLEMENTED
     if unsent or not write:

@@ -9,15 +9,18 @@ A service sees only calls that were let in, and asks :func:`peer_name` who calls
 **Who is known** is looked up at each call: nodes come and go.  Methods that are *open* are for those who are to become
 known: a certificate of the cluster is enough, and who cannot know yet whom it reaches means the bearer of its own name.
 
+**Two processes by one name**: the one at the node's address is believed, the other refused; see
+:mod:`vecdb.rpc.peer_twins`.
+
 **Bounds** that gRPC keeps: connections, calls of a connection, calls at all, the largest message, metadata.  Pings are
 allowed as often as peers like, because they find dead connections within two seconds by them.
 """
 
 import inspect
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import grpc
@@ -25,6 +28,7 @@ import grpc
 from vecdb.core.errors import InvalidArgument, Unavailable, VecdbError
 from vecdb.ports.tell import Tell, tell_nobody
 from vecdb.rpc.peer_names import PROTOCOL, Greeting, certified
+from vecdb.rpc.peer_twins import TWICE, Ask, Twins
 from vecdb.rpc.reading import Readers
 from vecdb.rpc.seldom import Seldom
 
@@ -48,7 +52,8 @@ _GREETING: ContextVar[Greeting] = ContextVar("vecdb_peer")
 class PeerServerOptions:
     """``nodes``: all of the cluster, of the moment; ``removed``: who was one.  ``open_methods``: for everybody with a
     certificate of the cluster.  ``credentials``: of gRPC, asking for a certificate; without any ``insecure`` must
-    be said.
+    be said.  ``ask``: which process a node is, without it all are believed; ``unasked_methods``: by which
+    that is asked.
     """
 
     node: str
@@ -61,14 +66,16 @@ class PeerServerOptions:
     tell: Tell = field(default=tell_nobody)
     removed: Callable[[], Collection[str]] = tuple
     open_methods: Collection[str] = ()
+    ask: Ask | None = None
+    unasked_methods: Collection[str] = ()
 
 
 class Refused(Exception):
-    """A call of another node, refused; ``kind`` is for counters."""
+    """A call of another node, refused; ``kind`` is for counters, ``about`` the name it is about, if any."""
 
-    def __init__(self, kind: str, why: str) -> None:
+    def __init__(self, kind: str, why: str, about: str = "") -> None:
         super().__init__(why)
-        self.kind, self.why = kind, why
+        self.kind, self.why, self.about = kind, why, about
 
 
 def peer_name(context: Any) -> str:
@@ -159,6 +166,7 @@ class Guard:
         self._options = options
         self.refused: Counter[str] = Counter()
         self._seldom = Seldom(options.tell)
+        self._twins = None if options.ask is None else Twins(options.ask)
 
     def greeted(self, metadata: Any, method: str = "") -> Greeting:
         """The greeting of a call, as far as it can be checked without the connection; raises :class:`Refused`."""
@@ -194,11 +202,26 @@ class Guard:
         if greeting.node not in certified(names, self._options.cluster):
             raise Refused("not_certified", f"the certificate is not of {greeting.node!r} in this cluster")
 
+    async def single(self, greeting: Greeting, context: Any, method: str) -> Greeting:
+        """The greeting, with what is known of its process; raises :class:`Refused` where another one is the node."""
+        twins, options, node = self._twins, self._options, greeting.node
+        if twins is None or method in options.unasked_methods:
+            return greeting
+        if not twins.settled(node, greeting.incarnation) and not await twins.admits(
+                node, greeting.incarnation, _host(context.peer())):
+            where = options.nodes.get(node, "its address") if isinstance(options.nodes, Mapping) else "its address"
+            raise Refused(TWICE, f"two nodes have this name (node_twice): {node!r} is the process at {where}, and this "
+                          "is another one", node)
+        return replace(greeting, confirmed=True) if twins.confirmed(node, greeting.incarnation) else greeting
+
     async def refuse(self, refusal: Refused, context: Any) -> None:
         """Count it, tell it, and end the call."""
         self.refused[refusal.kind] += 1
         peer = _address(context.peer())
-        self._seldom("warning", "peer_refused", refusal.kind, peer, why=refusal.why)
+        if refusal.kind == TWICE:
+            self._seldom("error", TWICE, refusal.kind, peer, about=refusal.about, why=refusal.why)
+        else:
+            self._seldom("warning", "peer_refused", refusal.kind, peer, why=refusal.why)
         await context.abort(_CODES.get(refusal.kind, grpc.StatusCode.FAILED_PRECONDITION), refusal.why,
                             (("vecdb-refused", refusal.kind),))
 
@@ -206,6 +229,11 @@ class Guard:
 def _address(peer: str) -> str:
     """Without the port, which is another one each time."""
     return peer.rpartition(":")[0] or peer
+
+
+def _host(peer: str) -> str:
+    """Of ``ipv4:10.0.0.1:4711``, without what is round it."""
+    return _address(peer).partition(":")[2] or peer
 
 
 class _Guarded(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the stubs alone
@@ -224,25 +252,26 @@ class _Guarded(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in 
         for service in self._services:
             handler = service.service(handler_call_details)
             if handler is not None:
-                return self._behind(handler, greeting)
+                return self._behind(handler, greeting, handler_call_details.method)
         return None
 
-    def _behind(self, handler: Any, greeting: Greeting) -> Any:
+    def _behind(self, handler: Any, greeting: Greeting, method: str) -> Any:
         """The handler, run once the certificate has been looked at; of unary calls the message is read only then."""
         if handler.response_streaming:
             inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
-            streaming = self._streaming(inner, greeting, handler)
+            streaming = self._streaming(inner, greeting, handler, method)
             return grpc.stream_stream_rpc_method_handler(streaming, handler.request_deserializer,
                                                          handler.response_serializer) if handler.request_streaming \
                 else grpc.stream_stream_rpc_method_handler(streaming, None, handler.response_serializer)
         inner = handler.stream_unary if handler.request_streaming else handler.unary_unary
         deserializer = handler.request_deserializer if handler.request_streaming else None
-        return grpc.stream_unary_rpc_method_handler(self._answering(inner, greeting, handler), deserializer,
-                                                    handler.response_serializer)
+        return grpc.stream_unary_rpc_method_handler(self._answering(inner, greeting, handler, method),
+                                                    deserializer, handler.response_serializer)
 
-    async def _enter(self, greeting: Greeting, context: Any) -> None:
+    async def _enter(self, greeting: Greeting, context: Any, method: str) -> None:
         try:
             self._guard.certified(greeting, context)
+            greeting = await self._guard.single(greeting, context, method)
         except Refused as refusal:
             await self._guard.refuse(refusal, context)
         _GREETING.set(greeting)
@@ -258,18 +287,18 @@ class _Guarded(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in 
         except Exception:  # whatever the service's own reader raises for what it cannot read
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"these {len(raw)} bytes are no request")
 
-    def _answering(self, inner: Any, greeting: Greeting, handler: Any) -> Any:
+    def _answering(self, inner: Any, greeting: Greeting, handler: Any, method: str) -> Any:
         async def answer(requests: Any, context: Any) -> Any:
-            await self._enter(greeting, context)
+            await self._enter(greeting, context, method)
             return await inner(requests if handler.request_streaming else await self._message(handler, context),
                                context)
 
         return answer
 
-    def _streaming(self, inner: Any, greeting: Greeting, handler: Any) -> Any:
+    def _streaming(self, inner: Any, greeting: Greeting, handler: Any, method: str) -> Any:
         if inspect.isasyncgenfunction(inner):
             async def generate(requests: Any, context: Any) -> AsyncIterator[Any]:
-                await self._enter(greeting, context)
+                await self._enter(greeting, context, method)
                 said = requests if handler.request_streaming else await self._message(handler, context)
                 async for reply in inner(said, context):
                     yield reply
@@ -277,7 +306,7 @@ class _Guarded(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in 
             return generate
 
         async def write(requests: Any, context: Any) -> None:
-            await self._enter(greeting, context)
+            await self._enter(greeting, context, method)
             await inner(requests if handler.request_streaming else await self._message(handler, context), context)
 
         return write

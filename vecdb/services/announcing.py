@@ -8,14 +8,18 @@ nodes had gone at once.
 that is off by more than :data:`~vecdb.core.cluster.CLOCK_OFF_S` is told of, loudly and by name, for API keys end by its
 own and its logs mislead; nothing of the cluster is decided by what it says.
 
-**Two processes by one name** whose disks are copies show in their numbers: a process is told of once a later one has
-announced itself.
+**Two processes by one name**: the one that was heard within :data:`LATELY_S` keeps it, and the other is refused and
+told why, as the one that keeps it is told that there is another.  A later process on the same disk is a restart.  Of
+two on different disks the one counts whose replica the control group has, whoever came first, so what was taken while
+a node was silent it takes back when it speaks.  Which of the two has the node's address is looked at before that, at
+each call (:mod:`vecdb.rpc.peer_twins`).
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from math import inf
 from typing import Final, Protocol
 
 from vecdb.cluster.joining import Candidate
@@ -28,6 +32,8 @@ from vecdb.ports.replicator import ReplicaStatus
 from vecdb.ports.tell import Tell, tell_nobody
 
 PERIOD_S: Final = 2.0
+LATELY_S: Final = 10.0
+"""A node that was heard from within this lives."""
 SOON_S: Final = 0.2
 ASK_S: Final = 2.0
 TELL_S: Final = 60.0
@@ -35,6 +41,7 @@ TELL_S: Final = 60.0
 REMOVED_S: Final = 6.0
 """For so long a node must hear from all it reaches that it was removed, before it believes it: one may lag."""
 CLOCK_OFF: Final = "clock_off_s"
+TWICE: Final = "node_twice"
 _NOTHING: Final[Mapping[str, float]] = {}
 
 
@@ -56,7 +63,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """``wall_s``: the leader's clock; ``twice``: a later process has this name."""
+    """``wall_s``: the leader's clock; ``twice``: another process speaks by this name, too."""
 
     wall_s: float
     twice: bool = False
@@ -67,6 +74,8 @@ class _Heard:
     report: Report
     at: float
     stats: Mapping[str, float]
+    twin_at: float = -inf
+    """When another process by this name was refused last."""
 
 
 class Announcements:
@@ -91,8 +100,11 @@ class Announcements:
             self._term, self._since = term, self._clock.monotonic()
         return term > 0
 
-    def take(self, report: Report) -> Answer:
-        """Of a node; ``NotLeader`` where this one does not lead."""
+    def take(self, report: Report, replica: str = "") -> Answer:
+        """Of a node; ``NotLeader`` where this one does not lead, ``JoinRefused`` where another process is that node.
+
+        ``replica``: the node's that the control group has, empty where it has none.
+        """
         if not self.look():
             raise NotLeader("this node does not lead the control group")
         name, now, wall = report.node.name, self._clock.monotonic(), self._clock.wall()
@@ -100,12 +112,23 @@ class Announcements:
         if abs(off) > CLOCK_OFF_S:
             self._seldom("node_clock_off", name, off_s=round(off, 1))
         before = self._heard.get(name)
-        if before is not None and report.incarnation < before.report.incarnation:
-            self._seldom("node_twice", name, why="a process that was started later has this name: are there two?")
-            return Answer(wall, True)
+        if before is not None and now - before.at < LATELY_S and not _succeeds(report, before.report, replica):
+            before.twin_at = now
+            self._seldom(TWICE, name, address=before.report.node.address, other=report.node.address,
+                         why="two processes speak by this name: the one that the cluster knows keeps it")
+            raise JoinRefused(
+                f"two nodes have this name (node_twice): {name} at {before.report.node.address} was heard from "
+                f"{now - before.at:.1f} s ago, and is another process.  Give this one another name (server.node_id), "
+                f"or stop the other; if it was lost, wait until it was silent for {LATELY_S:g} s", reason="name_in_use",
+                node=name)
         stats = {**report.stats, CLOCK_OFF: round(off, 3)}
-        self._heard[name] = _Heard(report, now, stats)
-        return Answer(wall)
+        twin_at = -inf
+        if before is not None and before.report.incarnation == report.incarnation:
+            twin_at = before.twin_at
+        elif before is not None and before.report.node.number != report.node.number and now - before.at < LATELY_S:
+            twin_at = now
+        self._heard[name] = _Heard(report, now, stats, twin_at)
+        return Answer(wall, now - twin_at < LATELY_S)
 
     def _seldom(self, event: str, node: str, **fields: object) -> None:
         now = self._clock.monotonic()
@@ -147,6 +170,15 @@ class Announcements:
     def forget(self, node: str) -> None:
         """It was removed."""
         self._heard.pop(node, None)
+
+
+def _succeeds(report: Report, before: Report, replica: str) -> bool:
+    """Whether a report is of the process that was heard, or of one that is the node in its place."""
+    if report.incarnation == before.incarnation:
+        return True
+    if report.node.number == before.node.number:
+        return report.incarnation > before.incarnation
+    return report.replica == replica != before.replica
 
 
 class Leaders(Protocol):
@@ -225,8 +257,8 @@ class Announcer:
         if (abs(self.clock_off_s) > CLOCK_OFF_S or answer.twice) and now - self._told_at >= TELL_S:
             self._told_at = now
             if answer.twice:
-                self._tell("error", "node_twice", about=self._me,
-                           why="a process that was started later has this node's name: are there two?")
+                self._tell("error", TWICE, about=self._me,
+                           why="another process speaks by this node's name, and is refused: are there two?")
             else:
                 self._tell("error", "clock_off", about=self._me, off_s=round(self.clock_off_s, 1),
                            why="against the clock of the cluster's leader")
@@ -236,7 +268,8 @@ class Announcer:
         now = self._clock.monotonic()
         if now - self._told_at >= TELL_S:
             self._told_at = now
-            self._tell("error", "node_refused", about=self._me, reason=error.reason, why=error.message)
+            event = TWICE if error.reason == "name_in_use" else "node_refused"
+            self._tell("error", event, about=self._me, reason=error.reason, why=error.message)
 
     async def _ask(self, report: Report) -> Answer:
         """Who is known to lead, else the others in turn, who say who does."""

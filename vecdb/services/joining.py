@@ -13,7 +13,9 @@ is taken out.  All of it is read off anew twice a second, by whoever leads.
 
 **Two nodes by one name** are told apart by their disks' numbers: who asks to join by the name of a node that was heard
 from within :data:`LATELY_S` by another disk is refused.  A node that was lost may come back under its name, with an
-empty disk, once it was silent for so long, and takes its own place, which stays of the kind it was.
+empty disk, once it was silent for so long, and takes its own place, which stays of the kind it was.  The same holds for
+who announces itself by a founder's name: a leader that is new does not write down a stranger's address while Raft hears
+from the one that there is.
 """
 
 import asyncio
@@ -32,12 +34,11 @@ from vecdb.core.errors import JoinRefused, NotLeader, Unavailable, VecdbError
 from vecdb.ports.clock import Clock
 from vecdb.ports.replicator import ReplicaStatus, Replicator
 from vecdb.ports.tell import Tell, tell_nobody
-from vecdb.services.announcing import Announcements, Answer, Report
+from vecdb.services.announcing import LATELY_S, Announcements, Answer, Report
 from vecdb.services.control import members
 from vecdb.services.directory import Directory, Noted
 from vecdb.services.ledger import Ledger
 
-LATELY_S: Final = 10.0
 LOOK_S: Final = 0.5
 CHANGE_S: Final = 10.0
 FAREWELL_S: Final = 2.0
@@ -176,14 +177,26 @@ class Registrar:
     # --- who announces itself -----------------------------------------------------------------------
 
     async def announced(self, report: Report) -> Answer:
-        """Hear of a member; ``NotLeader`` with who does lead."""
-        self._leading()
-        answer = self._announcements.take(report)
+        """Hear of a member; ``NotLeader`` with who does lead; ``JoinRefused`` where another process is that node."""
+        _, status = self._leading()
+        replica, heard = members(status).get(report.node.name, ("", False))
+        if heard:
+            self._check_stranger(report, replica)
+        answer = self._announcements.take(report, replica)
         self._check_release(report.node)
-        if not answer.twice:
-            with suppress(VecdbError):  # it comes again in two seconds
-                await self._register(report)
+        with suppress(VecdbError):  # it comes again in two seconds
+            await self._register(report)
         return answer
+
+    def _check_stranger(self, report: Report, replica: str) -> None:
+        """``Unavailable`` while a leader that is new knows by Raft alone that a node is heard, and another disk
+        announces itself by its name: soon the node itself will have done so.
+        """
+        one, left = report.node, LATELY_S - self._announcements.leading_s
+        if left > 0 and replica not in (report.replica, f"{one.name}/{one.number}") \
+                and self._announcements.report(one.name) is None:
+            raise Unavailable(f"whether the node {one.name} that there is still lives is not known yet",
+                              retry_after_s=left)
 
     def _check_release(self, one: Candidate) -> None:
         """``JoinRefused`` for a member that was started as a release too far from the others', or as one that does not
@@ -319,6 +332,7 @@ class Joiner:
         self._thread = thread
         self._joined = joined
         self._told: tuple[str, float] = ("", 0.0)
+        self.missing: dict[str, str] = {}
         self.waits_for = ""
         """Why this node is no member yet, for whoever asks."""
 

@@ -49,7 +49,7 @@ from vecdb.rpc.copies import CopiesServicer, RemoteCopies
 from vecdb.rpc.door import Guards
 from vecdb.rpc.edge import Edge
 from vecdb.rpc.frames import GrpcFrames
-from vecdb.rpc.members import OPEN
+from vecdb.rpc.members import OPEN, PROCESS
 from vecdb.rpc.operations import OperationsServicer
 from vecdb.rpc.peer import PEER_PREFIX
 from vecdb.rpc.peer_certificates import open_peer_certificates
@@ -175,7 +175,8 @@ class Member:
         self.peers = RemotePeers(self.channels, _open_node, clock)
         self.membership = Membership(settings, release, self.control, self.directory, self.ledger, self.peers,
                                      certificates, clock, self._events, self._stats,
-                                     ShardLoads(database, observer, lambda: self.hosting.statuses(), clock))
+                                     ShardLoads(database, observer, lambda: self.hosting.statuses(), clock),
+                                     self.channels.incarnation)
         self.hosting = Hosting(me, tuple(options.nodes), self.driver, database, self.control, self.ledger,
                                RemoteWitnesses(self.peers), draw=draw, joiner=self.membership.joiner,
                                departures=Departures(store),
@@ -227,7 +228,8 @@ class Member:
         credentials = None if self._certificates is None else self._certificates.grpc_credentials()
         self.server = PeerServer(PeerServerOptions(me, cluster.name, address, self.directory, credentials,
                                                    credentials is None, tell=self._tell,
-                                                   removed=lambda: self.directory.left, open_methods=OPEN),
+                                                   removed=lambda: self.directory.left, open_methods=OPEN,
+                                                   ask=self.membership.process, unasked_methods=(PROCESS,)),
                                  [self.frames.servicer(), *self._edges])
         if self._certificates is not None:
             reload = self._loop.create_task(self._certificates.watch())

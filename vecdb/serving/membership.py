@@ -3,11 +3,14 @@
 **A node that was removed** hears so from the control state, or from everybody it still reaches.  It lets go of its
 replicas, answers calls with ``NodeRemoved``, is not ready and says why; what it holds stays on its disk.  It forgets
 that it was a member, so with ``cluster.join`` and a token it may be started anew and join like any other.
+
+**A node whose name another process has** goes on as it is, and says so for :data:`TWIN_S` since it last heard of it: in
+its log, in the warnings of ``/readyz``, and by a figure that it announces, which ``vecdb doctor`` reads.  The other
+one is refused everywhere, and is not ready.
 """
 
 import asyncio
 import secrets
-import time
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
@@ -25,7 +28,9 @@ from vecdb.ports.clock import Clock
 from vecdb.ports.tell import Tell
 from vecdb.rpc.door import Authenticate
 from vecdb.rpc.members import JoinCalls, MembersServicer, RemoteMembers
+from vecdb.rpc.peer_twins import TWICE
 from vecdb.rpc.peers import RemotePeers
+from vecdb.rpc.seldom import Seldom
 from vecdb.rpc.tls import Certificates
 from vecdb.runtime.memory import disk, memory
 from vecdb.services.announcing import Announcements, Announcer, Report
@@ -38,6 +43,7 @@ from vecdb.services.ledger import Ledger
 
 LOOK_S: Final = 0.5
 LEFT_S: Final = 3.0
+TWIN_S: Final = 30.0
 REMOVED: Final = "this node was removed from the cluster: it may join anew, with a token (cluster.join, cluster.token)"
 
 
@@ -53,7 +59,8 @@ class Membership:
 
     def __init__(self, settings: Settings, release: Release, control: Control, directory: Directory, ledger: Ledger,
                  peers: RemotePeers, certificates: Certificates | None, clock: Clock, tell: Tell,
-                 stats: Callable[[], Mapping[str, float]], loads: Callable[[], Mapping[int, ShardLoad]]) -> None:
+                 stats: Callable[[], Mapping[str, float]], loads: Callable[[], Mapping[int, ShardLoad]],
+                 incarnation: int) -> None:
         self._me = settings.server.node_id
         self._settings = settings
         self._release = release
@@ -65,7 +72,10 @@ class Membership:
         self._stats = stats
         self._loads = loads
         self._loop = asyncio.get_running_loop()
-        self._incarnation = time.time_ns()
+        self._incarnation = incarnation
+        self._seldom = Seldom(tell)
+        self._twin: tuple[str, float] | None = None
+        """From where another process spoke by this node's name, and when."""
         self._ports: dict[str, Any] = {}
         self.removed = asyncio.Event()
         self.announcements = Announcements(self._leading, clock, tell)
@@ -81,7 +91,12 @@ class Membership:
             joined=self._announcer.likely)
 
     def servicer(self) -> MembersServicer:
-        return MembersServicer(self._me, self.registrar, self._leader, self._members.admit, self._votes, self._clock)
+        return MembersServicer(self._me, self.registrar, self._leader, self._members.admit, self._votes, self._clock,
+                                self._incarnation, self._was_claimed)
+
+    async def process(self, node: str, incarnation: int, host: str) -> int:
+        """:data:`vecdb.rpc.peer_twins.Ask`."""
+        return await self._members.process(node, incarnation, host) if node in self._directory else 0
 
     def start(self, addresses: Mapping[str, Any], stack: AsyncExitStack) -> None:
         """Begin to tell of this node, once it is known where clients reach it; ``stack`` undoes it."""
@@ -113,6 +128,8 @@ class Membership:
         room = await self._loop.run_in_executor(None, _room, folder)
         status, founding = self._control.status(), self._ledger.founding
         stats = {**room, **self._stats(), "control_applied": float(self._control.state.log_index)}
+        if self.warnings():
+            stats[TWICE] = 1.0
         return Report(self.describe(0 if founding is None else founding.number), "" if status is None else status.me,
                       status is not None and status.state == "joining", self._incarnation, self._clock.wall(), stats,
                       self._loads())
@@ -177,6 +194,18 @@ class Membership:
         if self._announcer.refused:
             return f"the cluster refuses it as it is: {self._announcer.refused}"
         return ""
+
+    def _was_claimed(self, host: str) -> None:
+        self._twin = host, self._clock.monotonic()
+        self._seldom("error", TWICE, TWICE, host, about=self._me, why="another process speaks by this node's name from "
+                     "there, and is refused by who asked: give it another name (server.node_id), or stop it")
+
+    def warnings(self) -> list[str]:
+        """What is amiss though this node serves."""
+        if self._twin is None or self._clock.monotonic() - self._twin[1] > TWIN_S:
+            return []
+        return [f"two nodes have this name (node_twice): another process speaks as {self._me} from {self._twin[0]}, "
+                "and is refused"]
 
     def guarded(self, authenticator: Authenticate, keys: ClusterKeys) -> Authenticate:
         """Who is let in where this node serves: nobody before the cluster's keys are known, or once it was removed."""

@@ -1,14 +1,15 @@
 """What nodes tell of themselves: silence from when the leader leads, clocks, and two processes by one name."""
 
 import asyncio
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from vecdb.cluster.joining import Candidate
-from vecdb.core.errors import NodeRemoved, NotLeader, Unavailable
-from vecdb.services.announcing import CLOCK_OFF, REMOVED_S, Announcements, Announcer, Answer, Report
+from vecdb.core.errors import JoinRefused, NodeRemoved, NotLeader, Unavailable
+from vecdb.services.announcing import CLOCK_OFF, LATELY_S, REMOVED_S, Announcements, Announcer, Answer, Report
 
 
 class Clock:
@@ -74,13 +75,47 @@ def test_a_clock_that_is_off_is_told_of_by_name(off: float, loud: bool) -> None:
     assert bench.heard.stats("s1")[CLOCK_OFF] == off
 
 
-def test_of_two_processes_by_one_name_the_older_hears_of_it() -> None:
+def test_of_two_processes_on_copies_of_a_disk_the_later_counts_and_the_older_hears_of_it() -> None:
     bench = Bench()
     assert not bench.heard.take(bench.report(incarnation=5, one=1.0)).twice
     assert not bench.heard.take(bench.report(incarnation=6, two=1.0)).twice, "a restart, perhaps"
-    assert bench.heard.take(bench.report(incarnation=5, one=1.0)).twice
+    with pytest.raises(JoinRefused, match="two nodes have this name"):
+        bench.heard.take(bench.report(incarnation=5, one=1.0))
     assert [event for _, event, _ in bench.told] == ["node_twice"]
     assert "two" in bench.heard.stats("s1"), "the later counts"
+    assert bench.heard.take(bench.report(incarnation=6, two=1.0)).twice, "and hears that there is another"
+
+
+def test_a_node_that_is_heard_keeps_its_name_from_another_disk() -> None:
+    bench = Bench()
+    bench.heard.take(bench.report(incarnation=5, one=1.0), "s1/7")
+    stranger = replace(bench.report(incarnation=9, two=1.0), replica="s1/8",
+                       node=Candidate("s1", 8, "elsewhere:1"))
+    with pytest.raises(JoinRefused, match="two nodes have this name") as refused:
+        bench.heard.take(stranger, "s1/7")
+    assert refused.value.reason == "name_in_use"
+    (told,) = bench.told
+    assert (told[1], told[2]["address"], told[2]["other"]) == ("node_twice", "s1:1", "elsewhere:1")
+    answer = bench.heard.take(bench.report(incarnation=5, one=1.0), "s1/7")
+    assert answer.twice, "who keeps it is told, too"
+    bench.clock.now += LATELY_S
+    assert not bench.heard.take(bench.report(incarnation=5), "s1/7").twice, "once the other one is gone"
+
+
+def test_what_another_disk_took_in_a_silence_the_node_takes_back() -> None:
+    bench = Bench()
+    bench.heard.take(bench.report(incarnation=5), "s1/7")
+    stranger = replace(bench.report(incarnation=9), replica="s1/8", node=Candidate("s1", 8, "elsewhere:1"))
+    bench.clock.now += LATELY_S
+    assert not bench.heard.take(stranger, "s1/7").twice
+    assert bench.heard.take(bench.report(incarnation=5, back=1.0), "s1/7").twice
+    for _ in range(3):
+        with pytest.raises(JoinRefused):
+            bench.heard.take(stranger, "s1/7")
+        bench.heard.take(bench.report(incarnation=5, back=1.0), "s1/7")
+    bench.heard.take(stranger, "s1/8")
+    with pytest.raises(JoinRefused):
+        bench.heard.take(bench.report(incarnation=5), "s1/8")
 
 
 class Others:
@@ -183,3 +218,15 @@ def test_a_node_says_so_when_its_own_clock_is_off_or_its_name_is_used_twice() ->
     bench.clock.now += 100
     asyncio.run(one.announce())
     assert bench.told[-1][1] == "node_twice"
+
+
+def test_a_node_that_is_refused_for_its_name_says_so() -> None:
+    bench = Bench()
+    others = Others(a=JoinRefused("two nodes have this name", reason="name_in_use"))
+    one, _ = announcer(bench, others, leader="a")
+    with pytest.raises(JoinRefused):
+        asyncio.run(one.announce())
+    assert (one.refused, bench.told[-1][1]) == ("two nodes have this name", "node_twice")
+    others.answers["a"] = None
+    asyncio.run(one.announce())
+    assert one.refused == ""

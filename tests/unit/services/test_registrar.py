@@ -16,9 +16,9 @@ from vecdb.core.calls import Call
 from vecdb.core.cluster import NodeState, Role
 from vecdb.core.errors import JoinRefused, NotLeader, Unavailable
 from vecdb.ports.replicator import Committed, ReplicaStatus
-from vecdb.services.announcing import Announcements, Report
+from vecdb.services.announcing import LATELY_S, Announcements, Report
 from vecdb.services.directory import Directory
-from vecdb.services.joining import FAREWELL_S, LATELY_S, Registrar
+from vecdb.services.joining import FAREWELL_S, Registrar
 
 FOUNDERS = {name: f"{name}:7702" for name in ("c1", "c2", "c3")}
 NEW = Candidate("s1", 7, "s1:7702", role=Role.SHARD, version="1.4.0", commands=2)
@@ -85,6 +85,12 @@ class Bench:
 
     def hear(self, one: Candidate = NEW, replica: str = "s1/70", *, joining: bool = True) -> None:
         self.do(self.registrar.announced(Report(one, replica, joining, 1, self.clock.wall())))
+
+    def founder(self, number: int = 3, address: str = "c3:7702", *, incarnation: int = 1, replica: str = "") -> None:
+        """Word by the name of c3, whose replica the control group has as c3/3."""
+        one = Candidate("c3", number, address, role=Role.COORDINATOR, version="1.4.0", commands=2)
+        self.do(self.registrar.announced(Report(one, replica or f"c3/{number}", number != 3, incarnation,
+                                                self.clock.wall())))
 
     def settle(self) -> None:
         while self.do(self.registrar.look()):
@@ -216,3 +222,33 @@ def test_who_has_left_is_taken_out_and_is_not_written_down_again_by_its_own_word
     bench.settle()
     assert bench.nodes["s1"].state is NodeState.ACTIVE
     assert bench.group.changes[2:] == [("s1/90", None, True)]
+
+
+def test_a_founder_s_address_is_not_taken_by_another_process_and_is_put_right_when_it_was() -> None:
+    bench = Bench()
+    bench.founder()
+    with pytest.raises(JoinRefused) as refused:
+        bench.founder(8, "elsewhere:1", incarnation=9)
+    assert (refused.value.reason, bench.nodes["c3"].address) == ("name_in_use", "c3:7702")
+    bench.group.put(node_put(replace(bench.nodes["c3"], address="elsewhere:1")))
+    bench.founder()
+    assert bench.nodes["c3"].address == "c3:7702"
+    bench.clock.now += LATELY_S
+    bench.founder(8, "elsewhere:1", incarnation=9)
+    assert bench.nodes["c3"].address == "elsewhere:1", "as it may be where a disk was lost with its machine"
+    bench.founder()
+    assert bench.nodes["c3"].address == "c3:7702", "but not for as long as the first one lives, though it is older"
+
+
+def test_a_new_leader_believes_no_other_disk_while_raft_hears_from_the_node() -> None:
+    bench = Bench()
+    bench.group.status_now = replace(bench.group.status_now, role="follower")
+    bench.heard.look()
+    bench.group.status_now = replace(bench.group.status_now, role="leader", heard_s={"c3/3": 0.1})
+    with pytest.raises(Unavailable, match="not known yet"):
+        bench.founder(8, "elsewhere:1", incarnation=9)
+    bench.founder()
+    bench.group.status_now = replace(bench.group.status_now, heard_s={"c2/2": 99.0, "c3/3": 99.0})
+    with pytest.raises(JoinRefused):
+        bench.founder(8, "elsewhere:1", incarnation=9)
+    assert bench.nodes["c3"].address == "c3:7702"

@@ -38,15 +38,17 @@ class HttpApp:
     ``metrics`` None: there is no such page; ``open_metrics``: it is shown without a key, too.  ``known_host(name)``:
     whether a request may call this node so.  A browser lets a page of any site speak to a name of that site, and that
     name may come to mean this machine; where nothing asks for a key, the name is all that tells such a page.
+    ``warnings``: what is amiss while the node is ready.
     """
 
     def __init__(self, node: Node, guards: Guards, workers: Executor, *, keys: Keys | None, about: About,
                  readiness: Readiness, metrics: Metrics | None, message_bytes: int, open_metrics: bool = False,
-                 known_host: Callable[[str], bool] = lambda name: True) -> None:
+                 known_host: Callable[[str], bool] = lambda name: True, warnings: Readiness = list) -> None:
         self._known_host = known_host
         self._guards = guards
         self._about = about
         self._readiness = readiness
+        self._warnings = warnings
         self._metrics = metrics
         self._open_metrics = open_metrics
         self._pages: dict[bool, asyncio.Task[tuple[str, bytes]]] = {}
@@ -106,8 +108,8 @@ class HttpApp:
 
     def _health(self) -> dict[str, Any]:
         reasons = list(self._readiness())
-        return {"status": "ok", "ready": not reasons, "reasons": reasons, "version": self._version,
-                "uptime_s": round(self._admin.uptime_s, 3)}
+        return {"status": "ok", "ready": not reasons, "reasons": reasons, "warnings": list(self._warnings()),
+                "version": self._version, "uptime_s": round(self._admin.uptime_s, 3)}
 
     async def _healthz(self, scope: Scope) -> Reply:
         """200 as long as the loop turns: whether the node serves is for /readyz to say."""

@@ -442,11 +442,12 @@ class Keys(Body):
 
 
 class Health(Body):
-    """``reasons``: why the node is not ready, if it is not."""
+    """``reasons``: why the node is not ready, if it is not; ``warnings``: what is amiss, be it ready or not."""
 
     status: Literal["ok", "unavailable"]
     ready: bool
     reasons: list[str]
+    warnings: list[str]
     version: str
     uptime_s: float
 
