@@ -5,6 +5,10 @@ every node looks, every ten seconds, and gives one leadership away when it leads
 that leads fewest among those that could take one.  The sum of the squares of what nodes lead falls with each such
 hand-over, so they end, and a difference of one, which moving a leader would only turn round, stays.
 
+**Who leads far too many** gives several at a look, at the same time: a quarter of the difference, and no more than
+:data:`MOST`, each as if those before it were done.  A quarter, because others that look meanwhile give to the same
+node.  No node gives the same group twice within a minute, so that two of them can never hand it to and fro quickly.
+
 **Nothing is taken from a node and nobody is asked for permission**: only a leader knows who has caught up, and whoever
 has least is given to by many at worst, which the next looks mend (they do not come at the same time).
 
@@ -40,6 +44,10 @@ from vecdb.ports.tell import Tell, tell_nobody
 
 LEAST_DIFFERENCE: Final = 2
 """With one a hand-over would make the same difference the other way, and would be answered by another, for ever."""
+PART: Final = 4
+"""Of the difference, what is given at a look: one of so many."""
+MOST: Final = 8
+"""Hand-overs at once: each lets the writes of one shard wait for a moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +56,7 @@ class BalanceSettings:
 
     ``first_s``: before the first look; ``period_s``: from one to the next, give or take the share ``jitter``.
     ``heard_s``: how long ago the leader may have heard of him.  ``call_s``: of a hand-over, and of a question.
+    ``rest_s``: how long a group that was given away is not given away again.
     """
 
     first_s: float = 20.0
@@ -56,6 +65,7 @@ class BalanceSettings:
     heard_s: float = 1.0
     behind: int = 1_000
     call_s: float = 2.0
+    rest_s: float = 60.0
 
 
 class Own(Protocol):
@@ -91,6 +101,11 @@ def choose(me: str, leaders: Mapping[int, str | None], movable: Mapping[int, Col
     return next(group for group, nodes in mine.items() if least in nodes), least
 
 
+def at_once(difference: int) -> int:
+    """How many are given away at a look by who leads so many more than the node that leads fewest."""
+    return min(MOST, max(1, difference // PART))
+
+
 class Balancer:
     """See the module.  Belongs to one event loop.
 
@@ -115,6 +130,8 @@ class Balancer:
         """Groups that this node leads and the terms it does so in, those it has led longest first."""
         self._before: dict[int, str] = {}
         """Who led each group when that was last known."""
+        self._given: dict[int, float] = {}
+        """When groups were given away, those of the last while."""
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -140,7 +157,7 @@ class Balancer:
                 self._failed(error, level="error")
 
     async def look(self) -> None:
-        """Hand over one group, if one should be."""
+        """Hand over a group, or some, if any should be."""
         state = self._state()
         here = {entry.group: self._own.look(entry.group) for entry in state.shards.values()
                 if self._me in entry.nodes}
@@ -152,12 +169,12 @@ class Balancer:
         self._before = {group: known for group in here if (known := leaders[group] or self._before.get(group))}
         if not self._well() or None in leaders.values():
             return
+        now = self._clock.monotonic()
+        self._given = {group: at for group, at in self._given.items() if now - at < self._settings.rest_s}
         able = {group: {name: replica for name, replica in self._able(status).items() if name not in lost}
-                for group in self._led if (status := here[group]) is not None}
+                for group in self._led if (status := here[group]) is not None and group not in self._given}
         chosen = await self._choose(state, leaders, able)
-        if chosen is not None:
-            group, node = chosen
-            await self._give(state, group, node, able[group][node])
+        await asyncio.gather(*(self._give(state, group, node, able[group][node]) for group, node in chosen))
 
     def _able(self, status: ReplicaStatus) -> dict[str, str]:
         """The nodes that could lead a group this node leads, and their replicas."""
@@ -169,25 +186,40 @@ class Balancer:
                 and status.last - status.matches.get(one, -limits.behind) < limits.behind}
 
     async def _choose(self, state: ControlState, leaders: dict[int, str | None], able: dict[int, dict[str, str]]
-                      ) -> tuple[int, str] | None:
-        """:func:`choose`, with all that is led by the node it chooses."""
+                      ) -> list[tuple[int, str]]:
+        """:func:`choose`, with all that is led by the nodes it chooses, and as often as :func:`at_once` says."""
         refused: set[str] = set()
         asked: set[str] = set()
-        while True:
+        found: list[tuple[int, str]] = []
+        most = 1
+        while len(found) < most:
             chosen = choose(self._me, leaders, {group: nodes.keys() - refused for group, nodes in able.items()})
-            if chosen is None or chosen[1] in asked:
-                return chosen
-            node = chosen[1]
-            asked.add(node)
-            unseen = [entry.group for entry in state.shards.values()
-                      if node in entry.nodes and self._me not in entry.nodes]
-            try:
-                found = await self._others(node).status(unseen, self._call()) if unseen else {}
-            except VecdbError as error:
-                refused.add(node)
-                self._failed(error, to=node)
+            if chosen is None:
+                break
+            group, node = chosen
+            if node in asked:
+                if not found:
+                    leads = Counter(leaders.values())
+                    most = at_once(leads[self._me] - leads[node])
+                found.append(chosen)
+                leaders[group] = node
             else:
-                leaders.update({group: node for group, status in found.items() if status.role == "leader"})
+                asked.add(node)
+                if not await self._ask(state, node, leaders):
+                    refused.add(node)
+        return found
+
+    async def _ask(self, state: ControlState, node: str, leaders: dict[int, str | None]) -> bool:
+        """Take up what a node leads that is not here; False where it does not say."""
+        unseen = [entry.group for entry in state.shards.values()
+                  if node in entry.nodes and self._me not in entry.nodes]
+        try:
+            found = await self._others(node).status(unseen, self._call()) if unseen else {}
+        except VecdbError as error:
+            self._failed(error, to=node)
+            return False
+        leaders.update({group: node for group, status in found.items() if status.role == "leader"})
+        return True
 
     async def _give(self, state: ControlState, group: int, node: str, replica: str) -> None:
         name = state.shards[group].name
@@ -199,7 +231,9 @@ class Balancer:
             self._failed(error, to=node, group=group, collection=name)
         else:
             self._before[group] = node
-            self._tell("info", "leader_balanced", group=group, collection=name, to=node, left=len(self._led) - 1)
+            self._given[group] = self._clock.monotonic()
+            self._led.pop(group, None)
+            self._tell("info", "leader_balanced", group=group, collection=name, to=node, left=len(self._led))
 
     def _call(self) -> Call:
         return Call(deadline=self._clock.monotonic() + self._settings.call_s)

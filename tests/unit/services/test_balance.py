@@ -15,7 +15,7 @@ from vecdb.core.calls import Call
 from vecdb.core.errors import Unavailable
 from vecdb.core.schema import CollectionSchema
 from vecdb.ports.replicator import ReplicaStatus
-from vecdb.services.balance import Balancer, BalanceSettings, choose
+from vecdb.services.balance import MOST, Balancer, BalanceSettings, at_once, choose
 from vecdb.services.replicas import CONTROL
 
 NODES = ("n1", "n2", "n3", "n4", "n5")
@@ -76,6 +76,30 @@ def test_it_ends_wherever_replicas_are_and_never_turns_an_imbalance_round(places
 
 def _squares(leaders: dict[int, str | None]) -> int:
     return sum(count * count for count in Counter(leaders.values()).values())
+
+
+@given(st.lists(st.sampled_from(NODES), max_size=200), st.integers(2, 5), st.randoms())
+def test_who_gives_several_at_a_look_never_turns_an_imbalance_round_and_needs_few_looks(
+        led: list[str], count: int, random: Any) -> None:
+    nodes = NODES[:count]
+    leaders: dict[int, str | None] = {group: nodes[NODES.index(node) % count] for group, node in enumerate(led, 1)}
+    while True:
+        able = [node for node in nodes if choose(node, leaders, _all_of(node, leaders, nodes))]
+        if not able:
+            return
+        node, most, given = random.choice(able), 1, 0
+        while given < most and (chosen := choose(node, leaders, _all_of(node, leaders, nodes))):
+            group, to = chosen
+            counts, squares = Counter(leaders.values()), _squares(leaders)
+            most = at_once(counts[node] - counts[to]) if not given else most
+            leaders[group] = to
+            given += 1
+            assert _squares(leaders) < squares
+        assert 1 <= given <= MOST
+
+
+def test_how_many_at_once() -> None:
+    assert [at_once(one) for one in (2, 4, 7, 8, 12, 31, 54, 10_000)] == [1, 1, 1, 2, 3, 7, MOST, MOST]
 
 
 # --- the balancer -------------------------------------------------------------------------------------
@@ -174,6 +198,46 @@ def test_one_a_look_until_it_is_even() -> None:
     assert [event for event, _ in world.told] == ["leader_balanced"] * 4
     assert world.told[0][1] == {"group": 1, "collection": "c1", "to": "n2", "left": 6}
     assert world.asked == [], "all there is to know is known here"
+
+
+def test_who_leads_far_too_many_gives_some_at_the_same_time() -> None:
+    world = three(56)
+    together = 0
+
+    async def transfer(group: int, to: str | None, call: Call) -> None:
+        nonlocal together
+        together += 1
+        await asyncio.sleep(0)  # all others have begun before any is done
+        assert together >= MOST
+        await World.transfer(world, group, to, call)
+
+    world.transfer = transfer  # type: ignore[method-assign]
+    assert world.looks() == [(group, f"n{2 + (group + 1) % 2}/7") for group in range(1, MOST + 1)]
+    assert [fields["left"] for _, fields in world.told] == list(range(55, 55 - MOST, -1))
+    world.given.clear()
+    world.looks(40)
+    counts = Counter(world.leaders.values())
+    assert max(counts.values()) - min(counts.values()) < 2
+
+
+def test_a_group_that_came_back_is_not_given_again_within_a_minute() -> None:
+    world = World(dict.fromkeys((1, 2, 3), "123"), {1: "n1", 2: "n1", 3: "n2"})
+    balancer = world.balancer()
+
+    async def looks() -> None:
+        await balancer.look()
+        assert world.given == [(1, "n3/7")]
+        world.lead(1, "n1")
+        world.changes[2] = {"learners": ("n4/7",)}
+        for _ in range(3):
+            world.now += 19
+            await balancer.look()
+        assert world.given == [(1, "n3/7")]
+        world.now += 19
+        await balancer.look()
+
+    asyncio.run(looks())
+    assert world.given == [(1, "n3/7")] * 2
 
 
 def test_a_difference_of_one_stays() -> None:
@@ -278,7 +342,7 @@ def test_a_hand_over_that_fails_is_told_and_tried_again() -> None:
 
 
 def test_it_looks_at_its_times_until_it_is_stopped_and_survives_what_is_raised() -> None:
-    world = three(9)
+    world = three(7)
     settings = BalanceSettings()
     looks = 0
 
