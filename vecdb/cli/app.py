@@ -24,6 +24,7 @@ from vecdb.cli import (
     showing,
     snapshots,
     top,
+    warming,
 )
 from vecdb.cli import options as o
 from vecdb.cli.machine import installed
@@ -61,6 +62,7 @@ def version(as_json: o.Json = False) -> None:
 
 app.command()(quickstart.quickstart)
 app.command()(serve.serve)
+app.command()(warming.warmup)
 app.command("import")(importing.import_)
 app.command()(exporting.export)
 app.command()(querying.query)

@@ -100,8 +100,8 @@ def kernel_cache() -> Check:
     warm = sum(number for _, number in found)
     text = ", ".join(f"{count(number)} compiled kernels in {folder}" for folder, number in found)
     if not warm:
-        return Check("kernels", "warn", text or "no cache", "the first query compiles for about half a minute; "
-                     "python -m vecdb.ann.warmup does it now")
+        return Check("kernels", "warn", text or "no cache", "the first start of a server, or the first query of a "
+                     "directory, compiles them, which takes a minute or more; vecdb warmup does it now")
     return Check("kernels", "ok", text)
 
 

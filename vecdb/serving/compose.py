@@ -53,6 +53,7 @@ from vecdb.services.local import LocalDatabase
 from vecdb.services.node import LocalNode, NodeLimits
 from vecdb.serving.front import FrontSettings
 from vecdb.serving.fronts import Fronts, reserve
+from vecdb.serving.warming import Warming
 from vecdb.storage.paths import replace_file
 from vecdb.wire.filters import FILTERS
 
@@ -223,11 +224,14 @@ async def _compose(settings: Settings, stack: AsyncExitStack, on_step: OnStep, r
     stack.callback(uses.cancel)
     authenticator = Authenticator(keys, settings.security, clock)
     guards = _guards(settings, keys, authenticator, metrics, certificates, stack)
+    starting = ["starting"]
+    warming = Warming(starting, tell, on_step)
     workers = ThreadPoolExecutor(EDGE_THREADS, thread_name_prefix="vecdb-edge")
     stack.callback(workers.shutdown)
     if member is not None:
         assert isinstance(keys, ClusterKeys)
-        guards = replace(guards, authenticator=member.membership.guarded(guards.authenticator, keys))
+        guards = replace(guards, authenticator=warming.guarded(
+            member.membership.guarded(guards.authenticator, keys)))
     details = _about(settings, about, engine)
     methods = [*CollectionsServicer(node).methods(), *RecordsServicer(node, metrics).methods(),
                *QueriesServicer(node, metrics, limits.deadline_s).methods(),
@@ -235,7 +239,6 @@ async def _compose(settings: Settings, stack: AsyncExitStack, on_step: OnStep, r
                *ShardsServicer(LoneShards(node, about["node_id"]) if member is None else member.shards).methods(),
                *ClusterServicer(None if member is None else member.node).methods(),
                *OperationsServicer(lambda: LONE if member is None else member.governing.administration).methods()]
-    starting = ["starting"]
     face = _grpc_face(settings, methods, guards, workers, certificates, about, folder, stack)
     metrics.watch(Watched.STREAMS, lambda: float(face.streams))
     metrics.watch(Watched.DRAINING, lambda: float("draining" in starting))
@@ -251,11 +254,11 @@ async def _compose(settings: Settings, stack: AsyncExitStack, on_step: OnStep, r
     engine.batcher.alone = lambda: guards.inside.calls <= 1
     addresses = await _bind(settings, face, http, stack)
     if settings.server.warm_up:
-        await loop.run_in_executor(None, _warm_up, on_step)
+        await loop.run_in_executor(None, warming.run, _warm_up)
     if member is not None:
         addresses["peer_port"] = await member.start(guards, workers, details, addresses, stack)
     await face.ready()
-    starting.clear()
+    warming.done()
     return Running(face, http, metrics, addresses, settings.server.drain_s, starting, stack, member)
 
 
@@ -428,10 +431,10 @@ def join_host_port(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
 
 
-def _warm_up(on_step: OnStep) -> None:
+def _warm_up(progress: Callable[[int, int, str], None]) -> None:
     from vecdb.ann.warmup import warmup
 
-    warmup(progress=lambda done, of, step: on_step(f"kernels {done}/{of} {step}".strip()))
+    warmup(progress=progress)
 
 
 def _about(settings: Settings, about: dict[str, str], node: LocalNode) -> Callable[[], dict[str, Any]]:
