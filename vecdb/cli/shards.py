@@ -123,6 +123,9 @@ def transfer_leader(
     until = time.monotonic() + (place.settings.client.timeout_s or _LED_S)
     with open_database(place) as database:
         shard, label = find(database, name or "0")
+        if to is not None and not any(to in (one.node, one.name) for one in shard.replicas):
+            raise InvalidArgument("to", f"{to[:100]} holds no replica of {label or CONTROL}; {_nodes(shard)} "
+                                  f"{'do' if len(shard.replicas) > 1 else 'does'}", got=to[:100], limit=_nodes(shard))
         plan = Plan("transfer-leader", (PlanStep(
             "transfer", str(shard.group), f"{label or CONTROL}: {shard.leader or 'whoever leads'} hands the leadership "
             f"to {to or 'the replica that is furthest'}, and writes wait meanwhile"),))

@@ -152,6 +152,11 @@ def test_transfer_leader(cli, cluster, backend, monkeypatch) -> None:
     ran = cli("shard", "transfer-leader", "docs", "--to", "n3", "--dry-run", *URL)
     assert (ran.code, "n2/4 hands the leadership to n3" in ran.out) == (0, True)
     assert cli("shard", "transfer-leader", "docs", *URL).code == 2, "nobody can be asked"
+    for given in (["docs", "--dry-run"], ["docs", "--yes"], ["--control", "--yes"]):
+        ran = cli("shard", "transfer-leader", *given, "--to", "n9", *URL)
+        assert (ran.code, ran.out) == (2, ""), "before a plan is shown"
+        assert "n9 holds no replica of" in ran.err
+        assert "n1, n2, n3" in ran.err
     assert len(backend.handed) == 3
     for error, code in ((Unavailable("it did not work out"), 11), (Unsupported("alone"), 9)):
         def fail(name, to=None, call=None, error=error) -> None:
