@@ -109,12 +109,12 @@ class Grown:
     def ready(self, *names: str) -> None:
         wait_for(lambda: not any(self.reasons(name) for name in names or self.running), "readiness")
 
-    def leader(self) -> str:
-        """The node that leads the control group."""
+    def leader(self, *, ready: bool = True) -> str:
+        """The node that leads the control group; unless ``ready`` is False, one that serves, too."""
         def found() -> str | None:
             for name in self.running:
                 status = self.member(name).control.status()
-                if status is not None and status.role == "leader" and not self.reasons(name):
+                if status is not None and status.role == "leader" and not (ready and self.reasons(name)):
                     return name
             return None
 
@@ -125,9 +125,9 @@ class Grown:
         return self.member(self.leader()).control.status()
 
     def propose(self, command: bytes) -> Any:
-        """Through the control group's leader, whoever that is."""
+        """Through the control group's leader, whoever that is, and whatever its readiness says of a test's doings."""
         def once() -> Any:
-            replicator = self.member(self.leader()).control.replicator
+            replicator = self.member(self.leader(ready=False)).control.replicator
             return self.do(replicator.propose(command, self._loop.time() + 5)) or True
 
         return wait_for(once, "a command")
