@@ -12,7 +12,7 @@ import vecdb
 from tests.grown_nodes import COORDINATORS, Grown
 from tests.replicated_nodes import free_ports, wait_for
 from vecdb.cli import main
-from vecdb.cli.peers import members
+from vecdb.cli.peers import here, members
 from vecdb.cluster.control import NodeEntry, node_of
 from vecdb.cluster.control.commands import node_put, node_remove, node_state, token_revoke
 from vecdb.config import load
@@ -20,6 +20,7 @@ from vecdb.core.access import Grant
 from vecdb.core.access import Role as KeyRole
 from vecdb.core.cluster import NodeState, Role
 from vecdb.core.errors import NodeRemoved, Unauthenticated
+from vecdb.rpc.peer_certificates import issue
 
 
 @pytest.fixture(scope="module")
@@ -227,6 +228,30 @@ def test_certificates_of_another_cluster(grown: Grown, tmp_path: Any) -> None:
         grown.add("s9", theirs.model_copy(update={"data_dir": grown.path / "s9"}))
         refused(grown, "s9", "not by this cluster's authority")
         drop(grown, "s9")
+
+
+def test_founders_with_certificates_of_two_authorities_say_so_on_both_sides(tmp_path: Any) -> None:
+    dev, (http,) = tmp_path / "dev", free_ports(1)
+    issue(dev, "dev", ["c3"])
+    with Grown(tmp_path / "prod", tls=True) as prod:
+        theirs = prod.make("c3", cluster="dev", nodes=prod.nodes, role="coordinator", folder="dev",
+                           cert_file=dev / "c3.pem", key_file=dev / "c3.key", ca_file=dev / "ca.pem")
+        prod.add("c3", theirs.model_copy(update={"server": theirs.server.model_copy(update={"http_port": http})}))
+        prod.start(["c1"])
+
+        def says(node: str, *words: str) -> bool:
+            return any(all(word in why for word in words) for why in prod.reasons(node))
+
+        amiss = "not by this cluster's authority"
+        wait_for(lambda: says("c3", f"c1: {prod.nodes['c1']} shows", amiss, "c2: node c2 cannot be reached: connection "
+                              "refused"), "what the newcomer says")
+        wait_for(lambda: says("c1", f"c3: {prod.nodes['c3']} shows", amiss), "what the other side says")
+        for node in ("c1", "c3"):
+            assert prod.member(node).figures().refused["authority"] >= 1
+            assert prod.member(node).figures().events["peer_certificate"] >= 1
+        (check,) = here(prod.settings["c3"])
+        assert check.state == "warn"
+        assert amiss in check.found
 
 
 def test_a_removed_node_stops_and_joins_anew(grown: Grown) -> None:

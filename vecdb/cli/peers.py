@@ -11,7 +11,7 @@ from vecdb.cli.machine import Check
 from vecdb.cli.output import count, duration, size
 from vecdb.core.cluster import CLOCK_OFF_S, SLOW_SYNC_S
 from vecdb.core.errors import InvalidArgument, PermissionDenied, Unauthenticated, Unavailable, Unsupported
-from vecdb.core.nodes import all_loopback, split_address
+from vecdb.core.nodes import all_loopback, bracketed, is_wildcard, split_address
 from vecdb.core.shards import UNREACHABLE
 
 if TYPE_CHECKING:
@@ -42,13 +42,46 @@ def cluster(settings: "Settings") -> list[Check]:
     """This node's settings and certificate for its cluster, and whether the other nodes are there."""
     if not settings.cluster.name:
         return []
-    checks = [_membership(settings.cluster, settings.server.node_id), *_certificate(settings)]
+    checks = [_membership(settings.cluster, settings.server.node_id), *here(settings), *_certificate(settings)]
     if any(one.state == "fail" for one in checks):
         return checks
     if settings.cluster.join:
         return [*checks, *(_peer(settings.cluster, "", address) for address in settings.cluster.join)]
     return [*checks, *(_peer(settings.cluster, node, address) for node, address in settings.cluster.nodes.items()
                        if node != settings.server.node_id)]
+
+
+def here(settings: "Settings") -> list[Check]:
+    """What this node says of itself on its HTTP port, if it runs: why it is not ready, and what is amiss."""
+    import json
+    from http.client import HTTPConnection, HTTPException, HTTPSConnection
+
+    server = settings.server
+    if server.http_port <= 0 or server.host.startswith("unix:"):
+        return []
+    host = "127.0.0.1" if is_wildcard(server.host) else server.host.strip("[]")
+    secure = settings.tls.cert_file is not None
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # what it is asked for is shown to anybody
+    asked = HTTPSConnection(host, server.http_port, timeout=_PEER_S, context=context) if secure \
+        else HTTPConnection(host, server.http_port, timeout=_PEER_S)
+    url = f"{'https' if secure else 'http'}://{bracketed(host)}:{server.http_port}/readyz"
+    try:
+        asked.request("GET", "/readyz")
+        raw = asked.getresponse().read(1 << 20)
+    except (OSError, HTTPException):
+        return []  # it does not run, and what else is wrong the other checks say
+    finally:
+        asked.close()
+    try:
+        told = json.loads(raw)
+        amiss = [str(one) for one in (*told["reasons"], *told.get("warnings", ()))]
+    except (ValueError, KeyError, TypeError):
+        return []  # something else is at that port
+    if not amiss:
+        return [Check("this node", "ok", f"{url}: it is ready")]
+    return [Check("this node", "warn", f"{url}: {'; '.join(amiss)}", "" if told.get("ready") else "it serves once that "
+                  "is over")]
 
 
 def _membership(cluster: "ClusterSettings", me: str) -> Check:

@@ -42,6 +42,7 @@ from vecdb.rpc.door import Guards
 from vecdb.rpc.methods import Context, Method
 from vecdb.rpc.peer import PEER_PREFIX, peer_guards
 from vecdb.rpc.peer_twins import TWICE
+from vecdb.rpc.probing import Probes
 from vecdb.rpc.reasons import short
 from vecdb.shard.marks import MarkResult
 from vecdb.wire import convert, status
@@ -310,13 +311,19 @@ class RemoteReplicas:
 
 
 class RemoteWitnesses:
-    """:class:`vecdb.services.founding.Witnesses` over the cluster's channels."""
+    """:class:`vecdb.services.founding.Witnesses` over the cluster's channels; ``probes`` find out more of TLS."""
 
-    def __init__(self, replicas: "RemotePeers") -> None:
+    def __init__(self, replicas: "RemotePeers", probes: Probes | None = None) -> None:
         self._replicas = replicas
+        self._probes = probes
 
     async def founding(self, node: str) -> Founding:
-        return await self._replicas.replicas(node).founding(Call())
+        try:
+            return await self._replicas.replicas(node).founding(Call())
+        except Unavailable as error:
+            if self._probes is None:
+                raise
+            raise Unavailable(await self._probes.why(node, error.message), node=node) from None
 
 
 def failure(error: grpc.aio.AioRpcError, node: str, write: bool) -> VecdbError:

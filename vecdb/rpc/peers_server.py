@@ -1,10 +1,12 @@
 """The listener for other nodes of the cluster: port 7702.
 
 **Who gets in.**  With TLS both sides show certificates of the cluster's CA; a connection that does not is closed in the
-handshake, within :data:`HANDSHAKE_MS`.  Every call is greeted (:mod:`vecdb.rpc.peer_names`), and refused with its
-message unread where the protocol or the cluster is another one, the name is unknown, ours, or not in the caller's
-certificate, or it is another node that is meant.  Refusals are counted, and told once a minute for each kind and peer.
-A service sees only calls that were let in, and asks :func:`peer_name` who calls.
+handshake, within :data:`HANDSHAKE_MS`: below Python, which hears nothing of it, so that such connections are neither
+counted nor told here, but by the side that calls (:mod:`vecdb.rpc.probing`).  Every call is greeted
+(:mod:`vecdb.rpc.peer_names`), and refused with its message unread where the protocol or the cluster is another one, the
+name is unknown, ours, or not in the caller's certificate, or it is another node that is meant.  Refusals are counted,
+and told once a minute for each kind and peer.  A service sees only calls that were let in, and asks :func:`peer_name`
+who calls.
 
 **Who is known** is looked up at each call: nodes come and go.  Methods that are *open* are for those who are to become
 known: a certificate of the cluster is enough, and who cannot know yet whom it reaches means the bearer of its own name.

@@ -70,7 +70,8 @@ class Replication:
                 ("vecdb_raft_messages_dropped", "Messages that were not for a replica here or made no sense", "reason",
                  figures.dropped),
                 ("vecdb_peer_frames", "Frames between nodes, by what became of them", "kind", figures.frames),
-                ("vecdb_peer_calls_refused", "Calls of other nodes that were refused", "reason", figures.refused),
+                ("vecdb_peer_calls_refused", "Calls of other nodes that were refused, and certificates "
+                 "that they showed when they were called", "reason", figures.refused),
                 ("vecdb_handed_on", "Calls that were handed on to another node", "what", figures.handed_on)):
             yield counters(name, text, (label,), {(one,): float(count) for one, count in values.items()})
 

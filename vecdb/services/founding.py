@@ -18,6 +18,8 @@ PATIENCE_S: Final = 5.0
 """Nodes that are started together come up within this, so before it nobody is told who is missing."""
 TELL_S: Final = 60.0
 """Until the same is told again."""
+CHANGED_S: Final = 10.0
+"""Until it is told that the same nodes are missing for another reason."""
 NUMBERS: Final = (1 << 16, (1 << 32) - 1)
 """Numbers of disks: of 32 bits, and none that a person would write."""
 
@@ -26,14 +28,17 @@ class Witnesses(Protocol):
     """The other nodes, as far as they can be asked."""
 
     async def founding(self, node: str) -> Founding:
-        """How far the node is, on stable storage; ``VecdbError`` where it does not answer or does not know yet."""
+        """How far the node is, on stable storage; ``VecdbError`` says why it does not answer, or does not know yet."""
         ...
 
 
 class Entrance(Protocol):
-    """How a node comes to be a member.  ``fresh``: a log of the control group that is not there never was."""
+    """How a node comes to be a member.  ``fresh``: a log of the control group that is not there never was;
+    ``missing``: nodes that it waits for, and why each did not answer.
+    """
 
     fresh: bool
+    missing: dict[str, str]
 
     async def found(self, has_state: bool) -> Founding: ...
 
@@ -52,7 +57,9 @@ class Founder:
         self._tell = tell
         self._draw = draw
         self._thread = thread
-        self._told: dict[str, tuple[object, float]] = {}
+        self._told: dict[str, tuple[Any, float]] = {}
+        self.missing: dict[str, str] = {}
+        """Nodes that did not answer in the last round, and why; none once it is over."""
 
     async def found(self, has_state: bool) -> Founding:
         """Return once there is nothing more to learn.
@@ -70,13 +77,13 @@ class Founder:
                 mine, pause = await self._write(after), PAUSE_S[0]
                 continue
             differing = strangers(self._nodes, answers)
-            missing = [node for node in self._nodes if node != self._me and node not in answers]
             self._tell_seldom("cluster_nodes_differ", differing, nodes=self._nodes,
                               others={node: list(theirs) for node, theirs in differing.items()})
             if asyncio.get_running_loop().time() - began > PATIENCE_S:
-                self._tell_seldom("cluster_waits_for_nodes", missing, missing=missing)
+                self._tell_missing()
             await asyncio.sleep(pause)
             pause = min(2 * pause, PAUSE_S[1])
+        self.missing = {}
         return mine
 
     async def _write(self, founding: Founding) -> Founding:
@@ -88,15 +95,29 @@ class Founder:
 
     async def _ask_all(self) -> dict[str, Founding]:
         others = [node for node in self._nodes if node != self._me]
-        answers = await asyncio.gather(*map(self._ask, others))
-        return {node: answer for node, answer in zip(others, answers, strict=True) if answer is not None}
+        answers = dict(zip(others, await asyncio.gather(*map(self._ask, others)), strict=True))
+        self.missing = {node: answer for node, answer in answers.items() if isinstance(answer, str)}
+        return {node: answer for node, answer in answers.items() if isinstance(answer, Founding)}
 
-    async def _ask(self, node: str) -> Founding | None:
+    async def _ask(self, node: str) -> Founding | str:
+        """Its answer, or why there is none."""
         try:
             async with asyncio.timeout(ASK_S):
                 return await self._witnesses.founding(node)
-        except (TimeoutError, VecdbError):
-            return None
+        except TimeoutError:
+            return f"no answer within {ASK_S:g} s"
+        except VecdbError as error:
+            return error.message
+
+    def _tell_missing(self) -> None:
+        """Who is missing is told at once when it is news; another reason for it not each time: they may alternate."""
+        event, missing = "cluster_waits_for_nodes", sorted(self.missing)
+        (known, why), at = self._told.get(event, (((), {}), 0.0))
+        waited_s = asyncio.get_running_loop().time() - at
+        if missing and missing == known and why != self.missing and waited_s <= CHANGED_S:
+            return
+        self._tell_seldom(event, (missing, dict(self.missing)) if missing else None, missing=missing,
+                          why=dict(self.missing))
 
     def _tell_seldom(self, event: str, what: object, **fields: object) -> None:
         """When it is news, and now and then while it lasts."""

@@ -90,7 +90,7 @@ class Hosting:
         self._tell = tell
         self._loop = asyncio.get_running_loop()
         self._executor = executor or ThreadPoolExecutor(WORKERS, "hosting")
-        self._founder: Entrance = joiner or Founder(me, nodes, ledger, witnesses, tell, draw=draw, thread=self._note)
+        self.entrance: Entrance = joiner or Founder(me, nodes, ledger, witnesses, tell, draw=draw, thread=self._note)
         self._places: dict[str, Place] = {}
         self._control_place = Place("")
         self._replica = ""
@@ -485,8 +485,8 @@ class Hosting:
             await self._thread(self._control.set_aside)
             machine = await self._thread(self._control.open)
         has_state = machine.position().log_index > 0
-        founding = await self._founder.found(has_state)
-        existing = has_state or (founding.joined and not self._founder.fresh)
+        founding = await self.entrance.found(has_state)
+        existing = has_state or (founding.joined and not self.entrance.fresh)
         place.replicator = self._groups.add(CONTROL_GROUP, machine, number=founding.number,
                                             voters=() if existing else founding.members, existing=existing,
                                             afresh=place.outcast)

@@ -63,6 +63,7 @@ from vecdb.rpc.peers import (
     cluster_guards,
 )
 from vecdb.rpc.peers_server import PeerServer, PeerServerOptions
+from vecdb.rpc.probing import Probes
 from vecdb.rpc.servicers import CollectionsServicer, QueriesServicer, RecordsServicer
 from vecdb.rpc.tls import Certificates
 from vecdb.runtime.clock import SystemClock
@@ -173,12 +174,13 @@ class Member:
                                                    checkpoint_bytes=min(CHECKPOINT_BYTES, options.log_bytes // 4),
                                                    snapshot_bytes_s=options.snapshot_bytes_s))
         self.peers = RemotePeers(self.channels, _open_node, clock)
+        self.probes = Probes(options, self.directory, self._events)
         self.membership = Membership(settings, release, self.control, self.directory, self.ledger, self.peers,
                                      certificates, clock, self._events, self._stats,
                                      ShardLoads(database, observer, lambda: self.hosting.statuses(), clock),
                                      self.channels.incarnation)
         self.hosting = Hosting(me, tuple(options.nodes), self.driver, database, self.control, self.ledger,
-                               RemoteWitnesses(self.peers), draw=draw, joiner=self.membership.joiner,
+                               RemoteWitnesses(self.peers, self.probes), draw=draw, joiner=self.membership.joiner,
                                departures=Departures(store),
                                is_member=lambda entry: is_member(me, self.governing, entry), tell=self._events)
         self.own = OwnReplicas(engine, self.hosting, self.control, clock)
@@ -236,7 +238,7 @@ class Member:
             stack.callback(reload.cancel)
         stack.push_async_callback(self._let_go)
         bound = await self.server.start()
-        for work in (self._follow(), self._leave()):
+        for work in (self._follow(), self._leave(), self.probes.watch(self.frames.away)):
             stack.callback(self._loop.create_task(work).cancel)
         self.membership.start(addresses, stack)
         self.hosting.start()
@@ -379,7 +381,9 @@ class Member:
     def _founding(self) -> str:
         founding = self.hosting.founding
         if founding is None or not founding.over:
-            return "the cluster is founded once all of its nodes have been up at the same time"
+            missing = "; ".join(f"{node}: {why}" for node, why in self.hosting.entrance.missing.items())
+            return "the cluster is founded once all of its nodes have been up at the same time" + (
+                f"; without an answer: {missing}" if missing else "")
         error = self.hosting.statuses()[""].error
         return f"the control group is not open ({error})" if error else "the control group is not open yet"
 
@@ -426,7 +430,8 @@ class Member:
             replicas={name or CONTROL: one.status for name, one in shards.items() if one.status is not None},
             snapshots={name: one for name, one in receiving.items() if one is not None},
             events=dict(self._events.counts), dropped=dict(self.driver.host.dropped), frames=frames,
-            waiting_bytes=waiting, refused={} if self.server is None else dict(self.server.refused),
+            waiting_bytes=waiting,
+            refused={} if self.server is None else {**self.server.refused, **self.probes.refused},
             handed_on=dict(self.node.counts.handed_on),
             syncs=(syncs.count, syncs.total_s, syncs.slowest_s(self._loop.time())))
 
