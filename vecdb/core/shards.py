@@ -1,8 +1,9 @@
 """What a cluster tells of its shards: who holds a replica, how far each is, and whether all hold the same.
 
 A replica is named ``node/number``; roles and states are those of :class:`vecdb.ports.replicator.ReplicaStatus`, and
-``unreachable`` is the state of one whose node did not answer, ``catching up`` of one that its group cannot count on yet:
-it has no vote before it has what the others have, or was opened again and has not been as far as its group was then.
+``unreachable`` is the state of one whose node did not answer, ``catching up`` of one that its group cannot count on
+yet: it has no vote before it has what the others have, or was opened again and has not been as far as its group was
+then.
 """
 
 from dataclasses import dataclass
