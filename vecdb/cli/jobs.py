@@ -11,8 +11,8 @@ from vecdb.cli.admin import opened_administration
 from vecdb.cli.output import Output, count
 from vecdb.cli.session import open_database
 from vecdb.cli.target import HERE, Target, resolve, with_target
-from vecdb.core.cluster import Plan, PlanStep
-from vecdb.core.errors import PermissionDenied, Unsupported
+from vecdb.core.cluster import PAST_CANCELLING, Plan, PlanStep
+from vecdb.core.errors import InvalidArgument, PermissionDenied, Unsupported
 
 if TYPE_CHECKING:
     from vecdb.client.database import Database
@@ -81,6 +81,9 @@ def cancel(job: Id, yes: changing.Yes = False, dry_run: changing.DryRun = False,
         now = database.admin.cluster.job(job)
         what = f"{now.kind} {now.target}".strip()
         if now.state not in changing.ENDED:
+            if now.phase in PAST_CANCELLING:
+                raise InvalidArgument("job", f"job {job}, {what}, is past taking back: calls go to what it made",
+                                      got=now.phase)
             plan = Plan("cancel", (PlanStep("cancel", str(job), f"job {job}, {what}, {now.phase or now.state}: it "
                                             "ends, and takes back what is half done"),))
             if not changing.agreed(out, plan, yes=yes, dry_run=dry_run):

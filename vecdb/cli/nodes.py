@@ -10,7 +10,7 @@ from vecdb.cli import options as o
 from vecdb.cli.output import Output, count, duration, size
 from vecdb.cli.session import open_database
 from vecdb.cli.target import HERE, Target, with_target
-from vecdb.core.cluster import CLOCK_OFF_S, SLOW_SYNC_S, Plan, PlanStep
+from vecdb.core.cluster import CLOCK_OFF_S, SILENT_S, SLOW_SYNC_S, Plan, PlanStep
 from vecdb.core.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -41,6 +41,11 @@ def show(out: Output, nodes: "tuple[NodeInfo, ...]") -> None:
                    "version"], [_row(one) for one in nodes], left=(0, 1, 2, 3, 4, 9, 10))
 
 
+def state_of(one: "NodeInfo") -> str:
+    """What the cluster wants of it, and whether it is there at all."""
+    return f"{one.state}, silent" if one.heard_s > SILENT_S else one.state
+
+
 def _row(one: "NodeInfo") -> list[str]:
     heard = "never" if one.heard_s < 0 else f"{duration(one.heard_s)} ago"
     off = one.stats.get("clock_off_s", 0.0)
@@ -49,7 +54,7 @@ def _row(one: "NodeInfo") -> list[str]:
     if (slowest := one.stats.get("sync_slowest_s", 0.0)) > SLOW_SYNC_S:
         heard += f", its disk took {duration(slowest)}"
     free, memory = one.stats.get("disk_free_bytes"), one.stats.get("memory_bytes")
-    return [one.name + ("*" if one.voter else ""), one.role, one.zone or "-", one.state, heard, str(one.replicas),
+    return [one.name + ("*" if one.voter else ""), one.role, one.zone or "-", state_of(one), heard, str(one.replicas),
             "-" if one.leaders < 0 else str(one.leaders), "-" if free is None else size(free),
             "-" if memory is None else size(memory), one.address, one.version or "-"]
 

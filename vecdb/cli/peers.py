@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from vecdb.cli import exits
 from vecdb.cli.machine import Check
 from vecdb.cli.output import count, duration, size
-from vecdb.core.cluster import CLOCK_OFF_S, SLOW_SYNC_S
+from vecdb.core.cluster import CLOCK_OFF_S, SILENT_S, SLOW_SYNC_S
 from vecdb.core.errors import InvalidArgument, PermissionDenied, Unauthenticated, Unavailable, Unsupported
 from vecdb.core.nodes import all_loopback, bracketed, is_wildcard, split_address
 from vecdb.core.shards import UNREACHABLE
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 SOON_S: Final = 14 * 86_400.0
 _PEER_S: Final = 2.0
-SILENT_S: Final = 10.0
 
 
 def certificate_ends(path: "Path", name: str, advice: str) -> Check:

@@ -8,6 +8,7 @@ import typer
 
 from vecdb.cli import changing
 from vecdb.cli import options as o
+from vecdb.cli.nodes import state_of
 from vecdb.cli.output import Output, count, duration, size
 from vecdb.cli.session import open_database
 from vecdb.cli.target import HERE, Target, with_target
@@ -91,7 +92,7 @@ def _page(info: "ClusterInfo", shards: "list[ShardInfo]", jobs: "list[JobInfo]")
 
 def _node(one: "NodeInfo") -> list[str]:
     free, memory = one.stats.get("disk_free_bytes"), one.stats.get("memory_bytes")
-    return [one.name + ("*" if one.voter else ""), one.role, one.zone or "-", one.state,
+    return [one.name + ("*" if one.voter else ""), one.role, one.zone or "-", state_of(one),
             "never" if one.heard_s < 0 else f"{duration(one.heard_s)} ago", str(one.replicas),
             "-" if one.leaders < 0 else str(one.leaders), "-" if free is None else size(free),
             "-" if memory is None else size(memory)]

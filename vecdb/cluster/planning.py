@@ -26,7 +26,7 @@ from typing import Final
 from vecdb.cluster.control import MAX_VOTERS, ControlState, NodeEntry, ShardEntry
 from vecdb.cluster.placement import SLACK, Candidate, score
 from vecdb.core.cluster import NodeState, ShardState
-from vecdb.core.errors import InvalidArgument, Unavailable
+from vecdb.core.errors import InvalidArgument, NoNodeForReplica
 
 _ALIKE: Final[Mapping[int, float]] = {}
 MOST_WISHES: Final = 100_000
@@ -133,7 +133,7 @@ def replicated(state: ControlState, name: str, factor: int, away: Collection[str
 
 
 def moved(state: ControlState, group: int, source: str, to: str, away: Collection[str] = ()) -> Wish:
-    """One replica of a shard from a node to another; ``InvalidArgument`` or ``Unavailable`` say why not."""
+    """One replica of a shard from a node to another; ``InvalidArgument`` or ``NoNodeForReplica`` say why not."""
     entry = state.shards.get(group)
     if entry is None or entry.state is ShardState.RETIRED:
         raise InvalidArgument("shard", f"there is no shard {group}", got=group)
@@ -148,7 +148,7 @@ def moved(state: ControlState, group: int, source: str, to: str, away: Collectio
         raise InvalidArgument("to", f"{to} is a coordinator and holds no replicas", got=to)
     if not room.open(to):
         why = "was not heard of late" if to in room.away else f"is {state.nodes[to].state.value}"
-        raise Unavailable(f"{to} {why}, and is given no replicas", node=to)
+        raise NoNodeForReplica(f"{to} {why}, and is given no replicas", node=to)
     return Wish(group, tuple(to if one == source else one for one in entry.desired))
 
 

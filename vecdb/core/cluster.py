@@ -32,6 +32,12 @@ MAX_JOIN_TOKENS: Final = 1_000
 CLOCK_OFF_S: Final = 60.0
 """A node whose clock differs so much from the control leader's is told of."""
 
+SILENT_S: Final = 10.0
+"""A node that was not heard from for so long is told of."""
+
+PAST_CANCELLING: Final = ("retire",)
+"""Phases of jobs whose work is done: calls go to what they made, and only what was there before is left to go."""
+
 SLOW_SYNC_S: Final = 0.25
 """A disk that took so long for one batch of the log is told of: writes wait for it."""
 

@@ -262,6 +262,18 @@ class NodeRemoved(Unavailable):
     """This node was removed from its cluster: the others refuse it until it joins anew."""
 
     retryable = False
+    here = False
+    """Whether it is this very process that another node refused; does not travel."""
+
+
+class NoNodeForReplica(Unavailable):
+    """No node could take a replica: too few hold any, are active and were heard of late.
+
+    Nothing was done, and asking again is no use: add a node, or bring one back.
+    """
+
+    code = "FAILED_PRECONDITION"
+    retryable = False
 
 
 class JoinRefused(VecdbError):

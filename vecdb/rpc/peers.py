@@ -334,7 +334,9 @@ def failure(error: grpc.aio.AioRpcError, node: str, write: bool) -> VecdbError:
     if isinstance(details, bytes) and _OURS in details:
         return status.from_status(code, text, details)
     if any(key == REFUSED and value == "removed" for key, value in trailing):
-        return NodeRemoved(f"node {node} says: {text[:300]}", node=node)
+        removed = NodeRemoved(f"node {node} says: {text[:300]}", node=node)
+        removed.here = True
+        return removed
     if any(key == REFUSED and value == TWICE for key, value in trailing):
         return JoinRefused(f"node {node} says: {text[:300]}", reason="name_in_use", node=node)
     unsent = any(key == REFUSED for key, _ in trailing) or bool(_NOT_SENT.search(text)) \

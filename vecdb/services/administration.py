@@ -26,7 +26,7 @@ from vecdb.cluster.control import (
 )
 from vecdb.cluster.joining import make_token
 from vecdb.core.calls import Call, WriteToken
-from vecdb.core.cluster import JobInfo, JobState, NodeInfo, NodeState, Plan, Role
+from vecdb.core.cluster import PAST_CANCELLING, JobInfo, JobState, NodeInfo, NodeState, Plan, Role
 from vecdb.core.errors import InvalidArgument, NotLeader, Unavailable, Unsupported, VecdbError
 from vecdb.core.operations import SETTINGS, ClusterInfo, JoinToken, NewJoinToken
 from vecdb.ports.operations import Operations
@@ -127,6 +127,9 @@ class OwnOperations:
     async def cancel_job(self, id: int, call: Call) -> JobInfo:
         job = _job(self._leading(), id)
         if not job.state.ended and job.state is not JobState.CANCELLING:
+            if job.phase in PAST_CANCELLING:
+                raise InvalidArgument("job", f"job {id}, {job.kind} {job.target}, is past taking back: calls go to "
+                                      "what it made", got=job.phase)
             await self._propose(job_cancel(id, at_s=self._governor.context.clock.wall()))
         return _told(_job(self._control.state, id))
 

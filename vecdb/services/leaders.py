@@ -23,6 +23,8 @@ from vecdb.core.calls import Call
 from vecdb.core.errors import (
     Cancelled,
     DeadlineExceeded,
+    NodeRemoved,
+    NoNodeForReplica,
     NotLeader,
     OutcomeUnknown,
     Overloaded,
@@ -132,6 +134,12 @@ class Leaders:
                     hint = _node(error.fields.get("leader"))
                 except NotLeader as error:
                     last, hint = error, _node(error.leader)
+                except NoNodeForReplica as error:
+                    raise _open(error, unsure) from None
+                except NodeRemoved as error:
+                    if error.here:  # whoever else is asked says the same
+                        raise _open(error, unsure) from None
+                    last = error
                 except Unavailable as error:
                     last = error
                 except (Overloaded, DeadlineExceeded, Cancelled) as error:

@@ -95,6 +95,7 @@ KINDS: Final[dict[type[VecdbError], dict[str, Any]]] = {
     errors.StaleShardMap: {},
     errors.ShardSealed: {},
     errors.NodeRemoved: {},
+    errors.NoNodeForReplica: {},
     errors.JoinRefused: {"reason": ""},
     errors.Overloaded: {},
     errors.Unsupported: {},

@@ -72,6 +72,22 @@ def test_a_job_that_has_ended_is_not_asked_about(cli, changed, backend) -> None:
     assert changed() == [("cancel_job", 7)], "the cluster says how it stands"
 
 
+def test_a_job_that_is_past_taking_back_is_not_cancelled(cli, changed, backend) -> None:
+    backend.operated["cluster_jobs"] = [JobInfo(7, "split", "4", {}, "running", "retire")]
+    for flag in ("--yes", "--dry-run"):
+        ran = cli("job", "cancel", "7", flag, *URL)
+        assert (ran.code, "past taking back" in ran.err, changed()) == (2, True, [])
+
+
+def test_a_node_that_is_silent_is_said_to_be(cli, changed, backend) -> None:
+    backend.operated["cluster"] = ClusterInfo("prod", "n1", "n1", 3, (
+        NodeInfo("n1", "n1:7702", heard_s=1.0), NodeInfo("n2", "n2:7702", heard_s=70.6), NodeInfo("n3", "n3:7702")))
+    for command in (("node", "list"), ("cluster", "status"), ("top", "--once")):
+        told = cli(*command, *URL).out
+        lines = {line.split()[0]: line for line in told.splitlines() if line.strip()}
+        assert ["silent" in lines[name] for name in ("n1", "n2", "n3")] == [False, True, False], told
+
+
 def test_a_list_of_nodes_says_which_clock_and_which_disk_are_off(cli, changed, backend) -> None:
     backend.operated["cluster"] = ClusterInfo("prod", "n1", "n1", 3, (
         NodeInfo("n1", "n1:7702", heard_s=1.0, stats={"sync_slowest_s": 0.01, "clock_off_s": 3.0}),

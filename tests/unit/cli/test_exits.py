@@ -18,7 +18,7 @@ EXPECTED = {
     "StorageReadOnly": 5, "DataCorrupted": 6, "OutcomeUnknown": 8, "DeadlineExceeded": 7, "Overloaded": 5,
     "Unsupported": 9, "Unauthenticated": 10, "PermissionDenied": 10, "KeyNotFound": 3, "Unavailable": 11,
     "Cancelled": 130, "SchemaChanged": 2, "NotLeader": 11, "ShardSealed": 11, "StaleShardMap": 11, "StaleCursor": 2,
-    "JoinRefused": 10, "NodeRemoved": 11, "SnapshotExists": 4, "SnapshotNotFound": 3,
+    "JoinRefused": 10, "NodeRemoved": 11, "NoNodeForReplica": 4, "SnapshotExists": 4, "SnapshotNotFound": 3,
 }
 
 

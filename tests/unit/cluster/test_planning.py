@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from vecdb.cluster.control import CollectionEntry, ControlState, NodeEntry, ShardEntry
 from vecdb.cluster.planning import Wish, homeless, moved, rebalanced, replicated, vacated
 from vecdb.core.cluster import HASH_SPACE, NodeState, Role
-from vecdb.core.errors import InvalidArgument, Unavailable
+from vecdb.core.errors import InvalidArgument, NoNodeForReplica
 from vecdb.core.schema import CollectionSchema
 
 SCHEMA = CollectionSchema("docs", 4)
@@ -156,9 +156,9 @@ def test_a_move_is_refused_with_what_is_wrong() -> None:
     for group, source, to in ((2, "n1", "n5"), (1, "n5", "n3"), (1, "n1", "n2"), (1, "n1", "c1"), (1, "n1", "nx")):
         with pytest.raises(InvalidArgument):
             moved(state, group, source, to)
-    with pytest.raises(Unavailable, match="draining"):
+    with pytest.raises(NoNodeForReplica, match="draining"):
         moved(state, 1, "n1", "n3")
-    with pytest.raises(Unavailable, match="not heard"):
+    with pytest.raises(NoNodeForReplica, match="not heard"):
         moved(state, 1, "n1", "n5", ["n5"])
     with pytest.raises(InvalidArgument):
         replicated(state, "docs", 8)

@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from vecdb.core.calls import Call
-from vecdb.core.errors import NotLeader, OutcomeUnknown, Unavailable, VecdbError
+from vecdb.core.errors import NodeRemoved, NoNodeForReplica, NotLeader, OutcomeUnknown, Unavailable, VecdbError
 from vecdb.runtime.clock import SystemClock
 from vecdb.services import leaders
 from vecdb.services.leaders import Leaders, Task
@@ -163,3 +163,28 @@ def test_a_group_of_one_is_not_alone() -> None:
         return await group.leaders.ask(Task(5, ("a",), Call(), elsewhere=True), slow)
 
     assert asyncio.run(run()) == "a"
+
+
+def test_what_asking_again_does_not_change_is_told_at_once() -> None:
+    """A plan that no node can meet; and a node that the others refuse, for it was removed."""
+    here = NodeRemoved("node b says: 'a' was removed")
+    here.here = True
+    for error in (NoNodeForReplica("there are 2 nodes"), here):
+        asked: list[str] = []
+
+        async def refuses(node: str, error: VecdbError = error, asked: list[str] = asked) -> str:
+            asked.append(node)
+            raise error
+
+        with pytest.raises(type(error)):
+            Group("b").ask(refuses)
+        assert asked == ["b"]
+
+
+def test_another_node_that_was_removed_is_passed_over() -> None:
+    async def gone(node: str) -> str:
+        if node == "b":
+            raise NodeRemoved("this node was removed")
+        return node
+
+    assert Group("b").ask(gone) in ("a", "c")

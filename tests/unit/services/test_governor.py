@@ -9,7 +9,7 @@ import pytest
 from tests.unit.services.governed import Control, Governed
 from vecdb.cluster.control import JobEntry, NodeEntry, job_cancel, job_update, node_put, node_state, place
 from vecdb.core.cluster import JobState, NodeState, Role
-from vecdb.core.errors import CollectionNotFound, InvalidArgument, Unavailable, VecdbError
+from vecdb.core.errors import CollectionNotFound, InvalidArgument, NoNodeForReplica, Unavailable, VecdbError
 from vecdb.services.governor import Governor
 from vecdb.services.operations.base import Step
 from vecdb.services.operations.kinds import Drain, Move, Rebalance, Repair, Replication
@@ -140,13 +140,13 @@ def test_plans_say_what_would_be_done_and_why_not() -> None:
     governed = Governed(3, "ab")
     governed.collection("docs", ("n1", "n2", "n3"))
     state = governed.now
-    with pytest.raises(Unavailable, match="no other node"):
+    with pytest.raises(NoNodeForReplica, match="no other node"):
         KINDS["drain"].plan(state, "n1", {})
     with pytest.raises(InvalidArgument, match="no node"):
         KINDS["drain"].plan(state, "n9", {})
     with pytest.raises(InvalidArgument, match="is heard"):
         KINDS["repair"].plan(state, "n1", {})
-    with pytest.raises(Unavailable, match="there are 3"):
+    with pytest.raises(NoNodeForReplica, match="there are 3"):
         KINDS["replication"].plan(state, "docs", {"factor": 4})
     with pytest.raises(InvalidArgument):
         KINDS["replication"].plan(state, "docs", {"factor": "4"})

@@ -57,6 +57,7 @@ EXAMPLES = [
     errors.NotLeader("n2 leads", leader="n2/1"),
     errors.NotLeader("an election is on"),
     errors.NodeRemoved("it was removed"),
+    errors.NoNodeForReplica("there are 2 nodes", got=2, limit=3),
     errors.JoinRefused("there is no such token", reason="token"),
     errors.ShardSealed("its records move", job=7, retry_after_s=0.05),
     errors.StaleShardMap("others took its place", collection="docs", shard=7, epoch=9),

@@ -5,10 +5,12 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from vecdb.client.remote.retry import Failed
-from vecdb.core.errors import Cancelled, DeadlineExceeded, Unavailable, VecdbError
+from vecdb.core.errors import Cancelled, DeadlineExceeded, NodeRemoved, NoNodeForReplica, Unavailable, VecdbError
 from vecdb.wire.status import from_status
 
 DETAILS_KEY: Final = "grpc-status-details-bin"
+REFUSED_KEY: Final = "vecdb-refused"
+"""Of a node's peer port: why it does not listen to the node that called; nothing was done."""
 _OURS: Final = b"/vecdb.v1.Error"
 """In the type URL of details that a server of ours sent: it has decided about the call."""
 
@@ -88,8 +90,27 @@ def failure(error: Any, label: str, hint: Hint = no_hint) -> Failed:
     if details is not None and _OURS in details:
         typed = from_status(code, message, details)
         return Failed(typed, decided=typed.code not in ("UNKNOWN", "INTERNAL"),
-                      transport=isinstance(typed, Unavailable) or bool(typed.fields.get("elsewhere")), answered=True)
+                      transport=_elsewhere(typed), answered=True)
+    if (why := next((value for key, value in error.trailing_metadata() or () if key == REFUSED_KEY), None)) is not None:
+        return _refused_node(str(why), message, label)
     return untyped(code, message, label, hint)
+
+
+def _elsewhere(error: VecdbError) -> bool:
+    """Whether another node may answer what one would not."""
+    return (isinstance(error, Unavailable) and not isinstance(error, NoNodeForReplica)) \
+        or bool(error.fields.get("elsewhere"))
+
+
+def _refused_node(why: str, message: str, label: str) -> Failed:
+    """A node was asked by another, whom it takes for none of its cluster (or not for the one it says it is)."""
+    told: Unavailable
+    if why == "removed":
+        told = removed = NodeRemoved(f"the server {label} says: {message[:300]}", target=label)
+        removed.here = True
+    else:
+        told = Unavailable(f"the server {label} refuses this node: {message[:300]}", target=label)
+    return Failed(told, decided=True, transport=True)
 
 
 def untyped(code: int, message: str, label: str, hint: Hint = no_hint) -> Failed:

@@ -28,6 +28,7 @@ from vecdb.core.errors import (
     DatabaseClosed,
     DataCorrupted,
     DeadlineExceeded,
+    NodeRemoved,
     OutcomeUnknown,
     Overloaded,
     StaleShardMap,
@@ -149,6 +150,9 @@ class ShardReader:
         know = self._know
         pause = know.random.uniform(*PAUSE_S)
         passing = not failures or any(isinstance(one, _PASSING) for one in failures)
+        removed = next((one for one in failures if isinstance(one, NodeRemoved) and one.here), None)
+        if removed is not None:
+            raise removed
         if not passing or know.deadline_near(call, pause):
             raise failures[-1] if failures else Unavailable(f"no replica of {shard.name!r} serves",
                                                             collection=shard.name, shard=shard.group)

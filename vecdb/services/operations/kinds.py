@@ -7,7 +7,7 @@ from typing import Any
 from vecdb.cluster.control import ControlState, node_state, replication
 from vecdb.cluster.planning import Wish, homeless, moved, rebalanced, replicated, vacated
 from vecdb.core.cluster import NodeState, ShardState
-from vecdb.core.errors import CollectionNotFound, InvalidArgument, Unavailable, VecdbError
+from vecdb.core.errors import CollectionNotFound, InvalidArgument, NoNodeForReplica, VecdbError
 from vecdb.services.operations.base import Context, Job
 from vecdb.services.operations.placing import PlacingOperation, away
 
@@ -48,8 +48,8 @@ class Replication(PlacingOperation):
         replicated(state, target, factor, away)
         able = [node for node in state.nodes.values() if node.role.holds and node.state is NodeState.ACTIVE]
         if len(able) < factor:
-            raise Unavailable(f"{factor} replicas of a shard want {factor} nodes that hold replicas and are active; "
-                              f"there are {len(able)}", got=len(able), limit=factor)
+            raise NoNodeForReplica(f"{factor} replicas of a shard want {factor} nodes that hold replicas and are "
+                                   f"active; there are {len(able)}", got=len(able), limit=factor)
         if factor < 3:
             return (f"with {factor} replica{'s' if factor > 1 else ''} the loss of any node of a shard stops its "
                     "writes" if factor == 2 else "with 1 replica the loss of a node loses what only it had",)
@@ -80,9 +80,9 @@ class Drain(PlacingOperation):
         _check_node(state, target)
         left = homeless(state, target, away)
         if left:
-            raise Unavailable(f"{len(left)} shards of {target} have no other node to go to (shard {left[0].group} of "
-                              f"{left[0].name!r} is the first): add a node, or lower their replication factor",
-                              node=target, shards=[one.group for one in left[:16]])
+            raise NoNodeForReplica(f"{len(left)} shards of {target} have no other node to go to (shard {left[0].group} "
+                                   f"of {left[0].name!r} is the first): add a node, or lower their replication factor",
+                                   node=target, shards=[one.group for one in left[:16]])
         return ()
 
     async def begin(self, job: Job, context: Context) -> None:
@@ -141,7 +141,8 @@ class Rebalance(PlacingOperation):
         if to:
             _check_node(state, to)
             if to in away or not state.nodes[to].role.holds or state.nodes[to].state is not NodeState.ACTIVE:
-                raise Unavailable(f"{to} is given no replicas: it is away, drained, or holds none by its role", node=to)
+                raise NoNodeForReplica(f"{to} is given no replicas: it is away, drained, or holds none by its role",
+                                       node=to)
         _weights(args)
         at_once = args.get("at_once", 1)
         if type(at_once) is not int or at_once < 1:
