@@ -6,7 +6,15 @@ from typing import Final
 
 from vecdb.cluster.control import ShardEntry
 from vecdb.core.calls import Call
-from vecdb.core.errors import DeadlineExceeded, InvalidArgument, Unavailable, Unsupported, VecdbError
+from vecdb.core.errors import (
+    DataCorrupted,
+    DeadlineExceeded,
+    InvalidArgument,
+    StorageError,
+    Unavailable,
+    Unsupported,
+    VecdbError,
+)
 from vecdb.core.shards import CATCHING_UP, UNREACHABLE, ReplicaDigest, ReplicaInfo, ShardInfo, ShardVerification
 from vecdb.ports.clock import Clock
 from vecdb.ports.peers import Peers, Replicas
@@ -134,8 +142,10 @@ class ClusterShards:
         mine = Call(call.deadline, None, call.request_id, call.principal)
         try:
             found = await own.verify(entry.label, mine)
-        except VecdbError as error:
+        except (DataCorrupted, StorageError) as error:
             return ReplicaDigest(replica, "damaged", mark.digest, mark.records, "", error.message)
+        except VecdbError as error:  # busy, stopping, cut off: of its records that says nothing
+            return ReplicaDigest(replica, UNREACHABLE, error=error.message)
         equal = bool(found["equal"])
         return ReplicaDigest(replica, "ok" if equal else "damaged", mark.digest, mark.records, str(found["computed"]),
                              "" if equal else f"its records have {found['computed']}, and it remembers "

@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 
 from tests.fake_cluster import SCHEMA, FakeCluster, FakeReplicator, soon
-from vecdb.core.errors import CollectionNotFound, DataCorrupted, InvalidArgument, Unavailable, Unsupported
+from vecdb.core.errors import (
+    CollectionNotFound,
+    DataCorrupted,
+    InvalidArgument,
+    Overloaded,
+    Unavailable,
+    Unsupported,
+)
 from vecdb.core.records import DeleteIds
 
 
@@ -75,6 +82,10 @@ def test_a_deep_comparison_finds_what_a_replica_no_longer_holds() -> None:
         found = await cluster.shards["n2"].verify("docs", soon(), deep=True)
         assert not found.agree
         assert [one.state for one in found.replicas] == ["ok", "ok", "damaged"]
+        cluster.engines["n3"].failing = Overloaded("too many calls")
+        found = await cluster.shards["n2"].verify("docs", soon(), deep=True)
+        assert (found.agree, found.complete) == (True, False), "who is busy is not damaged"
+        assert [one.state for one in found.replicas] == ["ok", "ok", "unreachable"]
 
     run(test)
 

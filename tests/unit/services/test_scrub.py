@@ -33,16 +33,20 @@ def test_a_minority_is_at_fault_and_without_a_majority_nobody_is() -> None:
     assert faulty(found(digest("n1/1", "", "damaged"))) is None
 
 
+BUSY = [digest("n1/1"), digest("n2/1", "b"), digest("n3/1", "", "unreachable")]
+
+
 @pytest.mark.parametrize(("told", "rebuilt", "state"), [
     ([digest("n1/1"), digest("n2/1"), digest("n3/1")], [], JobState.DONE),
     ([digest("n1/1"), digest("n2/1", "b"), digest("n3/1")], [("n2", 1)], JobState.DONE),
     ([digest("n1/1", "c"), digest("n2/1", "b"), digest("n3/1")], [], JobState.FAILED),
-    ([digest("n1/1"), digest("n2/1", "b"), digest("n3/1", "", "unreachable")], [], JobState.DONE),
+    (BUSY, [], JobState.DONE),
     ([digest("n1/1"), digest("n2/1", "", "unreachable"), digest("n3/1", state="damaged")], [], JobState.DONE),
 ])
+@pytest.mark.parametrize("later", [False, True], ids=["", "after one was busy"])
 def test_one_at_a_time_is_built_anew_and_only_while_all_others_are_heard(told: list[ReplicaDigest], rebuilt: Any,
-                                                                         state: JobState) -> None:
-    governed, asked = Governed(3), []
+                                                                         state: JobState, later: bool) -> None:
+    governed, asked, looks = Governed(3), [], []
     governed.collection("docs", ("n1", "n2", "n3"), ("n1", "n2", "n3"))
 
     class Replicas:
@@ -56,12 +60,14 @@ def test_one_at_a_time_is_built_anew_and_only_while_all_others_are_heard(told: l
 
     async def verify(label: str, call: Any, deep: bool) -> ShardVerification:
         assert deep
-        return found(*told) if label == "docs@1" else found(digest("n1/1"), digest("n2/1"), digest("n3/1"))
+        looks.append(label)
+        now = BUSY if later and len(looks) <= 2 else told
+        return found(*now) if label == "docs@1" else found(digest("n1/1"), digest("n2/1"), digest("n3/1"))
 
     async def run() -> Any:
         scrub, job = Scrub(verify), governed.begin("scrub", "docs")
         assert len(scrub.plan(governed.now, "docs", {}).steps) == 2
-        for _ in range(6):
+        for _ in range(12):
             step = await scrub.step(governed.now.jobs[job.id], governed)
             governed.do(job_update(job.id, state=step.state, phase=step.phase, done=step.done, total=step.total,
                                    error=step.error, data=step.data))

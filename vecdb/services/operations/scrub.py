@@ -20,6 +20,9 @@ from vecdb.core.shards import ReplicaDigest, ShardVerification
 from vecdb.services.operations.base import Context, Job, Step
 
 VERIFY_S: Final = 3_600.0
+TRIES: Final = 5
+AGAIN_S: Final = 2.0
+"""A shard of which some replica does not answer is asked again, and after so many times left to the next scrub."""
 ASK_S: Final = 10.0
 
 Verify = Callable[[str, Call, bool], Awaitable[ShardVerification]]
@@ -69,9 +72,16 @@ class Scrub:
         entry = left[0]
         call = Call(deadline=context.clock.monotonic() + VERIFY_S)
         found = await self._verify(entry.label, call, bool(job.args.get("deep", True)))
+        tries = int(job.data.get("tries", 0)) + 1
+        if not found.complete and tries < TRIES:
+            return Step("comparing", len(past), len(past) + len(left), "shards", data={
+                "past": sorted(past), "rebuilt": rebuilt, "unsure": unsure, "tries": tries}, again_s=AGAIN_S)
         bad = faulty(found)
         if bad is None and found.complete:
             unsure.append(entry.label)
+            context.tell("error", "replicas_differ", collection=entry.name, group=entry.group, replicas=[
+                f"{one.name}: {one.state}, {one.records} records, digest {one.digest}"
+                + (f", {one.error}" if one.error else "") for one in found.replicas])
         if bad and found.complete:
             # The others stay as they are: one at a time, and this shard is looked at again after it.
             one = bad[0]
