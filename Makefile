@@ -6,12 +6,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 KERNELS := $(shell find vecdb/kernels vecdb/ann -name '*.py' 2>/dev/null)
 # Nodes under chaos and in containers want the machine for themselves: .ci/run has steps for them.
-PYTEST_ARGS ?= -q -n auto --maxprocesses 8 --dist loadfile --ignore tests/chaos/test_cluster.py --ignore tests/cluster
+CHAOS := tests/chaos/test_cluster.py tests/chaos/test_killed_snapshots.py tests/chaos/test_killed_bulk.py
+PYTEST_ARGS ?= -q -n auto --maxprocesses 8 --dist loadfile $(addprefix --ignore ,$(CHAOS)) --ignore tests/cluster
 IMAGE ?= vecdb
 DATA ?= glove-100 fashion-mnist
 SOAK ?= 300
 
-.PHONY: help install test sim scale chaos quickstart lint types contracts proto proto-baseline data bench soak lock image cluster cluster-down manifests charts test-cluster clean
+.PHONY: help install test sim scale chaos test-chaos quickstart lint types contracts proto proto-baseline data bench soak lock image cluster cluster-down manifests charts test-cluster clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -51,6 +52,9 @@ ROUNDS ?= 200
 SEED ?=
 chaos: install  ## real nodes under real faults: make chaos ROUNDS=200 SEED=1 ATTACKS=kill_leader,power_of_all
 	@$(BIN)/python -m tests.chaos --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED)) $(if $(ATTACKS),--attacks $(ATTACKS))
+
+test-chaos: install  ## the short form of it: a few rounds of each kind, and nodes killed while snapshots and bulk loads run
+	@$(BIN)/python -m pytest -q -s $(CHAOS)
 
 image:  ## the container image: make image IMAGE=vecdb BASE_IMAGE=python:3.11-slim-bookworm
 	@.ci/image $(IMAGE)

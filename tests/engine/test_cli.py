@@ -178,7 +178,9 @@ def test_ctrl_c_leaves_what_was_acknowledged(home: Path, tmp_path: Path) -> None
     os.mkfifo(fifo)
     importer = subprocess.Popen([sys.executable, "-m", "vecdb.cli", "import", "in.jsonl", "-c", "a", "--metric", "l2",
                                 "--batch-size", "500"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               text=True, env={**os.environ, "PYTHONFAULTHANDLER": "1"})
+                               text=True, env={**os.environ, "PYTHONFAULTHANDLER": "1"},
+                               # Who was started in the background of a script ignores it, and so would its children.
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     with fifo.open("wb") as head:  # the reader's first look
         head.write(lines[:lines.index(b"\n") + 1])
     time.sleep(1.0)  # the first look is over: what is written while it lasts would break the pipe

@@ -120,6 +120,8 @@ def test_ready_is_who_has_replayed(nodes: Grown, monkeypatch: pytest.MonkeyPatch
         docs = db.create_collection("docs", dim=DIM, metric="cosine")
         nodes.stop(["c2"])
         docs.upsert(ids=[1], vectors=vectors([1]))
+        wait_for(lambda: {one.lag for one in db.admin.shards("docs")[0].replicas if one.node != "c2"} == {0},
+                 "the other follower, which is in this process and is held up as well")
     held = threading.Event()
     apply = ShardReplica.apply
 
@@ -132,8 +134,8 @@ def test_ready_is_who_has_replayed(nodes: Grown, monkeypatch: pytest.MonkeyPatch
         nodes.start(["c2"])
         reasons(nodes, "c2", "have not caught up yet: docs")
         with nodes.connect("c1") as db:
-            assert {one.node: one.state for one in db.admin.shards("docs")[0].replicas} == {
-                "c1": "ok", "c2": "catching up", "c3": "ok"}
+            wait_for(lambda: {one.node: one.state for one in db.admin.shards("docs")[0].replicas} == {
+                "c1": "ok", "c2": "catching up", "c3": "ok"}, "that only c2 catches up")
     finally:
         held.set()
     nodes.ready("c2")
