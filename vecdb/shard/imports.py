@@ -26,7 +26,9 @@ are merged would each have had a window of its own).  Exactly:
 - The answer is what the write did to the records it names: added up over the origins and pieces that have any of them.
   Of a write from before the copy began the source knows
   only what it did as a whole, so every shard that took a part of its hashes answers with the whole, and says so
-  (``WriteResult.origin``); who adds up answers of several shards counts one origin once.
+  (``WriteResult.origin``); who adds up answers of several shards counts one origin once.  Over two reshards in a row
+  that may be too little: of what two shards did of one write while the first copied, each its part, one is counted.
+  What was done is not done again for that; only the counts that a late retry is told differ.
 - A key that stood for another write is refused, as ever.  This compares the fingerprints of whole writes: parts of one
   write go to shards under the key and the fingerprint of the whole.
 """
