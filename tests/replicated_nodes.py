@@ -241,10 +241,10 @@ class Together:
 class _Open:
     """A database that takes its nodes with it when it closes; ``made``: what collections are made with besides."""
 
-    def __init__(self, nodes: Together, **made: Any) -> None:
+    def __init__(self, nodes: Together, *, known: int = 3, **made: Any) -> None:
         self._nodes = nodes
         self._made = made
-        self._database = _connect(nodes.url)
+        self._database = _connect(",".join(nodes.url.split(",")[:known]))
 
     def create_collection(self, *args: Any, **more: Any) -> Any:
         return self._database.create_collection(*args, **{**self._made, **more})
@@ -266,6 +266,11 @@ class _Open:
 def connect_to_three(path: Any, **engine: Any) -> Any:
     """As ``vecdb.connect(path, **engine)``, by way of three nodes."""
     return _Open(Together(path, **engine))
+
+
+def connect_to_one_of_three(path: Any, **engine: Any) -> Any:
+    """The same, reading from one node: what descriptions tell is that of one replica, and others may be behind it."""
+    return _Open(Together(path, **engine), known=1)
 
 
 def connect_to_shards(path: Any, **engine: Any) -> Any:
