@@ -1,6 +1,8 @@
 """``vecdb cluster join``: the folder of a node that joins a cluster, once that has said that it would let it in."""
 
 import asyncio
+import shutil
+import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -58,17 +60,25 @@ def join(node: Annotated[str, typer.Option("--node", help="How the node is to be
     if certificates is None and not insecure and not is_loopback(_host(address)):
         raise InvalidArgument("certs", "is missing: a node shows who it is by a certificate (vecdb cluster certs)",
                               got="nothing", limit="--certs DIR, or --insecure")
-    name, issued = _cluster(name, node, certificates, host or _host(address), make=not dry_run)
-    one = _folder(node, name, address, at, Path(node) if out_dir is None else out_dir, host,
-                  _token(token, token_file), certificates is not None, admin_key_file)
-    one.values |= {"cluster.role": str(role), **({"cluster.zone": zone} if zone else {}),
-                   **({"cluster.capacity": capacity} if capacity != 1.0 else {}),
-                   **{setting: value for setting, (value, _) in o.settings_of(set_).items()}}
-    one.check_free()
-    settings = one.settings()
-    notes = [f"made {path}" for path in issued]
+    with tempfile.TemporaryDirectory() as made:
+        name, issued = _cluster(name, node, certificates, host or _host(address), Path(made))
+        one = _folder(node, name, address, at, Path(node) if out_dir is None else out_dir, host,
+                      _token(token, token_file), certificates is not None, admin_key_file)
+        one.values |= {"cluster.role": str(role), **({"cluster.zone": zone} if zone else {}),
+                       **({"cluster.capacity": capacity} if capacity != 1.0 else {}),
+                       **{setting: value for setting, (value, _) in o.settings_of(set_).items()}}
+        one.check_free()
+        plan, nodes = _planned(one, name, issued, check=check, made=issued != certificates)
+        _carry_out(out, plan, one, issued, nodes, yes=yes, dry_run=dry_run)
+
+
+def _planned(one: Folder, name: str, certificates: Path | None, *, check: bool, made: bool
+             ) -> tuple[Plan, dict[str, str]]:
+    """What is to be written, and the nodes of the cluster if it was asked."""
+    settings, node = one.settings(), one.node
+    notes = [f"its certificate is made by the authority of {name}, for its folder alone"] if made else []
     nodes: dict[str, str] = {}
-    if check and (certificates is None or (certificates / f"{node}.pem").exists()):
+    if check:
         nodes, leader = _ask(settings, certificates, one.secrets[TOKEN])
         notes.append(f"{name} would let it in: {len(nodes)} nodes, led by {leader or 'nobody at the moment'}")
         if node in nodes:
@@ -78,7 +88,7 @@ def join(node: Annotated[str, typer.Option("--node", help="How the node is to be
         notes.append("the cluster was not asked whether it would let it in")
     plan = Plan("join", (PlanStep("write", str(one.path), f"{node}: write {', '.join(map(str, one.files))}"),),
                 tuple(notes))
-    _carry_out(out, plan, one, certificates, nodes, yes=yes, dry_run=dry_run)
+    return plan, nodes
 
 
 def _carry_out(out: Output, plan: Plan, one: Folder, certificates: Path | None, nodes: dict[str, str], *, yes: bool,
@@ -131,9 +141,11 @@ def _token(token: str | None, file: Path | None) -> str:
     return found
 
 
-def _cluster(name: str | None, node: str, certificates: Path | None, host: str, *, make: bool
-             ) -> tuple[str, list[Path]]:
-    """The cluster's name, and the certificates that were made for the node, where its authority is."""
+def _cluster(name: str | None, node: str, certificates: Path | None, host: str, made: Path
+             ) -> tuple[str, Path | None]:
+    """The cluster's name, and where the node's certificate is: with the others or, where their authority has made it
+    now, in the folder ``made``, which goes with the command: a node that is not let in leaves nothing behind.
+    """
     from vecdb.rpc.peer_certificates import dns_names, issue
     from vecdb.rpc.peer_names import named
 
@@ -141,8 +153,8 @@ def _cluster(name: str | None, node: str, certificates: Path | None, host: str, 
         if not name:
             raise InvalidArgument("name", "is missing: without a certificate nothing says of which cluster the node is",
                                   got="nothing", limit="--name prod")
-        return name, []
-    file, issued = certificates / f"{node}.pem", []
+        return name, None
+    file = certificates / f"{node}.pem"
     if not file.exists():
         if not (certificates / "ca.key").exists():
             raise InvalidArgument("certs", f"{certificates} has neither {node}.pem nor ca.key, which makes it: vecdb "
@@ -150,14 +162,14 @@ def _cluster(name: str | None, node: str, certificates: Path | None, host: str, 
         if not name:
             raise InvalidArgument("name", f"is missing: {node} has no certificate yet that says it", got="nothing",
                                   limit="--name prod")
-        if make:
-            issued = issue(certificates, name, [node], {node: [*dict.fromkeys((host, "localhost", "127.0.0.1"))]})
-        return name, issued
+        issue(certificates, name, [node], {node: [*dict.fromkeys((host, "localhost", "127.0.0.1"))]}, to=made)
+        shutil.copyfile(certificates / folders.CA, made / folders.CA)
+        return name, made
     found = [cluster for of, cluster in map(named, dns_names(file.read_bytes())) if of == node and cluster]
     if not found or (name or found[0]) not in found:
         raise InvalidArgument("certs", f"{file} is no certificate of {node}" + (f" in {name}" if name else ""),
                               got=str(file), limit="vecdb cluster certs")
-    return name or found[0], []
+    return name or found[0], certificates
 
 
 def _folder(node: str, name: str, address: str, at: str, path: Path, host: str, token: str, secured: bool,

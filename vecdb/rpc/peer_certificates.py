@@ -95,8 +95,9 @@ def dns_names(chain: bytes) -> list[str]:
 
 
 def issue(folder: Path | str, cluster: str, nodes: Sequence[str], hosts: Mapping[str, Sequence[str]] | None = None, *,
-          renew: bool = False, days: int = NODE_DAYS) -> list[Path]:
-    """Write ``ca.pem`` and ``ca.key``, unless they are there, and for each node ``NODE.pem`` and ``NODE.key``.
+          renew: bool = False, days: int = NODE_DAYS, to: Path | None = None) -> list[Path]:
+    """Write ``ca.pem`` and ``ca.key``, unless they are there, and for each node ``NODE.pem`` and ``NODE.key``, these
+    in the folder ``to`` if one is given.
 
     ``hosts``: by node, DNS names and IP addresses that its certificate has beside the node's own name, for other
     programs; nodes do not need them.  A node's files that are there are kept unless ``renew``.  Returns what was
@@ -117,7 +118,7 @@ def issue(folder: Path | str, cluster: str, nodes: Sequence[str], hosts: Mapping
     written: list[Path] = []
     authority = _Authority.open(folder, cluster, written)
     for node in missing:
-        authority.issue(folder, node, alternatives[node], days, written)
+        authority.issue(to or folder, node, alternatives[node], days, written)
     return written
 
 

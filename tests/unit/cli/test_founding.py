@@ -150,6 +150,7 @@ def test_join_makes_the_certificate_where_the_authority_is(cli, tmp_path: Path, 
     ran = join(cli, *asked, "--yes", "--json", "--role", "both")
     assert ran.code == 0, ran.err
     assert "10.0.0.4" not in dns_names((tmp_path / "n4" / "n4.pem").read_bytes())
+    assert tree(tmp_path / "certs") == {"ca.key", "ca.pem", "n1.key", "n1.pem"}, "the node alone has its key"
     monkeypatch.delenv("VECDB_CLUSTER__TOKEN")
     monkeypatch.chdir(tmp_path / "n4")
     assert load().settings.security.admin_key.get_secret_value() == "an-admin-key-of-some-length"
@@ -181,3 +182,14 @@ def test_join_says_that_no_member_answers(cli, tmp_path: Path, free: int) -> Non
     ran = join(cli, "--certs", "certs", "--token", TOKEN, "--yes", at=f"127.0.0.1:{free}", address="127.0.0.1:7792")
     assert (ran.code, "no member answers" in ran.err, "--no-check" in ran.err) == (11, True, True)
     assert not (tmp_path / "n4").exists()
+
+
+def test_a_join_that_comes_to_nothing_leaves_nothing(cli, tmp_path: Path, free: int) -> None:
+    issue(tmp_path / "certs", "prod", ["n1"])
+    before = tree(tmp_path)
+    given = ["--certs", "certs", "--name", "prod", "--token", TOKEN]
+    refused = join(cli, *given, "--yes", at=f"127.0.0.1:{free}", address="127.0.0.1:7792")
+    unasked = join(cli, *given, "--no-check")
+    planned = join(cli, *given, "--no-check", "--dry-run")
+    assert (refused.code, unasked.code, planned.code) == (11, 2, 0), unasked.err
+    assert tree(tmp_path) == before
