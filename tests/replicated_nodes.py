@@ -72,8 +72,9 @@ class Process:
         self._process: subprocess.Popen[bytes] | None = None
         (place / f"{name}.toml").write_text("\n".join([
             f'data_dir = "{self.data}"', "[server]", f'node_id = "{name}"', f"grpc_port = {self.port}",
-            f"http_port = {self.http_port}", "drain_s = 5", "[log]", 'format = "json"', "[telemetry]",
-            "recall_samples_per_minute = 0", "[engine]", "threads = 1", "[cluster]", 'name = "tests"', nodes,
+            f"http_port = {self.http_port}", "drain_s = 5", "warm_up = false",
+            "[log]", 'format = "json"', "[telemetry]", "recall_samples_per_minute = 0", "[engine]", "threads = 1",
+            "[cluster]", 'name = "tests"', nodes,
             *(f"{key} = {json.dumps(value)}" for key, value in settings.items())]), encoding="utf-8")
 
     @property
@@ -241,10 +242,10 @@ class Together:
 class _Open:
     """A database that takes its nodes with it when it closes; ``made``: what collections are made with besides."""
 
-    def __init__(self, nodes: Together, *, known: int = 3, **made: Any) -> None:
+    def __init__(self, nodes: Together, **made: Any) -> None:
         self._nodes = nodes
         self._made = made
-        self._database = _connect(",".join(nodes.url.split(",")[:known]))
+        self._database = _connect(nodes.url)
 
     def create_collection(self, *args: Any, **more: Any) -> Any:
         return self._database.create_collection(*args, **{**self._made, **more})
@@ -266,11 +267,6 @@ class _Open:
 def connect_to_three(path: Any, **engine: Any) -> Any:
     """As ``vecdb.connect(path, **engine)``, by way of three nodes."""
     return _Open(Together(path, **engine))
-
-
-def connect_to_one_of_three(path: Any, **engine: Any) -> Any:
-    """The same, reading from one node: what descriptions tell is that of one replica, and others may be behind it."""
-    return _Open(Together(path, **engine), known=1)
 
 
 def connect_to_shards(path: Any, **engine: Any) -> Any:

@@ -1,7 +1,7 @@
 """A MemoryBackend whose collections are shards of a cluster: its writes say where they are, its reads what they saw."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,7 @@ from vecdb.core.calls import Call, Consistency
 from vecdb.core.filters.tree import Node
 from vecdb.core.ids import RecordId
 from vecdb.core.layout import ANYHOW, Layout
-from vecdb.core.query import QueryRequest, QueryResult, ScanPage, ScanRequest
+from vecdb.core.query import Description, QueryRequest, QueryResult, ScanPage, ScanRequest
 from vecdb.core.records import DeleteIds, DeleteWhere, Record, UpdateMetadata, UpsertBatch, WriteResult
 from vecdb.core.schema import CollectionSchema
 
@@ -59,6 +59,15 @@ class ShardedBackend(MemoryBackend):
     def count(self, name: str, where: Node | None = None, call: Call | None = None) -> int:
         self.reads.append(("count", name, call))
         return super().count(name, where, call)
+
+    def describe(self, name: str, call: Call | None = None) -> Description:
+        self.reads.append(("describe", name, call))
+        return super().describe(name, call)
+
+    def optimize(self, name: str, on_progress: Callable[[str, int, int], None] | None = None,
+                 call: Call | None = None) -> Description:
+        self.reads.append(("optimize", name, call))
+        return super().optimize(name, on_progress, call)
 
 
 def asked(calls: Sequence[tuple[str, str, Any]], method: str) -> tuple[Consistency, tuple[tuple[int, int], ...]]:

@@ -10,7 +10,7 @@ import pytest
 
 import vecdb
 from tests.engine import test_indexes, test_model, test_refusals
-from tests.replicated_nodes import Together, connect_to_one_of_three, connect_to_three
+from tests.replicated_nodes import Together, connect_to_three
 from vecdb.client import collection, database
 
 
@@ -33,8 +33,7 @@ def test_vector_types(served: None, tmp_path: Path, metric: str, vector_type: st
     test_indexes.test_vector_types(tmp_path, metric, vector_type, "flat")
 
 
-def test_index_through_its_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vecdb, "connect", connect_to_one_of_three)
+def test_index_through_its_life(served: None, tmp_path: Path) -> None:
     test_indexes.test_index_through_its_life(tmp_path, "hnsw", {"quantization": "sq8"})
 
 

@@ -246,7 +246,7 @@ def _collection(out: Output, name: str, database: "Database", quick: bool,
                 several: Names[str] = ()) -> Check:
     try:
         collection: Collection = database.collection(name)
-        found = collection.describe()
+        found = collection.describe(consistency="eventual")  # of a cluster without a majority, too
         damage = _damage(found.details)
         if damage:
             return Check(f"collection {name}", "fail", "; ".join(damage), "records it names must be imported again",

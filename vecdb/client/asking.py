@@ -15,7 +15,7 @@ from vecdb.core.schema import CollectionSchema
 
 T = TypeVar("T")
 
-READS: Final = frozenset(("query", "fetch", "scan", "count"))
+READS: Final = frozenset(("query", "fetch", "scan", "count", "describe", "optimize"))
 """Methods whose answer depends on how far the replica is that gives it."""
 
 

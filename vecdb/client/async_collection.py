@@ -160,23 +160,31 @@ class AsyncCollection:
         return await self._session.run(doing.count(self._name, filter), check_timeout(timeout),
                                        check_consistency(consistency), check_flag("allow_partial", allow_partial))
 
-    async def describe(self, *, timeout: float | None = None) -> Description:
+    async def describe(self, *, consistency: str | Consistency | None = None,
+                       timeout: float | None = None) -> Description:
         """Counts, segments, bytes in memory and on disk, and the state of the index.
 
-        Of a collection with replicas it tells what the one that answers has (``details["replica"]``), which may be
-        behind what was written; :meth:`count` is not.
+        Of a collection with replicas it tells what the one that answers has (``details["replica"]``): by
+        ``consistency`` all that this handle wrote, as with :meth:`count`.  How that is divided into segments is each
+        replica's own; after :meth:`optimize` it is alike on those that optimized.
         """
-        return await self._session.run(doing.describe(self._name), check_timeout(timeout))
+        return await self._session.run(doing.describe(self._name), check_timeout(timeout),
+                                       check_consistency(consistency))
 
     async def verify(self, *, timeout: float | None = None) -> dict[str, Any]:
         """Read every record and hold all against the digest that writes keep up."""
         return await self._session.run(doing.verify(self._name), check_timeout(timeout))
 
-    async def optimize(self, progress: ProgressOption = None, *, timeout: float | None = None) -> Description:
-        """Seal, merge and build until nothing is left to do, and describe the result."""
+    async def optimize(self, progress: ProgressOption = None, *, consistency: str | Consistency | None = None,
+                       timeout: float | None = None) -> Description:
+        """Seal, merge and build until nothing is left to do, and describe the result.
+
+        Of a collection with replicas each that serves does so, and ``details["optimized"]`` names their nodes.
+        """
         limit = check_timeout(timeout)
+        level = check_consistency(consistency)
         with reporting(progress) as report:
-            return await self._session.run(doing.optimize(self._name, report), limit)
+            return await self._session.run(doing.optimize(self._name, report), limit, level)
 
     def __repr__(self) -> str:
         return f"<AsyncCollection {self._name!r} of {self._session.label}>"

@@ -255,13 +255,15 @@ class Collection:
         return self._session.run(doing.count(self._name, filter), check_timeout(timeout),
                                  check_consistency(consistency), check_flag("allow_partial", allow_partial))
 
-    def describe(self, *, timeout: float | None = None) -> Description:
+    def describe(self, *, consistency: str | Consistency | None = None, timeout: float | None = None) -> Description:
         """Counts, segments, bytes in memory and on disk, and the state of the index.
 
-        Of a collection with replicas it tells what the one that answers has (``details["replica"]``), which may be
-        behind what was written; :meth:`count` is not.
+        Of a collection with replicas it tells what the one that answers has (``details["replica"]``): by
+        ``consistency`` all that this handle wrote, as with :meth:`count`.  How that is divided into segments is each
+        replica's own; after :meth:`optimize` it is alike on those that optimized.
         """
-        return self._session.run(doing.describe(self._name), check_timeout(timeout))
+        return self._session.run(doing.describe(self._name), check_timeout(timeout),
+                                 check_consistency(consistency))
 
     def verify(self, *, timeout: float | None = None) -> dict[str, Any]:
         """Read every record and hold all against the digest that writes keep up.
@@ -270,14 +272,21 @@ class Collection:
         """
         return self._session.run(doing.verify(self._name), check_timeout(timeout))
 
-    def optimize(self, progress: ProgressOption = None, *, timeout: float | None = None) -> Description:
+    def optimize(self, progress: ProgressOption = None, *, consistency: str | Consistency | None = None,
+                 timeout: float | None = None) -> Description:
         """Seal, merge and build until nothing is left to do, and describe the result.
+
+        Of a collection with replicas each that serves does so, once it has what ``consistency`` asks for, by default
+        what this handle wrote: ``details["optimized"]`` names their nodes (of several shards in ``details["shards"]``).
+        One that is away, or stays behind for some seconds, is not waited for: it has its own work in the background,
+        and a description by that one may still tell of segments that are not sealed.
 
         ``timeout``: seconds, after which DeadlineExceeded is raised; what was done by then stays, the rest is left.
         """
         limit = check_timeout(timeout)
+        level = check_consistency(consistency)
         with reporting(progress) as report:
-            return self._session.run(doing.optimize(self._name, report), limit)
+            return self._session.run(doing.optimize(self._name, report), limit, level)
 
     def __len__(self) -> int:
         return self.count()

@@ -88,10 +88,12 @@ class CollectionsServicer:
         return c.GetCollectionReply(schema=convert.schema_to_wire(schema))
 
     async def describe(self, message: c.DescribeCollectionRequest, context: Context) -> c.DescribeCollectionReply:
+        convert.read_from_wire(message, context.call)
         return convert.description_to_wire(await self._node.describe(message.name, context.call))
 
     async def optimize(self, message: c.OptimizeCollectionRequest, context: Context
                        ) -> AsyncIterator[c.OptimizeCollectionReply]:
+        convert.read_from_wire(message, context.call)
         told: asyncio.Queue[tuple[str, int, int] | None] = asyncio.Queue()
 
         def tell(stage: str, done: int, total: int) -> None:

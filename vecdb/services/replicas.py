@@ -22,7 +22,14 @@ from typing import Any, Final, Protocol, TypeVar
 from vecdb.cluster.control import ControlState, ShardEntry, collection_of, version_of
 from vecdb.core.calls import Call, Consistency
 from vecdb.core.cluster import ShardState
-from vecdb.core.errors import CollectionNotFound, Overloaded, StaleShardMap, Unavailable, Unsupported
+from vecdb.core.errors import (
+    CollectionNotFound,
+    DeadlineExceeded,
+    Overloaded,
+    StaleShardMap,
+    Unavailable,
+    Unsupported,
+)
 from vecdb.core.filters.tree import Node as FilterNode
 from vecdb.core.ids import RecordId
 from vecdb.core.layout import ANYHOW, Layout
@@ -41,6 +48,8 @@ T = TypeVar("T")
 
 CONTROL: Final = 0
 UNLED_S: Final = 5.0
+OPTIMIZE_S: Final = 5.0
+"""How long a replica waits for what it must have before it optimizes; who asked may ask again."""
 LOOK_S: Final = 0.1
 """How old what is known of a replica may be when a read is let in: a status is not made for every query."""
 
@@ -311,14 +320,25 @@ class OwnReplicas:
             raise Unavailable(f"this node knows of an earlier collection {entry.name!r} alone", collection=entry.name)
         return entry
 
-    async def _read(self, label: str, call: Call, read: Callable[[str], Awaitable[T]], retired: bool = False) -> T:
-        """``read`` of the shard that is held under a label here."""
+    async def _read(self, label: str, call: Call, read: Callable[[str], Awaitable[T]], retired: bool = False,
+                    most_s: float | None = None) -> T:
+        """``read`` of the shard that is held under a label here, which may be behind for so many seconds."""
         entry = self._entry(label, call, retired)
         if not self.serves(entry.group):
             raise Unavailable(f"this node has no replica of {entry.name!r} that serves", collection=entry.name)
         if not call.session and call.consistency is not Consistency.LINEARIZABLE:
             return await read(entry.label)
-        return await self.settled(entry.group, lambda: self.settle(entry.group, call), lambda: read(entry.label))
+
+        async def settle() -> None:
+            try:
+                await self.settle(entry.group, call, most_s)
+            except DeadlineExceeded:
+                call.check()
+                if most_s is None:
+                    raise
+                raise Unavailable(f"this node's replica of {entry.name!r} is behind", group=entry.group) from None
+
+        return await self.settled(entry.group, settle, lambda: read(entry.label))
 
     async def list_collections(self, call: Call) -> list[str]:
         return sorted(self._control.state.collections)
@@ -330,7 +350,8 @@ class OwnReplicas:
         return await self._read(name, call, lambda label: self._engine.describe(label, call))
 
     async def optimize(self, name: str, call: Call, on_progress: Progress | None = None) -> Description:
-        return await self._read(name, call, lambda label: self._engine.optimize(label, call, on_progress))
+        return await self._read(name, call, lambda label: self._engine.optimize(label, call, on_progress),
+                                most_s=OPTIMIZE_S)
 
     async def query(self, name: str, request: QueryRequest, call: Call) -> QueryResult:
         return await self._read(name, call, lambda label: self._engine.query(label, request, call))

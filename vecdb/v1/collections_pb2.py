@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from vecdb.v1 import types_pb2 as vecdb_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1avecdb/v1/collections.proto\x12\x08vecdb.v1\x1a\x14vecdb/v1/types.proto\"]\n\x17\x43reateCollectionRequest\x12 \n\x06schema\x18\x01 \x01(\x0b\x32\x10.vecdb.v1.Schema\x12 \n\x06layout\x18\x02 \x01(\x0b\x32\x10.vecdb.v1.Layout\"a\n\x06Layout\x12\x0e\n\x06shards\x18\x01 \x01(\r\x12\x1a\n\x12replication_factor\x18\x02 \x01(\r\x12\x11\n\tshard_key\x18\x03 \x01(\t\x12\x18\n\x10\x65xpected_records\x18\x04 \x01(\x04\"\x17\n\x15\x43reateCollectionReply\"%\n\x15\x44ropCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x15\n\x13\x44ropCollectionReply\"\x18\n\x16ListCollectionsRequest\"%\n\x14ListCollectionsReply\x12\r\n\x05names\x18\x01 \x03(\t\"$\n\x14GetCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"6\n\x12GetCollectionReply\x12 \n\x06schema\x18\x01 \x01(\x0b\x32\x10.vecdb.v1.Schema\")\n\x19\x44\x65scribeCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"N\n\x17\x44\x65scribeCollectionReply\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07records\x18\x02 \x01(\x04\x12\x14\n\x0c\x64\x65tails_json\x18\x03 \x01(\x0c\")\n\x19OptimizeCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\xcd\x01\n\x17OptimizeCollectionReply\x12>\n\x08progress\x18\x01 \x01(\x0b\x32*.vecdb.v1.OptimizeCollectionReply.ProgressH\x00\x12\x31\n\x04\x64one\x18\x02 \x01(\x0b\x32!.vecdb.v1.DescribeCollectionReplyH\x00\x1a\x36\n\x08Progress\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x0c\n\x04\x64one\x18\x02 \x01(\x04\x12\r\n\x05total\x18\x03 \x01(\x04\x42\x07\n\x05\x65vent2\xdc\x03\n\x0b\x43ollections\x12L\n\x06\x43reate\x12!.vecdb.v1.CreateCollectionRequest\x1a\x1f.vecdb.v1.CreateCollectionReply\x12\x46\n\x04\x44rop\x12\x1f.vecdb.v1.DropCollectionRequest\x1a\x1d.vecdb.v1.DropCollectionReply\x12H\n\x04List\x12 .vecdb.v1.ListCollectionsRequest\x1a\x1e.vecdb.v1.ListCollectionsReply\x12\x43\n\x03Get\x12\x1e.vecdb.v1.GetCollectionRequest\x1a\x1c.vecdb.v1.GetCollectionReply\x12R\n\x08\x44\x65scribe\x12#.vecdb.v1.DescribeCollectionRequest\x1a!.vecdb.v1.DescribeCollectionReply\x12T\n\x08Optimize\x12#.vecdb.v1.OptimizeCollectionRequest\x1a!.vecdb.v1.OptimizeCollectionReply0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1avecdb/v1/collections.proto\x12\x08vecdb.v1\x1a\x14vecdb/v1/types.proto\"]\n\x17\x43reateCollectionRequest\x12 \n\x06schema\x18\x01 \x01(\x0b\x32\x10.vecdb.v1.Schema\x12 \n\x06layout\x18\x02 \x01(\x0b\x32\x10.vecdb.v1.Layout\"a\n\x06Layout\x12\x0e\n\x06shards\x18\x01 \x01(\r\x12\x1a\n\x12replication_factor\x18\x02 \x01(\r\x12\x11\n\tshard_key\x18\x03 \x01(\t\x12\x18\n\x10\x65xpected_records\x18\x04 \x01(\x04\"\x17\n\x15\x43reateCollectionReply\"%\n\x15\x44ropCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x15\n\x13\x44ropCollectionReply\"\x18\n\x16ListCollectionsRequest\"%\n\x14ListCollectionsReply\x12\r\n\x05names\x18\x01 \x03(\t\"$\n\x14GetCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"6\n\x12GetCollectionReply\x12 \n\x06schema\x18\x01 \x01(\x0b\x32\x10.vecdb.v1.Schema\"N\n\x19\x44\x65scribeCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x04read\x18\x02 \x01(\x0b\x32\x15.vecdb.v1.ReadOptions\"N\n\x17\x44\x65scribeCollectionReply\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07records\x18\x02 \x01(\x04\x12\x14\n\x0c\x64\x65tails_json\x18\x03 \x01(\x0c\"N\n\x19OptimizeCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x04read\x18\x02 \x01(\x0b\x32\x15.vecdb.v1.ReadOptions\"\xcd\x01\n\x17OptimizeCollectionReply\x12>\n\x08progress\x18\x01 \x01(\x0b\x32*.vecdb.v1.OptimizeCollectionReply.ProgressH\x00\x12\x31\n\x04\x64one\x18\x02 \x01(\x0b\x32!.vecdb.v1.DescribeCollectionReplyH\x00\x1a\x36\n\x08Progress\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x0c\n\x04\x64one\x18\x02 \x01(\x04\x12\r\n\x05total\x18\x03 \x01(\x04\x42\x07\n\x05\x65vent2\xdc\x03\n\x0b\x43ollections\x12L\n\x06\x43reate\x12!.vecdb.v1.CreateCollectionRequest\x1a\x1f.vecdb.v1.CreateCollectionReply\x12\x46\n\x04\x44rop\x12\x1f.vecdb.v1.DropCollectionRequest\x1a\x1d.vecdb.v1.DropCollectionReply\x12H\n\x04List\x12 .vecdb.v1.ListCollectionsRequest\x1a\x1e.vecdb.v1.ListCollectionsReply\x12\x43\n\x03Get\x12\x1e.vecdb.v1.GetCollectionRequest\x1a\x1c.vecdb.v1.GetCollectionReply\x12R\n\x08\x44\x65scribe\x12#.vecdb.v1.DescribeCollectionRequest\x1a!.vecdb.v1.DescribeCollectionReply\x12T\n\x08Optimize\x12#.vecdb.v1.OptimizeCollectionRequest\x1a!.vecdb.v1.OptimizeCollectionReply0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -51,15 +51,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETCOLLECTIONREPLY']._serialized_start=446
   _globals['_GETCOLLECTIONREPLY']._serialized_end=500
   _globals['_DESCRIBECOLLECTIONREQUEST']._serialized_start=502
-  _globals['_DESCRIBECOLLECTIONREQUEST']._serialized_end=543
-  _globals['_DESCRIBECOLLECTIONREPLY']._serialized_start=545
-  _globals['_DESCRIBECOLLECTIONREPLY']._serialized_end=623
-  _globals['_OPTIMIZECOLLECTIONREQUEST']._serialized_start=625
-  _globals['_OPTIMIZECOLLECTIONREQUEST']._serialized_end=666
-  _globals['_OPTIMIZECOLLECTIONREPLY']._serialized_start=669
-  _globals['_OPTIMIZECOLLECTIONREPLY']._serialized_end=874
-  _globals['_OPTIMIZECOLLECTIONREPLY_PROGRESS']._serialized_start=811
-  _globals['_OPTIMIZECOLLECTIONREPLY_PROGRESS']._serialized_end=865
-  _globals['_COLLECTIONS']._serialized_start=877
-  _globals['_COLLECTIONS']._serialized_end=1353
+  _globals['_DESCRIBECOLLECTIONREQUEST']._serialized_end=580
+  _globals['_DESCRIBECOLLECTIONREPLY']._serialized_start=582
+  _globals['_DESCRIBECOLLECTIONREPLY']._serialized_end=660
+  _globals['_OPTIMIZECOLLECTIONREQUEST']._serialized_start=662
+  _globals['_OPTIMIZECOLLECTIONREQUEST']._serialized_end=740
+  _globals['_OPTIMIZECOLLECTIONREPLY']._serialized_start=743
+  _globals['_OPTIMIZECOLLECTIONREPLY']._serialized_end=948
+  _globals['_OPTIMIZECOLLECTIONREPLY_PROGRESS']._serialized_start=885
+  _globals['_OPTIMIZECOLLECTIONREPLY_PROGRESS']._serialized_end=939
+  _globals['_COLLECTIONS']._serialized_start=951
+  _globals['_COLLECTIONS']._serialized_end=1427
 # @@protoc_insertion_point(module_scope)

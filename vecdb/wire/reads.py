@@ -7,10 +7,11 @@ from vecdb.core.calls import Call, Consistency
 from vecdb.core.cluster import MAX_COLLECTION_SHARDS
 from vecdb.core.errors import InvalidArgument, LimitExceeded
 from vecdb.core.limits import MAX_POSITIONS
-from vecdb.v1 import queries_pb2, records_pb2, types_pb2
+from vecdb.v1 import collections_pb2, queries_pb2, records_pb2, types_pb2
 
 ReadRequest: TypeAlias = (queries_pb2.QueryRequest | records_pb2.FetchRequest | records_pb2.ScanRequest
-                          | records_pb2.CountRequest)
+                          | records_pb2.CountRequest | collections_pb2.DescribeCollectionRequest
+                          | collections_pb2.OptimizeCollectionRequest)
 
 _TO_WIRE: Final = {
     Consistency.EVENTUAL: types_pb2.CONSISTENCY_EVENTUAL,

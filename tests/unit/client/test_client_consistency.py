@@ -46,6 +46,8 @@ READS: dict[str, tuple[str, Callable[..., Any]]] = {
     "scan": ("scan", lambda docs, **more: list(docs.scan(**more))),
     "scan_batches": ("scan", lambda docs, **more: list(docs.scan_batches(**more))),
     "count": ("count", lambda docs, **more: docs.count(**more)),
+    "describe": ("describe", lambda docs, **more: docs.describe(**more)),
+    "optimize": ("optimize", lambda docs, **more: docs.optimize(**more)),
 }
 
 

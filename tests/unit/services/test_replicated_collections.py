@@ -11,6 +11,7 @@ from vecdb.core.calls import Call, Consistency
 from vecdb.core.errors import CollectionExists, CollectionNotFound, DeadlineExceeded, InvalidArgument, Unavailable
 from vecdb.core.schema import CollectionSchema
 from vecdb.services import leaders
+from vecdb.services.coordinator import care
 
 
 def test_collections_are_made_and_dropped_by_way_of_any_node() -> None:
@@ -298,7 +299,9 @@ def test_a_read_of_a_collection_that_is_dropped_under_it_follows_the_one_made_an
     run(test)
 
 
-def test_maintenance_says_whose_answer_it_is() -> None:
+def test_maintenance_says_whose_answer_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(care, "AWAY_S", 0.2)
+
     async def test(cluster: FakeCluster) -> None:
         told = await cluster.nodes["n2"].describe("docs", soon())
         assert (told.details["by"], told.details["replica"], told.details["leader"]) == ("n2", "n2/7", "n1/7")
@@ -306,9 +309,49 @@ def test_maintenance_says_whose_answer_it_is() -> None:
         cluster.down = {"n3"}
         done = await cluster.nodes["n2"].optimize("docs", soon(), lambda *step: seen.append(step[0]))
         assert (done.details["by"], seen) == ("n2", ["seal"])
+        assert done.details["optimized"] == ["n1", "n2"]
         assert [call[0] for call in cluster.engines["n1"].calls] == ["optimize"], "every replica's graphs are its own"
         assert {job["node"] for job in await cluster.nodes["n2"].jobs(None, soon())} == {"n1", "n2"}
         assert (await cluster.nodes["n2"].verify("docs", soon()))["equal"]
+
+    run(test)
+
+
+@pytest.mark.parametrize("level", [Consistency.SESSION, Consistency.LINEARIZABLE])
+def test_a_replica_optimizes_once_it_has_what_the_session_wrote(level: Consistency) -> None:
+    async def test(cluster: FakeCluster) -> None:
+        with cluster.behind("n2"), cluster.behind("n3"):
+            written = await cluster.nodes["n1"].upsert("docs", batch(), soon())
+            session = ((1, written.log_index),) if level is Consistency.SESSION else ()
+            call = Call(soon(30.0).deadline, consistency=level, session=session)
+            work = asyncio.create_task(cluster.nodes["n2"].optimize("docs", call))
+            while not cluster.engines["n1"].calls:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.1)
+            assert cluster.engines["n2"].calls == cluster.engines["n3"].calls == []
+        assert (await work).details["optimized"] == ["n1", "n2", "n3"]
+        assert [len(cluster.engines[node].calls) for node in ("n1", "n2", "n3")] == [1, 1, 1]
+
+    run(test)
+
+
+def test_a_replica_that_is_away_for_a_moment_optimizes_too() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        cluster.down = {"n1", "n3"}
+        asyncio.get_running_loop().call_later(0.3, cluster.down.clear)
+        done = await cluster.nodes["n2"].optimize("docs", soon(30.0))
+        assert done.details["optimized"] == ["n1", "n2", "n3"]
+
+    run(test)
+
+
+def test_descriptions_wait_for_what_the_session_wrote() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        with cluster.behind("n2"):
+            written = await cluster.nodes["n1"].upsert("docs", batch(), soon())
+            call = Call(soon().deadline, consistency=Consistency.SESSION, session=((1, written.log_index),))
+            assert (await cluster.nodes["n2"].describe("docs", call)).records == written.log_index
+            assert cluster.engines["n2"].calls == []
 
     run(test)
 

@@ -144,7 +144,7 @@ class Procedures:
         return self.schemas.put(convert.schema_from_wire(read(c.GetCollectionReply, reply).schema))
 
     def describe(self, name: str, call: Call | None = None) -> Steps[Description]:
-        payload = c.DescribeCollectionRequest(name=name).SerializeToString()
+        payload = reading(c.DescribeCollectionRequest(name=name), call)
         reply = yield from self._on(name, self.caller.call(m.DESCRIBE, payload, call))
         return convert.description_from_wire(read(c.DescribeCollectionReply, reply))
 
@@ -152,7 +152,7 @@ class Procedures:
         """Asked again after a broken connection: what was done is done, and the rest goes on."""
         deadline = None if call is None else call.deadline
         attempts = self.caller.attempts(deadline)
-        payload = c.OptimizeCollectionRequest(name=name).SerializeToString()
+        payload = reading(c.OptimizeCollectionRequest(name=name), call)
         while True:
             stream: Stream | None = None
             try:

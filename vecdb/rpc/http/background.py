@@ -28,7 +28,8 @@ class Background:
         if len(self._running) >= MOST:
             raise Overloaded(f"{MOST} collections are being optimized already", retry_after_s=10.0, limit=MOST)
         outer = request.call
-        call = Call(time.monotonic() + self._deadline_s, None, outer.request_id, outer.principal)
+        call = Call(time.monotonic() + self._deadline_s, None, outer.request_id, outer.principal,
+                    outer.consistency, outer.session)
         task = asyncio.get_running_loop().create_task(self._run(name, request, call))
         self._running[name] = (task, call)
         task.add_done_callback(lambda _: self._running.pop(name, None))

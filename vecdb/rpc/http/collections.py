@@ -15,6 +15,7 @@ from vecdb.rpc.http.bodies import read
 from vecdb.rpc.http.checks import check
 from vecdb.rpc.http.operations import NoParams, Operation, Request
 from vecdb.rpc.http.replies import Reply, ok
+from vecdb.rpc.http.seeing import ReadParams, see, see_by_parameters
 
 TAG: Final = "collections"
 
@@ -45,6 +46,7 @@ async def list_all(request: Request) -> Reply:
 
 async def describe(request: Request) -> Reply:
     name = check_name(request.path["name"])
+    see_by_parameters(request)
     schema = await request.node.schema(name, request.call)
     return ok(_description(await request.node.describe(name, request.call), schema))
 
@@ -75,7 +77,7 @@ def operations(background: Background) -> list[Operation]:
     """``background`` runs what nobody waits for."""
 
     async def optimize(request: Request) -> Reply:
-        check(models.Nothing, read(request.body or b"{}"))
+        see(request, check(models.Read, read(request.body or b"{}")))
         name = check_name(request.path["name"])
         if request.params.wait == "true":
             return ok(_description(await request.node.optimize(name, request.call)))
@@ -93,7 +95,7 @@ def operations(background: Background) -> list[Operation]:
                   audited=True),
         Operation("GET", one, "describeCollection", "Collections/Describe",
                   "Records, segments, bytes and the state of the index", TAG, describe, {200: models.Description},
-                  errors=(404,)),
+                  params=ReadParams, errors=(404,)),
         Operation("DELETE", one, "dropCollection", "Collections/Drop", "Delete a collection and its records for good",
                   TAG, drop, {204: None}, role=Role.ADMIN, errors=(404,), audited=True),
         Operation("GET", one + "/schema", "getCollection", "Collections/Get", "What the collection is", TAG, schema,
@@ -101,7 +103,7 @@ def operations(background: Background) -> list[Operation]:
         Operation("POST", one + ":optimize", "optimizeCollection", "Collections/Optimize",
                   "Seal, merge and build until nothing is left to do", TAG, optimize,
                   {200: models.Description, 202: models.Accepted}, role=Role.WRITE, params=OptimizeParams,
-                  bodies=(models.Nothing,), optional_body=True, errors=(404,), long=True),
+                  bodies=(models.Read,), optional_body=True, errors=(404,), long=True),
         Operation("POST", one + ":verify", "verifyCollection", "Admin/Verify",
                   "Read every record and hold it against the digest that writes keep up", TAG, verify,
                   {200: models.Verified}, bodies=(models.Nothing,), optional_body=True, errors=(404,), long=True),

@@ -16,8 +16,9 @@ from vecdb.rpc.http.bodies import read
 from vecdb.rpc.http.checks import check, one_of
 from vecdb.rpc.http.models import MAX_QUERIES, MAX_RESULTS
 from vecdb.rpc.http.operations import Operation, Request
-from vecdb.rpc.http.records import item_bytes, refuse_bytes, see
+from vecdb.rpc.http.records import item_bytes, refuse_bytes
 from vecdb.rpc.http.replies import Reply, dumps, runs
+from vecdb.rpc.http.seeing import see
 
 TAG: Final = "queries"
 

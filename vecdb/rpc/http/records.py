@@ -10,7 +10,6 @@ from typing import Any, Final, Literal, TypeVar
 from pydantic import Field
 
 from vecdb.core.access import Role
-from vecdb.core.calls import Consistency
 from vecdb.core.errors import InvalidArgument, InvalidId, LimitExceeded
 from vecdb.core.filters.tree import Node
 from vecdb.core.fingerprint import token_of
@@ -26,7 +25,7 @@ from vecdb.rpc.http.checks import check, one_of
 from vecdb.rpc.http.models import MAX_PAGE, Encoding
 from vecdb.rpc.http.operations import NoParams, Operation, Request
 from vecdb.rpc.http.replies import Refused, Reply, dumps, ok, runs
-from vecdb.wire.reads import set_read
+from vecdb.rpc.http.seeing import ReadParams, see, see_by_parameters
 
 TAG: Final = "records"
 F = TypeVar("F", models.Scan, models.Count)
@@ -41,30 +40,10 @@ class IdParams(NoParams):
         default="auto", description="auto: decimal digits are an integer, all else is a string")
 
 
-class GetParams(IdParams):
-    consistency: models.Level | None = Field(default=None, description=models.CONSISTENCY)
-    session: str | None = Field(default=None, pattern=r"^[0-9]{1,19}:[0-9]{1,19}(,[0-9]{1,19}:[0-9]{1,19})*$",
-                                max_length=2_048,
-                                description="writes that must be seen, as shard:log_index, separated by commas")
+class GetParams(IdParams, ReadParams):
     include: str = Field(default="metadata,vector", pattern=r"^((metadata|vector)(,(metadata|vector))?)?$",
                          description="what to return, separated by a comma")
     encoding: Encoding = "list"
-
-
-def see(request: Request, given: models.Read) -> None:
-    """Let the call see what its body asks for."""
-    request.call.allow_partial = getattr(given, "allow_partial", False)
-    if given.consistency or given.session:
-        level = None if given.consistency is None else Consistency(given.consistency)
-        set_read(request.call, level, [(one.shard, one.log_index) for one in given.session])
-
-
-def _see_by_parameters(request: Request) -> None:
-    level, text = request.params.consistency, request.params.session
-    if level or text:
-        pairs = [one.split(":") for one in text.split(",")] if text else []
-        set_read(request.call, None if level is None else Consistency(level),
-                 [(int(shard), int(log_index)) for shard, log_index in pairs])
 
 
 def path_id(request: Request) -> RecordId:
@@ -166,7 +145,7 @@ async def get(request: Request) -> Reply:
     schema = await _schema(request)
     include = request.params.include.split(",")
     identity = path_id(request)
-    _see_by_parameters(request)
+    see_by_parameters(request)
     found = await request.node.fetch(schema.name, (identity,), request.call, include_metadata="metadata" in include,
                                      include_vectors="vector" in include)
     if not found:

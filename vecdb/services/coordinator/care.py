@@ -3,6 +3,13 @@
 **Which replica answers**: ``describe`` and ``verify`` of each shard this node's if it has one, and ``describe`` names
 it; ``jobs`` are of all nodes; ``optimize`` runs on all, for graphs and segments are each replica's own.
 
+**What they have seen** is what the call asks for, as with reads of records.  A replica that optimizes waits first for
+what the session wrote, and where the call is linearizable, for what the group had committed then; so whichever replica
+describes the collection to that session afterwards has all of it sealed, if it was one of those that optimized
+(``details["optimized"]``).  Those that do not serve at the time are asked again for :data:`AWAY_S` seconds, or half of
+what the call has if that is less, and then left to what they do in the background; the call fails only if no replica
+has done it.
+
 Of a collection with several shards a description adds up what can be (records, bytes) and has a part for each shard;
 segments say of which they are.  The digest of a verification is that of all records, however they are divided: shards'
 digests are sums over their records, and so add up.
@@ -14,20 +21,24 @@ from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 from vecdb.cluster.control import ShardEntry, collection_of
-from vecdb.core.calls import Call
-from vecdb.core.errors import Unavailable
+from vecdb.core.calls import Call, Consistency
+from vecdb.core.errors import DeadlineExceeded, Unavailable, Unsupported
 from vecdb.core.query import Description
 from vecdb.ports.node import Progress
 from vecdb.services.coordinator.fan import Answers, Chosen, Fan
 from vecdb.services.coordinator.knowledge import ASK_S, Knowledge, Shards
-from vecdb.services.coordinator.shard_reads import Reading
-from vecdb.services.passing import copy_of
+from vecdb.services.coordinator.shard_reads import PASSING, Reading, ShardReader
+from vecdb.services.leaders import PAUSE_S
+from vecdb.services.passing import copy_of, of_shard
 from vecdb.services.replicas import Engine
+from vecdb.services.unreachable import refuse_unreachable
 
 T = TypeVar("T")
 
 AT_ONCE: Final = 4
 """Shards that are optimized at the same time: a node has few threads for it."""
+AWAY_S: Final = 5.0
+"""How long a replica that does not serve is waited for before the others' optimizing is enough."""
 DIGEST_BITS: Final = 128
 _SUMMED: Final = ("disk_bytes", "memory_bytes")
 _COMMON: Final = ("dim", "metric", "vector_type", "index", "indexed_fields")
@@ -37,8 +48,9 @@ _LISTED: Final = ("segments", "jobs", "damage")
 class Care:
     """Belongs to one event loop."""
 
-    def __init__(self, know: Knowledge, fan: Fan, engine: Engine) -> None:
+    def __init__(self, know: Knowledge, reader: ShardReader, fan: Fan, engine: Engine) -> None:
         self._know = know
+        self._reader = reader
         self._fan = fan
         self._engine = engine
 
@@ -70,7 +82,9 @@ class Care:
                 "leader": "" if status is None else status.leader or "", "nodes": know.members(shard)}
 
     async def optimize(self, name: str, call: Call, on_progress: Progress | None = None) -> Description:
-        """On every replica, each for itself; progress is the first one's.  Those that are away do it by themselves."""
+        """On every replica that serves, each once it has what the call must see; progress is the first one's."""
+        if call.shards:
+            raise Unsupported("optimize: it goes through all shards of a collection", argument="shards")
         shards = await self._know.shards(name, call)
         if len(shards.all) == 1:
             return await self._optimized(shards.all[0], call, on_progress)
@@ -94,21 +108,60 @@ class Care:
 
     async def _optimized(self, shard: ShardEntry, call: Call, on_progress: Progress | None) -> Description:
         know, me = self._know, self._know.cluster.me
+        seen = await self._to_be_seen(shard, call)
+        now = know.clock.monotonic()
+        until = now + (AWAY_S if call.deadline is None else min(AWAY_S, (call.deadline - now) / 2))
         nodes = sorted(know.members(shard), key=lambda one: one != me)
         if nodes[0] == me and not know.own.serves(shard.group):
-            nodes = nodes[1:]
-        running = [self._engine.optimize(shard.label, call, on_progress) if node == me
-                   else know.peers.node(node).optimize(shard.label, copy_of(call), on_progress if at == 0 else None)
-                   for at, node in enumerate(nodes)]
-        done = await _every(running)
-        told = next((one for one in done if isinstance(one, Description)), None)
-        if told is not None:
-            about = {} if "replica" in told.details else self.about(shard)
-            return replace(told, name=shard.name, details={**told.details, **about})
+            nodes = [*nodes[1:], me]
+        done = await _every([self._optimized_on(node, shard, call, seen, on_progress if at == 0 else None, until)
+                             for at, node in enumerate(nodes)])
+        told = {node: one for node, one in zip(nodes, done, strict=True) if isinstance(one, Description)}
+        if told:
+            first = next(iter(told.values()))
+            about = {} if "replica" in first.details else self.about(shard)
+            return replace(first, name=shard.name, details={**first.details, **about, "optimized": sorted(told)})
         call.check()
         know.still(shard)
         raise done[0] if done and isinstance(done[0], BaseException) \
             else Unavailable(f"no replica of {shard.name!r} serves", collection=shard.name)
+
+    async def _to_be_seen(self, shard: ShardEntry, call: Call) -> Call:
+        """For any replica of the shard, places in its log that it must have come to; what is only known of others'
+        logs, or to the leader, is found out here, once for all of them.
+        """
+        know, mine = self._know, of_shard(call, shard.group)
+        if call.session:
+            await refuse_unreachable(shard, call, know.barriers.index, ASK_S)
+        if call.consistency is Consistency.LINEARIZABLE or know.inherits(shard, call):
+            try:
+                async with asyncio.timeout_at(know.own.until(call)):
+                    log_index = await know.barriers.index(shard.group)
+            except TimeoutError:
+                self._reader.check_time(call)
+                raise DeadlineExceeded("the deadline passed before the leader said where its log is") from None
+            mine.session = (*mine.session, (shard.group, log_index))
+            mine.consistency = Consistency.SESSION
+        return mine
+
+    async def _optimized_on(self, node: str, shard: ShardEntry, call: Call, seen: Call, on_progress: Progress | None,
+                            until: float) -> Description:
+        """By the replica of a node; one that does not serve is asked again until then, by the clock."""
+        know = self._know
+        while True:
+            try:
+                if node != know.cluster.me:
+                    return await know.peers.node(node).optimize(shard.label, of_shard(seen, shard.group), on_progress)
+                if not know.own.serves(shard.group):
+                    raise Unavailable(f"this node has no replica of {shard.name!r} that serves", collection=shard.name)
+                return await know.own.settled(shard.group, lambda: know.own.settle(shard.group, seen, AWAY_S),
+                                              lambda: self._engine.optimize(shard.label, call, on_progress))
+            except (*PASSING, DeadlineExceeded):
+                call.check()
+                know.still(shard)
+                if know.clock.monotonic() + PAUSE_S[1] >= until:
+                    raise
+            await asyncio.sleep(know.random.uniform(*PAUSE_S))
 
     async def jobs(self, name: str | None, call: Call) -> list[dict[str, Any]]:
         """Of all nodes that answer in time; each says which ``node`` it is of."""

@@ -50,7 +50,7 @@ class ReplicatedNode:
         self.writer = Writer(self.know, engine, observer)
         self._scanner = Scanner(self.know, self.reader, self._fan, engine)
         self._collections = Collections(self.know)
-        self._care = Care(self.know, self._fan, engine)
+        self._care = Care(self.know, self.reader, self._fan, engine)
 
     # --- collections ------------------------------------------------------------------------------
 

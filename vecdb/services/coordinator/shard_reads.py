@@ -52,7 +52,7 @@ LONG_S: Final = 3_600.0
 
 ELSEWHERE: Final = (Unavailable, DatabaseClosed, DataCorrupted, StorageError, CollectionNotFound)
 """What one replica fails with and another may not."""
-_PASSING: Final = (Unavailable, DatabaseClosed, CollectionNotFound, OutcomeUnknown, Cancelled)
+PASSING: Final = (Unavailable, DatabaseClosed, CollectionNotFound, OutcomeUnknown, Cancelled)
 """Of these, what may be otherwise in a moment."""
 _FAR: Final = (*ELSEWHERE, OutcomeUnknown, Overloaded, Cancelled)
 """The same of one on another node."""
@@ -149,7 +149,7 @@ class ShardReader:
         """Before every replica is asked once more; raises what they failed with where that is no use."""
         know = self._know
         pause = know.random.uniform(*PAUSE_S)
-        passing = not failures or any(isinstance(one, _PASSING) for one in failures)
+        passing = not failures or any(isinstance(one, PASSING) for one in failures)
         removed = next((one for one in failures if isinstance(one, NodeRemoved) and one.here), None)
         if removed is not None:
             raise removed

@@ -8,7 +8,8 @@ from vecdb.core.calls import Call, Consistency
 from vecdb.core.records import WriteResult
 
 READS = [("POST", QUERY, {"vector": [0, 0]}, "query"), ("POST", f"{RECORDS}:fetch", {"ids": [7]}, "fetch"),
-         ("POST", f"{RECORDS}:scan", {}, "scan"), ("POST", f"{RECORDS}:count", {}, "count")]
+         ("POST", f"{RECORDS}:scan", {}, "scan"), ("POST", f"{RECORDS}:count", {}, "count"),
+         ("POST", "/v1/collections/docs:optimize", {}, "optimize")]
 
 
 def last(face: Face, method: str) -> Call:
@@ -36,15 +37,15 @@ def test_bodies_say_what_must_have_been_seen(face: Face, verb: str, path: str, b
         refused(face.ask(verb, path, {**body, **wrong}), 400, "INVALID_ARGUMENT", argument)
 
 
-def test_parameters_say_it_where_there_is_no_body(face: Face) -> None:
+@pytest.mark.parametrize(("one", "method"), [(f"{RECORDS}/7", "fetch"), ("/v1/collections/docs", "describe")])
+def test_parameters_say_it_where_there_is_no_body(face: Face, one: str, method: str) -> None:
     face.docs()
-    one = f"{RECORDS}/7"
     assert face.ask("GET", f"{one}?consistency=linearizable").status_code == 200
-    assert last(face, "fetch").consistency is Consistency.LINEARIZABLE
+    assert last(face, method).consistency is Consistency.LINEARIZABLE
     assert face.ask("GET", f"{one}?session=3:17,4:2").status_code == 200
-    assert (last(face, "fetch").consistency, last(face, "fetch").session) == (Consistency.SESSION, ((3, 17), (4, 2)))
+    assert (last(face, method).consistency, last(face, method).session) == (Consistency.SESSION, ((3, 17), (4, 2)))
     assert face.ask("GET", one).status_code == 200
-    assert last(face, "fetch").consistency is Consistency.EVENTUAL
+    assert last(face, method).consistency is Consistency.EVENTUAL
     for wrong, argument in (("consistency=all", "consistency"), ("session=3", "session"), ("session=3:x", "session"),
                             ("session=", "session"), ("session=3:1,", "session")):
         refused(face.ask("GET", f"{one}?{wrong}"), 400, "INVALID_ARGUMENT", argument)
