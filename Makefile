@@ -7,7 +7,11 @@ BIN := $(VENV)/bin
 KERNELS := $(shell find vecdb/kernels vecdb/ann -name '*.py' 2>/dev/null)
 # Nodes under chaos and in containers want the machine for themselves: .ci/run has steps for them.
 CHAOS := tests/chaos/test_cluster.py tests/chaos/test_killed_snapshots.py tests/chaos/test_killed_bulk.py
-PYTEST_ARGS ?= -q -n auto --maxprocesses 8 --dist loadfile $(addprefix --ignore ,$(CHAOS)) --ignore tests/cluster
+# Half as many again as cores, for tests of nodes wait a third of their time; files in the order of tests/conftest.py.
+CORES := $(shell getconf _NPROCESSORS_ONLN)
+WORKERS ?= $(shell echo $$(( $(CORES) > 5 ? 8 : $(CORES) + ($(CORES) + 1) / 2 )))
+PYTEST_ARGS ?= -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
+	$(addprefix --ignore ,$(CHAOS)) --ignore tests/cluster
 IMAGE ?= vecdb
 DATA ?= glove-100 fashion-mnist
 SOAK ?= 300
