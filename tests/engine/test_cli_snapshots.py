@@ -42,6 +42,8 @@ def test_from_the_first_to_the_last(home: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("VECDB_BACKUP__URL", f"file://{home}/place")
     made = told(home, "snapshot", "create", "one", "--data", "data")
     assert made["snapshot"]["collections"][0]["records"] == 300
+    code, out, err = run(home, "snapshot", "create", "one", "--data", "data", "--dry-run")
+    assert (code, "exists already" in err, out) == (4, True, "")
     second = told(home, "snapshot", "create", "two", "-c", "docs", "--data", "data")["snapshot"]
     assert [one["name"] for one in second["collections"]] == ["docs"]
     assert second["added_bytes"] < made["snapshot"]["added_bytes"]

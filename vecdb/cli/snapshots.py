@@ -6,7 +6,7 @@ it from here, with the credentials of here.  Of a directory all is done here, wh
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +18,7 @@ from vecdb.cli.output import Output, count, size
 from vecdb.cli.session import open_database
 from vecdb.cli.target import HERE, Place, Target, resolve, with_target
 from vecdb.core.cluster import Plan, PlanStep
-from vecdb.core.errors import InvalidArgument, VecdbError
+from vecdb.core.errors import InvalidArgument, StorageError, VecdbError
 from vecdb.core.units import parse_bytes
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ def create(name: Annotated[str, typer.Argument(metavar="[SNAPSHOT]", help="Its n
     with _local(place) as backups:
         names = list(collection) if collection else backups.names()
         url = place_url(place, at)
+        with suppress(StorageError):  # a folder that is to be made
+            _repository(place, at).check_new(name)
         plan = Plan("snapshot", tuple(PlanStep("save", one, f"save {one!r} to {url}") for one in names))
         if not _agreed(out, plan, f"snapshot {name}", yes=True, dry_run=dry_run):
             return

@@ -10,6 +10,7 @@ governor (:mod:`vecdb.services.governor`), who plans anew at every step.
 
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final, Protocol, TypeVar
 
 from vecdb.cluster.control import (
@@ -106,6 +107,13 @@ class OwnOperations:
                 if ended or not one.state.ended]
 
     async def plan_job(self, kind: str, target: str, args: Mapping[str, Any], call: Call) -> Plan:
+        plan = self._planned(kind, target, args)
+        look = getattr(self._operations[kind], "look", None)
+        if look is None:
+            return plan
+        return replace(plan, notes=(*plan.notes, *await look(target, args)))
+
+    def _planned(self, kind: str, target: str, args: Mapping[str, Any]) -> Plan:
         state = self._leading()
         operation = self._operations.get(kind)
         if operation is None:
@@ -115,11 +123,14 @@ class OwnOperations:
         return operation.plan(state, target, args, [one for one in state.nodes if heard_s(one) > AWAY_S])
 
     async def begin_job(self, kind: str, target: str, args: Mapping[str, Any], call: Call) -> int:
-        await self.plan_job(kind, target, args, call)
+        key = b"" if call.token is None else call.token.key
+        if key and key in self._leading().keys:  # asked again: what it has begun may be there already
+            self._planned(kind, target, args)
+        else:
+            await self.plan_job(kind, target, args, call)
         self._governor.context.check_read(commands_of(self._operations[kind]))
         clock = self._governor.context.clock
-        made = await self._propose(job_put(kind, target, args, at_s=clock.wall(),
-                                           key=b"" if call.token is None else call.token.key))
+        made = await self._propose(job_put(kind, target, args, at_s=clock.wall(), key=key))
         if not isinstance(made, JobEntry):
             raise VecdbError("the control group answered with what is no job", got=type(made).__name__)
         return made.id

@@ -8,20 +8,22 @@ from typing import Any
 import orjson
 import pytest
 
-from tests.unit.services.governed import Governed
+from tests.unit.services.governed import Control, Governed
 from vecdb.cluster import control
-from vecdb.core.calls import Call
+from vecdb.core.calls import Call, WriteToken
 from vecdb.core.cluster import HASH_SPACE, JobState
-from vecdb.core.errors import InvalidArgument, SnapshotExists, Unavailable
+from vecdb.core.errors import InvalidArgument, SnapshotExists, SnapshotNotFound, Unavailable
 from vecdb.ports.backups import BackupOrder, BackupStatus
 from vecdb.ports.replicator import Position, SnapshotFile
 from vecdb.runtime.clock import SystemClock
+from vecdb.services.administration import OwnOperations
 from vecdb.services.backup.manifest import ShardRef
 from vecdb.services.backup.repository import SWEEP, Repository
 from vecdb.services.backup.saving import ShardFacts, Watch, save_shard
 from vecdb.services.backup.work import note_key, work_of
+from vecdb.services.governor import Governor
 from vecdb.services.operations.base import Job, Step
-from vecdb.services.operations.snapshot import SnapshotCreate
+from vecdb.services.operations.snapshot import SnapshotCreate, SnapshotVerify
 from vecdb.storage.objects import open_objects
 
 
@@ -210,6 +212,47 @@ def test_another_of_the_name_is_not_taken_for_ones_own(stage: Stage) -> None:
     other.commit(replace(made, made_by="another/one.7"), lease)
     with pytest.raises(SnapshotExists):
         stage.step(job)
+
+
+def operators(stage: Stage) -> OwnOperations:
+    kinds: Any = {"snapshot": stage.operation, "snapshot_verify": SnapshotVerify(stage.nodes, stage.open)}
+    governor = Governor("c1", Control(stage.governed), stage.governed.replicas, stage.governed, stage.governed.clock,
+                        kinds)
+    return OwnOperations("c1", "c", Control(stage.governed), governor, kinds, dict)
+
+
+def test_a_name_that_is_taken_is_refused_before_anybody_is_asked(stage: Stage) -> None:
+    own, args, key = operators(stage), {"url": stage.url}, Call(token=WriteToken(b"once"))
+
+    async def begin() -> int:
+        assert (await own.plan_job("snapshot", "one", args, Call())).steps
+        return await own.begin_job("snapshot", "one", args, key)
+
+    job = asyncio.run(begin())
+    assert stage.run(job).state is JobState.DONE
+
+    async def refused() -> None:
+        with pytest.raises(SnapshotExists):
+            await own.plan_job("snapshot", "one", args, Call())
+        with pytest.raises(SnapshotExists):
+            await own.begin_job("snapshot", "one", args, Call())
+        assert await own.begin_job("snapshot", "one", args, key) == job, "it is its own that is there"
+        with pytest.raises(SnapshotNotFound):
+            await own.plan_job("snapshot_verify", "two", args, Call())
+
+    asyncio.run(refused())
+    assert list(stage.governed.now.jobs) == [job]
+
+
+def test_a_place_that_is_not_there_yet_is_no_reason_to_refuse_a_plan(stage: Stage, tmp_path: Path) -> None:
+    async def plan() -> tuple[str, ...]:
+        own = operators(stage)
+        return (await own.plan_job("snapshot", "one", {"url": f"file://{tmp_path}/new"}, Call())).notes
+
+    stage.operation._places._open = lambda url, create=False: Repository(open_objects(url, create=create),
+                                                                         create=create)
+    assert any("was not looked at: there is no folder" in note for note in asyncio.run(plan()))
+    assert not (tmp_path / "new").exists()
 
 
 def test_while_somebody_sweeps_it_waits(stage: Stage) -> None:

@@ -28,6 +28,8 @@ AT_ONCE: Final = 16
 """Shards of one job that are worked at."""
 ON_A_NODE: Final = 1
 ASK_S: Final = 10.0
+LOOK_S: Final = 8.0
+"""How long a plan waits for a place."""
 UNHEARD_S: Final = 5.0
 MOST_FAILURES: Final = 8
 """Of one shard, of those that pass, one after another: then the job has failed."""
@@ -85,6 +87,19 @@ class Places:
 
     async def thread(self, work: Callable[..., T], *args: Any, **named: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(None, partial(work, *args, **named))
+
+    async def look(self, url: str, find: Callable[[Repository], object]) -> tuple[str, ...]:
+        """Raises what ``find`` says of the place, as the job would; where it is not reached now, or not there yet,
+        says so in a note for the plan.
+        """
+        try:
+            async with asyncio.timeout(LOOK_S):
+                await self.thread(find, await self.open(url))
+        except TimeoutError:
+            return (f"{url} was not looked at: it does not answer",)
+        except (StorageError, Unavailable) as error:
+            return (f"{url} was not looked at: {error.message}",)
+        return ()
 
     def is_due(self, job: int, now: float) -> bool:
         """Whether the lease of a job is to be renewed, which is noted."""
