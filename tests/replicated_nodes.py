@@ -23,7 +23,7 @@ import httpx
 import vecdb
 from vecdb.config import ClusterSettings, EngineSettings, ServerSettings, Settings, TelemetrySettings
 from vecdb.core.errors import Unavailable, VecdbError
-from vecdb.core.shards import ShardInfo
+from vecdb.core.shards import ShardInfo, ShardVerification
 from vecdb.serving.compose import start
 
 NAMES = ("n1", "n2", "n3")
@@ -58,6 +58,14 @@ def wait_for(found: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
             return answer
         assert time.monotonic() < until, f"{what} did not come about in {seconds:g} s: {error or answer}"
         time.sleep(0.05)
+
+
+def agreed(db: Any, label: str, *, deep: bool = True) -> ShardVerification:
+    """What a comparison says once every replica has answered, which all hold the same."""
+    found: ShardVerification = wait_for(
+        lambda: (one := db.admin.verify_shard(label, deep=deep)).complete and one, f"an answer of all of {label!r}")
+    assert found.agree, found
+    return found
 
 
 class Process:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.replicated_nodes import wait_for
 from vecdb.core.errors import VecdbError
 
 DIM = 8
@@ -19,6 +20,7 @@ class Load:
         self.written: dict[int, int] = {}
         self.failures: list[str] = []
         self.longest_s = 0.0
+        self._rounds = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
@@ -45,6 +47,12 @@ class Load:
                 self.failures.append(f"{type(error).__name__}: {error}")
             self.longest_s = max(self.longest_s, time.monotonic() - began)
             at += 1
+            self._rounds = at
+
+    def goes_on(self, rounds: int = 5) -> None:
+        """Until so many more rounds were begun and ended from now on."""
+        upto = self._rounds + rounds + 1
+        wait_for(lambda: self._rounds >= upto or self.failures, "more rounds")
 
     def check(self) -> None:
         """Everything that was acknowledged is there, once, as it was written last."""

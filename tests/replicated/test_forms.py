@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import vecdb
-from tests.replicated_nodes import Together, settings_of, wait_for
+from tests.replicated_nodes import Together, agreed, settings_of, wait_for
 from vecdb.app import open_embedded
 from vecdb.config import Settings
 from vecdb.core.errors import DataCorrupted, FormatMismatch, InvalidArgument
@@ -38,7 +38,7 @@ def test_nodes_with_certificates_and_one_with_front_processes(tmp_path: Path) ->
             shards = db.admin.shards()
             assert [one.collection for one in shards] == ["", "docs"]
             assert all(one.leader for one in shards)
-            assert db.admin.verify_shard("docs").agree
+            agreed(db, "docs", deep=False)
     finally:
         nodes.stop()
 
@@ -115,9 +115,7 @@ def test_logs_that_are_damaged_as_a_whole_are_set_aside_and_the_node_joins_anew(
             assert docs.count(consistency="linearizable") == 1
             docs.upsert(ids=[2], vectors=[[0, 1]])
             wait_for_all(db)
-            verified = db.admin.verify_shard("docs", deep=True)
-            assert verified.agree
-            assert verified.complete
+            agreed(db, "docs")
     finally:
         nodes.stop()
 

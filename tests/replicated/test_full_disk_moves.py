@@ -7,7 +7,7 @@ import numpy as np
 
 from tests.faults import fill, needs_mount, small_filesystem
 from tests.grown_nodes import COORDINATORS, Grown
-from tests.replicated_nodes import wait_for
+from tests.replicated_nodes import agreed, wait_for
 
 ROWS = np.random.default_rng(8).normal(size=(4_000, 256)).astype(np.float32)
 
@@ -37,7 +37,7 @@ def test_a_move_to_a_full_disk_waits_and_is_taken_back(tmp_path: Path) -> None:
             lost = wait_for(lambda: (one := replicas(db).get("s1")) is not None and one.state == "halted" and one,
                             "the end of room")
             assert "StorageFull" in lost.error
-            assert any("disk has failed" in why for why in nodes.reasons("s1"))
+            wait_for(lambda: any("disk has failed" in why for why in nodes.reasons("s1")), "word of its disk")
             docs.upsert(ids=["meanwhile"], vectors=ROWS[:1])
             assert docs.query(ROWS[7], k=1).ids == [7]
             assert db.admin.cluster.job(job).state == "running", "it waits for room"
@@ -51,6 +51,5 @@ def test_a_move_to_a_full_disk_waits_and_is_taken_back(tmp_path: Path) -> None:
             nodes.takes_part("s1")
             job = move(db, source)
             wait_for(lambda: db.admin.cluster.job(job).state == "done", "the move, with room")
-            assert set(replicas(db)) == {*before, "s1"} - {source}
-            found = db.admin.verify_shard("docs", deep=True)
-            assert (found.agree, found.complete, found.replicas[0].records) == (True, True, 4_001)
+            wait_for(lambda: set(replicas(db)) == {*before, "s1"} - {source}, "the replica that moved, and it alone")
+            assert {one.records for one in agreed(db, "docs").replicas} == {4_001}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.grown_nodes import COORDINATORS, Grown
-from tests.replicated_nodes import wait_for
+from tests.replicated_nodes import agreed, wait_for
 from tests.users import DIM, Load, vectors
 from vecdb.cli import main
 from vecdb.core.cluster import Role
@@ -70,9 +70,7 @@ def collection(database: Any, name: str, **options: Any) -> Any:
 def agree(database: Any, name: str) -> None:
     groups = list(places(database, name))
     for label in [name] if len(groups) == 1 else [f"{name}@{group}" for group in groups]:
-        found = database.admin.verify_shard(label)
-        assert found.agree
-        assert found.complete
+        agreed(database, label, deep=False)
 
 
 def test_the_cluster_at_a_glance(grown: Grown, db: Any) -> None:
@@ -91,7 +89,7 @@ def test_a_replica_moves_under_load(db: Any) -> None:
     assert [one.action for one in plan.steps] == ["move"]
     with Load(db, "moving") as load:
         job = run(db, "move", str(group), **{"from": before[0], "to": to})
-        time.sleep(0.5)
+        load.goes_on()
     assert (job.state, job.error) == ("done", "")
     assert places(db, "moving")[group] == sorted({*before, to} - {before[0]})
     load.check()
@@ -117,10 +115,10 @@ def test_a_shard_splits_and_merges_under_load(db: Any) -> None:
         assert (job.state, job.error) == ("done", "")
         halves = [one for one in places(db, "splitting") if one != group]
         assert len(halves) == 2
-        time.sleep(0.5)
+        load.goes_on()
         job = run(db, "merge", str(halves[0]), **{"with": halves[1]})
         assert (job.state, job.error) == ("done", "")
-        time.sleep(0.5)
+        load.goes_on()
     load.check()
     agree(db, "splitting")
 
@@ -176,7 +174,7 @@ def test_a_drained_node_ends_empty_and_can_be_removed(grown: Grown, db: Any) -> 
     with Load(db, "draining") as load:
         job = run(db, "drain", "s4")
         assert (job.state, job.error) == ("done", "")
-        time.sleep(0.5)
+        load.goes_on()
     assert all("s4" not in nodes for name in ("moving", "splitting", "draining") for nodes in places(db, name).values())
     load.check()
     agree(db, "draining")
@@ -185,6 +183,7 @@ def test_a_drained_node_ends_empty_and_can_be_removed(grown: Grown, db: Any) -> 
         with Load(both, "draining") as load:  # s4 hears of it later than the others
             db.admin.cluster.remove_node("s4")
             time.sleep(3.0)
+            load.goes_on()
         load.check()
     assert "s4" not in [node.name for node in db.admin.cluster.info().nodes]
 

@@ -13,7 +13,7 @@ import pytest
 
 import vecdb
 from tests.chaos.networks import CUT, Proxies
-from tests.replicated_nodes import NAMES, Together, wait_for
+from tests.replicated_nodes import NAMES, Together, agreed, wait_for
 from vecdb.config import Settings
 
 ROWS = np.random.default_rng(6).normal(size=(200, 8)).astype(np.float32)
@@ -86,5 +86,4 @@ def test_a_node_behind_a_black_hole_holds_nobody_up(tmp_path: Any, who: str) -> 
         made.network.heal()
         wait_for(lambda: all(one.healthy and all(replica.lag == 0 for replica in one.replicas)
                              for one in db.admin.shards()), "all replicas level")
-        found = db.admin.verify_shard("docs", deep=True)
-        assert (found.agree, found.complete) == (True, True)
+        agreed(db, "docs")

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import vecdb
-from tests.replicated_nodes import NAMES, Processes, wait_for
+from tests.replicated_nodes import NAMES, Processes, agreed, wait_for
 from vecdb.core.errors import CollectionExists, CollectionNotFound, VecdbError
 
 DIM = 8
@@ -116,9 +116,7 @@ def check_all(cluster: Processes, name: str, acked: list[int]) -> None:
         missing = set(acked) - present(node.url, name, consistency="linearizable")
         assert not missing, f"{node.name} lacks {sorted(missing)[:5]}"
     with vecdb.connect(cluster.nodes["n1"].url) as db:
-        found = db.admin.verify_shard(name, deep=True)
-    assert found.agree
-    assert found.complete
+        found = agreed(db, name)
     assert len(found.replicas) == len(NAMES)
 
 
@@ -317,9 +315,7 @@ def test_a_follower_that_was_away_for_long_catches_up_by_snapshot(cluster: Proce
     assert "raft_snapshot_installed" in cluster.nodes[follower].events()
     with vecdb.connect(cluster.nodes[follower].url) as db:
         assert db.collection(name).count() == 40_000
-        found = db.admin.verify_shard(name)
-        assert found.agree
-        assert found.complete
+        found = agreed(db, name, deep=False)
         assert found.group == shard.group
 
 

@@ -101,6 +101,7 @@ def test_split_and_merged_under_load(nodes: Together) -> None:
             assert three[2] in two
             _done(db, "split", three[2])
             assert len(_shards(db)) == 3
+            wait_for(lambda: all(user.error or user.rounds > 20 for user in users), "rounds of all users")
         finally:
             for user in users:
                 user.ended.set()
@@ -108,7 +109,6 @@ def test_split_and_merged_under_load(nodes: Together) -> None:
                 user.join(60)
         for user in users:
             assert user.error is None, user.error
-            assert user.rounds > 20
         found = docs.query(vectors[:20], k=10, filter="static == 1", exact=True)
         assert [one.ids for one in found] == [one.ids for one in expected]
         assert docs.count() == RECORDS + sum(len(user.told) for user in users)

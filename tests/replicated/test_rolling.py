@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.grown_nodes import COORDINATORS, Grown
-from tests.replicated_nodes import free_ports, wait_for
+from tests.replicated_nodes import agreed, free_ports, wait_for
 from tests.users import DIM, Load, vectors
 from vecdb.cluster.joining import Release
 from vecdb.core.cluster import JobState
@@ -68,8 +68,9 @@ def test_an_upgrade_of_one_node_after_the_other(nodes: Grown) -> None:
             wait_for(lambda: all(nodes.state(name).commands == NEW.commands for name in COORDINATORS), "word of all")
             db.create_collection("more", dim=DIM, metric="cosine", shards=2)
             assert ended(cluster, cluster.begin("scrub", "docs", {})) is JobState.DONE
+            load.goes_on()
         load.check()
-        assert db.admin.verify_shard("docs").agree
+        agreed(db, "docs", deep=False)
         states = [nodes.state(name) for name in COORDINATORS]
         assert len({one.digest for one in states if one.log_index == max(each.log_index for each in states)}) == 1
 

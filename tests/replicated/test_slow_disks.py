@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import vecdb
-from tests.replicated_nodes import NAMES, Together, wait_for
+from tests.replicated_nodes import NAMES, Together, agreed, wait_for
 from tests.slow_disks import SlowDisks, slow_disks
 from vecdb.cli.peers import members
 
@@ -43,8 +43,7 @@ def all_agree(db: vecdb.Database) -> None:
     """Once all disks are well again: every replica comes to hold the same."""
     wait_for(lambda: all(one.healthy and all(replica.lag == 0 for replica in one.replicas)
                          for one in db.admin.shards()), "all replicas level")
-    found = db.admin.verify_shard("docs", deep=True)
-    assert (found.agree, found.complete) == (True, True)
+    agreed(db, "docs")
 
 
 def test_writes_do_not_wait_for_the_disk_of_a_follower(nodes: Together, disks: SlowDisks, tmp_path) -> None:
@@ -86,7 +85,7 @@ def test_a_slow_disk_slows_writes_and_is_told_of(nodes: Together, disks: SlowDis
         for at in range(0, 100, 20):
             docs.upsert(ids=range(at, at + 20), vectors=ROWS[at:at + 20])
         assert docs.count() == 100
-        told = wait_for(lambda: next((one for one in members(db) if one.name == "disks of nodes"), None), "the warning")
-        assert (told.state, f"{leader} took" in told.found) == ("warn", True)
+        wait_for(lambda: any(one.name == "disks of nodes" and one.state == "warn" and f"{leader} took" in one.found
+                             for one in members(db)), f"a warning of the disk of {leader}")
         disks.well()
         all_agree(db)
