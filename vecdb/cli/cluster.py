@@ -3,17 +3,20 @@
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vecdb.cli import changing, founding, joining, nodes
+from vecdb.cli import changing, exits, founding, joining, nodes
 from vecdb.cli import options as o
 from vecdb.cli.output import Output, count, duration
 from vecdb.cli.session import open_database
 from vecdb.cli.target import HERE, Target, with_target
 from vecdb.core.cluster import Plan, PlanStep
 from vecdb.core.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from vecdb.core.operations import ClusterInfo
 
 commands = typer.Typer(help="A cluster as a whole, and what its nodes need.", no_args_is_help=True)
 token = typer.Typer(help="Tokens that nodes join with.", no_args_is_help=True)
@@ -25,13 +28,17 @@ commands.command()(joining.join)
 @commands.command()
 @with_target
 def status(target: Target = HERE, as_json: o.Json = False) -> None:
-    """The cluster at a glance: its nodes, how many shards there are, and what jobs run."""
+    """The cluster at a glance: its nodes, how many shards there are, and what jobs run.
+
+    Before it is founded it says which nodes it waits for, and ends with 11.
+    """
     out = Output(as_json)
     with open_database(target) as database:
         info = database.admin.cluster.info()
         jobs = database.admin.cluster.jobs()
     if as_json:
         out.emit({**asdict(info), "open_jobs": [asdict(one) for one in jobs]})
+        _whole(out, info)
         return
     out.say(f"{info.name}: {count(len(info.nodes))} nodes, {count(info.collections)} collections, "
             f"{count(info.shards)} shards, epoch {count(info.epoch)}; {info.leader or 'nobody'} leads the control "
@@ -39,6 +46,15 @@ def status(target: Target = HERE, as_json: o.Json = False) -> None:
     nodes.show(out, info.nodes)
     if jobs:
         out.table("jobs", changing.JOB_COLUMNS, [changing.job_row(one) for one in jobs], left=(1, 2, 3, 4, 5, 8))
+    _whole(out, info)
+
+
+def _whole(out: Output, info: "ClusterInfo") -> None:
+    """End as a node that is not ready would, where there are nodes that were not heard of yet."""
+    if info.unheard or not info.nodes:
+        out.warn(f"{info.name} waits for word of {', '.join(info.unheard) or 'its nodes'}: vecdb doctor, and /readyz "
+                 "of each, say more")
+        raise typer.Exit(exits.UNREACHABLE)
 
 
 @commands.command("set")

@@ -12,6 +12,8 @@ class ClusterInfo:
     """A cluster at a glance.  ``node``: that answered; ``leader``: of the control group, None: nobody is known to be.
 
     ``epoch`` rises with every change of the placement; ``jobs``: that have not ended; ``settings``: as they were set.
+    ``unheard``: nodes that vote in the control group and have told nothing of themselves yet, so they are not among
+    the ``nodes``.
     """
 
     name: str
@@ -23,6 +25,7 @@ class ClusterInfo:
     shards: int = 0
     jobs: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
+    unheard: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

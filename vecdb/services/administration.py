@@ -97,7 +97,8 @@ class OwnOperations:
         settings = {name: state.settings.get(name, default) for name, (default, *_) in SETTINGS.items()}
         return ClusterInfo(self._name, self._me, self._me, state.epoch, tuple(sorted(nodes, key=lambda one: one.name)),
                            len(state.collections), sum(len(one.shards) for one in state.collections.values()),
-                           sum(not one.state.ended for one in state.jobs.values()), settings)
+                           sum(not one.state.ended for one in state.jobs.values()), settings,
+                           tuple(sorted(voters - state.nodes.keys())))
 
     async def cluster_jobs(self, call: Call, *, id: int = 0, ended: bool = False) -> list[JobInfo]:
         state = self._leading()

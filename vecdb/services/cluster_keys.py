@@ -13,7 +13,7 @@ lets nobody in: :meth:`ClusterKeys.check_known`.
 
 import secrets
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final, TypeAlias
 
@@ -77,10 +77,12 @@ class ClusterKeys(KeyChecks):
         """Whether this node can tell if keys are asked for."""
         return self._known()
 
-    def check_known(self) -> None:
-        """Raise ``Unavailable`` while it is not."""
+    def check_known(self, waits_for: Callable[[], Sequence[str]] = tuple) -> None:
+        """Raise ``Unavailable`` while it is not, and say what it waits for."""
         if not self._known():
-            raise Unavailable("this node does not know the keys of its cluster yet", retry_after_s=0.2)
+            why = "; ".join(waits_for())
+            raise Unavailable("this node does not know the keys of its cluster yet" + (f": {why}" if why else ""),
+                              retry_after_s=0.2)
 
     # -- checking
 

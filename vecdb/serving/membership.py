@@ -11,7 +11,7 @@ one is refused everywhere, and is not ready.
 
 import asyncio
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -207,10 +207,15 @@ class Membership:
         return [f"two nodes have this name (node_twice): another process speaks as {self._me} from {self._twin[0]}, "
                 "and is refused"]
 
-    def guarded(self, authenticator: Authenticate, keys: ClusterKeys) -> Authenticate:
-        """Who is let in where this node serves: nobody before the cluster's keys are known, or once it was removed."""
+    def guarded(self, authenticator: Authenticate, keys: ClusterKeys, waits_for: Callable[[], Sequence[str]]
+                ) -> Authenticate:
+        """Who is let in where this node serves: nobody before the cluster's keys are known, or once it was removed.
+
+        ``waits_for``: what callers are told meanwhile, as ``/readyz`` tells it.
+        """
         never = self._settings.security.require_keys == "never"
-        return _Gate(authenticator, self.removed, (lambda: None) if never else keys.check_known)
+        return _Gate(authenticator, self.removed, (lambda: None) if never else
+                     lambda: keys.check_known(waits_for))
 
     def knows_keys(self) -> bool:
         """Whether the control state is here, be it empty."""

@@ -144,6 +144,7 @@ class GetClusterReply(_message.Message):
     SHARDS_FIELD_NUMBER: _builtins.int
     JOBS_FIELD_NUMBER: _builtins.int
     SETTINGS_JSON_FIELD_NUMBER: _builtins.int
+    UNHEARD_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     node: _builtins.str
     """that answered"""
@@ -159,6 +160,10 @@ class GetClusterReply(_message.Message):
     """of the cluster, an object"""
     @_builtins.property
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClusterNode]: ...
+    @_builtins.property
+    def unheard(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """nodes that vote in the control group and have told nothing of themselves yet"""
+
     def __init__(
         self,
         *,
@@ -171,10 +176,11 @@ class GetClusterReply(_message.Message):
         shards: _builtins.int = ...,
         jobs: _builtins.int = ...,
         settings_json: _builtins.bytes = ...,
+        unheard: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collections", b"collections", "epoch", b"epoch", "jobs", b"jobs", "leader", b"leader", "name", b"name", "node", b"node", "nodes", b"nodes", "settings_json", b"settings_json", "shards", b"shards"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collections", b"collections", "epoch", b"epoch", "jobs", b"jobs", "leader", b"leader", "name", b"name", "node", b"node", "nodes", b"nodes", "settings_json", b"settings_json", "shards", b"shards", "unheard", b"unheard"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -18,7 +18,7 @@ def cluster_to_wire(info: ClusterInfo) -> pb.GetClusterReply:
     """Write a cluster at a glance."""
     return pb.GetClusterReply(
         name=info.name, node=info.node, leader=info.leader or "", epoch=info.epoch, collections=info.collections,
-        shards=info.shards, jobs=info.jobs, settings_json=orjson.dumps(dict(info.settings)),
+        shards=info.shards, jobs=info.jobs, settings_json=orjson.dumps(dict(info.settings)), unheard=info.unheard,
         nodes=[pb.ClusterNode(
             name=one.name, address=one.address, client_address=one.client_address, http_address=one.http_address,
             role=one.role, zone=one.zone, capacity=one.capacity, state=one.state, version=one.version,
@@ -34,7 +34,7 @@ def cluster_from_wire(msg: pb.GetClusterReply) -> ClusterInfo:
         one.version, one.heard_s if one.HasField("heard_s") else -1.0, one.voter, one.replicas,
         one.leaders if one.HasField("leaders") else -1, dict(one.stats)) for one in msg.nodes)
     return ClusterInfo(msg.name, msg.node, msg.leader or None, msg.epoch, nodes, msg.collections, msg.shards, msg.jobs,
-                       orjson.loads(msg.settings_json or b"{}"))
+                       orjson.loads(msg.settings_json or b"{}"), tuple(msg.unheard))
 
 
 def job_to_wire(job: JobInfo) -> pb.ClusterJob:

@@ -88,6 +88,17 @@ def test_a_node_that_is_silent_is_said_to_be(cli, changed, backend) -> None:
         assert ["silent" in lines[name] for name in ("n1", "n2", "n3")] == [False, True, False], told
 
 
+@pytest.mark.parametrize(("nodes", "unheard", "words"), [
+    ((), ("n1", "n2", "n3"), "prod waits for word of n1, n2, n3"), ((), (), "waits for word of its nodes"),
+    ((NodeInfo("n1", "n1:7702", heard_s=1.0),), ("n3",), "prod waits for word of n3")])
+def test_a_cluster_that_is_not_whole_yet_says_whom_it_waits_for(cli, changed, backend, nodes, unheard, words) -> None:
+    backend.operated["cluster"] = ClusterInfo("prod", "n1", "n1", 3, nodes, unheard=unheard)
+    for form in ((), ("--json",)):
+        ran = cli("cluster", "status", *form, *URL)
+        assert (ran.code, words in ran.err) == (11, True), ran.err
+    assert ran.json["unheard"] == list(unheard)
+
+
 def test_a_list_of_nodes_says_which_clock_and_which_disk_are_off(cli, changed, backend) -> None:
     backend.operated["cluster"] = ClusterInfo("prod", "n1", "n1", 3, (
         NodeInfo("n1", "n1:7702", heard_s=1.0, stats={"sync_slowest_s": 0.01, "clock_off_s": 3.0}),
