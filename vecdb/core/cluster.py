@@ -130,7 +130,9 @@ class CollectionInfo:
 
 @dataclass(frozen=True, slots=True)
 class JobInfo:
-    """``done`` of ``total`` in ``unit``, ``total`` 0 where it is not known; ``eta_s``: -1 where it is not known."""
+    """``done`` of ``total`` in ``unit``, ``total`` 0 where it is not known; ``eta_s``: -1 where it is not known;
+    ``error``: why it has failed, or what it waits for.
+    """
 
     id: int
     kind: str

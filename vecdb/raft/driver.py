@@ -240,7 +240,8 @@ class GroupReplicator:
                      deadline: float | None, late: VecdbError | None = None) -> tuple[int, object]:
         loop = self._driver.loop
         if self._replica.halted or self._driver.host.replicas.get(self._replica.group) is not self._replica:
-            raise Unavailable(f"this replica is {self._replica.state}", error=self._replica.error)
+            why = f": {self._replica.error}" if self._replica.error else ""
+            raise Unavailable(f"this replica is {self._replica.state}{why}", error=self._replica.error)
         if deadline is not None and loop.time() >= deadline:
             raise DeadlineExceeded("the deadline passed before anything was done")
         future: asyncio.Future[tuple[int, object]] = loop.create_future()

@@ -8,7 +8,8 @@ exactly the source's records at that place, so what of these it matches in all o
 
 It ends in no way but by being stopped or by failing.  It fails where it cannot go on: its replica was closed, replaced
 or is damaged, the source changes faster than it is copied, a target is gone, or another copier has written to it.
-Whatever else a proposal comes back with is tried again with the same piece.
+Whatever else a proposal comes back with is tried again with the same piece, and told meanwhile: a target whose disk is
+full is waited for.
 """
 
 import asyncio
@@ -129,6 +130,8 @@ class Copier:
         self._follow: Follow | None = None
         self._state = "copying"
         self._error = ""
+        self._stands: dict[int, str] = {}
+        """Why targets took nothing when they were last asked."""
         self._records = self._bytes = self._total = self._copied_to = self._applied = 0
         self._sequences = dict.fromkeys((one.group for one in order.targets), 0)
         self._rate = order.bytes_per_s
@@ -160,7 +163,7 @@ class Copier:
         order, follow = self.order, self._follow
         applied = self._applied if follow is None else follow.seen
         return CopyStatus(order.job, order.fence, order.source, self._state, self._records, self._total, self._bytes,
-                          self._copied_to, applied, self._error)
+                          self._copied_to, applied, self._error or next(iter(self._stands.values()), ""))
 
     async def _live(self) -> None:
         try:
@@ -264,9 +267,10 @@ class Copier:
             try:
                 await self._propose(target, data, PROPOSE_S)
                 self._bytes += len(data)
+                self._stands.pop(target.group, None)
                 return
             except _AGAIN as error:
-                self._error = f"{type(error).__name__}: {error.message}"[:1_000]
+                self._stands[target.group] = f"shard {target.group} takes nothing: {error.message}"[:1_000]
             await asyncio.sleep(PAUSE_S)
 
     async def _paced(self, size: int) -> None:

@@ -7,8 +7,8 @@ something new, progress at most every :data:`PROGRESS_S` seconds.
 
 Nothing of this is remembered by the node: another that is elected reads the same jobs and goes on, once it has applied
 what those before it have committed; it would take a step back otherwise, or one that was taken.  A step that fails
-because somebody was away is tried again, after a pause that grows; any other error ends the job, and stands there for
-whoever asks.
+because somebody was away is tried again, after a pause that grows, and what a job waits for stands there for whoever
+asks; any other error ends the job, and stands there as well.
 
 By itself it begins three kinds of jobs (settings of the cluster, ``vecdb cluster set``): ``repair`` of a node that was
 not heard for ``repair_after_s``, where another can take anything that it holds; ``scrub`` of a collection that was not
@@ -24,7 +24,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from vecdb.cluster.control import ControlState, job_put, job_update, version_of
+from vecdb.cluster.control import ControlState, JobEntry, job_put, job_update, version_of
 from vecdb.cluster.loads import ShardLoad, uneven, weights
 from vecdb.cluster.planning import rebalanced, vacated
 from vecdb.core.calls import Call
@@ -54,6 +54,8 @@ RETRY_S: Final = (0.5, 15.0)
 """Pauses after a failure that may pass: the first, and the longest."""
 ASK_S: Final = 2.0
 PROPOSE_S: Final = 10.0
+STANDS: Final = 3
+"""Failures in a row after which what a job waits for is noted for whoever asks."""
 _PASSING: Final = (Unavailable, DeadlineExceeded, OutcomeUnknown, Overloaded, Cancelled)
 
 REPAIR_AFTER_S: Final = 600.0
@@ -270,7 +272,7 @@ class Governor:
         return len(running) < AT_ONCE and not any(
             one.id < job.id and (one.kind, one.target) == (job.kind, job.target) for one in others.values())
 
-    async def _advance(self, job: Job, run: _Run) -> None:
+    async def _advance(self, job: JobEntry, run: _Run) -> None:
         try:
             operation = self.operations.get(job.kind)
             if operation is None:
@@ -286,7 +288,7 @@ class Governor:
         except NotLeader:
             return
         except _PASSING as error:
-            self._pause(job, run, error)
+            await self._pause(job, run, error)
         except VecdbError as error:
             await self._end(job, run, f"{type(error).__name__}: {error.message}")
         except Exception as error:  # a mistake of ours: the job has failed, the governor has not
@@ -295,21 +297,25 @@ class Governor:
         finally:
             run.task = None
 
-    def _pause(self, job: Job, run: _Run, error: VecdbError) -> None:
+    async def _pause(self, job: JobEntry, run: _Run, error: VecdbError) -> None:
         first, longest = RETRY_S
         run.failures += 1
         run.due = self._clock.monotonic() + min(first * 2.0 ** (run.failures - 1), longest)
-        self._tell("info", "job_waits", job=job.id, kind=job.kind, error=f"{type(error).__name__}: {error.message}")
+        why = f"{type(error).__name__}: {error.message}"
+        self._tell("info", "job_waits", job=job.id, kind=job.kind, error=why)
+        if run.failures >= STANDS:
+            with suppress(VecdbError):
+                await self._write(job, Step(job.phase, job.done, job.total, job.unit, job.state, why, job.data), run)
 
-    async def _end(self, job: Job, run: _Run, error: str) -> None:
+    async def _end(self, job: JobEntry, run: _Run, error: str) -> None:
         with suppress(VecdbError):
             await self._write(job, Step(job.phase, job.done, job.total, state=JobState.FAILED, error=error,
                                         data=job.data), run)
 
-    async def _write(self, job: Job, step: Step, run: _Run) -> None:
+    async def _write(self, job: JobEntry, step: Step, run: _Run) -> None:
         """Note what came of a step, where it is more than a little further."""
         same = (job.state, job.phase, dict(job.data)) == (step.state, step.phase, dict(step.data))
-        further = (job.done, job.total) != (step.done, step.total)
+        further = (job.done, job.total, job.error) != (step.done, step.total, step.error)
         now = self._clock.monotonic()
         if same and not (further and now - run.written >= PROGRESS_S):
             return

@@ -258,7 +258,8 @@ def _cut_off(task: Task, unsure: bool) -> VecdbError:
 
 def _late(task: Task, unsure: VecdbError | None, last: VecdbError | None) -> VecdbError:
     if unsure is not None:
-        return OutcomeUnknown(f"the deadline came before the end was known: {unsure.message}", **unsure.fields)
+        since = "" if last is None or last is unsure else f"; since then: {last.message}"
+        return OutcomeUnknown(f"the deadline came before the end was known: {unsure.message}{since}", **unsure.fields)
     why = "nobody was asked" if last is None else last.message
     fields = {} if last is None else last.fields
     return Unavailable(f"no leader of {task} answered in time: {why}",

@@ -359,7 +359,8 @@ class Member:
     def reasons(self) -> list[str]:
         """Why this node does not serve yet, or no more; empty when it does."""
         if self.driver.failure is not None:
-            return ["the logs' disk has failed; the node starts anew when it takes writes again"]
+            return [f"the logs' disk has failed ({type(self.driver.failure).__name__}: {self.driver.failure}); "
+                    "the node starts anew when it takes writes again"]
         if self.membership.reason():
             return [self.membership.reason()]
         status = self.control.status()

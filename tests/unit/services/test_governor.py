@@ -207,6 +207,25 @@ def test_what_may_pass_is_tried_again_and_what_may_not_ends_the_job(ends: list[o
     assert error in job.error
 
 
+def test_a_job_that_stands_says_what_it_waits_for_until_it_goes_on() -> None:
+    async def run() -> list[tuple[JobState, str]]:
+        governed, told = Governed(1), list[tuple[JobState, str]]()
+        ends = [*[Unavailable("nobody is there")] * 4, Step("on"), *[Step("on", error="it is slow")] * 3,
+                Step("done", state=JobState.DONE)]
+        job, one = governed.begin("failing", "x"), governor(governed, {"failing": Failing(*ends)})
+        while not governed.now.jobs[job.id].state.ended:
+            await turns(governed, one, 1)
+            now = governed.now.jobs[job.id]
+            if not told or told[-1] != (now.state, now.error):
+                told.append((now.state, now.error))
+        await one.stop()
+        return told
+
+    assert asyncio.run(run()) == [
+        (JobState.WAITING, ""), (JobState.WAITING, "Unavailable: nobody is there"), (JobState.RUNNING, ""),
+        (JobState.RUNNING, "it is slow"), (JobState.DONE, "")]
+
+
 def test_who_does_not_lead_runs_nothing_and_two_of_a_kind_wait_for_each_other() -> None:
     async def run() -> None:
         governed = Governed(1)

@@ -108,6 +108,7 @@ class Knowledge:
 
     async def shards(self, name: str, call: Call) -> Shards:
         """The collection, as this node knows it, or as the control group does; ``CollectionNotFound``."""
+        self.check_hears(call)
         found = self.known(name)
         if found is not None and (not call.session or not self._behind(found.entry, call)):
             return found
@@ -125,6 +126,14 @@ class Knowledge:
         if found is None:
             raise CollectionNotFound(name)
         return found
+
+    def check_hears(self, call: Call) -> None:
+        """Raise ``Unavailable`` where a disk has ended this node's replica of the control group, and the caller knows
+        of other nodes: whatever becomes of shards from then on, this one does not hear of it.
+        """
+        replicator = self.control.replicator if call.elsewhere else None
+        if replicator is not None and (status := replicator.status()).state == "halted":
+            raise Unavailable(f"this node hears of no changes to shards any more: {status.error}", elsewhere=True)
 
     def _behind(self, entry: CollectionEntry, call: Call) -> bool:
         """Whether the session has seen what this node has not: a shard it has not heard of, or knows as one that is

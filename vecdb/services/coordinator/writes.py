@@ -214,6 +214,7 @@ class Writer:
         until = know.clock.monotonic() + SEALED_S
         while know.clock.monotonic() < until:
             know.still(shard)
+            know.check_hears(call)
             call.check()
             if know.deadline_near(call, LOOK_S):
                 raise error

@@ -23,7 +23,7 @@ that differs fails it at once.
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Final, NoReturn, Protocol
 
@@ -255,7 +255,7 @@ class Attempt:
         ready = all(one.state == "following" and one.lag <= self._operation.lag for one in found)
         step = self._step("seal" if ready else "copy", 0.0 if ready else 0.5)
         return Step(step.phase, sum(one.records for one in found), sum(one.total for one in found), "records",
-                    data=step.data, again_s=step.again_s)
+                    error=next((one.error for one in found if one.error), ""), data=step.data, again_s=step.again_s)
 
     async def _reader(self, group: int) -> str:
         """A node that follows the source rather than leads it, and was heard."""
@@ -368,7 +368,8 @@ class Attempt:
             if self._fence and group in self._context.state().shards:
                 await self._unsealed(group)
         if state is JobState.RUNNING:
-            return self._step("load", min(30.0, 0.5 * 2.0 ** int(self._job.data.get("attempts", 1))), fence=0, nodes={})
+            step = self._step("load", min(30.0, 0.5 * 2.0 ** int(self._job.data.get("attempts", 1))), fence=0, nodes={})
+            return replace(step, error=why)
         return Step(state.value, self._job.done, self._job.total, "records", state, why)
 
     async def _unsealed(self, group: int) -> None:
