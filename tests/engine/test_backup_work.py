@@ -1,6 +1,7 @@
 """What a node saves of a shard is what was acknowledged before it was asked, however far behind its replica is."""
 
 import asyncio
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ from vecdb.core.records import UpsertBatch
 from vecdb.ports.backups import SAVE, BackupOrder
 from vecdb.runtime.clock import SystemClock
 from vecdb.services.backup.repository import Repository
-from vecdb.services.backup.work import PLAN, BackupWork, note_key, work_of
+from vecdb.services.backup.work import PLAN, WORKERS, BackupWork, note_key, work_of
 from vecdb.shard import codec
 from vecdb.storage.objects import open_objects
 
@@ -97,3 +98,63 @@ def test_of_a_shard_that_is_no_more_the_job_may_plan_anew(tmp_path: Path, error:
 
     with replica_at(tmp_path / "n1") as replica:
         asyncio.run(run(replica))
+
+
+async def _ended(work: BackupWork, place: Repository) -> str:
+    async with asyncio.timeout(60):
+        while (status := await work.start(_order(place), NOW)).state == "running":
+            await asyncio.sleep(0.02)
+    return status.state
+
+
+async def _at_once(group: int, seconds: float) -> None:
+    """It has everything."""
+
+
+def test_an_order_whose_asker_has_gone_is_begun_all_the_same(tmp_path: Path) -> None:
+    place = Repository(open_objects(f"file://{tmp_path / 'place'}"), create=True)
+
+    async def run(replica: Any) -> None:
+        work, free = _work(tmp_path, place, replica, _at_once), threading.Event()
+        threads = [asyncio.ensure_future(work.thread(free.wait, 60)) for _ in range(WORKERS)]
+        try:
+            asking = asyncio.ensure_future(work.start(_order(place), NOW))
+            for _ in range(5):
+                await asyncio.sleep(0)
+            asking.cancel()
+            await asyncio.wait((asking,))
+            free.set()
+            assert await _ended(work, place) == "done"
+        finally:
+            free.set()
+            await asyncio.gather(*threads)
+            await work.close()
+
+    with replica_at(tmp_path / "n1") as replica:
+        asyncio.run(run(replica))
+
+
+def test_what_is_taken_for_work_that_was_stopped_meanwhile_is_let_go_of(tmp_path: Path) -> None:
+    """It kept the files of its moment on the disk until the next start."""
+    place = Repository(open_objects(f"file://{tmp_path / 'place'}"), create=True)
+    taking, go_on = threading.Event(), threading.Event()
+
+    async def run(replica: Any) -> None:
+        def snapshot() -> object:
+            taking.set()
+            go_on.wait(60)
+            return replica.snapshot()
+
+        work = _work(tmp_path, place, SimpleNamespace(snapshot=snapshot), _at_once)
+        try:
+            await work.start(_order(place), NOW)
+            await asyncio.get_running_loop().run_in_executor(None, taking.wait, 60)
+            await work.stop(1, NOW)
+        finally:
+            go_on.set()
+            await work.close()
+
+    with replica_at(tmp_path / "n1") as replica:
+        asyncio.run(run(replica))
+        assert taking.is_set()
+        assert list(replica.home.snapshots.glob("*")) == []

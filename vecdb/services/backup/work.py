@@ -128,8 +128,7 @@ class BackupWork:
         for ended in [one for one, task in self._tasks.items() if task.ended][: max(0, len(self._tasks) - MOST_KEPT)]:
             del self._tasks[ended]
         task = self._tasks[key] = kind(self, order)
-        await self.thread(_forget_ended, self.folder, self.state())
-        task.start()
+        task.start()  # nothing is waited for before: who asks may go, and the next one would find what never began
         return task.status()
 
     async def stop(self, job: int, call: Call) -> None:
@@ -146,10 +145,25 @@ class BackupWork:
     async def thread(self, work: Callable[..., T], *args: Any, **named: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, partial(work, *args, **named))
 
+    async def held(self, let_go: Callable[[T], object], take: Callable[..., T], *args: Any) -> T:
+        """What a thread takes; where it is not waited for any more it is let go of as soon as it is there."""
+        loop = asyncio.get_running_loop()
+        taking = loop.run_in_executor(self._executor, partial(take, *args))
+
+        def given_up(taken: "asyncio.Future[T]") -> None:
+            if not taken.cancelled() and taken.exception() is None:
+                loop.run_in_executor(None, let_go, taken.result())
+
+        try:
+            return await asyncio.shield(taking)
+        except asyncio.CancelledError:
+            taking.add_done_callback(given_up)
+            raise
+
 
 def _forget_ended(folder: Path, state: ControlState) -> None:
     """What was fetched for jobs that ended while this node was away."""
-    if folder.is_dir():
+    with suppress(FileNotFoundError):
         for path in folder.iterdir():
             number = path.name.partition("-")[0]
             job = state.jobs.get(int(number)) if number.isdecimal() else None
@@ -203,6 +217,7 @@ class _Task:
 
     async def _live(self) -> None:
         try:
+            await self.work.thread(_forget_ended, self.work.folder, self.work.state())
             await self.run()
             self._done = True
         except asyncio.CancelledError:
@@ -249,7 +264,7 @@ class _Save(_Task):
             raise InvalidArgument("url", f"on {work.me} {order.url} is another place than where this snapshot is made: "
                                   "a folder must be one that all nodes have mounted", got=order.url, node=work.me)
         await work.caught_up(order.item, BEHIND_S)
-        held = await work.thread(work.replica(order.item).snapshot)
+        held = await work.held(ShardSnapshot.release, work.replica(order.item).snapshot)
         try:
             facts = ShardFacts(entry.schema, entry.group, entry.lo, entry.hi, held.records, held.digest, work.me)
             ref = await work.thread(save_shard, repository, held, facts, self.watch)
@@ -289,7 +304,7 @@ class _Load(_Task):
         repository, collection, ref = await self._source()
         manifest = await work.thread(repository.shard, ref)
         await work.thread(fetch_shard, repository, manifest, folder, self.watch, wanted=is_read)
-        reader = await work.thread(ShardReader, manifest.schema, folder, work.open_store)
+        reader = await work.held(ShardReader.close, ShardReader, manifest.schema, folder, work.open_store)
         try:
             await self._send_all(reader.batches(self.after), ref, collection.shard_key or "")
         finally:
