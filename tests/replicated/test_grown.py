@@ -127,6 +127,8 @@ def test_the_command_that_joins_asks_first(grown: Grown, tmp_path: Any, capfd: A
     assert "tests would let it in" in capfd.readouterr().err
     monkeypatch.chdir(tmp_path / "s7")
     made = load().settings
+    told = [entry.client_address for name, entry in sorted(grown.state("c1").nodes.items()) if entry.client_address]
+    assert made.client.url == "grpc://" + ",".join([f"127.0.0.1:{port - 2}", *told[:6]]), "others, too"
     grown.add("s7", made.model_copy(update={"server": made.server.model_copy(update={
         "grpc_port": 0, "http_port": -1, "warm_up": False, "drain_s": 5.0})}))
     grown.takes_part("s7")

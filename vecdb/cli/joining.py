@@ -20,8 +20,11 @@ from vecdb.core.nodes import is_loopback, split_address
 
 if TYPE_CHECKING:
     from vecdb.config import Settings
+    from vecdb.rpc.members import Checked
 
 ASK_S: Final = 10.0
+OTHERS: Final = 6
+"""Nodes that are named for clients beside the one that joins."""
 _AGAIN_S: Final = 3.0
 """A token that was just made is known to the member that is asked within this."""
 
@@ -68,19 +71,23 @@ def join(node: Annotated[str, typer.Option("--node", help="How the node is to be
                        **({"cluster.capacity": capacity} if capacity != 1.0 else {}),
                        **{setting: value for setting, (value, _) in o.settings_of(set_).items()}}
         one.check_free()
-        plan, nodes = _planned(one, name, issued, check=check, made=issued != certificates)
+        plan, nodes = _planned(one, name, issued, check=check, made=issued != certificates,
+                               alone="client.url" in o.settings_of(set_))
         _carry_out(out, plan, one, issued, nodes, yes=yes, dry_run=dry_run)
 
 
-def _planned(one: Folder, name: str, certificates: Path | None, *, check: bool, made: bool
+def _planned(one: Folder, name: str, certificates: Path | None, *, check: bool, made: bool, alone: bool
              ) -> tuple[Plan, dict[str, str]]:
-    """What is to be written, and the nodes of the cluster if it was asked."""
+    """What is to be written, and the nodes of the cluster if it was asked; ``alone``: it was said which clients ask."""
     settings, node = one.settings(), one.node
     notes = [f"its certificate is made by the authority of {name}, for its folder alone"] if made else []
     nodes: dict[str, str] = {}
     if check:
-        nodes, leader = _ask(settings, certificates, one.secrets[TOKEN])
-        notes.append(f"{name} would let it in: {len(nodes)} nodes, led by {leader or 'nobody at the moment'}")
+        told = _ask(settings, certificates, one.secrets[TOKEN])
+        nodes = told.nodes
+        if not alone:
+            _know(one, told.clients)
+        notes.append(f"{name} would let it in: {len(nodes)} nodes, led by {told.leader or 'nobody at the moment'}")
         if node in nodes:
             notes.append(f"there is a node {node} already: this one takes its place only once it was silent for ten "
                          "seconds")
@@ -89,6 +96,17 @@ def _planned(one: Folder, name: str, certificates: Path | None, *, check: bool, 
     plan = Plan("join", (PlanStep("write", str(one.path), f"{node}: write {', '.join(map(str, one.files))}"),),
                 tuple(notes))
     return plan, nodes
+
+
+def _know(one: Folder, clients: dict[str, str]) -> None:
+    """Let commands in the folder pass over this node when it is away: to others, where clients reach those as they
+    reach this one.
+    """
+    scheme, _, own = str(one.values["client.url"]).partition("://")
+    here = is_loopback(_host(own.partition(",")[0]))
+    others = [address for node, address in sorted(clients.items()) if node != one.node
+              and is_loopback(_host(address)) == here]
+    one.values["client.url"] = f"{scheme}://" + ",".join(dict.fromkeys((*own.split(","), *others[:OTHERS])))
 
 
 def _carry_out(out: Output, plan: Plan, one: Folder, certificates: Path | None, nodes: dict[str, str], *, yes: bool,
@@ -204,7 +222,7 @@ def _folder(node: str, name: str, address: str, at: str, path: Path, host: str, 
 # --- the cluster ----------------------------------------------------------------------------------
 
 
-def _ask(settings: "Settings", certificates: Path | None, token: str) -> tuple[dict[str, str], str]:
+def _ask(settings: "Settings", certificates: Path | None, token: str) -> "Checked":
     """Have a member look at the token; the addresses of all, and who leads."""
     if certificates is not None:
         named = {"ca_file": folders.CA, "cert_file": f"{settings.server.node_id}.pem",
@@ -221,7 +239,7 @@ def _ask(settings: "Settings", certificates: Path | None, token: str) -> tuple[d
             time.sleep(1.0)
 
 
-async def _first(settings: "Settings", token: str) -> tuple[dict[str, str], str]:
+async def _first(settings: "Settings", token: str) -> "Checked":
     """Of the members that were named, the first that answers."""
     from vecdb.cli.machine import installed
     from vecdb.cluster.control import VERSION

@@ -12,6 +12,7 @@ import asyncio
 import ssl
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from math import inf
 from typing import Any, Final, Protocol
 
@@ -55,6 +56,8 @@ class Registrar(Protocol):
     async def admit(self, one: Candidate, token: str, call: Call) -> dict[str, str]: ...
 
     async def check(self, one: Candidate, token: str) -> dict[str, str]: ...
+
+    def clients(self) -> dict[str, str]: ...
 
     async def announced(self, report: Report) -> Answer: ...
 
@@ -112,7 +115,7 @@ class MembersServicer:
             if error.reason == "token":
                 self._wrong.note(address)
             raise
-        return pb.JoinReply(nodes=nodes, leader=self._leader() or "")
+        return pb.JoinReply(nodes=nodes, leader=self._leader() or "", clients=self._registrar.clients())
 
     async def admit(self, message: pb.AdmitRequest, context: Context) -> pb.JoinReply:
         if not self._votes(peer_name(context)):
@@ -184,6 +187,17 @@ class RemoteMembers:
         return dict((await self._ask(node).call("Members/Admit", message, pb.JoinReply, call)).nodes)
 
 
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A cluster as a member sees it: its ``nodes`` with where others reach them, who leads the control group (empty:
+    not known), and where ``clients`` reach the nodes, of those that have told.
+    """
+
+    nodes: dict[str, str]
+    leader: str = ""
+    clients: dict[str, str] = field(default_factory=dict)
+
+
 class JoinCalls:
     """The Members service of nodes that are known by their addresses alone: :class:`vecdb.services.joining.Seeds`."""
 
@@ -194,14 +208,15 @@ class JoinCalls:
         self._incarnation = incarnation
 
     async def join(self, address: str, one: Candidate, token: str, deadline: float) -> tuple[dict[str, str], str]:
-        return await self._call(JOIN, address, one, token, deadline)
+        reply = await self._call(JOIN, address, one, token, deadline)
+        return dict(reply.nodes), reply.leader
 
-    async def check(self, address: str, one: Candidate, token: str, deadline: float) -> tuple[dict[str, str], str]:
+    async def check(self, address: str, one: Candidate, token: str, deadline: float) -> Checked:
         """Whether it would be let in; raises as :meth:`join`."""
-        return await self._call(CHECK, address, one, token, deadline)
+        reply = await self._call(CHECK, address, one, token, deadline)
+        return Checked(dict(reply.nodes), reply.leader, dict(reply.clients))
 
-    async def _call(self, method: str, address: str, one: Candidate, token: str, deadline: float
-                    ) -> tuple[dict[str, str], str]:
+    async def _call(self, method: str, address: str, one: Candidate, token: str, deadline: float) -> pb.JoinReply:
         left = deadline - asyncio.get_running_loop().time()
         message = pb.JoinRequest(node=_candidate_to_wire(one), token=token)
         channel = await self._channel(address)
@@ -211,8 +226,7 @@ class JoinCalls:
             raise _refusal(error, address) from None
         finally:
             await channel.close()
-        reply = pb.JoinReply.FromString(raw)
-        return dict(reply.nodes), reply.leader
+        return pb.JoinReply.FromString(raw)
 
     async def _channel(self, address: str) -> Any:
         name = self._cluster.name

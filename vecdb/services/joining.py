@@ -126,6 +126,11 @@ class Registrar:
         self._check_release(one)
         return dict(self._directory)
 
+    def clients(self) -> dict[str, str]:
+        """Where clients reach the nodes, of those that have told."""
+        return {one.name: one.client_address for one in self._control.state.nodes.values()
+                if one.client_address and one.state is not NodeState.LEFT}
+
     def _versions(self, state: ControlState, but: str) -> list[str]:
         return [self._version, *(entry.version for entry in state.nodes.values()
                                  if entry.state is not NodeState.LEFT and entry.name != but)]

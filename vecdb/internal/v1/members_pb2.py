@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fvecdb/internal/v1/members.proto\x12\x11vecdb.internal.v1\"\xab\x01\n\tCandidate\x12\x0e\n\x06number\x18\x01 \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x16\n\x0e\x63lient_address\x18\x03 \x01(\t\x12\x14\n\x0chttp_address\x18\x04 \x01(\t\x12\x0c\n\x04role\x18\x05 \x01(\t\x12\x0c\n\x04zone\x18\x06 \x01(\t\x12\x10\n\x08\x63\x61pacity\x18\x07 \x01(\x01\x12\x0f\n\x07version\x18\x08 \x01(\t\x12\x10\n\x08\x63ommands\x18\t \x01(\r\"H\n\x0bJoinRequest\x12*\n\x04node\x18\x01 \x01(\x0b\x32\x1c.vecdb.internal.v1.Candidate\x12\r\n\x05token\x18\x02 \x01(\t\"J\n\x0c\x41\x64mitRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x04join\x18\x02 \x01(\x0b\x32\x1e.vecdb.internal.v1.JoinRequest\"\x81\x01\n\tJoinReply\x12\x36\n\x05nodes\x18\x01 \x03(\x0b\x32\'.vecdb.internal.v1.JoinReply.NodesEntry\x12\x0e\n\x06leader\x18\x02 \x01(\t\x1a,\n\nNodesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x9d\x02\n\x0f\x41nnounceRequest\x12*\n\x04node\x18\x01 \x01(\x0b\x32\x1c.vecdb.internal.v1.Candidate\x12\x0f\n\x07replica\x18\x02 \x01(\t\x12\x0f\n\x07joining\x18\x03 \x01(\x08\x12\x13\n\x0bincarnation\x18\x04 \x01(\x06\x12\x0e\n\x06wall_s\x18\x05 \x01(\x01\x12<\n\x05stats\x18\x06 \x03(\x0b\x32-.vecdb.internal.v1.AnnounceRequest.StatsEntry\x12\x0e\n\x06groups\x18\x07 \x03(\x04\x12\r\n\x05\x62ytes\x18\x08 \x03(\x01\x12\x0c\n\x04\x62usy\x18\t \x03(\x01\x1a,\n\nStatsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\".\n\rAnnounceReply\x12\x0e\n\x06wall_s\x18\x01 \x01(\x01\x12\r\n\x05twice\x18\x02 \x01(\x08\"3\n\x0eProcessRequest\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12\x0c\n\x04host\x18\x02 \x01(\t\"#\n\x0cProcessReply\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x32\xff\x02\n\x07Members\x12\x44\n\x04Join\x12\x1e.vecdb.internal.v1.JoinRequest\x1a\x1c.vecdb.internal.v1.JoinReply\x12\x45\n\x05\x43heck\x12\x1e.vecdb.internal.v1.JoinRequest\x1a\x1c.vecdb.internal.v1.JoinReply\x12\x46\n\x05\x41\x64mit\x12\x1f.vecdb.internal.v1.AdmitRequest\x1a\x1c.vecdb.internal.v1.JoinReply\x12P\n\x08\x41nnounce\x12\".vecdb.internal.v1.AnnounceRequest\x1a .vecdb.internal.v1.AnnounceReply\x12M\n\x07Process\x12!.vecdb.internal.v1.ProcessRequest\x1a\x1f.vecdb.internal.v1.ProcessReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fvecdb/internal/v1/members.proto\x12\x11vecdb.internal.v1\"\xab\x01\n\tCandidate\x12\x0e\n\x06number\x18\x01 \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x16\n\x0e\x63lient_address\x18\x03 \x01(\t\x12\x14\n\x0chttp_address\x18\x04 \x01(\t\x12\x0c\n\x04role\x18\x05 \x01(\t\x12\x0c\n\x04zone\x18\x06 \x01(\t\x12\x10\n\x08\x63\x61pacity\x18\x07 \x01(\x01\x12\x0f\n\x07version\x18\x08 \x01(\t\x12\x10\n\x08\x63ommands\x18\t \x01(\r\"H\n\x0bJoinRequest\x12*\n\x04node\x18\x01 \x01(\x0b\x32\x1c.vecdb.internal.v1.Candidate\x12\r\n\x05token\x18\x02 \x01(\t\"J\n\x0c\x41\x64mitRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x04join\x18\x02 \x01(\x0b\x32\x1e.vecdb.internal.v1.JoinRequest\"\xed\x01\n\tJoinReply\x12\x36\n\x05nodes\x18\x01 \x03(\x0b\x32\'.vecdb.internal.v1.JoinReply.NodesEntry\x12\x0e\n\x06leader\x18\x02 \x01(\t\x12:\n\x07\x63lients\x18\x03 \x03(\x0b\x32).vecdb.internal.v1.JoinReply.ClientsEntry\x1a,\n\nNodesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0c\x43lientsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x9d\x02\n\x0f\x41nnounceRequest\x12*\n\x04node\x18\x01 \x01(\x0b\x32\x1c.vecdb.internal.v1.Candidate\x12\x0f\n\x07replica\x18\x02 \x01(\t\x12\x0f\n\x07joining\x18\x03 \x01(\x08\x12\x13\n\x0bincarnation\x18\x04 \x01(\x06\x12\x0e\n\x06wall_s\x18\x05 \x01(\x01\x12<\n\x05stats\x18\x06 \x03(\x0b\x32-.vecdb.internal.v1.AnnounceRequest.StatsEntry\x12\x0e\n\x06groups\x18\x07 \x03(\x04\x12\r\n\x05\x62ytes\x18\x08 \x03(\x01\x12\x0c\n\x04\x62usy\x18\t \x03(\x01\x1a,\n\nStatsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\".\n\rAnnounceReply\x12\x0e\n\x06wall_s\x18\x01 \x01(\x01\x12\r\n\x05twice\x18\x02 \x01(\x08\"3\n\x0eProcessRequest\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12\x0c\n\x04host\x18\x02 \x01(\t\"#\n\x0cProcessReply\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x32\xff\x02\n\x07Members\x12\x44\n\x04Join\x12\x1e.vecdb.internal.v1.JoinRequest\x1a\x1c.vecdb.internal.v1.JoinReply\x12\x45\n\x05\x43heck\x12\x1e.vecdb.internal.v1.JoinRequest\x1a\x1c.vecdb.internal.v1.JoinReply\x12\x46\n\x05\x41\x64mit\x12\x1f.vecdb.internal.v1.AdmitRequest\x1a\x1c.vecdb.internal.v1.JoinReply\x12P\n\x08\x41nnounce\x12\".vecdb.internal.v1.AnnounceRequest\x1a .vecdb.internal.v1.AnnounceReply\x12M\n\x07Process\x12!.vecdb.internal.v1.ProcessRequest\x1a\x1f.vecdb.internal.v1.ProcessReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,6 +33,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_JOINREPLY_NODESENTRY']._loaded_options = None
   _globals['_JOINREPLY_NODESENTRY']._serialized_options = b'8\001'
+  _globals['_JOINREPLY_CLIENTSENTRY']._loaded_options = None
+  _globals['_JOINREPLY_CLIENTSENTRY']._serialized_options = b'8\001'
   _globals['_ANNOUNCEREQUEST_STATSENTRY']._loaded_options = None
   _globals['_ANNOUNCEREQUEST_STATSENTRY']._serialized_options = b'8\001'
   _globals['_CANDIDATE']._serialized_start=55
@@ -42,19 +44,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ADMITREQUEST']._serialized_start=302
   _globals['_ADMITREQUEST']._serialized_end=376
   _globals['_JOINREPLY']._serialized_start=379
-  _globals['_JOINREPLY']._serialized_end=508
-  _globals['_JOINREPLY_NODESENTRY']._serialized_start=464
-  _globals['_JOINREPLY_NODESENTRY']._serialized_end=508
-  _globals['_ANNOUNCEREQUEST']._serialized_start=511
-  _globals['_ANNOUNCEREQUEST']._serialized_end=796
-  _globals['_ANNOUNCEREQUEST_STATSENTRY']._serialized_start=752
-  _globals['_ANNOUNCEREQUEST_STATSENTRY']._serialized_end=796
-  _globals['_ANNOUNCEREPLY']._serialized_start=798
-  _globals['_ANNOUNCEREPLY']._serialized_end=844
-  _globals['_PROCESSREQUEST']._serialized_start=846
-  _globals['_PROCESSREQUEST']._serialized_end=897
-  _globals['_PROCESSREPLY']._serialized_start=899
-  _globals['_PROCESSREPLY']._serialized_end=934
-  _globals['_MEMBERS']._serialized_start=937
-  _globals['_MEMBERS']._serialized_end=1320
+  _globals['_JOINREPLY']._serialized_end=616
+  _globals['_JOINREPLY_NODESENTRY']._serialized_start=524
+  _globals['_JOINREPLY_NODESENTRY']._serialized_end=568
+  _globals['_JOINREPLY_CLIENTSENTRY']._serialized_start=570
+  _globals['_JOINREPLY_CLIENTSENTRY']._serialized_end=616
+  _globals['_ANNOUNCEREQUEST']._serialized_start=619
+  _globals['_ANNOUNCEREQUEST']._serialized_end=904
+  _globals['_ANNOUNCEREQUEST_STATSENTRY']._serialized_start=860
+  _globals['_ANNOUNCEREQUEST_STATSENTRY']._serialized_end=904
+  _globals['_ANNOUNCEREPLY']._serialized_start=906
+  _globals['_ANNOUNCEREPLY']._serialized_end=952
+  _globals['_PROCESSREQUEST']._serialized_start=954
+  _globals['_PROCESSREQUEST']._serialized_end=1005
+  _globals['_PROCESSREPLY']._serialized_start=1007
+  _globals['_PROCESSREPLY']._serialized_end=1042
+  _globals['_MEMBERS']._serialized_start=1045
+  _globals['_MEMBERS']._serialized_end=1428
 # @@protoc_insertion_point(module_scope)
