@@ -1,7 +1,7 @@
 """The job that makes a snapshot: every step may be the last of its process, and shards and nodes come and go."""
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from vecdb.services.backup.saving import ShardFacts, Watch, save_shard
 from vecdb.services.backup.work import note_key, work_of
 from vecdb.services.governor import Governor
 from vecdb.services.operations.base import Job, Step
-from vecdb.services.operations.snapshot import SnapshotCreate, SnapshotVerify
+from vecdb.services.operations.snapshot import SnapshotCreate, SnapshotDelete, SnapshotVerify
 from vecdb.storage.objects import open_objects
 
 
@@ -205,20 +205,36 @@ def test_another_of_the_name_is_not_taken_for_ones_own(stage: Stage) -> None:
     while stage.step(job).phase != "writing":
         pass
     other = stage.repository
-    from dataclasses import replace
-
     made = stage.operation._assembled(other, work_of("one", job), stage.operation._plans[job], "one", stage.governed)
     lease = other.lease("save", "other")
     other.commit(replace(made, made_by="another/one.7"), lease)
+    lease.release()
     with pytest.raises(SnapshotExists):
         stage.step(job)
+    for folder in ("jobs/", "leases/"):
+        assert [*other.objects.list(folder)] == []
+
+
+def test_a_later_one_of_the_name_is_not_deleted_for_the_one_that_was_meant(stage: Stage) -> None:
+    stage.run(stage.begin())
+    deletion = SnapshotDelete(stage.open)
+    entry = stage.governed.begin("snapshot_delete", "one", url=stage.url)
+    step = asyncio.run(deletion.step(entry, stage.governed))
+    entry = replace(entry, phase=step.phase, data=orjson.loads(orjson.dumps(dict(step.data))))
+    assert asyncio.run(deletion.step(entry, stage.governed)).state is JobState.DONE
+    assert stage.repository.names() == []
+    stage.run(stage.begin())  # what came of the last step was lost
+    assert asyncio.run(deletion.step(entry, stage.governed)).state is JobState.DONE
+    assert stage.repository.names() == ["one"]
+    assert stage.repository.needed([stage.repository.load("one")])
 
 
 def operators(stage: Stage) -> OwnOperations:
     kinds: Any = {"snapshot": stage.operation, "snapshot_verify": SnapshotVerify(stage.nodes, stage.open)}
     governor = Governor("c1", Control(stage.governed), stage.governed.replicas, stage.governed, stage.governed.clock,
                         kinds)
-    return OwnOperations("c1", "c", Control(stage.governed), governor, kinds, dict)
+    control_: Any = Control(stage.governed)
+    return OwnOperations("c1", "c", control_, governor, kinds, dict)
 
 
 def test_a_name_that_is_taken_is_refused_before_anybody_is_asked(stage: Stage) -> None:
@@ -288,3 +304,27 @@ def test_cancelled_it_leaves_nothing(stage: Stage) -> None:
     assert step.state is JobState.CANCELLED
     for folder in ("jobs/", "leases/", "snapshots/", "objects/"):
         assert [*stage.repository.objects.list(folder)] == []
+
+
+def test_cancelled_when_all_of_it_is_there_it_is_done(stage: Stage) -> None:
+    job = stage.begin()
+    while stage.step(job).phase != "writing":
+        pass
+    assert stage.step(job, lost=True).state is JobState.DONE
+    step = asyncio.run(SnapshotCreate(stage.nodes, stage.open, "c", "1").cancel(stage.governed.now.jobs[job],
+                                                                                 stage.governed))
+    assert step.state is JobState.DONE
+    assert stage.repository.names() == ["one"]
+
+
+def test_verifying_what_is_deleted_meanwhile_ends_and_leaves_nothing(stage: Stage) -> None:
+    stage.run(stage.begin())
+    verification = SnapshotVerify(stage.nodes, stage.open)
+    entry = stage.governed.begin("snapshot_verify", "one", url=stage.url)
+    step = asyncio.run(verification.step(entry, stage.governed))
+    assert [*stage.repository.objects.list("leases/")]
+    stage.repository.objects.delete([one.key for one in stage.repository.objects.list("snapshots/")])
+    with pytest.raises(SnapshotNotFound):
+        asyncio.run(verification.step(replace(entry, phase=step.phase), stage.governed))
+    assert entry.id in stage.nodes.stopped
+    assert [*stage.repository.objects.list("leases/")] == []

@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol
 
 from vecdb.cluster.control import ControlState
 from vecdb.core.cluster import JobState, Plan
+from vecdb.core.errors import Cancelled, DeadlineExceeded, NotLeader, OutcomeUnknown, Overloaded, Unavailable
 from vecdb.ports.clock import Clock
 from vecdb.ports.peers import Replicas
 from vecdb.ports.replicator import ReplicaStatus
@@ -22,6 +23,11 @@ from vecdb.ports.tell import Tell
 
 COMMANDS: Final = 2
 """The version of the control commands that jobs are written down with, and that kinds use which say nothing else."""
+
+PASSING: Final = (Unavailable, DeadlineExceeded, OutcomeUnknown, Overloaded, Cancelled)
+"""A step that raises one of these is tried again."""
+GOES_ON: Final = (*PASSING, NotLeader)
+"""And with this one another leader does it; any other error is the job's end."""
 
 
 class Job(Protocol):

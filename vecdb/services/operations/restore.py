@@ -60,7 +60,7 @@ from vecdb.services.operations.backing import (
     patiently,
     stop_everywhere,
 )
-from vecdb.services.operations.base import Context, Job, Step
+from vecdb.services.operations.base import GOES_ON, Context, Job, Step
 from vecdb.shard import codec
 from vecdb.shard.digest import MODULUS
 from vecdb.shard.marks import Mark, MarkResult
@@ -105,9 +105,16 @@ class Restore:
     async def step(self, job: Job, context: Context) -> Step:
         try:
             return await patiently(job, self._step(job, context))
-        except (InvalidArgument, DataCorrupted, CollectionExists):
-            await self._abandon(job, context)
+        except GOES_ON:
             raise
+        except Exception:  # whatever it is, nothing may keep the names of what is not ready
+            await self._abandon(job, context)
+            await ignoring(self._left(job, context))
+            raise
+
+    async def _left(self, job: Job, context: Context) -> None:
+        where = asked(job.target, job.args, *self.takes)
+        await self._let_go(job, context, await self._places.open(where.url), where)
 
     async def _step(self, job: Job, context: Context) -> Step:
         where = asked(job.target, job.args, *self.takes)
@@ -132,7 +139,8 @@ class Restore:
         one, before = wanted[at], sum(len(this.collection.shards) for this in wanted[:at])
         state = context.state()
         entry = state.loading.get(one.name)
-        if job.phase == "opening" and entry is None:  # it was there when that was noted: it is ready
+        if job.phase == "opening" and entry is None:  # it was there when that was noted: it is ready, or was abandoned
+            state.get(one.name)
             return Step("loading", before + len(one.collection.shards), total, "shards", again_s=0.0,
                         data={"next": at + 1, "loaded": [], "under_way": {}})
         if entry is None:
@@ -267,8 +275,7 @@ class Restore:
 
     async def cancel(self, job: Job, context: Context) -> Step:
         await self._abandon(job, context)
-        where = asked(job.target, job.args, *self.takes)
-        await ignoring(self._let_go(job, context, await self._places.open(where.url), where))
+        await ignoring(self._left(job, context))
         return Step("cancelled", job.done, job.total, "shards", JobState.CANCELLED)
 
     async def _abandon(self, job: Job, context: Context) -> None:

@@ -14,8 +14,9 @@ from vecdb.cluster.control import ControlState
 from vecdb.core.cluster import JobState, Plan, PlanStep, ShardState
 from vecdb.core.errors import (
     DataCorrupted,
-    InvalidArgument,
+    SnapshotExists,
     SnapshotNotFound,
+    StorageError,
     Unavailable,
 )
 from vecdb.core.schema import CollectionSchema
@@ -38,7 +39,7 @@ from vecdb.services.operations.backing import (
     patiently,
     stop_everywhere,
 )
-from vecdb.services.operations.base import Context, Job, Step
+from vecdb.services.operations.base import GOES_ON, Context, Job, Step
 
 PROBLEMS: Final = 20
 LOOKED_AT: Final = 64
@@ -75,8 +76,11 @@ class SnapshotCreate:
         where = asked(job.target, job.args, "collections")
         try:
             return await patiently(job, self._step(job, context, where))
-        except InvalidArgument:
-            await self._tidy(job, context, where)
+        except GOES_ON:
+            raise
+        except Exception as error:
+            if job.phase or not isinstance(error, SnapshotExists | StorageError):  # else nothing was done yet
+                await ignoring(self._tidy(job, context, where))
             raise
 
     async def _step(self, job: Job, context: Context, where: Asked) -> Step:
@@ -186,8 +190,13 @@ class SnapshotCreate:
                         dict(state.settings), keys, self._maker(work))
 
     async def cancel(self, job: Job, context: Context) -> Step:
-        """What was saved is swept, unless others are at work there."""
+        """What was saved is swept, unless others are at work there, or all of it is there already."""
         where = asked(job.target, job.args, "collections")
+        if job.phase == "writing":
+            repository, work = await self._places.open(where.url), work_of(where.name, job.id)
+            if await self._places.thread(_is_made, repository, where.name, self._maker(work)):
+                await ignoring(self._tidied(job, context, repository, work))
+                return Step("done", job.total, job.total, "shards", JobState.DONE)
         await self._tidy(job, context, where)
         return Step("cancelled", job.done, job.total, "shards", JobState.CANCELLED)
 
@@ -207,6 +216,19 @@ class SnapshotCreate:
 def _is_made(repository: Repository, name: str, maker: str) -> bool:
     try:
         return repository.load(name).made_by == maker
+    except SnapshotNotFound:
+        return False
+
+
+def _made(snapshot: Snapshot) -> list[object]:
+    """What tells a snapshot from a later one of its name."""
+    return [snapshot.created_s, snapshot.made_by]
+
+
+def _is_there(repository: Repository, name: str, made: list[object] | None) -> bool:
+    """Whether there is the snapshot that is meant; any of the name where that was not noted."""
+    try:
+        return made in (None, _made(repository.load(name)))
     except SnapshotNotFound:
         return False
 
@@ -270,12 +292,12 @@ class SnapshotDelete:
         where = asked(job.target, job.args)
         repository = await self._places.open(where.url)
         if not job.phase:
-            await self._places.thread(repository.load, where.name)
-            return Step("sweeping", again_s=0.0)
+            found = await self._places.thread(repository.load, where.name)
+            return Step("sweeping", data={"made": _made(found)}, again_s=0.0)
         work = work_of(where.name, job.id)
-        try:
+        if await self._places.thread(_is_there, repository, where.name, job.data.get("made")):
             done = await self._places.thread(repository.remove, where.name, work)
-        except SnapshotNotFound:  # by an attempt before, which swept or did not
+        else:  # deleted by an attempt before, which swept or did not
             done = await self._places.thread(repository.sweep, where.name, work)
         if done.withheld:
             context.tell("info", "sweep_withheld", job=job.id, why=done.withheld)
@@ -307,7 +329,14 @@ class SnapshotVerify:
         return await self._places.look(where.url, lambda repository: repository.load(where.name))
 
     async def step(self, job: Job, context: Context) -> Step:
-        return await patiently(job, self._step(job, context))
+        try:
+            return await patiently(job, self._step(job, context))
+        except GOES_ON:
+            raise
+        except Exception:
+            if job.phase:
+                await ignoring(self._left(job, context))
+            raise
 
     async def _step(self, job: Job, context: Context) -> Step:
         where = asked(job.target, job.args)
@@ -344,10 +373,12 @@ class SnapshotVerify:
         return Step("done", len(items), len(items), "shards", JobState.FAILED if error else JobState.DONE, error, data)
 
     async def cancel(self, job: Job, context: Context) -> Step:
-        where = asked(job.target, job.args)
-        repository = await self._places.open(where.url)
-        await self._tidied(job, context, repository, work_of(where.name, job.id))
+        await self._left(job, context)
         return Step("cancelled", job.done, job.total, "shards", JobState.CANCELLED)
+
+    async def _left(self, job: Job, context: Context) -> None:
+        where = asked(job.target, job.args)
+        await self._tidied(job, context, await self._places.open(where.url), work_of(where.name, job.id))
 
     async def _tidied(self, job: Job, context: Context, repository: Repository, work: str) -> None:
         await stop_everywhere(job, context, self._backups)

@@ -1,0 +1,145 @@
+"""The job that restores collections: every step may be the last of its process, and snapshots come and go."""
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from tests.unit.services.governed import Governed
+from vecdb.cluster import control
+from vecdb.core.calls import Call
+from vecdb.core.cluster import HASH_SPACE, JobState
+from vecdb.core.errors import CollectionNotFound, SnapshotNotFound, Unavailable, VecdbError
+from vecdb.core.schema import CollectionSchema
+from vecdb.ports.backups import BackupOrder, BackupStatus
+from vecdb.ports.replicator import Committed
+from vecdb.runtime.clock import SystemClock
+from vecdb.services.backup.manifest import CollectionManifest, ShardManifest, ShardRef, Snapshot
+from vecdb.services.backup.repository import SAVE, Repository, snapshot_key
+from vecdb.services.operations.base import Step
+from vecdb.services.operations.restore import Restore
+from vecdb.shard.marks import MarkResult
+from vecdb.storage.objects import open_objects
+
+RECORDS, DIGEST = 3, f"{7:032x}"
+NODES = ("n1", "n2", "n3")
+
+
+class Restoring(Governed):
+    """Nodes that load whatever they are asked for at once; ``records``: that every shard has then."""
+
+    def __init__(self) -> None:
+        super().__init__(3)
+        self.there[0] = ("c1", *NODES)
+        self.records = RECORDS
+
+    def replicas(self, node: str) -> Any:
+        found = super().replicas(node)
+
+        async def propose(group: int, command: bytes, call: Call) -> Committed:
+            return Committed(1, MarkResult(1, 1, self.records, DIGEST))
+
+        found.propose = propose
+        return found
+
+    def move(self) -> None:
+        for group, entry in self.now.shards.items():
+            self.there[group] = entry.desired
+
+
+class Backups:
+    async def start(self, order: BackupOrder, call: Call) -> BackupStatus:
+        return BackupStatus("done", 1, 1)
+
+    async def stop(self, job: int, call: Call) -> None:
+        """Nothing is under way."""
+
+
+@dataclass
+class Stage:
+    governed: Restoring
+    repository: Repository
+    job: int
+
+    def step(self, *, lost: bool = False) -> Step:
+        """The next step by a process that knows nothing of those before; ``lost``: nobody wrote down what came of it.
+
+        An error that may pass is tried again, another one is the job's end.
+        """
+        operation = Restore(lambda node: Backups(), lambda url, create=False: self.repository)
+        entry = self.governed.now.jobs[self.job]
+        self.governed.move()
+        try:
+            step = asyncio.run(operation.step(entry, self.governed))
+        except Unavailable:
+            return Step(entry.phase)
+        except VecdbError as error:
+            step = Step(entry.phase, state=JobState.FAILED, error=type(error).__name__, data=entry.data)
+        if not lost:
+            self.governed.do(control.job_update(
+                self.job, state=step.state, phase=step.phase, done=step.done, total=step.total, unit=step.unit,
+                error=step.error, data=orjson.loads(orjson.dumps(dict(step.data))), at_s=1.0))
+        return step
+
+    def until(self, phase: str) -> None:
+        for _ in range(50):
+            if self.step().phase == phase:
+                return
+        raise AssertionError(f"it does not come to {phase!r}")
+
+    def end(self) -> Step:
+        for _ in range(50):
+            step = self.step()
+            if step.state.ended:
+                return step
+        raise AssertionError("it does not end")
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    repository = Repository(open_objects(f"file://{tmp_path}/place"), create=True)
+    schema = CollectionSchema("docs", 4)
+    sha256 = repository.add_shard(ShardManifest(schema, 0, HASH_SPACE, 5, 1, RECORDS, DIGEST, ()))
+    shards = (ShardRef(sha256, 1, 0, HASH_SPACE, 5, RECORDS, DIGEST, 0, "n1"),)
+    lease = repository.lease(SAVE, "test")
+    repository.commit(Snapshot("one", SystemClock().wall(), "c", "1", (CollectionManifest(schema, 3, None, shards),)),
+                      lease)
+    lease.release()
+    governed = Restoring()
+    return Stage(governed, repository, governed.begin("restore", "one", url=repository.url).id)
+
+
+def test_restored(stage: Stage) -> None:
+    assert stage.end().state is JobState.DONE
+    assert list(stage.governed.now.collections) == ["docs"]
+
+
+def test_a_snapshot_that_is_deleted_meanwhile_leaves_no_name_taken(stage: Stage) -> None:
+    stage.step()
+    stage.step()
+    assert list(stage.governed.now.loading) == ["docs"]
+    stage.repository.objects.delete([snapshot_key("one")])
+    ended = stage.end()
+    assert (ended.state, ended.error) == (JobState.FAILED, SnapshotNotFound.__name__)
+    assert dict(stage.governed.now.loading) == {}
+    assert dict(stage.governed.now.shards) == {}
+
+
+def test_what_was_abandoned_by_who_was_killed_then_is_not_said_to_be_restored(stage: Stage) -> None:
+    stage.governed.records = RECORDS - 1
+    stage.until("opening")
+    assert stage.step(lost=True).error == "DataCorrupted"
+    assert dict(stage.governed.now.loading) == {}
+    ended = stage.end()
+    assert (ended.state, ended.error) == (JobState.FAILED, CollectionNotFound.__name__)
+    assert dict(stage.governed.now.collections) == {}
+
+
+def test_what_was_opened_by_who_was_killed_then_is_restored(stage: Stage) -> None:
+    stage.until("opening")
+    stage.step(lost=True)
+    assert list(stage.governed.now.collections) == ["docs"]
+    assert stage.end().state is JobState.DONE
