@@ -56,6 +56,7 @@ from vecdb.services.founding import Entrance, Founder, Witnesses
 from vecdb.services.homes import folder_of, group_of
 from vecdb.services.hosts import Groups, HostedShard, HostingSettings, LocalReplicas, Place, ShardMachine
 from vecdb.services.ledger import Ledger
+from vecdb.services.operations.placing import holds_alone
 from vecdb.shard.marks import MarkResult
 
 T = TypeVar("T")
@@ -456,7 +457,7 @@ class Hosting:
         except DataCorrupted as error:
             self._tell("error", "replica_state_damaged", node=self._me, collection=entry.name, group=entry.group,
                        error=error.message)
-            if len(entry.replicas) == 1:
+            if holds_alone(self._control.state, entry, self._me):
                 return await self._thread(partial(self._database.replica, entry.label, allow_damage=True))
         await self._thread(self._database.set_aside, entry.label)
         return await self._thread(self._database.replica, entry.label)

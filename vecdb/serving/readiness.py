@@ -11,7 +11,8 @@ has all the voters that it had.
 
 **What is not waited for** is a shard that nobody leads, once it has been so for :data:`UNLED_S`: its replica cannot
 catch up before there is a majority, and the other shards here are to be served meanwhile.  ``vecdb shard status`` says
-that nobody leads it.  One that has a leader is waited for without an end: why it does not come is told by the log.
+that nobody leads it.  One that is not open yet, which takes large ones a while, and one that has a leader are waited
+for without an end: why it does not come is told by the log.
 
 **Who goes by readiness** for clients (a service of Kubernetes does) sends none to a node while it rebuilds, though it
 would hand their calls on.  That is the price of one word for two questions; it was paid for the other one, because a
@@ -82,7 +83,7 @@ class Readiness:
             f" and {len(behind) - NAMED} more" if len(behind) > NAMED else "")]
 
     def _awaited(self, group: int, status: ReplicaStatus | None) -> bool:
-        if status is not None and status.leader is not None:
+        if status is None or status.leader is not None:  # one that is not open yet cannot know whether anybody leads
             self._unled.pop(group, None)
             return True
         return self._now() - self._unled.setdefault(group, self._now()) < UNLED_S

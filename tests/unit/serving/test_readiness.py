@@ -94,6 +94,17 @@ def test_a_shard_that_nobody_leads_is_waited_for_no_longer_than_a_while(how: Rep
     assert not world()
 
 
+def test_one_that_takes_long_to_open_is_waited_for_although_it_hears_of_no_leader() -> None:
+    world = World(a=WHOLE, docs=None)
+    assert "docs" in world()
+    world.now += 2 * UNLED_S
+    assert "docs" in world()
+    world.replicas["docs"] = replace(REPLAYS, leader=None)
+    assert "docs" in world(), "from now on it can hear of one"
+    world.now += UNLED_S
+    assert not world()
+
+
 def test_a_shard_that_is_on_its_way_out_is_not_waited_for() -> None:
     world = World(docs=JOINING)
     world.states["docs"] = ShardState.RETIRED

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from vecdb.cluster.control import ControlState, place
+from vecdb.cluster.control import ControlState, ShardEntry, place
 from vecdb.cluster.planning import Wish
 from vecdb.core.cluster import JobState, Plan, PlanStep
 from vecdb.core.errors import VecdbError
@@ -133,6 +133,12 @@ def held_before(state: ControlState) -> dict[int, tuple[str, ...]]:
     """By group: the nodes that shards under way were on.  Until the group has moved it is they who hold it."""
     return {int(group): tuple(one["before"]) for job in state.jobs.values() if not job.state.ended
             for group, one in job.data.get("moving", {}).items()}
+
+
+def holds_alone(state: ControlState, entry: ShardEntry, node: str) -> bool:
+    """Whether nobody but ``node`` may have what the shard holds, as far as the state says."""
+    before = held_before(state).get(entry.group, entry.desired)
+    return node in before and 1 in (len(before), len(entry.desired))
 
 
 async def _place(context: Context, group: int, desired: Sequence[str]) -> None:
