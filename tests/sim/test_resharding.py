@@ -18,6 +18,8 @@ from vecdb.testing.violation import Violation
 from vecdb.testing.world import World
 
 SEEDS_OF_A_MUTANT = 12
+CAUGHT_BY = {"_the_rest_is_not_waited_for": 4}
+"""The first seed that catches it where that is late: it is asked first, and the others if it no longer does."""
 FAULTS_S = 12.0
 
 
@@ -108,7 +110,7 @@ def _changes_are_lost_on_their_way(patch: pytest.MonkeyPatch) -> None:
 def test_a_rule_that_is_taken_away_is_missed(mutant: Callable[[pytest.MonkeyPatch], None],
                                              monkeypatch: pytest.MonkeyPatch) -> None:
     mutant(monkeypatch)
-    for seed in range(1, SEEDS_OF_A_MUTANT + 1):
+    for seed in (CAUGHT_BY.get(mutant.__name__, 1), *range(1, SEEDS_OF_A_MUTANT + 1)):
         try:
             simulate_resharding(seed, World(seed), faults_s=FAULTS_S)
         except Violation as found:

@@ -21,6 +21,9 @@ not heard of it.
 """
 
 SEEDS_OF_A_MUTANT = 40
+CAUGHT_BY = {"reads_do_not_wait": 12, "nobody_waits_for_anybody": 14, "lists_what_it_knows": 2,
+             "acts_on_any_state": 4, "checkpoints_control_without_the_disk": 4}
+"""The first seed that catches it where that is late: it is asked first, and the others if it no longer does."""
 
 
 @pytest.mark.parametrize("seed", [5, 15, 25, *FAILED_ONCE])
@@ -63,7 +66,7 @@ def test_the_judges_notice(mutant, monkeypatch):
     mutant(monkeypatch)
 
     def run():
-        for seed in range(1, SEEDS_OF_A_MUTANT + 1):
+        for seed in (CAUGHT_BY.get(mutant.__name__, 1), *range(1, SEEDS_OF_A_MUTANT + 1)):
             simulate_services(seed)
 
     with pytest.raises(Exception):  # noqa: B017  # what a judge finds, or what the product itself cannot go on with

@@ -93,7 +93,7 @@ def test_a_deep_comparison_finds_what_a_replica_no_longer_holds() -> None:
 def test_a_replica_that_does_not_come_to_the_mark_is_behind() -> None:
     async def test(cluster: FakeCluster) -> None:
         with cluster.behind("n3"):
-            found = await cluster.shards["n1"].verify("docs", soon(0.5))
+            found = await cluster.shards["n1"].verify("docs", soon(1.5))
         assert (found.agree, found.complete, found.replicas[2].state) == (True, False, "behind")
 
     run(test)
