@@ -68,7 +68,8 @@ def init(name: Name,
     for line in _next(made):
         out.line_of(f"  {line}")
     if not insecure:
-        out.note(f"keep {place / 'authority' / 'ca.key'} where no node is: whoever has it can be any node of {name}")
+        out.note(f"keep {place / 'authority' / 'ca.key'} where no node is: whoever has it can be any node of {name}; "
+                 f"further nodes get their certificates by vecdb cluster join --certs {place / 'authority'}")
 
 
 def _parsed(name: str, nodes: str) -> dict[str, str]:

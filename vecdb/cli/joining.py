@@ -81,6 +81,9 @@ def _planned(one: Folder, name: str, certificates: Path | None, *, check: bool, 
     """What is to be written, and the nodes of the cluster if it was asked; ``alone``: it was said which clients ask."""
     settings, node = one.settings(), one.node
     notes = [f"its certificate is made by the authority of {name}, for its folder alone"] if made else []
+    if one.values.get("security.require_keys") == "always":
+        notes.append("it lets in who has a key, and its folder has none for commands: --admin-key-file puts the "
+                     "cluster's there")
     nodes: dict[str, str] = {}
     if check:
         told = _ask(settings, certificates, one.secrets[TOKEN])

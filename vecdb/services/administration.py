@@ -112,7 +112,7 @@ class OwnOperations:
         look = getattr(self._operations[kind], "look", None)
         if look is None:
             return plan
-        return replace(plan, notes=(*plan.notes, *await look(target, args)))
+        return replace(plan, notes=(*plan.notes, *await look(self._control.state, target, args)))
 
     def _planned(self, kind: str, target: str, args: Mapping[str, Any]) -> Plan:
         state = self._leading()

@@ -119,8 +119,8 @@ class Context(Protocol):
 class Operation(Protocol):
     """A kind of job.
 
-    One whose plan depends on what is outside of the cluster has a method ``look(target, args)`` besides, a coroutine
-    that raises as the first step would, or returns notes for the plan.
+    One whose plan depends on what is outside of the cluster has a method ``look(state, target, args)`` besides, a
+    coroutine that raises as the first step would, or returns notes for the plan.
 
     One that proposes control commands of a later version than jobs themselves (:data:`COMMANDS`) says so by an
     attribute ``command_version``: it is not begun before every node reads them (:func:`commands_of`).

@@ -96,9 +96,10 @@ class Restore:
         return Plan(self.kind, (PlanStep("restore", target, f"restore {what} from the snapshot {target!r} at "
                                          f"{where.url}"),), notes)
 
-    async def look(self, target: str, args: Mapping[str, Any]) -> tuple[str, ...]:
+    async def look(self, state: ControlState, target: str, args: Mapping[str, Any]) -> tuple[str, ...]:
         where = asked(target, args, *self.takes)
-        return await self._places.look(where.url, lambda repository: chosen(repository.load(where.name), _names(args)))
+        return await self._places.look(where.url, lambda repository: _check_names(
+            state, chosen(repository.load(where.name), _names(args))))
 
     # --- steps ------------------------------------------------------------------------------------
 

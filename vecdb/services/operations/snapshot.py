@@ -68,7 +68,7 @@ class SnapshotCreate:
                  for name in names]
         return Plan(self.kind, tuple(steps), ("each shard as of one place in its log; not all of the same instant",))
 
-    async def look(self, target: str, args: Mapping[str, Any]) -> tuple[str, ...]:
+    async def look(self, state: ControlState, target: str, args: Mapping[str, Any]) -> tuple[str, ...]:
         where = asked(target, args, "collections")
         return await self._places.look(where.url, lambda repository: repository.check_new(where.name))
 
@@ -281,7 +281,7 @@ class SnapshotDelete:
         return Plan(self.kind, (PlanStep("delete", target, f"delete the snapshot {target!r} at {where.url}, and what "
                                          "no other snapshot there needs"),))
 
-    async def look(self, target: str, args: Mapping[str, Any]) -> tuple[str, ...]:
+    async def look(self, state: ControlState, target: str, args: Mapping[str, Any]) -> tuple[str, ...]:
         where = asked(target, args)
         return await self._places.look(where.url, lambda repository: repository.load(where.name))
 
@@ -324,7 +324,7 @@ class SnapshotVerify:
         return Plan(self.kind, (PlanStep("verify", target, f"read all of the snapshot {target!r} at {where.url}, and "
                                          "open every shard of it in scratch space of the nodes"),))
 
-    async def look(self, target: str, args: Mapping[str, Any]) -> tuple[str, ...]:
+    async def look(self, state: ControlState, target: str, args: Mapping[str, Any]) -> tuple[str, ...]:
         where = asked(target, args)
         return await self._places.look(where.url, lambda repository: repository.load(where.name))
 
