@@ -35,7 +35,7 @@ from vecdb.ports.replicator import ReplicaStatus, Replicator
 from vecdb.services.governor import Governor
 from vecdb.services.leaders import Leaders, Task
 from vecdb.services.operations.base import Operation, commands_of
-from vecdb.services.operations.placing import AWAY_S
+from vecdb.services.operations.placing import AWAY_S, held_before
 from vecdb.services.replicas import CONTROL
 
 T = TypeVar("T")
@@ -177,6 +177,11 @@ class OwnOperations:
         if held:
             raise InvalidArgument("node", f"{node} should hold {held} replicas yet: drain it first, or repair it if it "
                                   "is lost", got=node)
+        moving = [group for group, nodes in held_before(state).items() if node in nodes and group in state.shards]
+        if moving:
+            raise InvalidArgument("node", f"{node} has {len(moving)} replicas that are on their way to other nodes, which "
+                                  f"may have nothing of them yet (shard {moving[0]} is the first): wait for the job, "
+                                  "or cancel it", got=node)
         status = self._control.status()
         if status is not None and node in map(node_of, status.voters) and len(status.voters) <= 1:
             raise InvalidArgument("node", f"{node} is the only coordinator", got=node)

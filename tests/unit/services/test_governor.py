@@ -8,8 +8,10 @@ import pytest
 
 from tests.unit.services.governed import Control, Governed
 from vecdb.cluster.control import JobEntry, NodeEntry, job_cancel, job_update, node_put, node_state, place
+from vecdb.core.calls import Call
 from vecdb.core.cluster import JobState, NodeState, Role
 from vecdb.core.errors import CollectionNotFound, InvalidArgument, NoNodeForReplica, Unavailable, VecdbError
+from vecdb.services.administration import OwnOperations
 from vecdb.services.governor import Governor
 from vecdb.services.operations.base import Step
 from vecdb.services.operations.kinds import Drain, Move, Rebalance, Repair, Replication
@@ -351,6 +353,33 @@ def test_an_error_of_the_control_group_is_no_end() -> None:
         governed.propose = before  # type: ignore[method-assign]
         await turns(governed, one, 40)
         assert governed.now.jobs[job.id].state.ended
+        await one.stop()
+
+    asyncio.run(run())
+
+
+def test_a_node_whose_replicas_are_on_their_way_is_not_removed() -> None:
+    governed = Governed()
+    governed.collection("docs", ("n1",))
+    (group,) = governed.now.get("docs").shards
+    governed.stuck.add("n2")
+    control: Any = Control(governed)
+    control.status = governed.status
+
+    async def run() -> None:
+        one = governor(governed)
+        own = OwnOperations("c1", "tests", control, one, KINDS, dict)
+        job = governed.begin("move", str(group), **{"from": "n1", "to": "n2"})
+        await turns(governed, one, 4)
+        assert governed.now.shards[group].desired == ("n2",)
+        with pytest.raises(InvalidArgument, match="on their way"):
+            await own.remove_node("n1", Call())
+        assert governed.now.nodes["n1"].state is NodeState.ACTIVE
+        governed.stuck.clear()
+        await turns(governed, one, 8)
+        assert governed.now.jobs[job.id].state is JobState.DONE
+        await own.remove_node("n1", Call())
+        assert governed.now.nodes["n1"].state is NodeState.LEFT
         await one.stop()
 
     asyncio.run(run())
