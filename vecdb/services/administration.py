@@ -179,9 +179,9 @@ class OwnOperations:
                                   "is lost", got=node)
         moving = [group for group, nodes in held_before(state).items() if node in nodes and group in state.shards]
         if moving:
-            raise InvalidArgument("node", f"{node} has {len(moving)} replicas that are on their way to other nodes, which "
-                                  f"may have nothing of them yet (shard {moving[0]} is the first): wait for the job, "
-                                  "or cancel it", got=node)
+            raise InvalidArgument("node", f"{node} has {len(moving)} replicas that are on their way to other nodes, "
+                                  f"which may have nothing of them yet (shard {moving[0]} is the first): wait for the "
+                                  "job, or cancel it", got=node)
         status = self._control.status()
         if status is not None and node in map(node_of, status.voters) and len(status.voters) <= 1:
             raise InvalidArgument("node", f"{node} is the only coordinator", got=node)
