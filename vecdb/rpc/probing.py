@@ -72,7 +72,10 @@ class Probes:
         """For ever: look at nodes that are not reached.  ``away()``: those, and why as a call said it."""
         while True:
             for node, said in away().items():
-                await self.why(node, said)
+                try:
+                    await self.why(node, said)
+                except Exception as error:  # whatever it is, it must not be the end
+                    self._tell("warning", "peer_not_probed", about=node, error=f"{type(error).__name__}: {error}")
             await asyncio.sleep(WATCH_S)
 
 

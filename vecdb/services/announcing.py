@@ -17,7 +17,6 @@ each call (:mod:`vecdb.rpc.peer_twins`).
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from math import inf
 from typing import Final, Protocol
@@ -231,8 +230,12 @@ class Announcer:
         """For ever; more often until this node is a member by the control state."""
         pause = SOON_S
         while True:
-            with suppress(VecdbError, OSError):
+            try:
                 await self.announce()
+            except (VecdbError, OSError):
+                pass
+            except Exception as error:  # whatever it is, it must not be the end: who is silent is given up
+                self._broken(error)
             pause = PERIOD_S if self._settled() else min(1.5 * pause, PERIOD_S)
             await asyncio.sleep(pause)
 
@@ -262,6 +265,12 @@ class Announcer:
             else:
                 self._tell("error", "clock_off", about=self._me, off_s=round(self.clock_off_s, 1),
                            why="against the clock of the cluster's leader")
+
+    def _broken(self, error: Exception) -> None:
+        now = self._clock.monotonic()
+        if now - self._told_at >= TELL_S:
+            self._told_at = now
+            self._tell("error", "announcing_broken", about=self._me, error=f"{type(error).__name__}: {error}")
 
     def _is_refused(self, error: JoinRefused) -> None:
         self.refused = error.message

@@ -259,9 +259,10 @@ class Registrar:
                 if self._announcements.look():
                     while await self.look():
                         pass
-            except VecdbError as error:
-                if not isinstance(error, NotLeader):
-                    self._seldom("members_stuck", self._me, error=f"{type(error).__name__}: {error.message}")
+            except NotLeader:
+                pass
+            except Exception as error:  # whatever it is, it must not be the end
+                self._seldom("members_stuck", self._me, error=f"{type(error).__name__}: {error}")
             with suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_S):
                     await self._awake.wait()

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
 from vecdb.core.calls import Call
-from vecdb.core.errors import NotLeader, Unavailable, VecdbError
+from vecdb.core.errors import NotLeader, Unavailable
 from vecdb.ports.clock import Clock
 from vecdb.ports.replicator import ReplicaStatus, Replicator
 from vecdb.ports.tell import Tell, tell_nobody
@@ -127,8 +127,10 @@ class MemberKeeper:
 
     async def _run(self) -> None:
         while True:
-            with suppress(VecdbError):
+            try:
                 self.look()
+            except Exception as error:  # whatever it is, it must not be the end
+                self._stuck(Wanted(0, (), ""), error)
             await asyncio.sleep(LOOK_S)
 
     def look(self) -> None:

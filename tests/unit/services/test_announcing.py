@@ -152,6 +152,29 @@ def announcer(bench: Bench, others: Others, leader: str | None = None, nodes: tu
                      tell=bench.tell), removed
 
 
+def test_a_mistake_of_ours_in_one_report_is_no_end_of_telling() -> None:
+    bench, others = Bench(), Others(me=None)
+    reports = iter((ValueError("a figure that is none"), bench.report("me")))
+
+    async def report() -> Report:
+        found = next(reports)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    async def run() -> None:
+        one = Announcer("me", ("me",), others, others, lambda: None, report, bench.clock,  # type: ignore[arg-type]
+                        settled=lambda: False, removed=lambda: None, tell=bench.tell)
+        task = asyncio.create_task(one.run())
+        async with asyncio.timeout(60):
+            while not others.asked:
+                await asyncio.sleep(0.01)
+        task.cancel()
+
+    asyncio.run(run())
+    assert "announcing_broken" in str(bench.told)
+
+
 def test_who_leads_is_told_and_hints_are_followed() -> None:
     bench, others = Bench(), Others(a=NotLeader("b leads", leader="b/77"), b=None, me=None)
     asyncio.run(announcer(bench, others, leader="b")[0].announce())
