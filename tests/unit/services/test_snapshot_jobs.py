@@ -215,6 +215,23 @@ def test_another_of_the_name_is_not_taken_for_ones_own(stage: Stage) -> None:
         assert [*other.objects.list(folder)] == []
 
 
+def test_a_store_whose_first_answer_was_lost_is_not_taken_for_somebody_else(stage: Stage) -> None:
+    job = stage.begin()
+    while stage.step(job).phase != "writing":
+        pass
+    objects = stage.repository.objects
+    put = objects.put
+
+    def twice(key: str, data: bytes, *, new: bool = False) -> bool:
+        put(key, data, new=new)
+        return put(key, data, new=new)
+
+    objects.put = twice  # type: ignore[method-assign]
+    stage.operation._places._known[stage.url] = stage.repository
+    assert stage.step(job).state is JobState.DONE
+    assert stage.repository.names() == ["one"]
+
+
 def test_a_later_one_of_the_name_is_not_deleted_for_the_one_that_was_meant(stage: Stage) -> None:
     stage.run(stage.begin())
     deletion = SnapshotDelete(stage.open)

@@ -160,6 +160,9 @@ class SnapshotCreate:
         lease = await self._places.thread(repository.lease, places.SAVE, work)
         try:
             await self._places.thread(repository.commit, snapshot, lease)
+        except SnapshotExists:  # a store that was asked twice, since its first answer was lost, says so of one's own
+            if not await self._places.thread(_is_made, repository, snapshot.name, snapshot.made_by):
+                raise
         except Unavailable as error:
             if "objects" not in error.fields:
                 raise
