@@ -29,21 +29,12 @@ from vecdb.cluster.loads import ShardLoad, uneven, weights
 from vecdb.cluster.planning import rebalanced, vacated
 from vecdb.core.calls import Call
 from vecdb.core.cluster import JobState, NodeState
-from vecdb.core.errors import (
-    Cancelled,
-    DeadlineExceeded,
-    NotLeader,
-    OutcomeUnknown,
-    Overloaded,
-    Unavailable,
-    Unsupported,
-    VecdbError,
-)
+from vecdb.core.errors import NotLeader, Unavailable, Unsupported, VecdbError
 from vecdb.ports.clock import Clock
 from vecdb.ports.peers import Replicas
 from vecdb.ports.replicator import ReplicaStatus, Replicator
 from vecdb.ports.tell import Tell, tell_nobody
-from vecdb.services.operations.base import Job, Operation, Step, commands_of
+from vecdb.services.operations.base import PASSING, Job, Operation, Step, commands_of
 from vecdb.services.operations.placing import AWAY_S
 
 LOOK_S: Final = 0.5
@@ -56,7 +47,6 @@ ASK_S: Final = 2.0
 PROPOSE_S: Final = 10.0
 STANDS: Final = 3
 """Failures in a row after which what a job waits for is noted for whoever asks."""
-_PASSING: Final = (Unavailable, DeadlineExceeded, OutcomeUnknown, Overloaded, Cancelled)
 
 REPAIR_AFTER_S: Final = 600.0
 SCRUB_EVERY_S: Final = 86_400.0
@@ -259,9 +249,9 @@ class Governor:
         if term != self._term:
             try:
                 await replicator.read_index(asyncio.get_running_loop().time() + PROPOSE_S)
-            except _PASSING:
+            except PASSING:
                 return False
-            self._term = term
+            self._term, self._uneven = term, None
         return True
 
     def _may_run(self, job: Job, others: Mapping[int, Job]) -> bool:
@@ -287,7 +277,7 @@ class Governor:
             run.due = self._clock.monotonic() + step.again_s
         except NotLeader:
             return
-        except _PASSING as error:
+        except PASSING as error:
             await self._pause(job, run, error)
         except VecdbError as error:
             await self._end(job, run, f"{type(error).__name__}: {error.message}")

@@ -86,6 +86,25 @@ def test_not_before_its_time_nor_while_somebody_is_away_or_something_else_is_pla
     assert not jobs(governed), "nobody is given anything who was drained"
 
 
+def test_who_leads_again_counts_anew() -> None:
+    governed = filled()
+    joined(governed)
+
+    async def by_turns() -> None:
+        one = governor(governed)
+        await turns(governed, one, int(UNEVEN_S / 2))
+        governed.leads = False
+        await turns(governed, one, int(UNEVEN_S))
+        governed.leads, governed.term = True, governed.term + 2
+        await turns(governed, one, int(UNEVEN_S / 2))
+        assert not jobs(governed)
+        await turns(governed, one, int(UNEVEN_S))
+        assert jobs(governed)
+        await one.stop()
+
+    asyncio.run(by_turns())
+
+
 def test_shards_that_do_more_than_others_part_by_themselves() -> None:
     governed = Governed(3)
     governed.collection("docs", *[(f"n{at % 3 + 1}",) for at in range(12)])
