@@ -56,8 +56,8 @@ def lists_what_it_knows(patch):
 def uses_numbers_again(patch):
     whole = control.apply
 
-    def apply(state, log_index, term, command):
-        done = whole(state, log_index, term, command)
+    def apply(state, *given):
+        done = whole(state, *given)
         used = max(done.state.shards, default=0)
         return replace(done, state=replace(done.state, next_group=used + 1))
 

@@ -4,10 +4,9 @@ from vecdb.ports.replicator import Position
 from vecdb.raft.replica import Replica
 from vecdb.segment.growing import GrowingView
 from vecdb.segment.sealed import SealedView
-from vecdb.services import homes, maintenance, recovery
+from vecdb.services import homes, maintenance, recovery, replica
 from vecdb.services.local import LocalDatabase
 from vecdb.services.replica import ShardReplica
-from vecdb.services.shard import ShardService
 from vecdb.shard import change, machine
 from vecdb.shard.marks import Marks
 from vecdb.shard.tokens import Tokens
@@ -18,7 +17,7 @@ def does_again_what_was_done(patch):
 
 
 def forgets_tokens_when_it_restarts(patch):
-    patch.setattr(recovery, "Tokens", lambda found: Tokens())
+    patch.setattr(recovery, "Tokens", lambda found, **more: Tokens())
 
 
 def forgets_who_died_in_sealed_segments(patch):
@@ -40,19 +39,14 @@ def checkpoints_without_the_disk(patch):
 
 def copies_without_what_is_in_memory(patch):
     """A snapshot whose rows are of a moment before its position."""
-    whole = ShardService.copy
+    whole = replica.taken
 
-    def copy(self, target):
-        view = self.machine.view
-        taken = whole(self, target)
-        return view if view.state.applied % 2 else taken
+    def taken(folder, view):
+        found = whole(folder, view)
+        found.position = Position(found.position.log_index + 1, found.position.term)
+        return found
 
-    def position(self):
-        state = self._service.machine.state
-        return Position(state.applied - state.applied % 2, state.term)
-
-    patch.setattr(ShardService, "copy", copy)
-    patch.setattr(ShardReplica, "position", position)
+    patch.setattr(replica, "taken", taken)
 
 
 def switches_states_without_the_disk(patch):
