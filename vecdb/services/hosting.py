@@ -398,7 +398,7 @@ class Hosting:
             if place.group >= 0:
                 await self._take_away(place)
             here = self._database.hosted().get(place.label)
-            if here is not None and place.departed and place.label in self._leaving:
+            if place.departed and place.label in self._leaving:
                 await self._depart(place)
                 return
             place.departed = False
@@ -416,12 +416,14 @@ class Hosting:
             self._add(place, entry, machine)
 
     async def _depart(self, place: Place) -> None:
-        """Delete a replica that its group has removed and that is wanted here no more."""
-        entry = self._leaving.pop(place.label)
+        """Delete a replica that its group has removed; until that is done it is leaving, so that it is tried again."""
+        entry = self._leaving[place.label]
         assert self._departures is not None
         await self._note(self._departures.note, entry.group)
         self._groups.forget(entry.group)
-        await self._thread(self._database.unhost, place.label)
+        if place.label in self._database.hosted():
+            await self._thread(self._database.unhost, place.label)
+        self._leaving.pop(place.label, None)
         place.departed = place.outcast = False
         self._tell("info", "replica_departed", node=self._me, collection=place.name, group=entry.group)
 
@@ -467,7 +469,7 @@ class Hosting:
             return  # the state has changed meanwhile: the next round begins with that
         existing = self._replica not in entry.replicas or machine.position().log_index > 0 \
             or (self._departures is not None and entry.group in self._departures)
-        replicator = self._groups.add(entry.group, machine, number=_number(self._replica),
+        replicator = self._groups.add(entry.group, machine, number=int(self._replica.rpartition("/")[2]),
                                       voters=() if existing else entry.replicas, existing=existing,
                                       afresh=place.outcast)
         place.group, place.replicator, place.machine = entry.group, replicator, machine
@@ -494,7 +496,3 @@ class Hosting:
         place.group = CONTROL_GROUP
         self._control.replicator = place.replicator
         self._replica = place.replicator.status().me
-
-
-def _number(replica: str) -> int:
-    return int(replica.rpartition("/")[2])

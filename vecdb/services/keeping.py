@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
 from vecdb.core.calls import Call
-from vecdb.core.errors import NotLeader, Unavailable
+from vecdb.core.errors import NotLeader, VecdbError
 from vecdb.ports.clock import Clock
 from vecdb.ports.replicator import ReplicaStatus, Replicator
 from vecdb.ports.tell import Tell, tell_nobody
@@ -165,17 +165,29 @@ class MemberKeeper:
             self._stuck(shard, error)
 
     async def _offered(self, shard: Wanted, nodes: Iterable[str]) -> dict[str, str]:
-        """What each of these nodes has begun for the group, of those that answer."""
+        """What some of these nodes have begun for the group: those that answer first, which is enough for one change.
+
+        One that hangs, or fails, keeps nobody from asking the others.
+        """
         found: dict[str, str] = {}
 
         async def ask(node: str) -> None:
             call = Call(deadline=self._clock.monotonic() + ASK_S)
-            with suppress(Unavailable):
-                status = (await self._others(node).status([shard.group], call)).get(shard.group)
+            with suppress(VecdbError, TimeoutError):
+                async with asyncio.timeout(ASK_S):
+                    status = (await self._others(node).status([shard.group], call)).get(shard.group)
                 if status is not None and status.state == "joining":
                     found[node] = status.me
 
-        await asyncio.gather(*(ask(node) for node in nodes if node != self._me))
+        waiting = {asyncio.create_task(ask(node)) for node in nodes if node != self._me}
+        try:
+            while waiting and not found:
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+        finally:
+            for task in waiting:
+                task.cancel()
         return found
 
     def _stuck(self, shard: Wanted, error: Exception) -> None:

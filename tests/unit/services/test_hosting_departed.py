@@ -9,7 +9,7 @@ import pytest
 
 from vecdb.cluster.control import CollectionEntry, ControlState, ShardEntry
 from vecdb.cluster.founding import Founding
-from vecdb.core.errors import Unavailable
+from vecdb.core.errors import StorageError, Unavailable
 from vecdb.core.schema import CollectionSchema
 from vecdb.ports.replicator import Position, ReplicaStatus
 from vecdb.services.catalog import Entry
@@ -169,6 +169,40 @@ def test_it_stays_until_its_group_has_let_go_of_it_and_is_then_deleted(told: str
         assert node.replicas[1].existing, "what it promised in its first life it has forgotten"
         node.show(None)
         await until(lambda: 1 not in Departures(node.store))
+        await hosting.stop()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("step", ["note", "log", "state"])
+def test_a_step_that_fails_is_tried_again_by_itself(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice: the first time there is no pause."""
+    failures = [StorageError("no space is left"), StorageError("no space is left")]
+
+    def failing(work: Callable[..., Any]) -> Callable[..., Any]:
+        def attempt(*args: Any) -> Any:
+            if failures:
+                raise failures.pop()
+            return work(*args)
+
+        return attempt
+
+    async def run() -> None:
+        node = Node()
+        departures = Departures(node.store)
+        hosting = node.hosting(departures)
+        node.show(ENTRY)
+        await until(lambda: 1 in node.replicas)
+        node.show(elsewhere())
+        await until(lambda: hosting._acting is not None and hosting._acting.epoch == node.state.epoch)
+        of, name = {"note": (departures, "note"), "log": (node, "forget"), "state": (node, "unhost")}[step]
+        monkeypatch.setattr(of, name, failing(getattr(of, name)))
+        monkeypatch.setattr(node, "fail", lambda error: None)
+        node.replicas[1].now = replace(node.replicas[1].now, state="removed")
+        await until(lambda: not node.kept)
+        assert not failures
+        assert 1 in Departures(node.store)
+        await until(lambda: hosting.settled)
         await hosting.stop()
 
     asyncio.run(run())

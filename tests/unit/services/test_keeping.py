@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vecdb.core.calls import Call
-from vecdb.core.errors import NotLeader, Unavailable, VecdbError
+from vecdb.core.errors import DeadlineExceeded, InvalidArgument, NotLeader, Unavailable, VecdbError
 from vecdb.ports.replicator import ReplicaStatus
 from vecdb.runtime.clock import SystemClock
+from vecdb.services import keeping
 from vecdb.services.keeping import MemberKeeper, Step, Wanted, next_step
 
 NODES = ("n1", "n2", "n3", "n4", "n5", "n6")
@@ -93,6 +94,8 @@ class Group:
         self.made: list[Step] = []
         self.refuse: VecdbError | None = None
         self.away: set[str] = set()
+        self.failing: dict[str, VecdbError] = {}
+        self.hanging: set[str] = set()
 
     def look(self, group: int) -> ReplicaStatus | None:
         return self.now
@@ -112,6 +115,10 @@ class Group:
             async def status(self, groups: Sequence[int], call: Call) -> dict[int, ReplicaStatus]:
                 if node in group.away:
                     raise Unavailable("away")
+                if node in group.failing:
+                    raise group.failing[node]
+                if node in group.hanging:
+                    await asyncio.Event().wait()
                 return {7: replace(status([f"{node}/5"], me=f"{node}/5"), state="joining", role="learner", voters=())}
 
         return Other()
@@ -129,6 +136,39 @@ def test_the_keeper_asks_the_wanted_node_for_its_replica(away: bool) -> None:
         return group.made
 
     assert asyncio.run(run()) == ([] if away else [Step(add="n4/5")])
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_node_that_hangs_or_fails_keeps_no_other_from_being_taken_in(hangs: bool) -> None:
+    async def run() -> None:
+        group = Group(status(["n1/1", "n2/1", "n3/1"]))
+        if hangs:
+            group.hanging = {"n4"}
+        else:
+            group.failing = {"n4": DeadlineExceeded("it did not answer"), "n6": InvalidArgument("group", "what?")}
+        keeper = MemberKeeper("n1", group, lambda: [Wanted(7, ("n6", "n4", "n5"), "docs")], group.others, SystemClock())
+        keeper.look()
+        async with asyncio.timeout(60):
+            await asyncio.gather(*keeper._busy.values())
+        assert group.made in ([Step(add="n5/5")], [Step(add="n6/5")][:hangs])
+        await keeper.stop()
+
+    asyncio.run(run())
+
+
+def test_a_node_that_never_answers_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeping, "ASK_S", 0.05)
+
+    async def run() -> None:
+        group = Group(status(["n1/1", "n2/1", "n3/1"]))
+        group.hanging = {"n4"}
+        keeper = MemberKeeper("n1", group, lambda: [Wanted(7, ("n1", "n2", "n4"), "docs")], group.others, SystemClock())
+        keeper.look()
+        async with asyncio.timeout(60):
+            await asyncio.gather(*keeper._busy.values())
+        assert group.made == []
+
+    asyncio.run(run())
 
 
 def test_a_failure_is_told_once_and_a_hand_over_is_none() -> None:
