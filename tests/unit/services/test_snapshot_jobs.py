@@ -1,6 +1,7 @@
 """The job that makes a snapshot: every step may be the last of its process, and shards and nodes come and go."""
 
 import asyncio
+import threading
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from vecdb.services.backup.repository import SWEEP, Repository
 from vecdb.services.backup.saving import ShardFacts, Watch, save_shard
 from vecdb.services.backup.work import note_key, work_of
 from vecdb.services.governor import Governor
+from vecdb.services.operations.backing import Places
 from vecdb.services.operations.base import Job, Step
 from vecdb.services.operations.snapshot import SnapshotCreate, SnapshotDelete, SnapshotVerify
 from vecdb.storage.objects import open_objects
@@ -345,3 +347,20 @@ def test_verifying_what_is_deleted_meanwhile_ends_and_leaves_nothing(stage: Stag
         asyncio.run(verification.step(replace(entry, phase=step.phase), stage.governed))
     assert entry.id in stage.nodes.stopped
     assert [*stage.repository.objects.list("leases/")] == []
+
+
+def test_places_that_hang_leave_the_threads_of_the_loop_alone(stage: Stage) -> None:
+    hang = threading.Event()
+
+    async def run() -> int:
+        places = Places(stage.open)
+        stuck = [asyncio.ensure_future(places.thread(hang.wait, 60)) for _ in range(64)]
+        await asyncio.sleep(0)  # now they are in line
+        try:
+            async with asyncio.timeout(30):
+                return await asyncio.get_running_loop().run_in_executor(None, lambda: 1)
+        finally:
+            hang.set()
+            await asyncio.gather(*stuck)
+
+    assert asyncio.run(run()) == 1

@@ -8,6 +8,7 @@ be remembered.  A node that does not answer any more loses its item to another o
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -35,6 +36,8 @@ MOST_FAILURES: Final = 8
 """Of one shard, of those that pass, one after another: then the job has failed."""
 RENEW_S: Final = 30.0
 STEP_S: Final = 0.5
+THREADS: Final = 4
+"""At places, for each kind of job."""
 
 BackupsOf = Callable[[str], Backups]
 
@@ -71,10 +74,13 @@ def names_in(args: Mapping[str, Any], name: str) -> tuple[str, ...] | None:
 
 
 class Places:
-    """Repositories by URL, opened once; what blocks runs in threads."""
+    """Repositories by URL, opened once; what blocks runs in threads of their own: a place may hang for a minute, and
+    the threads of the loop are those that split and write records.
+    """
 
     def __init__(self, open_repository: OpenRepository) -> None:
         self._open = open_repository
+        self._threads = ThreadPoolExecutor(THREADS, "places")
         self._known: dict[str, Repository] = {}
         self._renewed: dict[int, float] = {}
 
@@ -86,7 +92,7 @@ class Places:
         return self._known[url]
 
     async def thread(self, work: Callable[..., T], *args: Any, **named: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(None, partial(work, *args, **named))
+        return await asyncio.get_running_loop().run_in_executor(self._threads, partial(work, *args, **named))
 
     async def look(self, url: str, find: Callable[[Repository], object]) -> tuple[str, ...]:
         """Raises what ``find`` says of the place, as the job would; where it is not reached now, or not there yet,
