@@ -304,3 +304,17 @@ class Unsupported(VecdbError):
     """The combination asked for is not offered; the message says which is."""
 
     code = "UNIMPLEMENTED"
+
+
+def own_copy(error: Exception) -> Exception:
+    """A copy for each of those who wait for one call, the error itself where it cannot be copied.
+
+    A traceback grows with each raise, and callers add to fields.
+    """
+    reduced = error.__reduce__()
+    if isinstance(reduced, tuple) and len(reduced) >= 2:
+        copy = reduced[0](*reduced[1])
+        if isinstance(copy, Exception):
+            copy.__cause__ = error.__cause__
+            return copy
+    return error

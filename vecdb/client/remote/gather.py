@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 
 from vecdb.core.calls import Call, Consistency
-from vecdb.core.errors import DeadlineExceeded, InvalidArgument
+from vecdb.core.errors import DeadlineExceeded, InvalidArgument, own_copy
 from vecdb.core.query import QueryRequest, QueryResult
 
 FLYING: Final = 2
@@ -153,7 +153,7 @@ class AsyncGather:
             for one in waiting:
                 if not one.future.done():
                     if isinstance(error, Exception):
-                        one.future.set_exception(_own(error))
+                        one.future.set_exception(own_copy(error))
                     else:
                         one.future.cancel()
             if not isinstance(error, Exception):
@@ -188,17 +188,6 @@ def _left(call: Call) -> float:
 def _late(future: "asyncio.Future[QueryResult]") -> None:
     if not future.done():
         future.set_exception(DeadlineExceeded("the deadline passed before the server answered"))
-
-
-def _own(error: Exception) -> Exception:
-    """A copy for each who waits: a traceback grows with each raise, and callers add to fields."""
-    reduced = error.__reduce__()
-    if isinstance(reduced, tuple) and len(reduced) >= 2:
-        copy = reduced[0](*reduced[1])
-        if isinstance(copy, Exception):
-            copy.__cause__ = error.__cause__
-            return copy
-    return error
 
 
 @dataclass(slots=True, eq=False)
@@ -289,7 +278,7 @@ class ThreadGather:
                 one.result = part_of(result, place)
         except Exception as error:
             for one in batch:
-                one.error = _own(error)
+                one.error = own_copy(error)
         finally:
             for one in batch:
                 one.woken.set()

@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 
 from vecdb.core.calls import Call
-from vecdb.core.errors import InvalidArgument
+from vecdb.core.errors import InvalidArgument, own_copy
 from vecdb.core.query import QueryRequest, QueryResult
 from vecdb.services.passing import copy_of
 
@@ -114,7 +114,7 @@ class Gathering:
         except Exception as error:
             for one in batch:
                 if not one.done.done():
-                    one.done.set_exception(_own(error))
+                    one.done.set_exception(own_copy(error))
         finally:
             self._landed(key)
 
@@ -150,14 +150,3 @@ def _unwanted(task: "asyncio.Task[None]", batch: list[_Waiter]) -> None:
     """When nobody waits any more, the call is given up."""
     if not task.done() and all(one.done.cancelled() for one in batch):
         task.cancel()
-
-
-def _own(error: Exception) -> Exception:
-    """A copy for each who waits: a traceback grows with each raise, and callers add to fields."""
-    reduced = error.__reduce__()
-    if isinstance(reduced, tuple) and len(reduced) >= 2:
-        copy = reduced[0](*reduced[1])
-        if isinstance(copy, Exception):
-            copy.__cause__ = error.__cause__
-            return copy
-    return error
