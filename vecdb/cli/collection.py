@@ -12,11 +12,15 @@ from vecdb.cli.exits import DATA_LOSS, DeclinedError
 from vecdb.cli.output import Output, count, size
 from vecdb.cli.session import open_database
 from vecdb.cli.target import HERE, Target, resolve, with_target
-from vecdb.core.errors import InvalidArgument
+from vecdb.core.errors import InvalidArgument, VecdbError
 from vecdb.core.schema import IndexKind, IndexSpec, Quantization
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vecdb.client.database import Database
     from vecdb.core.query import Description
+    from vecdb.core.shards import ShardInfo
 
 commands = typer.Typer(help="Whole collections.", no_args_is_help=True)
 
@@ -71,10 +75,14 @@ def _lines(value: Any, prefix: str = "") -> list[tuple[str, str]]:
     return [(prefix, "-" if value is None else str(value))]
 
 
-def show(out: Output, found: "Description", schema: Any) -> None:
-    """Print a description as tables."""
+def show(out: Output, found: "Description", schema: Any, shards: "Sequence[ShardInfo]" = ()) -> None:
+    """Print a description as tables; ``shards``: whose replicas are told of, too, with how far behind they are."""
     details = described(found, schema)
+    replicas = [(shard.group, one) for shard in shards for one in shard.replicas]
     if out.as_json:
+        if replicas:
+            details["replicas"] = [{"shard": group, "name": one.name, "state": one.state, "role": one.role,
+                                    "lag": one.lag} for group, one in replicas]
         out.emit(details)
         return
     segments = details.pop("segments", None)
@@ -86,6 +94,10 @@ def show(out: Output, found: "Description", schema: Any) -> None:
     if isinstance(segments, list) and segments and all(isinstance(one, dict) for one in segments):
         out.table("segments", ["", "state", "records", "dead", "index", "memory", "disk", "why"],
                   [_segment_row(one) for one in segments], left=(1, 4, 7))
+    if replicas:
+        out.table("replicas", ["shard", "replica", "state", "role", "lag"], [
+            [group, one.name, one.state, one.role or "-", count(one.lag) if one.lag >= 0 else "-"]
+            for group, one in replicas], left=(1, 2, 3))
 
 
 def _settings(index: IndexSpec) -> str:
@@ -107,15 +119,29 @@ def _segment_row(one: dict[str, Any]) -> list[str]:
 @commands.command()
 @with_target
 def describe(name: o.Name, target: Target = HERE, as_json: o.Json = False) -> None:
-    """Counts, segments, bytes in memory and on disk, and the state of the index."""
+    """Counts, segments, bytes in memory and on disk, and the state of the index.
+
+    Of a collection of a cluster this is what one replica of each shard has; all are named, with the entries of the log
+    that each is behind its leader.
+    """
     place = resolve(target)
     with open_database(place) as database:
         collection = database.collection(name)
         found, schema = collection.describe(), collection.schema
+        shards = _replicated(database, name) if place.is_server else []
     out = Output(as_json)
-    show(out, found, schema)
+    show(out, found, schema, shards)
     if not place.is_server:
         _warn_of_memory(out, found, place.settings.engine.memory_bytes)
+
+
+def _replicated(database: "Database", name: str) -> "list[ShardInfo]":
+    """The shards of a collection of a cluster, for those who may know of them."""
+    try:
+        found = database.admin.shards(name)
+    except VecdbError:
+        return []
+    return found if len(found) > 1 or any(len(one.replicas) > 1 for one in found) else []
 
 
 def _warn_of_memory(out: Output, found: "Description", limit: int) -> None:

@@ -62,6 +62,19 @@ def test_list(cli, cluster) -> None:
     assert "no collections" in cli("shard", "list", *URL).out
 
 
+def test_a_description_says_how_far_behind_each_replica_is(cli, cluster, backend) -> None:
+    for name in ("docs", "logs", "alone"):
+        assert cli("collection", "create", name, "--dim", "4", *URL).code == 0
+    backend.shard_list.append(ShardInfo("alone", 6, "n1/6", (replica("n1", 6, role="leader"),)))
+    told = {name: cli("collection", "describe", name, *URL, "--json").json for name in ("docs", "logs", "alone")}
+    assert [(one["shard"], one["name"], one["lag"]) for one in told["docs"]["replicas"]] == [
+        (4, "n1/4", 7), (4, "n2/4", 0), (4, "n3/4", 0)]
+    assert [(one["state"], one["lag"]) for one in told["logs"]["replicas"]][2] == ("unreachable", -1)
+    assert "replicas" not in told["alone"], "there is nobody to be behind"
+    lines = cli("collection", "describe", "docs", *URL).out.splitlines()
+    assert [line.split()[-1] for line in lines if line.split()[:1] == ["4"]] == ["7", "0", "0"]
+
+
 def test_status(cli, cluster) -> None:
     ran = cli("shard", "status", "docs", *URL)
     assert ran.code == 0
