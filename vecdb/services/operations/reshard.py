@@ -47,7 +47,7 @@ from vecdb.core.errors import (
 )
 from vecdb.core.ids import check_id
 from vecdb.ports.copies import Copies, CopyOrder, CopyStatus, CopyTarget
-from vecdb.services.operations.base import Context, Job, Step
+from vecdb.services.operations.base import Context, Job, Step, numbered, proposed
 from vecdb.shard import codec
 from vecdb.shard.digest import MODULUS
 from vecdb.shard.marks import Mark, MarkResult
@@ -219,23 +219,10 @@ class Attempt:
             return self._step("waiting", 2.0)
         away = [name for name in self._state.nodes if context.heard_s(name) > UNHEARD_S]
         nodes = choose(self._state, wanted, away)
-        named = await self._numbered(nodes)
-        outcome = await context.propose(operation.commands.add(job.id, wanted.collection.name, [
+        named = await numbered(context, nodes, self._call(ASK_S))
+        await proposed(context, operation.commands.add(job.id, wanted.collection.name, [
             (lo, hi, replicas) for (lo, hi), replicas in zip(wanted.ranges, named, strict=True)]))
-        if isinstance(outcome, VecdbError):
-            raise outcome
         return self._step("load", 0.1, fence=0, nodes={})
-
-    async def _numbered(self, shards: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
-        """Replicas of nodes, by the numbers that these have now."""
-        control = (await self._context.replicas(self._context.me).status([0], self._call(ASK_S))).get(0)
-        if control is None:
-            raise Unavailable("the control group is not here")
-        known = {node_of(one): one for one in (*control.voters, *control.learners, *control.joining)}
-        missing = sorted({node for nodes in shards for node in nodes if node not in known})
-        if missing:
-            raise Unavailable(f"{missing[0]} is no member of the control group yet", node=missing[0])
-        return [tuple(sorted(known[node] for node in nodes)) for nodes in shards]
 
     # --- copy -------------------------------------------------------------------------------------
 
@@ -382,9 +369,7 @@ class Attempt:
             raise done
 
     async def _forget(self, groups: Sequence[int]) -> None:
-        outcome = await self._context.propose(self._operation.commands.forget(groups))
-        if isinstance(outcome, VecdbError):
-            raise outcome
+        await proposed(self._context, self._operation.commands.forget(groups))
 
     async def _stop_copiers(self) -> None:
         """As far as their nodes answer; what is not stopped fails by itself when its targets or its source are gone."""
