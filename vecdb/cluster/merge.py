@@ -161,14 +161,13 @@ def in_order(ids: Sequence[RecordId], parts: Iterable[Sequence[Record]]) -> list
 def merge_writes(results: Sequence[WriteResult], command: Command, everywhere: bool = False) -> WriteResult:
     """What all parts did together; ``everywhere``: every shard was asked for every id, and most of them miss it.
 
-    Of a write that was done before its shard was split each part may tell all of it: that counts once.
+    What was done before its records came where they are may be told by several: that counts once.
     """
     if len(results) == 1:
-        return results[0] if not results[0].origin else replace(results[0], origin=0)
-    counted = [one for at, one in enumerate(results)
-               if not one.origin or all(one.origin != other.origin for other in results[:at])]
-    missing, inserted = sum(one.missing for one in counted), sum(one.inserted for one in counted)
-    deleted, updated = sum(one.deleted for one in counted), sum(one.updated for one in counted)
+        return results[0] if not results[0].outcomes else replace(results[0], outcomes=())
+    told = {(one.origin or result.shard, one.lo): one.counts for result in results for one in result.outcomes}
+    counts = [*told.values(), *(one.counts for one in results if not one.outcomes)]
+    inserted, updated, deleted, missing = map(sum, zip(*counts, strict=True))
     if everywhere and isinstance(command, DeleteIds | UpdateMetadata):
         missing = max(0, len(set(command.ids)) - (deleted if isinstance(command, DeleteIds) else updated))
     return WriteResult(inserted, updated, deleted, missing,

@@ -61,6 +61,19 @@ Positions: TypeAlias = tuple[tuple[int, int], ...]
 """Places in the logs of shards: pairs of a shard's number and a log index there."""
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one shard did of a write, once: told by each that knows of it, and counted once by who adds up.
+
+    ``origin`` and ``lo`` say which: the shard that did it (0: the one that answers), and the first hash of the records
+    that it did it to (None: all it did of the write).  ``counts``: inserted, updated, deleted, missing.
+    """
+
+    origin: int
+    lo: int | None
+    counts: tuple[int, int, int, int]
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class WriteResult:
     """What a write did, and where.
@@ -77,9 +90,9 @@ class WriteResult:
     log_index: int = 0
     shard: int = 0
     positions: Positions = ()
-    origin: int = 0
-    """Not 0: this is all that the write did on the shard of this number, before its records came to others, of which
-    several may say so: whoever adds up counts it once (:mod:`vecdb.shard.imports`)."""
+    outcomes: tuple[Outcome, ...] = field(default=(), compare=False)
+    """Between nodes, of a shard whose records came from others: what it adds up, some of which others may tell as well
+    (:mod:`vecdb.shard.imports`)."""
 
     def __post_init__(self) -> None:
         if self.shard:
@@ -87,6 +100,10 @@ class WriteResult:
         elif len(self.positions) == 1:
             object.__setattr__(self, "shard", self.positions[0][0])
             object.__setattr__(self, "log_index", self.positions[0][1])
+
+    @property
+    def counts(self) -> tuple[int, int, int, int]:
+        return self.inserted, self.updated, self.deleted, self.missing
 
     def __repr__(self) -> str:
         where = f"log_index={self.log_index}, shard={self.shard}" if self.shard or not self.positions \

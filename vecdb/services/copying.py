@@ -3,8 +3,9 @@
 A copier reads a replica of the source (:mod:`vecdb.services.following`) and proposes what it reads to the targets'
 groups as pieces that are applied once (:mod:`vecdb.shard.imports`): first the records of the moment it began, some
 pieces at a time on lanes of their own; then what writes the source remembers; then every command that changed the
-source, one piece after another, split by hashes as routers split it.  A filter is passed on as it is: the targets have
-exactly the source's records at that place, so what of these it matches in all of them is what it matched there.
+source, one piece after another, split by hashes as routers split it, with what it did under its key.  A filter is
+passed on as it is: the targets have exactly the source's records at that place, so what of these it matches in all of
+them is what it matched there.
 
 It ends in no way but by being stopped or by failing.  It fails where it cannot go on: its replica was closed, replaced
 or is damaged, the source changes faster than it is copied, a target is gone, or another copier has written to it.
@@ -100,12 +101,12 @@ class Splitter:
         self._shard_key = shard_key or None
 
     def shares(self, data: bytes) -> list[_Share]:
-        """Of an encoded command, each with its token."""
+        """Of an encoded command; without its key, as what was done under that is told by who did it."""
         command, token = codec.decode(data)
         if not isinstance(command, UpsertBatch | DeleteIds | DeleteWhere | UpdateMetadata):
             raise InvalidArgument("command", "changes no records", got=type(command).__name__, limit="a write")
         parts = split(self._ring, command, self._shard_key)
-        return [_Share(part.shard, data if part.command is command else codec.encode(part.command, token))
+        return [_Share(part.shard, data if part.command is command and token is None else codec.encode(part.command))
                 for part in parts if isinstance(part.shard, CopyTarget)]
 
     def records(self, batch: UpsertBatch) -> list[_Share]:
@@ -238,15 +239,20 @@ class Copier:
     async def _copy_changes(self, follow: Follow) -> None:
         """What changed the source, as far as it is known, in order."""
         taken, shares = await self._thread(self._take, follow)
-        await _all([self._next_piece(target, tuple(share.command for share in shares if share.target is target))
-                    for target in self.order.targets if any(share.target is target for share in shares)])
+        order = self.order
+        writes = tuple(one.write.within(order.lo, order.hi - 1) for one in taken.changes if one.write is not None)
+        memories = (Memory(order.source, writes),) if writes else ()
+        await _all([self._next_piece(target, tuple(share.command for share in shares if share.target is target),
+                                     memories)
+                    for target in order.targets if memories or any(share.target is target for share in shares)])
         self._copied_to = taken.upto
-        if not taken.commands:
+        if not taken.changes:
             await asyncio.sleep(LOOK_S)
 
     def _take(self, follow: Follow) -> tuple[Taken, list[_Share]]:
         taken = follow.take(PIECE_BYTES)
-        return taken, [share for _, command in taken.commands for share in self._splitter.shares(command)]
+        return taken, [share for one in taken.changes for command in one.commands
+                       for share in self._splitter.shares(command)]
 
     # --- pieces -----------------------------------------------------------------------------------
 

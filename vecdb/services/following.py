@@ -5,10 +5,11 @@ that began at the same log index: a walk sees the store as it was when it began.
 were, vectors as they are stored, while commands go on being applied; what died meanwhile is among them, since the
 commands that changed it need it where they are carried out again.
 
-**The changes**: each command that did something, or that an idempotency key will be remembered of, as its bytes.  A
-command is handed over by the thread that applies, which never waits for who follows: what is not taken stands in memory
-up to a bound, then in a file that nobody else sees, up to another; then the following has failed, and a copy has to be
-begun anew.
+**The changes**: each command that did something, or that an idempotency key will be remembered of, as its bytes, with
+what it did under its key.  Where the shard did a part of a write, as others had done the rest before their records came
+to it, commands that say that part stand for it: who carried out the whole would do the rest again.  A change is handed
+over by the thread that applies, which never waits for who follows: what is not taken stands in memory up to a bound,
+then in a file that nobody else sees, up to another; then the following has failed, and a copy has to be begun anew.
 """
 
 import os
@@ -17,10 +18,10 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, Self
 
 import numpy as np
 
@@ -29,15 +30,18 @@ from vecdb.core.ids import id_from_key
 from vecdb.core.records import UpsertBatch
 from vecdb.ports.store import Store
 from vecdb.segment.files import from_os_error
-from vecdb.shard import rows
-from vecdb.shard.imports import Imports, Memory
+from vecdb.shard import codec, rows
+from vecdb.shard.imports import Imports, Memory, Remembered
 from vecdb.shard.machine import ShardMachine
 from vecdb.shard.tokens import Tokens
 from vecdb.shard.view import ShardView, rid_array
 
 CHUNK_ROWS: Final = 4_096
 """Most records of one chunk."""
+MOST_CHANGES: Final = 1_024
+"""Most changes taken at once."""
 _FRAME: Final = struct.Struct("<QI")
+_COUNT: Final = struct.Struct("<I")
 Row = tuple[bytes, bytes]
 
 
@@ -50,10 +54,39 @@ class FollowLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
-    """Commands in the order of the log, and the log index up to which these and those before are all there were."""
+class Told:
+    """What the shard did at one place of its log.  ``commands``: encoded, the one that is there, or those that say what
+    part of it was done.  ``write``: what was done under its key, if it had one.
+    """
 
-    commands: tuple[tuple[int, bytes], ...]
+    log_index: int
+    commands: tuple[bytes, ...]
+    write: Remembered | None = None
+
+    @property
+    def size(self) -> int:
+        return sum(map(len, self.commands))
+
+    def to_bytes(self) -> bytes:
+        parts = [b"" if self.write is None else codec.encode_write(self.write), *self.commands]
+        return b"".join((_COUNT.pack(len(parts)), *(_COUNT.pack(len(one)) for one in parts), *parts))
+
+    @classmethod
+    def from_bytes(cls, log_index: int, data: bytes) -> Self:
+        (count,) = _COUNT.unpack_from(data)
+        at = _COUNT.size * (1 + count)
+        parts = []
+        for (length,) in _COUNT.iter_unpack(data[_COUNT.size:at]):
+            parts.append(data[at:at + length])
+            at += length
+        return cls(log_index, tuple(parts[1:]), codec.decode_write(parts[0]) if parts[0] else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Changes in the order of the log, and the log index up to which these and those before are all there were."""
+
+    changes: tuple[Told, ...]
     upto: int
 
 
@@ -77,7 +110,7 @@ class Follow:
         self._tokens: Iterator[Row] = _begun(store.scan(*rows.TOKENS))
         self._imports: Iterator[Row] = _begun(store.scan(*rows.IMPORTS))
         self._lock = threading.Lock()
-        self._waiting: deque[tuple[int, bytes]] = deque()
+        self._waiting: deque[Told] = deque()
         self._waiting_bytes = 0
         self._file: IO[bytes] | None = None
         self._read_at = self._write_at = 0
@@ -121,27 +154,24 @@ class Follow:
         """
         imports = Imports(self._imports)
         own = tuple(Tokens(self._tokens, wide=bool(imports.origins)).remembered(lo, hi - 1))
-        # What was a part of a write here is the whole of it for those that take this shard's place.
-        found = [Memory(one.origin, tuple(replace(write, part=False) for write in one.writes))
-                 for one in imports.memories()]
-        return [*found, *([Memory(group, own)] if own else [])]
+        return [*imports.memories(), *([Memory(group, own)] if own else [])]
 
     # --- the changes ------------------------------------------------------------------------------
 
     def take(self, most_bytes: int) -> Taken:
         """The next changes, some ``most_bytes`` of them; raises what ended the following."""
-        found: list[tuple[int, bytes]] = []
+        found: list[Told] = []
         size = 0
         with self._lock:
             if self._error is not None:
                 raise self._error
-            while self._waiting and size < most_bytes:
+            while self._waiting and size < most_bytes and len(found) < MOST_CHANGES:
                 one = self._waiting.popleft()
                 found.append(one)
-                size += len(one[1])
+                size += one.size
             self._waiting_bytes -= size
             if self._waiting or self._file is None:
-                return Taken(tuple(found), self._seen if not self._waiting else found[-1][0])
+                return Taken(tuple(found), self._seen if not self._waiting else found[-1].log_index)
             file, start, stop = self._file, self._read_at, self._write_at
             self._reading = True
         try:  # without the lock: who applies does not wait for a disk
@@ -156,46 +186,45 @@ class Follow:
                 raise self._error
             self._read_at = start
             if start < self._write_at:
-                return Taken(tuple(found), found[-1][0])
+                return Taken(tuple(found), found[-1].log_index)
             self._forget()
             return Taken(tuple(found), self._seen)
 
-    def _read_file(self, file: IO[bytes], start: int, stop: int, most_bytes: int,
-                   found: list[tuple[int, bytes]]) -> int:
-        """Add commands of ``[start, stop)`` to ``found``; returns where the next begins.  At least one, if any."""
+    def _read_file(self, file: IO[bytes], start: int, stop: int, most_bytes: int, found: list[Told]) -> int:
+        """Add changes of ``[start, stop)`` to ``found``; returns where the next begins.  At least one, if any."""
         try:
             while start < stop:
                 log_index, length = _FRAME.unpack(os.pread(file.fileno(), _FRAME.size, start))
-                if found and length > most_bytes:
+                if found and (length > most_bytes or len(found) >= MOST_CHANGES):
                     break
-                command = os.pread(file.fileno(), length, start + _FRAME.size)
-                if len(command) != length:
-                    raise DataCorrupted("a file of commands is shorter than it was", path=str(self._directory))
-                found.append((log_index, command))
+                data = os.pread(file.fileno(), length, start + _FRAME.size)
+                if len(data) != length:
+                    raise DataCorrupted("a file of changes is shorter than it was", path=str(self._directory))
+                found.append(Told.from_bytes(log_index, data))
                 most_bytes -= length
                 start += _FRAME.size + length
         except OSError as error:
             raise from_os_error(error, self._directory, "reading commands from") from error
         return start
 
-    def applied(self, log_index: int, command: bytes | None) -> None:
+    def applied(self, log_index: int, change: Told | None) -> None:
         """The shard has applied a command; None of one that did nothing."""
         with self._lock:
             self._seen = log_index
-            if command is None or self._error is not None:
+            if change is None or self._error is not None:
                 return
-            if self._file is None and self._waiting_bytes + len(command) <= self._limits.memory_bytes:
-                self._waiting.append((log_index, command))
-                self._waiting_bytes += len(command)
+            if self._file is None and self._waiting_bytes + change.size <= self._limits.memory_bytes:
+                self._waiting.append(change)
+                self._waiting_bytes += change.size
                 return
             try:
-                self._spill(log_index, command)
+                self._spill(log_index, change.to_bytes())
             except OSError as error:
                 self._error = from_os_error(error, self._directory, "writing commands to")
                 self._forget()
 
-    def _spill(self, log_index: int, command: bytes) -> None:
-        size = _FRAME.size + len(command)
+    def _spill(self, log_index: int, change: bytes) -> None:
+        size = _FRAME.size + len(change)
         if self._write_at - self._read_at + size > self._limits.file_bytes:
             self._error = Overloaded("the shard changes faster than its changes are copied", got=self._write_at,
                                      limit=self._limits.file_bytes)
@@ -203,7 +232,7 @@ class Follow:
             return
         if self._file is None:
             self._file = tempfile.TemporaryFile(dir=self._directory, buffering=0)  # noqa: SIM115
-        data = memoryview(_FRAME.pack(log_index, len(command)) + command)
+        data = memoryview(_FRAME.pack(log_index, len(change)) + change)
         at = self._write_at
         while data:
             written = os.pwrite(self._file.fileno(), data, at)

@@ -54,12 +54,13 @@ from vecdb.segment.files import from_os_error
 from vecdb.segment.matching import StaleView
 from vecdb.services import reads
 from vecdb.services.answer import answer
-from vecdb.services.following import Follow, FollowLimits
+from vecdb.services.following import Follow, FollowLimits, Told
 from vecdb.services.recovery import ROWS, link_segments, recover
 from vecdb.services.settings import EngineSettings
 from vecdb.services.verify import Verification, verify
 from vecdb.shard import codec, rows
 from vecdb.shard.adoption import Adopt, adopted_before
+from vecdb.shard.change import Staged
 from vecdb.shard.imports import Import
 from vecdb.shard.machine import Applied, ShardMachine
 from vecdb.shard.marks import Mark, MarkResult
@@ -194,7 +195,7 @@ class ShardService:
                 raise
             self._commit(machine, applied)
             for follower in self._followers:
-                follower.applied(log_index, command if applied.changes else None)
+                follower.applied(log_index, _told(log_index, command, applied.staged) if applied.changes else None)
         with suppress(VecdbError):  # what follows from it is upkeep's, and not the command's
             self.on_change()
         return applied.error or applied.mark or applied.result
@@ -474,3 +475,9 @@ class ShardService:
         """Close, and keep nothing in memory but what is told of the state; views pinned elsewhere stay."""
         self.close()
         self.machine.let_go()
+
+
+def _told(log_index: int, command: bytes, staged: Staged) -> Told:
+    """What who follows is told of a command that did something."""
+    commands = (command,) if staged.part is None else tuple(map(codec.encode, staged.part))
+    return Told(log_index, commands, staged.write)

@@ -6,9 +6,11 @@ from typing import Any
 import orjson
 
 from vecdb.core.errors import InvalidMetadata
-from vecdb.core.ids import RecordId, check_id, id_key
-from vecdb.core.limits import MAX_METADATA_BYTES
-from vecdb.core.records import DeleteIds, UpdateMetadata, UpsertBatch
+from vecdb.core.ids import RecordId, check_id, id_from_key, id_key
+from vecdb.core.limits import MAX_BATCH_RECORDS, MAX_METADATA_BYTES
+from vecdb.core.records import Command, DeleteIds, DeleteWhere, UpdateMetadata, UpsertBatch
+from vecdb.shard import rows
+from vecdb.shard.mutations import Mutations
 
 Place = Callable[[bytes, bytes, str], int | None]
 """The hash of a record by id key, metadata and shard key (empty: none); None where it has no value of that."""
@@ -24,6 +26,21 @@ def places_of(command: object, place: Place, shard_key: str) -> list[int] | None
         return None
     places = [one for one in found if one is not None]
     return places if len(places) == len(found) else None
+
+
+def carried_out(command: Command, ids: Sequence[RecordId], mutations: Mutations) -> tuple[Command, ...]:
+    """What of a command was done, as commands that do it where they are all that is done: ``ids`` are of the records it
+    wrote, ``mutations`` what it does to rows.
+    """
+    if isinstance(command, DeleteIds | DeleteWhere):
+        gone = tuple(id_from_key(key[len(rows.ID):]) for key in mutations.deletes if key.startswith(rows.ID))
+        return tuple(DeleteIds(gone[at:at + MAX_BATCH_RECORDS]) for at in range(0, len(gone), MAX_BATCH_RECORDS))
+    written = set(ids)
+    keep = [place for place, one in enumerate(command.ids) if one in written]
+    kept = tuple(command.ids[place] for place in keep)
+    if isinstance(command, UpdateMetadata):
+        return (UpdateMetadata(kept, tuple(command.patch[place] for place in keep), command.merge),) if kept else ()
+    return (UpsertBatch(kept, command.vectors[keep], tuple(command.metadata[place] for place in keep)),) if kept else ()
 
 
 def keys_of(ids: Sequence[RecordId]) -> list[bytes]:

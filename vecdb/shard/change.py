@@ -6,9 +6,9 @@ from typing import Any, Protocol
 
 from vecdb.core.errors import VecdbError
 from vecdb.core.ids import RecordId
-from vecdb.core.records import WriteResult
+from vecdb.core.records import Command, WriteResult
 from vecdb.shard import rows
-from vecdb.shard.imports import Earlier, ImportChange
+from vecdb.shard.imports import Earlier, ImportChange, Remembered
 from vecdb.shard.marks import MarkResult
 from vecdb.shard.mutations import Mutations
 from vecdb.shard.rows import State
@@ -30,6 +30,10 @@ class Staged:
     metadata: list[dict[str, Any]] = field(default_factory=list)
     dead: list[int] = field(default_factory=list)
     token: TokenChange | None = None
+    write: Remembered | None = None
+    """What it did under a key, for who makes a copy elsewhere."""
+    part: tuple[Command, ...] | None = None
+    """What of the command was carried out where that is not all of it, in other words."""
     seal: SealState | None = None
     imports: ImportChange | None = None
 

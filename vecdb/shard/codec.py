@@ -96,6 +96,14 @@ def decode(data: bytes | memoryview) -> tuple[LogCommand, WriteToken | None]:
     return command, token
 
 
+def decode_write(data: bytes | memoryview) -> Remembered:
+    """What :func:`encode_write` wrote."""
+    reader = _Reader(memoryview(data))
+    found = _read_write(reader)
+    reader.end()
+    return found
+
+
 def is_adopt(data: bytes) -> bool:
     """Whether it says that it is ADOPT; what else it is, reading it tells."""
     return data[:1] == bytes([ADOPT])
@@ -155,9 +163,13 @@ def _import(piece: Import) -> list[bytes]:
              shard_key, _COUNT.pack(len(piece.commands)), *_blobs(piece.commands), _COUNT.pack(len(piece.memories))]
     for memory in piece.memories:
         parts.append(_MEMORY.pack(memory.origin, len(memory.writes)))
-        for one in memory.writes:
-            parts += [_WRITE.pack(one.fingerprint, *one.counts, one.lo, one.last, one.part, len(one.key)), one.key]
+        parts += map(encode_write, memory.writes)
     return parts
+
+
+def encode_write(one: Remembered) -> bytes:
+    """As it stands in an import; :func:`decode_write` is the inverse."""
+    return _WRITE.pack(one.fingerprint, *one.counts, one.lo, one.last, one.part, len(one.key)) + one.key
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -239,12 +251,13 @@ def _read_import(reader: _Reader) -> Import:
 
 def _read_memory(reader: _Reader) -> Memory:
     origin, count = reader.take(_MEMORY)
-    writes = []
-    for _ in range(count):
-        fingerprint, inserted, updated, deleted, missing, lo, last, part, length = reader.take(_WRITE)
-        token = WriteToken(bytes(reader.bytes(length)), fingerprint)
-        writes.append(Remembered(token.key, fingerprint, (inserted, updated, deleted, missing), lo, last, bool(part)))
-    return Memory(origin, tuple(writes))
+    return Memory(origin, tuple(_read_write(reader) for _ in range(count)))
+
+
+def _read_write(reader: _Reader) -> Remembered:
+    fingerprint, inserted, updated, deleted, missing, lo, last, part, length = reader.take(_WRITE)
+    token = WriteToken(bytes(reader.bytes(length)), fingerprint)
+    return Remembered(token.key, fingerprint, (inserted, updated, deleted, missing), lo, last, bool(part))
 
 
 def _read_ids(reader: _Reader) -> tuple[RecordId, ...]:

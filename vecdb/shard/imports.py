@@ -21,14 +21,17 @@ are merged would each have had a window of its own).  Exactly:
   come to the shard that both became one by one, under one key.  Of what it does itself under a key it remembers the
   range of the hashes (*piece*), between the first and the last of the command's records: a part has all of a write's
   records in the range it was cut for, so what of the write lies in a piece was done, and nothing else was.  Filters
-  have no such range; they come whole, and stand for all hashes.  Nor may a shard that is filled take the part that its
-  source did for all that the source might have done: of each command it notes the range of what it carried out itself.
-- The answer is what the write did to the records it names: added up over the origins and pieces that have any of them.
-  Of a write from before the copy began the source knows
-  only what it did as a whole, so every shard that took a part of its hashes answers with the whole, and says so
-  (``WriteResult.origin``); who adds up answers of several shards counts one origin once.  Over two reshards in a row
-  that may be too little: of what two shards did of one write while the first copied, each its part, one is counted.
-  What was done is not done again for that; only the counts that a late retry is told differ.
+  have no such range; they come whole, and stand for all hashes.  What a source did a part of, and had others' word for
+  the rest, goes to the targets as that part.
+- The answer is what the write did to the records it names: the sum of the *outcomes* that have any of them.  An outcome
+  is what one shard did when the write came to it, under a name that it keeps however often its records move: the shard,
+  and the first hash of the piece, if it did the write in pieces.  The copier tells it to the targets with the command,
+  and no target adds one for what it merely carries out again.  Several shards may know of one outcome, whose records
+  they share: they all tell it whole and by name (``WriteResult.outcomes``), and who adds up counts each name once.  So
+  the same write is answered with the same counts, over any number of reshards.
+  Commands that a copier of an earlier release passed on bring their keys with them and not their outcomes; of these
+  the target remembers what it did itself.  Of such a write, and of one that an earlier release adds up, a late retry
+  may be told other counts; it is not done again for that.
 - A key that stood for another write is refused, as ever.  This compares the fingerprints of whole writes: parts of one
   write go to shards under the key and the fingerprint of the whole.
 """
@@ -36,13 +39,13 @@ are merged would each have had a window of its own).  Exactly:
 import struct
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from vecdb.core.calls import WriteToken
 from vecdb.core.errors import DataCorrupted, InvalidArgument
 from vecdb.core.limits import MAX_WRITE_TOKENS
-from vecdb.core.records import WriteResult
+from vecdb.core.records import Outcome, WriteResult
 from vecdb.shard import rows
 from vecdb.shard.mutations import Mutations
 
@@ -59,8 +62,8 @@ key follows.
 
 @dataclass(frozen=True, slots=True)
 class Remembered:
-    """A write that was applied elsewhere, for the hashes ``lo`` to ``last``.  ``part``: the counts are of the hashes of
-    this shard alone.
+    """A write that was applied elsewhere, for the hashes ``lo`` to ``last``.  ``part``: the origin did it in pieces, of
+    which this is the one from ``lo`` on; else it is all that it did.
     """
 
     key: bytes
@@ -69,6 +72,10 @@ class Remembered:
     lo: int = 0
     last: int = MAX_HASH
     part: bool = False
+
+    def within(self, lo: int, last: int) -> "Remembered":
+        """As what a shard with these hashes did; it has no others to speak for."""
+        return replace(self, lo=max(lo, self.lo), last=min(last, self.last))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +90,9 @@ class Memory:
 class Import:
     """The command.  ``source``: the shard it is from, which had the hashes ``lo`` to ``last``.
 
-    ``commands``: encoded, with the tokens they had at the source; ``memories``: what of earlier writes it remembers.
-    ``shard_key``: of the collection, empty for none.  ``sequence``: from 1 on, by lane.
+    ``commands``: encoded; from a copier of an earlier release with the tokens they had at the source.  ``memories``:
+    what of earlier writes it remembers, and what it did under keys that the commands had.  ``shard_key``: of the
+    collection, empty for none.  ``sequence``: from 1 on, by lane.
     """
 
     source: int
@@ -126,12 +134,19 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What was done under a key for the hashes ``lo`` to ``last``; ``origin``: see ``WriteResult.origin``."""
+    """What was done under a key for the hashes ``lo`` to ``last``; ``origin``: by which shard, 0: by this one.
+    ``whole``: it did no other piece.
+    """
 
     lo: int
     last: int
     counts: tuple[int, int, int, int]
     origin: int = 0
+    whole: bool = False
+
+    @property
+    def outcome(self) -> Outcome:
+        return Outcome(self.origin, None if self.whole else self.lo, self.counts)
 
     def has(self, places: Sequence[int] | None) -> bool:
         """Whether any of these hashes is in it; None: of all."""
@@ -149,19 +164,23 @@ class Earlier:
     def done_for(self, hashed: int | None) -> bool:
         return hashed is not None and any(one.lo <= hashed <= one.last for one in self.pieces)
 
-    def answer(self, rest: WriteResult, places: Sequence[int] | None, log_index: int) -> WriteResult:
-        """What was done to records at ``places`` (None: everywhere), and what of it was left to do.
+    def covers(self, lo: int, last: int) -> bool:
+        """Whether it was done for all of these hashes."""
+        for one in sorted(self.pieces, key=lambda piece: piece.lo):
+            if one.lo > lo:
+                break
+            lo = max(lo, one.last + 1)
+        return lo > last
 
-        Every piece of one origin says what that did as a whole: it counts once.
+    def answer(self, places: Sequence[int] | None, fresh: Piece | None, log_index: int) -> WriteResult:
+        """What was done to records at ``places`` (None: everywhere), with what of it was done just now, at
+        ``log_index``.
         """
-        told = [one for at, one in enumerate(self.pieces) if one.has(places) and not (one.origin and any(
-            other.origin == one.origin and other.has(places) for other in self.pieces[:at]))]
-        fresh = any((rest.inserted, rest.updated, rest.deleted, rest.missing))
-        inserted, updated, deleted, missing = (sum(one.counts[at] for one in told) for at in range(4))
-        origin = 0 if fresh or not all(one.origin for one in told) else min((one.origin for one in told), default=0)
-        return WriteResult(inserted + rest.inserted, updated + rest.updated, deleted + rest.deleted,
-                           missing + rest.missing, log_index if fresh or not self.log_index else self.log_index,
-                           origin=origin)
+        told = [one.outcome for one in self.pieces if one.has(places)] + ([fresh.outcome] if fresh else [])
+        outcomes = {(one.origin, one.lo): one for one in told}
+        inserted, updated, deleted, missing = (sum(one.counts[at] for one in outcomes.values()) for at in range(4))
+        return WriteResult(inserted, updated, deleted, missing, log_index if fresh or not self.log_index
+                           else self.log_index, outcomes=tuple(outcomes.values()))
 
     @classmethod
     def of_others(cls, piece: Import) -> "Earlier":
@@ -212,6 +231,11 @@ class Imports:
         """Of the collection, as whoever filled this shard has it."""
         return next((one.shard_key for one in self.origins.values()), "")
 
+    @property
+    def span(self) -> tuple[int, int]:
+        """The first and the last hash of the shards that filled this one: no record's is outside."""
+        return (min(one.lo for one in self.origins.values()), max(one.last for one in self.origins.values()))
+
     def find(self, token: WriteToken) -> Earlier | None:
         """What is known of a write; raises ``InvalidArgument`` if its key stood for another."""
         found: list[tuple[int, tuple[int, ...]]] = []
@@ -223,7 +247,7 @@ class Imports:
             raise InvalidArgument("idempotency_key", "was used for another write, applied before the records came here",
                                   got=token.key.hex(), limit="a key of its own for every write")
         pieces = tuple(Piece(values[6], values[7], (values[2], values[3], values[4], values[5]),
-                             0 if values[8] else number) for number, values in found)
+                             number, not values[8]) for number, values in found)
         return Earlier(pieces, self.shard_key, max(values[0] for _, values in found))
 
     # --- taking -----------------------------------------------------------------------------------
@@ -242,8 +266,8 @@ class Imports:
         return done if command.sequence == sequence + 1 else None
 
     def own_of(self, piece: Import, token: WriteToken, places: Sequence[int] | None) -> Remembered | None:
-        """What is to be remembered, but for its counts, of a command that a source did under a key for records at
-        ``places`` (None: it does not say): None where that is known.
+        """What is to be remembered, but for its counts, of a command that came with a key, for records at ``places``
+        (None: it does not say): None where that is known.
         """
         try:
             known = self.find(token)

@@ -27,9 +27,9 @@ from vecdb.segment.growing import GrowingSegment
 from vecdb.segment.matching import matching_ordinals
 from vecdb.segment.sealed import SealedSegment, SealedView
 from vecdb.shard import codec, digest, rows
-from vecdb.shard.bodies import Place, keys_of, object_of, patched, places_of
+from vecdb.shard.bodies import Place, carried_out, keys_of, object_of, patched, places_of
 from vecdb.shard.change import Applied, Change, Reads, Staged
-from vecdb.shard.imports import MAX_HASH, Earlier, Import, Imports, Memory, Piece
+from vecdb.shard.imports import MAX_HASH, Earlier, Import, Imports, Memory, Piece, Remembered
 from vecdb.shard.manifest import Manifest
 from vecdb.shard.marks import MarkResult, Marks
 from vecdb.shard.mutations import Mutations
@@ -109,6 +109,7 @@ class ShardMachine:
                 result = repeated or replace(self._dispatch(change, command, call), log_index=log_index)
                 if token is not None and repeated is None:
                     change.staged.token = self._tokens.remember(change.mutations, log_index, token, result)
+                    change.staged.write = Remembered(token.key, token.fingerprint, result.counts)
         except (InvalidArgument, ShardSealed) as refused:  # the command's own fault; a disk's is no outcome and goes up
             change = Change(state)
             result, error = WriteResult(log_index=log_index), refused
@@ -130,22 +131,19 @@ class ShardMachine:
         if known.pieces:
             change.earlier = known
         left = None if places is None else [one for one in places if not known.done_for(one)]
-        if self.seal.sealed and (left or not known.pieces):
-            raise self.seal.refusal()
-        if left == [] and known.pieces:
-            return known.answer(WriteResult(), places, log_index)
-        rest = self._dispatch(change, command, call)
-        counts = (rest.inserted, rest.updated, rest.deleted, rest.missing)
-        if known.pieces and left is None and not any(counts):
-            return known.answer(rest, places, log_index)
+        if known.pieces and (known.covers(*self.imports.span) if left is None else not left):
+            return known.answer(places, None, log_index)
         if self.seal.sealed:
             raise self.seal.refusal()
-        result = known.answer(replace(rest, log_index=log_index), places, log_index)
-        lo, last = (min(left), max(left)) if left else (0, MAX_HASH)
-        change.staged.token = self._tokens.remember(change.mutations, log_index, token, result,
-                                                    (*here, Piece(lo, last, counts)))
+        counts = self._dispatch(change, command, call).counts
+        fresh = Piece(*((min(left), max(left)) if left else (0, MAX_HASH)), counts)
+        result = replace(known.answer(places, fresh, log_index), log_index=log_index)
+        change.staged.token = self._tokens.remember(change.mutations, log_index, token, result, (*here, fresh))
+        change.staged.write = Remembered(token.key, token.fingerprint, counts, fresh.lo, fresh.last, part=True)
+        if known.pieces:
+            change.staged.part = carried_out(command, change.staged.ids, change.mutations)
         change.staged.imports = self.imports.make_room(change.mutations, len(self._tokens) + 1)
-        return replace(result, log_index=log_index, origin=0)
+        return result
 
     def take(self, log_index: int, term: int, piece: Import) -> tuple[Applied, bool]:
         """The next command of a piece, and whether there is another one; see :mod:`vecdb.shard.imports`.
@@ -159,7 +157,7 @@ class ShardMachine:
             done = self.imports.begin(piece)
             if self.seal.sealed:
                 raise self.seal.refusal()
-            change, result, memories = Change(state), WriteResult(), piece.memories
+            change, result, memories = Change(state), WriteResult(), () if done else piece.memories
             if done is not None and done < len(piece.commands):
                 command, token = codec.decode(piece.commands[done])
                 if isinstance(command, DeleteWhere) or (piece.shard_key and not isinstance(command, UpsertBatch)):
@@ -168,8 +166,7 @@ class ShardMachine:
                 own = None if token is None else self.imports.own_of(
                     piece, token, places_of(command, self._place_of, piece.shard_key))
                 if own is not None:
-                    counts = (result.inserted, result.updated, result.deleted, result.missing)
-                    memories = (Memory(piece.source, (replace(own, counts=counts),)),)
+                    memories = (Memory(piece.source, (replace(own, counts=result.counts),)),)
         except (InvalidArgument, ShardSealed) as refused:
             return self.refuse(log_index, term, refused), False
         if done is None:

@@ -86,8 +86,8 @@ class Tokens:
                      missing in _PIECE.iter_unpack(packed[1:]))
 
     def remembered(self, lo: int, last: int) -> Iterator[Remembered]:
-        """All of the window, oldest first; done for the hashes ``lo`` to ``last``, or for pieces of these, which each
-        tell what all did: between two there may be a part of the write that was never done.
+        """All of the window, oldest first; done for the hashes ``lo`` to ``last``, or for pieces of these: between two
+        there may be a part of the write that was never done.
         """
         for key, (_, value) in self._known.items():
             fingerprint, inserted, updated, deleted, missing = _ROW.unpack(value)
@@ -95,10 +95,8 @@ class Tokens:
             if not pieces:
                 yield Remembered(key, fingerprint, (inserted, updated, deleted, missing), lo, last)
                 continue
-            inserted, updated, deleted, missing = (sum(one.counts[at] for one in pieces) for at in range(4))
             for one in pieces:
-                yield Remembered(key, fingerprint, (inserted, updated, deleted, missing), max(lo, one.lo),
-                                 min(last, one.last))
+                yield Remembered(key, fingerprint, one.counts, one.lo, one.last, part=True).within(lo, last)
 
     def remember(self, mutations: Mutations, log_index: int, token: WriteToken, result: WriteResult,
                  pieces: Sequence[Piece] | None = None) -> TokenChange:

@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from random import Random
 from typing import Any, Final, TypeVar, cast
 
 from vecdb.cluster.control import ShardEntry, shards_add, shards_forget, shards_switch
 from vecdb.cluster.loads import ShardLoad
-from vecdb.cluster.merge import merge_writes
+from vecdb.cluster.merge import counted_once, merge_writes
 from vecdb.cluster.routing import Ring, split, split_ids
 from vecdb.core.calls import Call
 from vecdb.core.errors import (
@@ -17,7 +18,7 @@ from vecdb.core.errors import (
     Unavailable,
 )
 from vecdb.core.ids import RecordId
-from vecdb.core.records import Command, Record, WriteResult
+from vecdb.core.records import Command, DeleteWhere, Record, WriteResult
 from vecdb.ports.copies import Copies
 from vecdb.ports.peers import Replicas
 from vecdb.services.control import ControlReplica
@@ -165,10 +166,12 @@ class Extra:
         return await self._leaders.ask(Task(entry.group, nodes, call, reads=reads, still=still), asked)
 
     async def write(self, command: Command, call: Call) -> WriteResult:
-        results = await self._parts(command, call, self.shards())
+        parts = await self._parts(command, call, self.shards())
+        results = counted_once(parts) if isinstance(command, DeleteWhere) else [one[3] for one in parts]
         return merge_writes(results, command) if results else WriteResult()
 
-    async def _parts(self, command: Command, call: Call, ring: Ring[ShardEntry]) -> list[WriteResult]:
+    async def _parts(self, command: Command, call: Call, ring: Ring[ShardEntry]
+                     ) -> list[tuple[int, int, int, WriteResult]]:
         """What a sealed shard refuses is cut anew, alone, once there is another map: as routers do."""
         results = []
         for part in split(ring, command):
@@ -178,10 +181,10 @@ class Extra:
                 there = self.own if node == self.process.name else self._peers.replicas(node)
                 done = await there.propose(entry.group, data, copy_of(call))
                 assert isinstance(done.result, WriteResult)
-                return done.result
+                return replace(done.result, shard=entry.group, log_index=done.result.log_index or done.log_index)
 
             try:
-                results.append(await self._led(entry, call, False, propose))
+                results.append((entry.group, entry.lo, entry.hi, await self._led(entry, call, False, propose)))
             except DeadlineExceeded:
                 assert call.deadline is not None
                 while entry in self.control.state.of(NAME):

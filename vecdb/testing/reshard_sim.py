@@ -5,7 +5,8 @@ routes is as simple as can be: it looks at the map of the node it came to, which
 asked again of another node, under the same key.
 
 The judges: replicas of a shard are alike after every command; what clients saw of each record, whichever shard had it,
-is explained by some order of their calls; once all is healed every job ends, nothing is sealed, loading or retired,
+is explained by some order of their calls; a write that comes once more is answered with the counts that it was answered
+with, over however many splits and merges; once all is healed every job ends, nothing is sealed, loading or retired,
 every record is in the shard of its hash and nowhere else, and a last read finds what was written.
 """
 
@@ -26,7 +27,7 @@ from vecdb.core.errors import (
     VecdbError,
 )
 from vecdb.core.ids import RecordId
-from vecdb.core.records import DeleteWhere, WriteResult
+from vecdb.core.records import WriteResult
 from vecdb.core.schema import CollectionSchema, IndexSpec, Metric
 from vecdb.services.settings import EngineSettings
 from vecdb.testing.linear import NEVER, linearizable
@@ -66,22 +67,6 @@ def simulate_resharding(seed: int, world: World | None = None, faults_s: float =
     return world
 
 
-@dataclass(frozen=True, slots=True)
-class Jobs:
-    """How many had begun and ended when a write was begun.  Counts are promised over one reshard, not over two."""
-
-    begun: int
-    ended: int
-
-    @classmethod
-    def of(cls, world: World) -> "Jobs":
-        return cls(world.happened["jobs_begun"], world.happened["jobs_ended"])
-
-    def at_most_one_since(self, world: World) -> bool:
-        since = world.happened["jobs_begun"] - self.begun
-        return since == 0 or (since == 1 and self.ended == self.begun)
-
-
 @dataclass(slots=True)
 class ReshardClient:
     """One call at a time, made again elsewhere under the same key."""
@@ -94,7 +79,7 @@ class ReshardClient:
     stopped: bool = False
     _sequence: int = 0
     _known: list[tuple[RecordId, int]] = field(default_factory=list)
-    _told: list[tuple[Write, WriteToken, WriteResult, "Jobs"]] = field(default_factory=list)
+    _told: list[tuple[Write, WriteToken, WriteResult]] = field(default_factory=list)
 
     async def run(self) -> None:
         while not self.stopped:
@@ -152,14 +137,14 @@ class ReshardClient:
         write = draw_write(self.world.random, MANY, values, self._known, DIM)
         token = WriteToken(b"c%d-%d" % (self.number, self._sequence), self._sequence)
         self._known = [*self._known, *((one, value) for one, (_, value, _) in write.touched.items() if value)][-20:]
-        start, end, told, jobs = self.world.now, NEVER, None, Jobs.of(self.world)
+        start, end, told = self.world.now, NEVER, None
         try:
             told = await self.ask("upsert", lambda extra, call: extra.write(write.command, call), token)
             end = self.world.now
         except TimeoutError:
             pass
         if told is not None:
-            self._told = [*self._told[-30:], (write, token, told, jobs)]
+            self._told = [*self._told[-30:], (write, token, told)]
         for one, (kind, value, expected) in write.touched.items():
             found = None if told is None else write.found(one, told)
             self.steps.setdefault(one, []).append(RecordStep(kind, start, end, value, expected, found))
@@ -169,16 +154,13 @@ class ReshardClient:
         """A write that was answered long ago comes once more: it is answered as it was, and does nothing, which is why
         it is no step of any history.
         """
-        write, token, told, jobs = self.world.random.choice(self._told)
+        write, token, told = self.world.random.choice(self._told)
         try:
             again = await self.ask("upsert", lambda extra, call: extra.write(write.command, call), token)
         except TimeoutError:
             return
         self.world.happened["writes_repeated"] += 1
-        # Of a filter that was cut for two shards, and refused by both, each part is told what it did in both together.
-        counts = [(one.inserted, one.updated, one.deleted, one.missing) for one in (told, again)]
-        once = jobs.at_most_one_since(self.world)
-        if once and not isinstance(write.command, DeleteWhere) and counts[0] != counts[1]:
+        if told.counts != again.counts:
             raise Violation(f"{write.command} under {token.key.decode()} did {told}, and is answered with {again}")
 
     async def read(self, ids: tuple[RecordId, ...]) -> bool:

@@ -175,8 +175,6 @@ class Process:
         return Threads(self.loop, count, seconds)
 
     def tell(self, level: str, event: str, **fields: Any) -> None:
-        if event == "job_ended":
-            self.machine.world.happened["jobs_ended"] += 1
         root = str(self.machine.disk.root)
         fields.pop("node", None)
         if event in DAMAGE and not self.machine.damaged:

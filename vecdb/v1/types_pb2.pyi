@@ -387,6 +387,7 @@ class WriteResult(_message.Message):
     POSITIONS_FIELD_NUMBER: _builtins.int
     ORIGIN_FIELD_NUMBER: _builtins.int
     HANDED_ON_FIELD_NUMBER: _builtins.int
+    OUTCOMES_FIELD_NUMBER: _builtins.int
     inserted: _builtins.int
     updated: _builtins.int
     deleted: _builtins.int
@@ -395,12 +396,16 @@ class WriteResult(_message.Message):
     shard: _builtins.int
     """where the log index is of; 0 outside a cluster, and where several shards were written to"""
     origin: _builtins.int
-    """between nodes: the shard whose doing this is, counted once where several shards tell of it"""
+    """between nodes, for those that do not read outcomes: all of this is one, this shard's"""
     handed_on: _builtins.bool
     """by the node asked, at least a part of it: who asks another address next time may save the way"""
     @_builtins.property
     def positions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Position]:
         """of a write to several shards: the place in each"""
+
+    @_builtins.property
+    def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Outcome]:
+        """between nodes: what is added up here, each counted once where several shards tell it"""
 
     def __init__(
         self,
@@ -414,14 +419,55 @@ class WriteResult(_message.Message):
         positions: _abc.Iterable[Global___Position] | None = ...,
         origin: _builtins.int = ...,
         handed_on: _builtins.bool = ...,
+        outcomes: _abc.Iterable[Global___Outcome] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted", "handed_on", b"handed_on", "inserted", b"inserted", "log_index", b"log_index", "missing", b"missing", "origin", b"origin", "positions", b"positions", "shard", b"shard", "updated", b"updated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted", "handed_on", b"handed_on", "inserted", b"inserted", "log_index", b"log_index", "missing", b"missing", "origin", b"origin", "outcomes", b"outcomes", "positions", b"positions", "shard", b"shard", "updated", b"updated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WriteResult: _TypeAlias = WriteResult  # noqa: Y015
+
+@_typing.final
+class Outcome(_message.Message):
+    """What one shard did of a write, once."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORIGIN_FIELD_NUMBER: _builtins.int
+    LO_FIELD_NUMBER: _builtins.int
+    INSERTED_FIELD_NUMBER: _builtins.int
+    UPDATED_FIELD_NUMBER: _builtins.int
+    DELETED_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
+    origin: _builtins.int
+    """the shard that did it; 0: the one that answers"""
+    lo: _builtins.int
+    """the first hash of the records it did it to; unset: all that it did of the write"""
+    inserted: _builtins.int
+    updated: _builtins.int
+    deleted: _builtins.int
+    missing: _builtins.int
+    def __init__(
+        self,
+        *,
+        origin: _builtins.int = ...,
+        lo: _builtins.int | None = ...,
+        inserted: _builtins.int = ...,
+        updated: _builtins.int = ...,
+        deleted: _builtins.int = ...,
+        missing: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_lo", b"_lo", "lo", b"lo"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lo", b"_lo", "deleted", b"deleted", "inserted", b"inserted", "lo", b"lo", "missing", b"missing", "origin", b"origin", "updated", b"updated"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__lo: _TypeAlias = _typing.Literal["lo"]  # noqa: Y015
+    _WhichOneofArgType__lo: _TypeAlias = _typing.Literal["_lo", b"_lo"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lo) -> _WhichOneofReturnType__lo | None: ...
+
+Global___Outcome: _TypeAlias = Outcome  # noqa: Y015
 
 @_typing.final
 class Position(_message.Message):

@@ -16,7 +16,7 @@ from vecdb.core.ids import RecordId
 from vecdb.core.limits import MAX_BATCH_BYTES, MAX_BATCH_RECORDS
 from vecdb.core.metadata import parse_metadata
 from vecdb.core.query import MAX_POSITION_BYTES, Count, ScanPage, ScanRequest
-from vecdb.core.records import DeleteIds, DeleteWhere, Record, UpdateMetadata, UpsertBatch, WriteResult
+from vecdb.core.records import DeleteIds, DeleteWhere, Outcome, Record, UpdateMetadata, UpsertBatch, WriteResult
 from vecdb.core.schema import CollectionSchema
 from vecdb.core.vectors import row_bytes
 from vecdb.v1 import records_pb2 as pb
@@ -30,6 +30,7 @@ from vecdb.wire.schema import check_shape
 
 DEFAULT_SCAN_LIMIT: Final = 1_000
 MAX_CURSOR: Final = (1 << 63) - 1
+_COUNTS: Final = ("inserted", "updated", "deleted", "missing")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -170,17 +171,26 @@ def write_result_to_wire(value: WriteResult, handed_on: bool = False) -> types_p
     """Write what a write did, and whether another node than the one asked did it, or a part of it."""
     msg = types_pb2.WriteResult(inserted=value.inserted, updated=value.updated, deleted=value.deleted,
                                 missing=value.missing, log_index=value.log_index, shard=value.shard,
-                                origin=value.origin, handed_on=handed_on)
+                                handed_on=handed_on)
+    if value.outcomes:
+        for one in value.outcomes:
+            msg.outcomes.add(origin=one.origin, lo=one.lo, **dict(zip(_COUNTS, one.counts, strict=True)))
+        if all(one.lo is None for one in value.outcomes):
+            msg.origin = min(one.origin for one in value.outcomes)
     if len(value.positions) > 1:
         msg.positions.extend([types_pb2.Position(shard=shard, log_index=at) for shard, at in value.positions])
     return msg
 
 
 def write_result_from_wire(msg: types_pb2.WriteResult) -> WriteResult:
-    """Return what a write did."""
+    """Return what a write did; of a node that tells no outcomes what it tells of one shard's doing is one."""
     positions = tuple((one.shard, one.log_index) for one in msg.positions) if msg.positions else ()
+    outcomes = tuple(Outcome(one.origin, one.lo if one.HasField("lo") else None,
+                             (one.inserted, one.updated, one.deleted, one.missing)) for one in msg.outcomes)
+    if msg.origin and not outcomes:
+        outcomes = (Outcome(msg.origin, None, (msg.inserted, msg.updated, msg.deleted, msg.missing)),)
     return WriteResult(msg.inserted, msg.updated, msg.deleted, msg.missing, msg.log_index, msg.shard, positions,
-                       msg.origin)
+                       outcomes)
 
 
 # -- fetch

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from vecdb.cluster.merge import counted_once, in_order, merge_positions, merge_results, merge_writes, nothing, top_k
 from vecdb.core.query import Cost, Matches, QueryRequest, QueryResult
-from vecdb.core.records import DeleteIds, Record, UpdateMetadata, UpsertBatch, WriteResult
+from vecdb.core.records import DeleteIds, Outcome, Record, UpdateMetadata, UpsertBatch, WriteResult
 
 IDS = st.one_of(st.integers(0, 50), st.text("ab\u00e9", min_size=1, max_size=3))
 FOUND = st.dictionaries(IDS, st.sampled_from([0.0, 0.25, 0.5, 1.0, float("inf")]), max_size=24)
@@ -104,11 +104,23 @@ def test_what_writes_did_is_summed_and_says_where() -> None:
 
 def test_what_was_done_before_a_split_counts_once() -> None:
     batch = UpsertBatch((), np.empty((0, 2)), ())
-    parts = [WriteResult(5, 1, log_index=3, shard=8, origin=2), WriteResult(5, 1, log_index=9, shard=9, origin=2),
-             WriteResult(2, log_index=1, shard=10), WriteResult(1, log_index=1, shard=11, origin=3)]
+    whole, part, other = Outcome(2, None, (5, 1, 0, 0)), Outcome(3, 7, (1, 0, 0, 0)), Outcome(3, 9, (0, 1, 0, 0))
+    parts = [WriteResult(5, 1, log_index=3, shard=8, outcomes=(whole,)),
+             WriteResult(6, 1, log_index=9, shard=9, outcomes=(whole, part)),
+             WriteResult(2, log_index=1, shard=10), WriteResult(1, 1, log_index=1, shard=11, outcomes=(part, other))]
     merged = merge_writes(parts, batch)
-    assert merged == WriteResult(8, 1, positions=((8, 3), (9, 9), (10, 1), (11, 1)))
-    assert merge_writes(parts[:1], batch) == WriteResult(5, 1, log_index=3, shard=8)
+    assert merged == WriteResult(8, 2, positions=((8, 3), (9, 9), (10, 1), (11, 1)))
+    alone = merge_writes(parts[:1], batch)
+    assert (alone, alone.outcomes, merged.outcomes) == (WriteResult(5, 1, log_index=3, shard=8), (), ())
+
+
+def test_what_the_answering_shard_did_is_its_own() -> None:
+    batch = UpsertBatch((), np.empty((0, 2)), ())
+    own = Outcome(0, 7, (2, 0, 0, 0))
+    parts = [WriteResult(2, log_index=3, shard=8, outcomes=(own,)),
+             WriteResult(2, log_index=3, shard=9, outcomes=(own,)),
+             WriteResult(2, log_index=4, shard=9, outcomes=(Outcome(8, 7, own.counts),))]
+    assert merge_writes(parts, batch).counts == (4, 0, 0, 0)
 
 
 @pytest.mark.parametrize("command", [DeleteIds((1, 2, 3)), UpdateMetadata((1, 2, 3), (b"{}",) * 3)])

@@ -26,7 +26,7 @@ from vecdb.core.errors import (
     VecdbError,
 )
 from vecdb.core.layout import ANYHOW, Layout
-from vecdb.core.records import WriteResult
+from vecdb.core.records import Outcome, WriteResult
 from vecdb.core.schema import CollectionSchema
 from vecdb.ports import context
 from vecdb.ports.observer import NullObserver
@@ -113,14 +113,14 @@ class Bench:
 
 
 @asynccontextmanager
-async def between(own: Any = None, without: str = "") -> AsyncIterator[Bench]:
-    """Node n1 asks node n2, which may be of a release that lacks a method."""
-    own, node, refusing = own or Own(), FakeNode(), _Refusing()
+async def between() -> AsyncIterator[Bench]:
+    """Node n1 asks node n2."""
+    own, node, refusing = Own(), FakeNode(), _Refusing()
     faults: list[BaseException] = []
     guards = cluster_guards(Guards(refusing, refusing, refusing, refusing, NullObserver(),
                                    lambda error, request_id, method: faults.append(error)))
     with ThreadPoolExecutor(1) as workers:
-        internal = [*(one for one in ReplicasServicer(own).methods() if one.name != without),
+        internal = [*ReplicasServicer(own).methods(),
                     *FoundingServicer(lambda: Founding(7, ("n1/1",), (), True)).methods()]
         public = [*CollectionsServicer(node).methods(), *RecordsServicer(node, NullObserver()).methods(),
                   *QueriesServicer(node, NullObserver(), 60.0).methods()]
@@ -154,8 +154,12 @@ def test_everything_comes_back_as_it_was() -> None:
     async def test(bench: Bench) -> None:
         own, there = bench.own, bench.there
         assert await there.propose(4, b"command", soon()) == Committed(9, WriteResult(inserted=3, log_index=8))
-        own.result = WriteResult(inserted=3, log_index=8, origin=2)
-        assert (await there.propose(4, b"", soon())).result == own.result
+        own.result = WriteResult(inserted=3, log_index=8, outcomes=(Outcome(2, None, (3, 0, 0, 0)),
+                                                                    Outcome(0, 0, (0, 0, 0, 0))))
+        told = (await there.propose(4, b"", soon())).result
+        assert told == own.result
+        assert isinstance(told, WriteResult)
+        assert told.outcomes == own.result.outcomes
         own.result = MARK
         assert await there.propose(4, b"", soon()) == Committed(9, MARK)
         own.result = None

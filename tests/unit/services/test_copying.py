@@ -166,7 +166,7 @@ def test_two_shards_are_merged_and_retries_are_answered(tmp_path: Path, seed: in
             if rng.random() < 0.2:
                 continue  # this half is lost: the client does not know
             for share in splitter.shares(codec.encode(found, token)):
-                done = groups.apply(group, share.command)
+                done = groups.apply(group, codec.decode(share.command)[0], token)
                 if isinstance(done, WriteResult):
                     answers[group] = done
         told.append((found, token, answers))

@@ -10,10 +10,10 @@ import pytest
 
 from tests.replicas import DIM, SCHEMA, open_replicas, random_command, replica_at, upsert
 from vecdb.core.calls import WriteToken
-from vecdb.core.errors import DatabaseClosed, Overloaded, VecdbError
-from vecdb.core.records import DeleteIds, UpsertBatch
+from vecdb.core.errors import DatabaseClosed, Overloaded
+from vecdb.core.records import DeleteIds, UpsertBatch, WriteResult
 from vecdb.core.schema import CollectionSchema, Metric
-from vecdb.services.following import Follow, FollowLimits
+from vecdb.services.following import Follow, FollowLimits, Told
 from vecdb.services.replica import ShardReplica
 from vecdb.shard import codec
 from vecdb.shard.imports import Remembered
@@ -34,12 +34,12 @@ def _followed(replica: ShardReplica, limits: FollowLimits | None = None) -> Iter
         follow.close()
 
 
-def _everything(follow: Follow, most_bytes: int = 1 << 20) -> tuple[list[tuple[int, bytes]], int]:
-    found: list[tuple[int, bytes]] = []
+def _everything(follow: Follow, most_bytes: int = 1 << 20) -> tuple[list[Told], int]:
+    found: list[Told] = []
     while True:
         taken = follow.take(most_bytes)
-        found += taken.commands
-        if not taken.commands:
+        found += taken.changes
+        if not taken.changes:
             return found, taken.upto
 
 
@@ -60,12 +60,12 @@ def test_the_moment_and_what_came_after_it_make_the_same_shard(tmp_path: Path, s
         with _followed(source, limits) as follow:
             chunks = follow.chunks(rng.choice((100, 2_000, 1 << 20)))
             seen: list[UpsertBatch] = []
-            changes: list[tuple[int, bytes]] = []
+            changes: list[Told] = []
             for _ in range(80):
                 if rng.random() < 0.3 and (chunk := next(chunks, None)) is not None:
                     seen.append(chunk)
                 if rng.random() < 0.2:
-                    changes += follow.take(rng.choice((1, 500, 1 << 20))).commands
+                    changes += follow.take(rng.choice((1, 500, 1 << 20))).changes
                 _apply(source, codec.encode(*random_command(rng)))
                 if rng.random() < 0.3:
                     database.tend("c")
@@ -78,11 +78,15 @@ def test_the_moment_and_what_came_after_it_make_the_same_shard(tmp_path: Path, s
         for chunk in seen:
             _apply(copy, codec.encode(chunk))
         assert copy.digest().digest == began.digest, "records of the moment, bit by bit"
-        places = [log_index for log_index, _ in changes]
+        places = [one.log_index for one in changes]
         assert places == sorted(set(places))
         assert all(place > began.log_index for place in places)
-        for _, command in changes:
-            assert not isinstance(_apply(copy, command), VecdbError)
+        for one in changes:
+            (command,) = one.commands
+            assert (one.write is None) is (codec.decode(command)[1] is None)
+            done = _apply(copy, command)
+            assert isinstance(done, WriteResult)
+            assert one.write is None or one.write.counts == done.counts
         assert (copy.digest().digest, copy.digest().records) == (source.digest().digest, source.digest().records)
     database.close()
 
@@ -105,14 +109,15 @@ def test_what_did_nothing_is_not_told_but_its_place_is(tmp_path: Path) -> None:
         _apply(replica, codec.encode(Mark()))
         _apply(replica, b"nonsense")
         assert follow.take(1) == follow.take(1)
-        assert (follow.take(1).commands, follow.take(1).upto) == ((), 3)
+        assert (follow.take(1).changes, follow.take(1).upto) == ((), 3)
         keyed = codec.encode(DeleteIds((1,)), WriteToken(b"k"))
         _apply(replica, keyed)
         _apply(replica, keyed)
         _apply(replica, codec.encode(Seal(1, 1)))
         _apply(replica, codec.encode(upsert(Random(1), 3, 9)))
         taken = follow.take(1 << 20)
-        assert (taken.commands, taken.upto) == (((4, keyed),), 7), "its key will be remembered"
+        write = Remembered(b"k", 0, (0, 0, 0, 1))
+        assert (taken.changes, taken.upto) == ((Told(4, (keyed,), write),), 7), "its key will be remembered"
 
 
 def test_the_keys_of_the_moment_are_told(tmp_path: Path) -> None:
@@ -158,5 +163,5 @@ def test_a_file_of_commands_is_given_back_once_it_is_empty(tmp_path: Path) -> No
         command = codec.encode(upsert(Random(1), 10, 99))
         for _ in range(30):  # many times the bound in all
             _apply(replica, command)
-            assert [one for _, one in _everything(follow)[0]] == [command]
+            assert [one.commands for one in _everything(follow)[0]] == [(command,)]
         assert follow.waiting_bytes == 0

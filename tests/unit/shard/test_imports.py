@@ -1,5 +1,6 @@
 """What a shard that is filled from others takes: once, from one copier; and what it knows of writes before that."""
 
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,11 +11,12 @@ from hypothesis import strategies as st
 
 from tests.replicas import DIM, SCHEMA, open_replicas, replica_at
 from tests.unit.shard.test_codec import commands
+from vecdb.cluster.merge import merge_writes
 from vecdb.cluster.routing import hash_of_id, metadata_hash
 from vecdb.core.calls import WriteToken
 from vecdb.core.errors import DataCorrupted, InvalidArgument, ShardSealed, VecdbError
 from vecdb.core.filters import parse
-from vecdb.core.records import Command, DeleteIds, DeleteWhere, UpdateMetadata, UpsertBatch, WriteResult
+from vecdb.core.records import Command, DeleteIds, DeleteWhere, Outcome, UpdateMetadata, UpsertBatch, WriteResult
 from vecdb.ports.copies import CopyTarget
 from vecdb.services.copying import Splitter
 from vecdb.services.replica import ShardReplica
@@ -127,7 +129,9 @@ def test_a_write_from_before_is_not_done_again(tmp_path: Path) -> None:
         _apply(replica, _piece(1, memories=(memory,)))
         for command in (_upsert(1, 2), DeleteIds((1,))):
             answer = _apply(replica, command, token)
-            assert answer == WriteResult(3, 1, log_index=1, origin=1), "what it did as a whole, and where"
+            assert answer == WriteResult(3, 1, log_index=1), "what it did as a whole"
+            assert isinstance(answer, WriteResult)
+            assert answer.outcomes == (Outcome(1, None, counts),), "and where"
         assert _records(replica) == 0
         assert isinstance(_apply(replica, _upsert(1), WriteToken(b"k", 6)), InvalidArgument)
         _apply(replica, Seal(1, 1))
@@ -174,6 +178,7 @@ def test_other_writes_are_done_by_halves_as_well(tmp_path: Path, command: Comman
     with replica_at(tmp_path / "a") as replica, replica_at(tmp_path / "b") as other:
         _apply(replica, _upsert(*range(40), body=b'{"n":1}'))
         _apply(replica, _piece(1, last=HALF - 1, memories=(memory,)))
+        _apply(replica, _piece(1, source=2, lo=HALF))
         done = _apply(replica, command, token)
         _apply(other, _upsert(*range(40), body=b'{"n":1}'))
         upper = tuple(one for one in range(60) if hash_of_id(one) >= HALF)
@@ -230,7 +235,8 @@ def test_keys_leave_one_by_one_and_rows_say_the_same(sizes: list[int], natural: 
 def test_parts_of_one_write_come_one_by_one(tmp_path: Path, command: UpsertBatch | DeleteIds | UpdateMetadata) -> None:
     """They were cut for two shards, which refused them; now both are this one."""
     token = WriteToken(b"k", 5)
-    parts = [share.command for target in (CopyTarget(1, 0, HALF, ()), CopyTarget(2, HALF, LAST + 1, ()))
+    parts = [codec.encode(codec.decode(share.command)[0], token)
+             for target in (CopyTarget(1, 0, HALF, ()), CopyTarget(2, HALF, LAST + 1, ()))
              for share in Splitter([target], "").shares(codec.encode(command, token))]
 
     def counts(answer: object) -> tuple[int, int, int, int]:
@@ -262,7 +268,7 @@ def test_parts_of_one_write_come_one_by_one(tmp_path: Path, command: UpsertBatch
         follow = replica.follow()
         (memory,) = [one for one in follow.memories(9, 0, LAST + 1) if one.origin == 9]
         follow.close()
-        assert memory.writes[-1].counts == counts(whole)
+        assert tuple(map(sum, zip(*(one.counts for one in memory.writes), strict=True))) == counts(whole)
         database.close()
 
 
@@ -292,7 +298,98 @@ def test_a_part_that_the_source_did_is_not_taken_for_the_whole(tmp_path: Path, r
         for part in (first, second, third, [*first, *second, *third]):
             assert isinstance(again := _apply(heir, _upsert(*part), token), WriteResult)
             assert _records(heir) == 0, "nor is a part done again"
-            assert again.inserted >= len(part)
+            assert again.inserted == len(part)
+
+
+class _Copy:
+    """A shard's copy into others, as a copier makes it."""
+
+    def __init__(self, group: int, source: ShardReplica, lo: int, hi: int, *targets: tuple[CopyTarget, ShardReplica],
+                 shard_key: str = "") -> None:
+        self._place, self._targets, self._shard_key = (group, lo, hi), targets, shard_key
+        self._splitter = Splitter([one for one, _ in targets], shard_key)
+        self._sequence = 0
+        self._follow = source.follow()
+        chunks = [codec.encode(chunk) for chunk in self._follow.chunks(1 << 20)]
+        self._send(chunks, self._follow.memories(*self._place))
+
+    def _send(self, commands: list[bytes], memories: list[Memory]) -> None:
+        group, lo, hi = self._place
+        shares = [share for command in commands for share in self._splitter.shares(command)]
+        self._sequence += 1
+        for target, replica in self._targets:
+            mine = tuple(share.command for share in shares if share.target is target)
+            _apply(replica, Import(group, 100 + group, 0, self._sequence, lo, hi - 1, self._shard_key, mine,
+                                   tuple(memories)))
+
+    def end(self) -> None:
+        group, lo, hi = self._place
+        changes = self._follow.take(1 << 20).changes
+        writes = tuple(one.write.within(lo, hi - 1) for one in changes if one.write is not None)
+        self._send([command for one in changes for command in one.commands], [Memory(group, writes)])
+        self._follow.close()
+
+
+WRITES: list[Command] = [_upsert(*range(60), body=b'{"n":1,"t":"a"}'), DeleteIds(tuple(range(60))),
+                         UpdateMetadata(tuple(range(60)), (b'{"x":2}',) * 60), DeleteWhere(parse("n == 1"))]
+
+
+@pytest.mark.parametrize(("command", "merged", "before"), [
+    *((one, merged, False) for one in WRITES for merged in (True, False)), (WRITES[0], True, True)])
+def test_a_write_is_answered_with_its_counts_over_two_reshards(tmp_path: Path, command: Command, merged: bool,
+                                                               before: bool) -> None:
+    """A shard is split while it is written to or before, and then its halves are merged, or split once more."""
+    token, edges = WriteToken(b"k", 5), [0, 1 << 62, HALF, 3 << 62, LAST + 1]
+    with ExitStack() as stack:
+        first, low, high, *last = (stack.enter_context(replica_at(tmp_path / name))
+                                   for name in ("abcd" if merged else "abcdefg"))
+        _apply(first, _upsert(*range(0, 60, 3), body=b'{"n":1,"t":"a"}'))
+        told = _apply(first, command, token) if before else None
+        halves = CopyTarget(2, 0, HALF, ()), CopyTarget(3, HALF, LAST + 1, ())
+        copy = _Copy(1, first, 0, LAST + 1, (halves[0], low), (halves[1], high))
+        told = told or _apply(first, command, token)
+        copy.end()
+        if merged:
+            edges = [0, LAST + 1]
+            for group, source, lo, hi in ((2, low, 0, HALF), (3, high, HALF, LAST + 1)):
+                _Copy(group, source, lo, hi, (CopyTarget(4, lo, hi, ()), last[0])).end()
+        else:
+            for group, source, at in ((2, low, 0), (3, high, 2)):
+                _Copy(group, source, edges[at], edges[at + 2], *(
+                    (CopyTarget(4 + place, edges[place], edges[place + 1], ()), last[place])
+                    for place in (at, at + 1))).end()
+        heirs = [CopyTarget(4 + at, *edge, ()) for at, edge in enumerate(pairwise(edges))]
+        parts = {share.target.group - 4: share.command for share in Splitter(heirs, "").shares(codec.encode(command))}
+        answers = [_apply(last[at], codec.decode(data)[0], token) for at, data in parts.items()]
+        assert isinstance(told, WriteResult)
+        assert merge_writes(answers, command).counts == told.counts
+        assert sum(one.digest().records for one in last) == first.digest().records
+
+
+@pytest.mark.parametrize("shard_key", ["", "t"])
+@pytest.mark.parametrize("command", WRITES)
+def test_of_a_write_that_the_source_did_a_part_of_a_copy_has_that_part(tmp_path: Path, command: Command, shard_key: str
+                                                                      ) -> None:
+    """The source took the place of one shard that had done the write, whose records were written to since."""
+    token, bodies = WriteToken(b"k", 5), {one: b'{"n":1,"later":1,"t":"%d"}' % one for one in range(50)}
+    if isinstance(command, UpsertBatch) and shard_key:
+        command = UpsertBatch(tuple(bodies), np.full((50, DIM), 0.5, np.float32), tuple(bodies.values()))
+    memory = Memory(1, (Remembered(b"k", 5, (7, 0, 0, 0), 0, HALF - 1),))
+    with replica_at(tmp_path / "a") as source, replica_at(tmp_path / "b") as low, replica_at(tmp_path / "c") as high:
+        _apply(source, _piece(1, last=HALF - 1, memories=(memory,), shard_key=shard_key))
+        _apply(source, _piece(1, source=2, lo=HALF, shard_key=shard_key))
+        _apply(source, UpsertBatch(tuple(bodies), np.ones((50, DIM), np.float32), tuple(bodies.values())))
+        targets = CopyTarget(10, 0, 1 << 62, ()), CopyTarget(11, 1 << 62, LAST + 1, ())
+        copy = _Copy(9, source, 0, LAST + 1, (targets[0], low), (targets[1], high), shard_key=shard_key)
+        told = _apply(source, command, token)
+        copy.end()
+        digests = [int(one.digest().digest, 16) for one in (low, high)]
+        assert sum(digests) % (1 << 128) == int(source.digest().digest, 16)
+        answers = [_apply(one, command, token) for one in (low, high)]
+        assert isinstance(told, WriteResult)
+        assert told.counts != (7, 0, 0, 0)
+        assert merge_writes(answers, command).counts == told.counts
+        assert [int(one.digest().digest, 16) for one in (low, high)] == digests, "nothing is left to do"
 
 
 def test_rows_that_make_no_sense_are_damage() -> None:

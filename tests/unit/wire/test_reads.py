@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from vecdb.core.calls import Call, Consistency
 from vecdb.core.errors import InvalidArgument, LimitExceeded
 from vecdb.core.limits import MAX_POSITIONS
-from vecdb.core.records import WriteResult
+from vecdb.core.records import Outcome, WriteResult
 from vecdb.v1 import queries_pb2, records_pb2, types_pb2
 from vecdb.wire import convert as wire
 
@@ -72,3 +72,13 @@ def test_too_many_positions_are_refused():
 def test_a_write_says_where_it_is(result):
     msg = types_pb2.WriteResult.FromString(wire.write_result_to_wire(result).SerializeToString())
     assert wire.write_result_from_wire(msg) == result
+
+
+def test_what_an_earlier_release_tells_of_one_shard_is_one_outcome() -> None:
+    counts = (3, 1, 0, 2)
+    msg = types_pb2.WriteResult(inserted=3, updated=1, missing=2, log_index=7, origin=9)
+    assert wire.write_result_from_wire(msg).outcomes == (Outcome(9, None, counts),)
+    whole = wire.write_result_to_wire(WriteResult(*counts, log_index=7, outcomes=(Outcome(9, None, counts),)))
+    assert whole.origin == 9, "and it is told so"
+    part = wire.write_result_to_wire(WriteResult(*counts, log_index=7, outcomes=(Outcome(9, 0, counts),)))
+    assert (part.origin, wire.write_result_from_wire(part).outcomes) == (0, (Outcome(9, 0, counts),))

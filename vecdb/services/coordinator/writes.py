@@ -119,7 +119,8 @@ class Writer:
         shard_key = shards.entry.shard_key
         if len(shards.all) == 1 and shard_key is None:
             try:
-                return await self._committed(shards.all[0], await self._encoded(command, call.token, size), call)
+                data = await self._encoded(command, call.token, size)
+                return merge_writes([await self._committed(shards.all[0], data, call)], command)
             except StaleShardMap:
                 shards = await self._newer(shards, call)
         outcomes = await self._everywhere(shards, command, size, call)
