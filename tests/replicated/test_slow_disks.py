@@ -77,6 +77,24 @@ def test_a_leader_whose_disk_hangs_gives_way(nodes: Together, disks: SlowDisks, 
         all_agree(db)
 
 
+def test_writes_by_way_of_the_node_whose_disk_hangs_do_not_wait_for_it(nodes: Together, disks: SlowDisks, tmp_path
+                                                                       ) -> None:
+    """What it had begun as leader is asked of the next one, and so is all that comes after."""
+    with vecdb.connect(nodes.url, timeout=60) as db:
+        docs = db.create_collection("docs", dim=8)
+        docs.upsert(ids=range(20), vectors=ROWS[:20])
+        before = leader_of(db, "docs")
+        disks.slow(tmp_path / before)
+        port = nodes.addresses[NAMES.index(before)]["grpc_port"]
+        with vecdb.connect(f"grpc://127.0.0.1:{port}", timeout=30) as there:
+            for at in range(20, 80, 20):
+                assert there["docs"].upsert(ids=range(at, at + 20), vectors=ROWS[at:at + 20]).inserted == 20
+        assert disks.waited, "its disk was asked"
+        assert docs.count(consistency="linearizable") == 80
+        disks.well()
+        all_agree(db)
+
+
 def test_a_slow_disk_slows_writes_and_is_told_of(nodes: Together, disks: SlowDisks, tmp_path) -> None:
     with vecdb.connect(nodes.url, timeout=60) as db:
         docs = db.create_collection("docs", dim=8)

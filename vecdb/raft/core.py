@@ -20,7 +20,8 @@ of its own configuration never asks for votes; whether its vote counts is judged
 (D 4.2.1).  A replica of no configuration (new, or after damage) waits for a leader.
 
 **Waiters.**  Who proposed is told once: the result when the entry was applied here; ``OutcomeUnknown`` if the
-leadership ended before it was committed (the next leader may still do so); ``NotLeader`` if nothing was done.
+leadership ended before it was committed (the next leader may still do so), or before the disk here had it, which
+hangs; ``NotLeader`` if nothing was done.
 """
 
 from collections.abc import Callable, Sequence
@@ -301,6 +302,15 @@ class RaftCore(Leading):
         for index in sorted(lost):
             self._waiters.pop(index)[1](index, None, OutcomeUnknown(
                 "the leadership ended before the write was committed", log_index=index, leader=self.leader))
+
+    def disk_hangs(self) -> None:
+        """Others lead by now, and the disk here does not say what it has: who waits for it is told to ask them."""
+        if self.role == LEADER:
+            return
+        for index in sorted(at for at in self._waiters if at > self.log.stable):
+            self._waiters.pop(index)[1](index, None, OutcomeUnknown(
+                "the disk of the node that led hangs: what others have of the write is not known here",
+                log_index=index, leader=self.leader))
 
     # --- applying ---------------------------------------------------------------------------------
 

@@ -186,11 +186,15 @@ class Host:
         """Hand over what this node leads once its disk hangs: for as long as an election takes at most, no batch has
         come to its end.  Others have a majority without this disk, but a leader answers what it has applied, and
         applies what it has stored: it would lead on, as its heartbeats say, and acknowledge nothing.  It cannot be
-        elected again before the disk has its vote.
+        elected again before the disk has its vote.  Who waits here for what the next leader does asks him.
         """
         now, limit = self.clock(), self.settings.election_s_max
         waiting = self.syncs.waiting_s(now)
-        if waiting < limit or now - self._gave_way < limit:
+        if waiting < limit:
+            return
+        for one in self.replicas.values():
+            one.core.disk_hangs()
+        if now - self._gave_way < limit:
             return
         led = [one for one in self.replicas.values()
                if one.core.role == LEADER and len(one.core.configuration.voters) > 1]
