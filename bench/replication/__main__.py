@@ -1,12 +1,14 @@
 """Replication: the stock library against ours by size of command, and a cluster's writes, failovers and restore.
 
-    python -m bench.replication [--parts log,cluster] [--rounds N] [--seconds S] [--out build/replication.json]
+    python -m bench.replication [--parts log,writes,failover,restore] [--rounds N] [--seconds S]
+                                [--out build/replication.json]
     python -m bench.replication --quick          # seconds: does the harness work
 
 ``log``: three processes of nothing but the replicated log, on loopback; the stock library as it ships (it knows no
-fsync), ours with every promise on stable storage and mutual TLS.  ``cluster``: three ``vecdb serve`` and the SDK:
-batches as users send them, single writes, ingest with indexing in the background, killed leaders, and a replica
-restored from nothing.  Medians of the rounds; the disk's own fsync is measured in each.
+fsync), ours with every promise on stable storage and mutual TLS.  The others: three ``vecdb serve`` and the SDK.
+``writes``: batches as users send them, those of 1 MB with 8 and with 16 under way (40 MB/s is the aim), single writes,
+ingest with indexing in the background.  ``failover``: killed leaders.  ``restore``: a replica from nothing.
+``cluster``: these three on one cluster.  Medians of the rounds; the disk's own fsync is measured beside them.
 """
 
 import argparse
@@ -31,7 +33,7 @@ STOCK_MOST = 1 << 20
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.replication", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("--parts", default="log,cluster")
+    parser.add_argument("--parts", default="log,cluster", help="of: log, writes, failover, restore, cluster")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--kills", type=int, default=50, help="leaders killed for the failover figures")
@@ -42,12 +44,17 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.rounds, options.seconds, options.kills, options.restore_mb = 1, 1.0, 1, 32
+    parts = options.parts.split(",")
+    if unknown := set(parts) - {"log", "cluster", *cluster.PARTS}:
+        parser.error(f"--parts: there is no {', '.join(sorted(unknown))}")
     place = Path(tempfile.mkdtemp(prefix="vecdb-bench-", dir=options.place))
     found: dict[str, Any] = {"about": {"cores": len(os.sched_getaffinity(0)), "rounds": options.rounds,
                                        "seconds": options.seconds}}  # fmt: skip
     try:
-        for part in options.parts.split(","):
-            found[part] = log(place, options) if part == "log" else cluster.measure(place, options)
+        if "log" in parts:
+            found["log"] = log(place, options)
+        if asked := [part for part in cluster.PARTS if part in parts or "cluster" in parts]:
+            found["cluster"] = cluster.measure(place, options, asked)
     finally:
         shutil.rmtree(place, ignore_errors=True)
         options.out.parent.mkdir(parents=True, exist_ok=True)

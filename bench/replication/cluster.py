@@ -3,7 +3,8 @@
 import argparse
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,6 +17,9 @@ from bench.replication.nodes import NAMES, Cluster, healthy, leader, replica, wa
 from bench.replication.report import COMMIT_FSYNCS, COMMIT_MS
 from vecdb.core.errors import VecdbError
 
+PARTS = ("writes", "failover", "restore")
+LARGE_WINDOWS = (8, 16)
+"""Batches of 1 MB under way: 40 MB/s are asked of them."""
 SETTLE_S = 2.0
 """Between a cluster that is whole again and the next kill, so that no kill meets the last one's elections."""
 FAILOVER_COLLECTION, RESTORE_DIM = "failover", 768
@@ -23,24 +27,42 @@ TRICKLE = 20
 """Records a second that go on being written while a replica is restored."""
 
 
-def measure(place: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Everything, on one cluster; ``rows`` are for people."""
+def measure(place: Path, options: argparse.Namespace, parts: Collection[str] = PARTS) -> dict[str, Any]:
+    """Those ``parts``, on one cluster; ``rows`` are for people."""
     cluster = Cluster(place)
     try:
         with vecdb.connect(cluster.url) as db:
-            fsync = disk.fsyncs(place)
-            found: dict[str, Any] = {"fsync": fsync}
-            found["batches_51kb"] = batches(db, "b51", 128, 100, 16, options.seconds)
-            found["batches_1mb"] = batches(db, "b1m", 768, 341, 8, options.seconds)
-            found["single"] = single(db, options.seconds)
-            found["ingest"] = ingest(db, options.seconds)
-            for name in ("b51", "b1m", "single", "ingest"):
-                db.drop_collection(name)
-            found["failover"] = failover(cluster, db, options.kills)
-            found["restore"] = restore(cluster, db, options.restore_mb)
+            found: dict[str, Any] = {"fsync": disk.fsyncs(place)}
+            if "writes" in parts:
+                found["writes"] = writes(db, options.rounds, options.seconds)
+            if "failover" in parts:
+                found["failover"] = failover(cluster, db, options.kills)
+            if "restore" in parts:
+                found["restore"] = restore(cluster, db, options.restore_mb)
     finally:
         cluster.end()
     return {**found, "rows": rows(found)}
+
+
+def writes(db: vecdb.Database, rounds: int, seconds: float) -> dict[str, Any]:
+    """Each load in every round, one after the other; medians, figure by figure."""
+    loads: dict[str, Callable[[str], dict[str, Any]]] = {
+        "batches_51kb": lambda name: batches(db, name, 128, 100, 16, seconds),
+        **{f"batches_1mb_{window}": partial(_large, db, window, seconds) for window in LARGE_WINDOWS},
+        "single": lambda name: batches(db, name, 128, 1, 1, seconds),
+        "ingest": lambda name: ingest(db, name, seconds)}  # fmt: skip
+    runs: dict[str, list[dict[str, Any]]] = {what: [] for what in loads}
+    for turn in range(rounds):
+        for what, load in loads.items():
+            name = f"{what}-{turn}"
+            runs[what].append(load(name))
+            db.drop_collection(name)
+    return {what: {"runs": each, **{key: median(run[key] for run in each) for key in each[0] if key != "details"}}
+            for what, each in runs.items()}  # fmt: skip
+
+
+def _large(db: vecdb.Database, window: int, seconds: float, name: str) -> dict[str, Any]:
+    return batches(db, name, 768, 341, window, seconds)
 
 
 def _together(threads: int, work: Callable[[int], None]) -> float:
@@ -75,15 +97,10 @@ def batches(db: vecdb.Database, name: str, dim: int, count: int, threads: int, s
             "p99_ms": round(took[int(len(took) * 0.99)] * 1e3, 1)}  # fmt: skip
 
 
-def single(db: vecdb.Database, seconds: float) -> dict[str, Any]:
-    """One record after the other."""
-    return batches(db, "single", 128, 1, 1, seconds)
-
-
-def ingest(db: vecdb.Database, seconds: float) -> dict[str, Any]:
+def ingest(db: vecdb.Database, name: str, seconds: float) -> dict[str, Any]:
     """Batches of 1,000 for at least ten seconds; ``details``: what is indexed when the last is acknowledged."""
-    out = batches(db, "ingest", 128, 1_000, 4, max(seconds, 10.0))
-    told = db.collection("ingest").describe()
+    out = batches(db, name, 128, 1_000, 4, max(seconds, 10.0))
+    told = db.collection(name).describe()
     return {**out, "records": told.records, "details": told.details}
 
 
@@ -158,18 +175,31 @@ class _Trickle:
 
 
 def rows(found: dict[str, Any]) -> list[tuple[str, str, str]]:
-    fsync, small, large = found["fsync"]["p50_ms"], found["batches_51kb"], found["batches_1mb"]
-    one, many, kills, again = found["single"], found["ingest"], found["failover"], found["restore"]
+    """What was measured, how much it is, and what it should be."""
+    out: list[tuple[str, str, str]] = []
+    if "writes" in found:
+        out += _write_rows(found["writes"], found["fsync"]["p50_ms"])
+    if "failover" in found:
+        kills = found["failover"]
+        out.append((f"leader killed, {kills['kills']} times: until a write is acknowledged",
+                    f"median {kills['median_s']} s, worst {kills['worst_s']} s", "median 1.5 s, worst 3 s"))
+    if "restore" in found:
+        again = found["restore"]
+        out.append((f"replica of {again['mb']:,} MB from nothing, {again['written_meanwhile']} writes meanwhile",
+                    f"{again['seconds']} s, digests {'agree' if again['agree'] else 'DIFFER'}", "60 s for 2 GB"))
+    return out
+
+
+def _write_rows(found: dict[str, Any], fsync: float) -> list[tuple[str, str, str]]:
+    small, one, many = found["batches_51kb"], found["single"], found["ingest"]
     aim = COMMIT_FSYNCS * fsync + COMMIT_MS
+    large = [(window, found[f"batches_1mb_{window}"]) for window in LARGE_WINDOWS]
     return [
-        ("upserts of 100 x 128-d (51 KB), 16 under way", f"{small['mb_s']} MB/s, p50 {small['p50_ms']} ms", ""),
-        ("upserts of 341 x 768-d (1 MB), 8 under way", f"{large['mb_s']} MB/s, p50 {large['p50_ms']} ms", "40 MB/s"),
-        ("upserts of one record, one under way", f"p50 {one['p50_ms']} ms, p99 {one['p99_ms']} ms",
+        ("upserts of 100 x 128-d (51 KB), 16 under way", f"{small['mb_s']:.1f} MB/s, p50 {small['p50_ms']:.1f} ms", ""),
+        *((f"upserts of 341 x 768-d (1 MB), {window} under way", f"{run['mb_s']:.1f} MB/s, p50 {run['p50_ms']:.1f} ms",
+           "40 MB/s") for window, run in large),
+        ("upserts of one record, one under way", f"p50 {one['p50_ms']:.1f} ms, p99 {one['p99_ms']:.1f} ms",
          f"p50 {aim:.1f} ms ({COMMIT_FSYNCS} fsyncs of {fsync} and {COMMIT_MS:.0f})"),
-        ("ingest of 128-d in batches of 1,000, indexed in the background", f"{many['records_s']:,} records/s",
+        ("ingest of 128-d in batches of 1,000, indexed in the background", f"{many['records_s']:,.0f} records/s",
          "20,000 records/s"),
-        (f"leader killed, {kills['kills']} times: until a write is acknowledged",
-         f"median {kills['median_s']} s, worst {kills['worst_s']} s", "median 1.5 s, worst 3 s"),
-        (f"replica of {again['mb']:,} MB from nothing, {again['written_meanwhile']} writes meanwhile",
-         f"{again['seconds']} s, digests {'agree' if again['agree'] else 'DIFFER'}", "60 s for 2 GB"),
     ]  # fmt: skip

@@ -7,15 +7,33 @@ Errors of calls to other nodes: ``Unavailable`` (``NotLeader`` among them) where
 for a command whose end nobody knows, and what the other node raised.
 """
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
 
 from vecdb.core.calls import Call
+from vecdb.core.errors import VecdbError
+from vecdb.core.filters.tree import Node as FilterNode
+from vecdb.core.ids import RecordId
 from vecdb.core.layout import ANYHOW, Layout
+from vecdb.core.query import QueryRequest, QueryResult
+from vecdb.core.records import Record
 from vecdb.core.schema import CollectionSchema
 from vecdb.ports.node import Node
 from vecdb.ports.replicator import Committed, ReplicaStatus
 from vecdb.shard.marks import MarkResult
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Several(Generic[T]):
+    """What shards answered that were asked together: ``found`` is of all but those that ``failed``, by their numbers;
+    one answer for all of them or one for each, as the read has it.
+    """
+
+    found: Sequence[T]
+    failed: Mapping[int, VecdbError] = field(default_factory=dict)
 
 
 class Replicas(Protocol):
@@ -49,6 +67,22 @@ class Replicas(Protocol):
 
     async def rebuild(self, group: int, call: Call) -> None:
         """Set the replica's state aside and begin to build it anew from the others; ``Unavailable`` without any."""
+        ...
+
+    # Reads of the shards ``call.shards`` of the collection ``name``.  A node of a release that does not know these
+    # raises ``Unavailable`` with the field ``unknown_call``.
+
+    async def query_shards(self, name: str, request: QueryRequest, call: Call) -> Several[QueryResult]:
+        """The nearest of all of them, as one answer; not explained."""
+        ...
+
+    async def count_shards(self, name: str, where: FilterNode | None, call: Call) -> Several[int]:
+        """How many records they have that match, all together."""
+        ...
+
+    async def fetch_shards(self, name: str, ids: Sequence[RecordId], call: Call, *, include_metadata: bool = True,
+                           include_vectors: bool = True) -> Several[list[Record]]:
+        """Of each shard the records of these ids that are its own."""
         ...
 
 

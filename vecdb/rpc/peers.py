@@ -36,7 +36,6 @@ from vecdb.ports import tracing
 from vecdb.ports.clock import Clock
 from vecdb.ports.node import Node
 from vecdb.ports.observer import NullObserver
-from vecdb.ports.peers import Replicas
 from vecdb.ports.replicator import Committed, ReplicaStatus
 from vecdb.rpc.door import Guards
 from vecdb.rpc.methods import Context, Method
@@ -44,6 +43,7 @@ from vecdb.rpc.peer import PEER_PREFIX, peer_guards
 from vecdb.rpc.peer_twins import TWICE
 from vecdb.rpc.probing import Probes
 from vecdb.rpc.reasons import short
+from vecdb.rpc.shard_reads import ReadReplicas, ReadsServicer, RemoteShardReads
 from vecdb.shard.marks import MarkResult
 from vecdb.wire import convert, status
 from vecdb.wire.large import with_bytes
@@ -92,11 +92,12 @@ def cluster_guards(guards: Guards) -> Guards:
 class ReplicasServicer:
     """The internal Shards service over this node's replicas, for an edge with the prefix :data:`PEER_PREFIX`."""
 
-    def __init__(self, replicas: Replicas) -> None:
+    def __init__(self, replicas: ReadReplicas) -> None:
         self._replicas = replicas
 
     def methods(self) -> list[Method]:
         return [
+            *ReadsServicer(self._replicas).methods(),
             Method("Shards/Propose", pb.ProposeRequest, Role.ADMIN, most_bytes=COMMAND_BYTES, unary=self.propose),
             Method("Shards/Change", pb.ChangeRequest, Role.ADMIN, unary=self.change),
             Method("Shards/ReadIndex", pb.ReadIndexRequest, Role.READ, unary=self.read_index),
@@ -226,7 +227,7 @@ class PeerChannel:
         """The channels' own end is their owner's."""
 
 
-class RemoteReplicas:
+class RemoteReplicas(RemoteShardReads):
     """:class:`~vecdb.ports.peers.Replicas` of another node."""
 
     def __init__(self, channels: Channels, node: str, clock: Clock) -> None:
@@ -339,8 +340,9 @@ def failure(error: grpc.aio.AioRpcError, node: str, write: bool) -> VecdbError:
         return removed
     if any(key == REFUSED and value == TWICE for key, value in trailing):
         return JoinRefused(f"node {node} says: {text[:300]}", reason="name_in_use", node=node)
-    unsent = any(key == REFUSED for key, _ in trailing) or bool(_NOT_SENT.search(text)) \
-        or error.code() is grpc.StatusCode.UNIMPLEMENTED
+    if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+        return Unavailable(f"node {node} does not know this call: {short(text)}", node=node, unknown_call=True)
+    unsent = any(key == REFUSED for key, _ in trailing) or bool(_NOT_SENT.search(text))
     if unsent or not write:
         if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
             return DeadlineExceeded(f"the deadline passed before node {node} answered", node=node)

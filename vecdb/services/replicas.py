@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
 from vecdb.cluster.control import ControlState, ShardEntry, collection_of, version_of
+from vecdb.cluster.merge import merge_results
+from vecdb.cluster.routing import id_hashes
 from vecdb.core.calls import Call, Consistency
 from vecdb.core.cluster import ShardState
 from vecdb.core.errors import (
@@ -29,6 +31,7 @@ from vecdb.core.errors import (
     StaleShardMap,
     Unavailable,
     Unsupported,
+    VecdbError,
 )
 from vecdb.core.filters.tree import Node as FilterNode
 from vecdb.core.ids import RecordId
@@ -38,9 +41,11 @@ from vecdb.core.records import DeleteIds, DeleteWhere, Record, UpdateMetadata, U
 from vecdb.core.schema import CollectionSchema
 from vecdb.ports.clock import Clock
 from vecdb.ports.node import Node, Progress
+from vecdb.ports.peers import Several
 from vecdb.ports.replicator import Committed, ReplicaStatus, Replicator
 from vecdb.services.admission import MemoryGuard
 from vecdb.services.maintenance import HOLD_S, LOOK_AGAIN_S
+from vecdb.services.several import ask_each
 from vecdb.services.unreachable import GONE
 from vecdb.shard.marks import MarkResult
 
@@ -366,6 +371,48 @@ class OwnReplicas:
 
     async def count(self, name: str, where: FilterNode | None, call: Call) -> int:
         return await self._read(name, call, lambda label: self._engine.count(label, where, call))
+
+    # --- reads of several shards ------------------------------------------------------------------
+
+    def schema_of(self, name: str) -> CollectionSchema:
+        """Of a collection, whatever shards it has; ``Unavailable`` where this node knows of none."""
+        found = self._control.state.collections.get(name)
+        if found is None:
+            raise Unavailable(f"this node knows of no collection {name!r} yet", collection=name)
+        return found.schema
+
+    async def _each(self, name: str, call: Call, read: Callable[[str, Call], Awaitable[T]]
+                    ) -> tuple[list[T], dict[int, VecdbError]]:
+        def one(group: int, mine: Call) -> Awaitable[T]:
+            label = self._label(group)
+            if label is None or collection_of(label) != name:
+                label = f"{name}@{group}"
+            return self._read(label, mine, lambda label: read(label, mine))
+
+        return await ask_each(call.shards, call, self._clock, one)
+
+    async def query_shards(self, name: str, request: QueryRequest, call: Call) -> Several[QueryResult]:
+        found, failed = await self._each(name, call, lambda label, mine: self._engine.query(label, request, mine))
+        return Several([merge_results(found, request)] if found else [], failed)
+
+    async def count_shards(self, name: str, where: FilterNode | None, call: Call) -> Several[int]:
+        found, failed = await self._each(name, call, lambda label, mine: self._engine.count(label, where, mine))
+        return Several([sum(found)] if found else [], failed)
+
+    async def fetch_shards(self, name: str, ids: Sequence[RecordId], call: Call, *, include_metadata: bool = True,
+                           include_vectors: bool = True) -> Several[list[Record]]:
+        state = self._control.state
+        # Who does not know the collection has none of its shards either.
+        keyed = name not in state.collections or state.collections[name].shard_key is not None
+        hashes = [] if keyed else id_hashes(ids).tolist()
+
+        def own(label: str) -> Sequence[RecordId]:
+            entry = state.labelled(label)
+            return ids if keyed else [one for one, at in zip(ids, hashes, strict=True) if entry.lo <= at < entry.hi]
+
+        found, failed = await self._each(name, call, lambda label, mine: self._engine.fetch(
+            label, own(label), mine, include_metadata=include_metadata, include_vectors=include_vectors))
+        return Several(found, failed)
 
     async def jobs(self, name: str | None, call: Call) -> list[dict[str, Any]]:
         state = self._control.state

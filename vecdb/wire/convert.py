@@ -9,6 +9,7 @@ from vecdb.wire.ids import ids_from_wire, ids_to_wire
 from vecdb.wire.jsons import metadata_from_wire, object_from_wire, object_to_wire
 from vecdb.wire.matrix import matrix_from_wire, matrix_to_wire
 from vecdb.wire.queries import (
+    answer_from_wire,
     cost_from_wire,
     cost_to_wire,
     query_from_wire,
@@ -52,9 +53,10 @@ from vecdb.wire.schema import (
 )
 
 __all__ = [
-    "Fetch", "cost_from_wire", "cost_to_wire", "count_from_wire", "count_to_wire", "counted_from_wire",
-    "counted_to_wire", "delete_from_wire", "delete_to_wire", "description_from_wire", "description_to_wire",
-    "fetch_from_wire", "fetch_to_wire", "filter_from_wire", "filter_to_wire", "ids_from_wire", "ids_to_wire",
+    "Fetch", "answer_from_wire", "cost_from_wire", "cost_to_wire", "count_from_wire", "count_to_wire",
+    "counted_from_wire", "counted_to_wire", "delete_from_wire", "delete_to_wire", "description_from_wire",
+    "description_to_wire", "fetch_from_wire", "fetch_to_wire", "filter_from_wire", "filter_to_wire", "ids_from_wire",
+    "ids_to_wire",
     "layout_from_wire", "layout_to_wire", "matrix_from_wire", "matrix_to_wire", "metadata_from_wire",
     "name_from_wire", "object_from_wire", "object_to_wire", "page_from_wire", "page_to_wire", "put_read",
     "query_from_wire", "query_to_wire", "read_from_wire", "read_to_wire", "records_from_wire", "records_to_wire",

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from vecdb.core.errors import InvalidArgument, LimitExceeded
+from vecdb.core.errors import InvalidArgument, LimitExceeded, VecdbError
 from vecdb.core.limits import MAX_EF, MAX_K, MAX_NPROBE, MAX_QUERY_ROWS, MAX_RESULT_BYTES, MAX_RESULTS
 from vecdb.core.metadata import parse_metadata
 from vecdb.core.query import Columns, Cost, Matches, QueryRequest, QueryResult
@@ -144,6 +144,19 @@ def result_from_wire(msg: pb.QueryReply) -> QueryResult:
                                None if vectors is None else vectors[low:high]))
     plan: dict[str, Any] | None = object_from_wire(msg.plan_json) if msg.plan_json else None
     return QueryResult(matches, plan, tuple(msg.missing), cost_from_wire(msg.cost) if msg.HasField("cost") else None)
+
+
+def answer_from_wire(msg: pb.QueryReply, request: QueryRequest) -> QueryResult:
+    """Return the answers to a request, one for each of its queries."""
+    result = result_from_wire(msg)
+    if len(result.matches) != len(request.vectors):
+        raise VecdbError(f"the server answered {len(result.matches)} queries of {len(request.vectors)}")
+    if not (request.include_metadata or request.include_vectors) or any(one.ids for one in result.matches):
+        return result
+    # Nothing was found, so no columns came: they are empty, not absent.
+    vectors = np.empty((0, request.vectors.shape[1]), request.vectors.dtype) if request.include_vectors else None
+    empty = [Matches([], one.distances, [] if request.include_metadata else None, vectors) for one in result.matches]
+    return QueryResult(empty, result.plan, result.missing, result.cost)
 
 
 def cost_to_wire(cost: Cost) -> types_pb2.Cost:

@@ -113,14 +113,14 @@ class Bench:
 
 
 @asynccontextmanager
-async def between() -> AsyncIterator[Bench]:
-    """Node n1 asks node n2."""
-    own, node, refusing = Own(), FakeNode(), _Refusing()
+async def between(own: Any = None, without: str = "") -> AsyncIterator[Bench]:
+    """Node n1 asks node n2, which may be of a release that lacks a method."""
+    own, node, refusing = own or Own(), FakeNode(), _Refusing()
     faults: list[BaseException] = []
     guards = cluster_guards(Guards(refusing, refusing, refusing, refusing, NullObserver(),
                                    lambda error, request_id, method: faults.append(error)))
     with ThreadPoolExecutor(1) as workers:
-        internal = [*ReplicasServicer(own).methods(),
+        internal = [*(one for one in ReplicasServicer(own).methods() if one.name != without),
                     *FoundingServicer(lambda: Founding(7, ("n1/1",), (), True)).methods()]
         public = [*CollectionsServicer(node).methods(), *RecordsServicer(node, NullObserver()).methods(),
                   *QueriesServicer(node, NullObserver(), 60.0).methods()]

@@ -23,7 +23,7 @@ from vecdb.core.errors import CollectionExists, CollectionNotFound, DeadlineExce
 from vecdb.core.filters.tree import Node
 from vecdb.core.ids import RecordId
 from vecdb.core.layout import ANYHOW, Layout
-from vecdb.core.query import Description, Matches, QueryRequest, QueryResult, ScanPage, ScanRequest
+from vecdb.core.query import Description, QueryRequest, QueryResult, ScanPage, ScanRequest
 from vecdb.core.records import DeleteIds, DeleteWhere, Record, UpdateMetadata, UpsertBatch, WriteResult
 from vecdb.core.schema import CollectionSchema
 from vecdb.core.vectors import row_bytes, stored_dtype
@@ -290,15 +290,7 @@ def _halves(request: QueryRequest) -> Sequence[QueryRequest]:
 
 
 def answer(reply: bytes, request: QueryRequest) -> QueryResult:
-    result = convert.result_from_wire(read(q.QueryReply, reply))
-    if len(result.matches) != len(request.vectors):
-        raise VecdbError(f"the server answered {len(result.matches)} queries of {len(request.vectors)}")
-    if not (request.include_metadata or request.include_vectors) or any(one.ids for one in result.matches):
-        return result
-    # Nothing was found, so no columns came: they are empty, not absent.
-    vectors = np.empty((0, request.vectors.shape[1]), request.vectors.dtype) if request.include_vectors else None
-    empty = [Matches([], one.distances, [] if request.include_metadata else None, vectors) for one in result.matches]
-    return QueryResult(empty, result.plan, result.missing, result.cost)
+    return convert.answer_from_wire(read(q.QueryReply, reply), request)
 
 
 def _joined(answers: list[QueryResult]) -> QueryResult:

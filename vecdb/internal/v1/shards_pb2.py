@@ -23,52 +23,60 @@ _sym_db = _symbol_database.Default()
 
 
 from vecdb.v1 import collections_pb2 as vecdb_dot_v1_dot_collections__pb2
+from vecdb.v1 import queries_pb2 as vecdb_dot_v1_dot_queries__pb2
+from vecdb.v1 import records_pb2 as vecdb_dot_v1_dot_records__pb2
 from vecdb.v1 import types_pb2 as vecdb_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1evecdb/internal/v1/shards.proto\x12\x11vecdb.internal.v1\x1a\x1avecdb/v1/collections.proto\x1a\x14vecdb/v1/types.proto\"0\n\x0eProposeRequest\x12\r\n\x05group\x18\x01 \x01(\x04\x12\x0f\n\x07\x63ommand\x18\x02 \x01(\x0c\"N\n\nMarkResult\x12\x11\n\tlog_index\x18\x01 \x01(\x04\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12\x0f\n\x07records\x18\x03 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\"\x82\x01\n\x0cProposeReply\x12\x11\n\tlog_index\x18\x01 \x01(\x04\x12&\n\x05write\x18\x02 \x01(\x0b\x32\x15.vecdb.v1.WriteResultH\x00\x12-\n\x04mark\x18\x03 \x01(\x0b\x32\x1d.vecdb.internal.v1.MarkResultH\x00\x42\x08\n\x06result\"\x88\x01\n\rChangeRequest\x12\"\n\x06\x63reate\x18\x01 \x01(\x0b\x32\x10.vecdb.v1.SchemaH\x00\x12\x0e\n\x04\x64rop\x18\x02 \x01(\tH\x00\x12\x17\n\x0fidempotency_key\x18\x03 \x01(\x0c\x12 \n\x06layout\x18\x04 \x01(\x0b\x32\x10.vecdb.v1.LayoutB\x08\n\x06\x63hange\" \n\x0b\x43hangeReply\x12\x11\n\tlog_index\x18\x01 \x01(\x04\"!\n\x10ReadIndexRequest\x12\r\n\x05group\x18\x01 \x01(\x04\"#\n\x0eReadIndexReply\x12\x11\n\tlog_index\x18\x01 \x01(\x04\"\x1f\n\rStatusRequest\x12\x0e\n\x06groups\x18\x01 \x03(\x04\"\x87\x02\n\rReplicaStatus\x12\r\n\x05group\x18\x01 \x01(\x04\x12\n\n\x02me\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x0c\n\x04role\x18\x04 \x01(\t\x12\x0c\n\x04term\x18\x05 \x01(\x04\x12\x0e\n\x06leader\x18\x06 \x01(\t\x12\x0e\n\x06\x63ommit\x18\x07 \x01(\x04\x12\x0f\n\x07\x61pplied\x18\x08 \x01(\x04\x12\r\n\x05\x66irst\x18\t \x01(\x04\x12\x0c\n\x04last\x18\n \x01(\x04\x12\x11\n\tlog_bytes\x18\x0b \x01(\x04\x12\x0e\n\x06voters\x18\x0c \x03(\t\x12\x10\n\x08learners\x18\r \x03(\t\x12\x0f\n\x07joining\x18\x0e \x03(\t\x12\r\n\x05\x65rror\x18\x0f \x01(\t\x12\r\n\x05stale\x18\x10 \x01(\x08\"A\n\x0bStatusReply\x12\x32\n\x08replicas\x18\x01 \x03(\x0b\x32 .vecdb.internal.v1.ReplicaStatus\"/\n\x0bMarkRequest\x12\r\n\x05group\x18\x01 \x01(\x04\x12\x11\n\tlog_index\x18\x02 \x01(\x04\"8\n\tMarkReply\x12+\n\x04mark\x18\x01 \x01(\x0b\x32\x1d.vecdb.internal.v1.MarkResult\",\n\x0fTransferRequest\x12\r\n\x05group\x18\x01 \x01(\x04\x12\n\n\x02to\x18\x02 \x01(\t\"\x0f\n\rTransferReply\"\x1f\n\x0eRebuildRequest\x12\r\n\x05group\x18\x01 \x01(\x04\"\x0e\n\x0cRebuildReply\"\x11\n\x0f\x46oundingRequest\"Q\n\rFoundingReply\x12\x0e\n\x06number\x18\x01 \x01(\r\x12\x0f\n\x07\x66orming\x18\x02 \x03(\t\x12\x0f\n\x07members\x18\x03 \x03(\t\x12\x0e\n\x06joined\x18\x04 \x01(\x08\x32\xfd\x04\n\x06Shards\x12M\n\x07Propose\x12!.vecdb.internal.v1.ProposeRequest\x1a\x1f.vecdb.internal.v1.ProposeReply\x12J\n\x06\x43hange\x12 .vecdb.internal.v1.ChangeRequest\x1a\x1e.vecdb.internal.v1.ChangeReply\x12S\n\tReadIndex\x12#.vecdb.internal.v1.ReadIndexRequest\x1a!.vecdb.internal.v1.ReadIndexReply\x12J\n\x06Status\x12 .vecdb.internal.v1.StatusRequest\x1a\x1e.vecdb.internal.v1.StatusReply\x12\x44\n\x04Mark\x12\x1e.vecdb.internal.v1.MarkRequest\x1a\x1c.vecdb.internal.v1.MarkReply\x12P\n\x08Transfer\x12\".vecdb.internal.v1.TransferRequest\x1a .vecdb.internal.v1.TransferReply\x12M\n\x07Rebuild\x12!.vecdb.internal.v1.RebuildRequest\x1a\x1f.vecdb.internal.v1.RebuildReply\x12P\n\x08\x46ounding\x12\".vecdb.internal.v1.FoundingRequest\x1a .vecdb.internal.v1.FoundingReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1evecdb/internal/v1/shards.proto\x12\x11vecdb.internal.v1\x1a\x1avecdb/v1/collections.proto\x1a\x16vecdb/v1/queries.proto\x1a\x16vecdb/v1/records.proto\x1a\x14vecdb/v1/types.proto\"0\n\x0eProposeRequest\x12\r\n\x05group\x18\x01 \x01(\x04\x12\x0f\n\x07\x63ommand\x18\x02 \x01(\x0c\"N\n\nMarkResult\x12\x11\n\tlog_index\x18\x01 \x01(\x04\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12\x0f\n\x07records\x18\x03 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\"\x82\x01\n\x0cProposeReply\x12\x11\n\tlog_index\x18\x01 \x01(\x04\x12&\n\x05write\x18\x02 \x01(\x0b\x32\x15.vecdb.v1.WriteResultH\x00\x12-\n\x04mark\x18\x03 \x01(\x0b\x32\x1d.vecdb.internal.v1.MarkResultH\x00\x42\x08\n\x06result\"\x88\x01\n\rChangeRequest\x12\"\n\x06\x63reate\x18\x01 \x01(\x0b\x32\x10.vecdb.v1.SchemaH\x00\x12\x0e\n\x04\x64rop\x18\x02 \x01(\tH\x00\x12\x17\n\x0fidempotency_key\x18\x03 \x01(\x0c\x12 \n\x06layout\x18\x04 \x01(\x0b\x32\x10.vecdb.v1.LayoutB\x08\n\x06\x63hange\" \n\x0b\x43hangeReply\x12\x11\n\tlog_index\x18\x01 \x01(\x04\"!\n\x10ReadIndexRequest\x12\r\n\x05group\x18\x01 \x01(\x04\"#\n\x0eReadIndexReply\x12\x11\n\tlog_index\x18\x01 \x01(\x04\"\x1f\n\rStatusRequest\x12\x0e\n\x06groups\x18\x01 \x03(\x04\"\x87\x02\n\rReplicaStatus\x12\r\n\x05group\x18\x01 \x01(\x04\x12\n\n\x02me\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x0c\n\x04role\x18\x04 \x01(\t\x12\x0c\n\x04term\x18\x05 \x01(\x04\x12\x0e\n\x06leader\x18\x06 \x01(\t\x12\x0e\n\x06\x63ommit\x18\x07 \x01(\x04\x12\x0f\n\x07\x61pplied\x18\x08 \x01(\x04\x12\r\n\x05\x66irst\x18\t \x01(\x04\x12\x0c\n\x04last\x18\n \x01(\x04\x12\x11\n\tlog_bytes\x18\x0b \x01(\x04\x12\x0e\n\x06voters\x18\x0c \x03(\t\x12\x10\n\x08learners\x18\r \x03(\t\x12\x0f\n\x07joining\x18\x0e \x03(\t\x12\r\n\x05\x65rror\x18\x0f \x01(\t\x12\r\n\x05stale\x18\x10 \x01(\x08\"A\n\x0bStatusReply\x12\x32\n\x08replicas\x18\x01 \x03(\x0b\x32 .vecdb.internal.v1.ReplicaStatus\"/\n\x0bMarkRequest\x12\r\n\x05group\x18\x01 \x01(\x04\x12\x11\n\tlog_index\x18\x02 \x01(\x04\"8\n\tMarkReply\x12+\n\x04mark\x18\x01 \x01(\x0b\x32\x1d.vecdb.internal.v1.MarkResult\",\n\x0fTransferRequest\x12\r\n\x05group\x18\x01 \x01(\x04\x12\n\n\x02to\x18\x02 \x01(\t\"\x0f\n\rTransferReply\"\x1f\n\x0eRebuildRequest\x12\r\n\x05group\x18\x01 \x01(\x04\"\x0e\n\x0cRebuildReply\"\x11\n\x0f\x46oundingRequest\"Q\n\rFoundingReply\x12\x0e\n\x06number\x18\x01 \x01(\r\x12\x0f\n\x07\x66orming\x18\x02 \x03(\t\x12\x0f\n\x07members\x18\x03 \x03(\t\x12\x0e\n\x06joined\x18\x04 \x01(\x08\"\x90\x01\n\x0bReadRequest\x12\'\n\x05query\x18\x01 \x01(\x0b\x32\x16.vecdb.v1.QueryRequestH\x00\x12\'\n\x05\x63ount\x18\x02 \x01(\x0b\x32\x16.vecdb.v1.CountRequestH\x00\x12\'\n\x05\x66\x65tch\x18\x03 \x01(\x0b\x32\x16.vecdb.v1.FetchRequestH\x00\x42\x06\n\x04what\"<\n\x0bReadFailure\x12\r\n\x05shard\x18\x01 \x01(\x04\x12\x1e\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x0f.vecdb.v1.Error\"\xaa\x01\n\tReadReply\x12.\n\x06\x66\x61iled\x18\x01 \x03(\x0b\x32\x1e.vecdb.internal.v1.ReadFailure\x12#\n\x05query\x18\x02 \x01(\x0b\x32\x14.vecdb.v1.QueryReply\x12#\n\x05\x63ount\x18\x03 \x01(\x0b\x32\x14.vecdb.v1.CountReply\x12#\n\x05\x66\x65tch\x18\x04 \x03(\x0b\x32\x14.vecdb.v1.FetchReply2\xc3\x05\n\x06Shards\x12M\n\x07Propose\x12!.vecdb.internal.v1.ProposeRequest\x1a\x1f.vecdb.internal.v1.ProposeReply\x12J\n\x06\x43hange\x12 .vecdb.internal.v1.ChangeRequest\x1a\x1e.vecdb.internal.v1.ChangeReply\x12S\n\tReadIndex\x12#.vecdb.internal.v1.ReadIndexRequest\x1a!.vecdb.internal.v1.ReadIndexReply\x12J\n\x06Status\x12 .vecdb.internal.v1.StatusRequest\x1a\x1e.vecdb.internal.v1.StatusReply\x12\x44\n\x04Mark\x12\x1e.vecdb.internal.v1.MarkRequest\x1a\x1c.vecdb.internal.v1.MarkReply\x12P\n\x08Transfer\x12\".vecdb.internal.v1.TransferRequest\x1a .vecdb.internal.v1.TransferReply\x12M\n\x07Rebuild\x12!.vecdb.internal.v1.RebuildRequest\x1a\x1f.vecdb.internal.v1.RebuildReply\x12P\n\x08\x46ounding\x12\".vecdb.internal.v1.FoundingRequest\x1a .vecdb.internal.v1.FoundingReply\x12\x44\n\x04Read\x12\x1e.vecdb.internal.v1.ReadRequest\x1a\x1c.vecdb.internal.v1.ReadReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'vecdb.internal.v1.shards_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PROPOSEREQUEST']._serialized_start=103
-  _globals['_PROPOSEREQUEST']._serialized_end=151
-  _globals['_MARKRESULT']._serialized_start=153
-  _globals['_MARKRESULT']._serialized_end=231
-  _globals['_PROPOSEREPLY']._serialized_start=234
-  _globals['_PROPOSEREPLY']._serialized_end=364
-  _globals['_CHANGEREQUEST']._serialized_start=367
-  _globals['_CHANGEREQUEST']._serialized_end=503
-  _globals['_CHANGEREPLY']._serialized_start=505
-  _globals['_CHANGEREPLY']._serialized_end=537
-  _globals['_READINDEXREQUEST']._serialized_start=539
-  _globals['_READINDEXREQUEST']._serialized_end=572
-  _globals['_READINDEXREPLY']._serialized_start=574
-  _globals['_READINDEXREPLY']._serialized_end=609
-  _globals['_STATUSREQUEST']._serialized_start=611
-  _globals['_STATUSREQUEST']._serialized_end=642
-  _globals['_REPLICASTATUS']._serialized_start=645
-  _globals['_REPLICASTATUS']._serialized_end=908
-  _globals['_STATUSREPLY']._serialized_start=910
-  _globals['_STATUSREPLY']._serialized_end=975
-  _globals['_MARKREQUEST']._serialized_start=977
-  _globals['_MARKREQUEST']._serialized_end=1024
-  _globals['_MARKREPLY']._serialized_start=1026
-  _globals['_MARKREPLY']._serialized_end=1082
-  _globals['_TRANSFERREQUEST']._serialized_start=1084
-  _globals['_TRANSFERREQUEST']._serialized_end=1128
-  _globals['_TRANSFERREPLY']._serialized_start=1130
-  _globals['_TRANSFERREPLY']._serialized_end=1145
-  _globals['_REBUILDREQUEST']._serialized_start=1147
-  _globals['_REBUILDREQUEST']._serialized_end=1178
-  _globals['_REBUILDREPLY']._serialized_start=1180
-  _globals['_REBUILDREPLY']._serialized_end=1194
-  _globals['_FOUNDINGREQUEST']._serialized_start=1196
-  _globals['_FOUNDINGREQUEST']._serialized_end=1213
-  _globals['_FOUNDINGREPLY']._serialized_start=1215
-  _globals['_FOUNDINGREPLY']._serialized_end=1296
-  _globals['_SHARDS']._serialized_start=1299
-  _globals['_SHARDS']._serialized_end=1936
+  _globals['_PROPOSEREQUEST']._serialized_start=151
+  _globals['_PROPOSEREQUEST']._serialized_end=199
+  _globals['_MARKRESULT']._serialized_start=201
+  _globals['_MARKRESULT']._serialized_end=279
+  _globals['_PROPOSEREPLY']._serialized_start=282
+  _globals['_PROPOSEREPLY']._serialized_end=412
+  _globals['_CHANGEREQUEST']._serialized_start=415
+  _globals['_CHANGEREQUEST']._serialized_end=551
+  _globals['_CHANGEREPLY']._serialized_start=553
+  _globals['_CHANGEREPLY']._serialized_end=585
+  _globals['_READINDEXREQUEST']._serialized_start=587
+  _globals['_READINDEXREQUEST']._serialized_end=620
+  _globals['_READINDEXREPLY']._serialized_start=622
+  _globals['_READINDEXREPLY']._serialized_end=657
+  _globals['_STATUSREQUEST']._serialized_start=659
+  _globals['_STATUSREQUEST']._serialized_end=690
+  _globals['_REPLICASTATUS']._serialized_start=693
+  _globals['_REPLICASTATUS']._serialized_end=956
+  _globals['_STATUSREPLY']._serialized_start=958
+  _globals['_STATUSREPLY']._serialized_end=1023
+  _globals['_MARKREQUEST']._serialized_start=1025
+  _globals['_MARKREQUEST']._serialized_end=1072
+  _globals['_MARKREPLY']._serialized_start=1074
+  _globals['_MARKREPLY']._serialized_end=1130
+  _globals['_TRANSFERREQUEST']._serialized_start=1132
+  _globals['_TRANSFERREQUEST']._serialized_end=1176
+  _globals['_TRANSFERREPLY']._serialized_start=1178
+  _globals['_TRANSFERREPLY']._serialized_end=1193
+  _globals['_REBUILDREQUEST']._serialized_start=1195
+  _globals['_REBUILDREQUEST']._serialized_end=1226
+  _globals['_REBUILDREPLY']._serialized_start=1228
+  _globals['_REBUILDREPLY']._serialized_end=1242
+  _globals['_FOUNDINGREQUEST']._serialized_start=1244
+  _globals['_FOUNDINGREQUEST']._serialized_end=1261
+  _globals['_FOUNDINGREPLY']._serialized_start=1263
+  _globals['_FOUNDINGREPLY']._serialized_end=1344
+  _globals['_READREQUEST']._serialized_start=1347
+  _globals['_READREQUEST']._serialized_end=1491
+  _globals['_READFAILURE']._serialized_start=1493
+  _globals['_READFAILURE']._serialized_end=1553
+  _globals['_READREPLY']._serialized_start=1556
+  _globals['_READREPLY']._serialized_end=1726
+  _globals['_SHARDS']._serialized_start=1729
+  _globals['_SHARDS']._serialized_end=2436
 # @@protoc_insertion_point(module_scope)

@@ -8,6 +8,8 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from vecdb.v1 import collections_pb2 as _collections_pb2
+from vecdb.v1 import queries_pb2 as _queries_pb2
+from vecdb.v1 import records_pb2 as _records_pb2
 from vecdb.v1 import types_pb2 as _types_pb2
 import builtins as _builtins
 import sys
@@ -462,3 +464,98 @@ class FoundingReply(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FoundingReply: _TypeAlias = FoundingReply  # noqa: Y015
+
+@_typing.final
+class ReadRequest(_message.Message):
+    """`read.shards` of what is asked names the shards, by their numbers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUERY_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    FETCH_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def query(self) -> _queries_pb2.QueryRequest: ...
+    @_builtins.property
+    def count(self) -> _records_pb2.CountRequest: ...
+    @_builtins.property
+    def fetch(self) -> _records_pb2.FetchRequest: ...
+    def __init__(
+        self,
+        *,
+        query: _queries_pb2.QueryRequest | None = ...,
+        count: _records_pb2.CountRequest | None = ...,
+        fetch: _records_pb2.FetchRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "fetch", b"fetch", "query", b"query", "what", b"what"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "fetch", b"fetch", "query", b"query", "what", b"what"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["query", "count", "fetch"]  # noqa: Y015
+    _WhichOneofArgType_what: _TypeAlias = _typing.Literal["what", b"what"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_what) -> _WhichOneofReturnType_what | None: ...
+
+Global___ReadRequest: _TypeAlias = ReadRequest  # noqa: Y015
+
+@_typing.final
+class ReadFailure(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARD_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    shard: _builtins.int
+    @_builtins.property
+    def error(self) -> _types_pb2.Error: ...
+    def __init__(
+        self,
+        *,
+        shard: _builtins.int = ...,
+        error: _types_pb2.Error | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "shard", b"shard"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadFailure: _TypeAlias = ReadFailure  # noqa: Y015
+
+@_typing.final
+class ReadReply(_message.Message):
+    """Nothing is set of what no shard answered."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FAILED_FIELD_NUMBER: _builtins.int
+    QUERY_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    FETCH_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def failed(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReadFailure]: ...
+    @_builtins.property
+    def query(self) -> _queries_pb2.QueryReply:
+        """the nearest of all shards that answered"""
+
+    @_builtins.property
+    def count(self) -> _records_pb2.CountReply:
+        """of all that answered"""
+
+    @_builtins.property
+    def fetch(self) -> _containers.RepeatedCompositeFieldContainer[_records_pb2.FetchReply]:
+        """of each that answered"""
+
+    def __init__(
+        self,
+        *,
+        failed: _abc.Iterable[Global___ReadFailure] | None = ...,
+        query: _queries_pb2.QueryReply | None = ...,
+        count: _records_pb2.CountReply | None = ...,
+        fetch: _abc.Iterable[_records_pb2.FetchReply] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "query", b"query"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "failed", b"failed", "fetch", b"fetch", "query", b"query"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadReply: _TypeAlias = ReadReply  # noqa: Y015

@@ -2,9 +2,10 @@
 
 A call is of a collection, and a collection is of shards (:mod:`vecdb.cluster.routing`).  :mod:`.knowledge` says which
 they are, as this node knows it, and finds out what it does not; :mod:`.fan` asks those that a read concerns, each
-through :mod:`.shard_reads`, and makes their answers one; :mod:`.writes` has each shard's part of a write committed by
-its leader; :mod:`.scans` go through them one after the other; :mod:`.collections` and :mod:`.care` do the rest.
-:class:`ReplicatedNode` is all of it as a :class:`~vecdb.ports.node.Node`.
+through :mod:`.shard_reads` or several of a node together (:mod:`.bundles`), and makes their answers one; :mod:`.writes`
+has each shard's part of a write committed by its leader; :mod:`.scans` go through them one after the other;
+:mod:`.collections` and :mod:`.care` do the rest.  :class:`ReplicatedNode` is all of it as a
+:class:`~vecdb.ports.node.Node`.
 
 **Between nodes** a shard is named by its label, as the collection of the call: ``docs`` for the only shard of one that
 was made with one, else ``docs@17``.  Nothing is handed on twice: who is asked for a shard answers from its own replica

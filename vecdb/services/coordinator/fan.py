@@ -1,6 +1,7 @@
 """Reads of a collection: every shard that may have to say something is asked, and their answers are made one.
 
-All shards are asked at the same time, under one deadline.  A collection with one shard, or a filter that is about one,
+All shards are asked at the same time, under one deadline; several that one node has in one call (:mod:`.bundles`).  A
+collection with one shard, or a filter that is about one,
 costs nothing of that: its shard is asked as if there were no others.
 
 **What calls go to may change while they run.**  A shard that others have taken the place of says so, or this node hears
@@ -15,42 +16,29 @@ import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from vecdb.cluster.control import ShardEntry
 from vecdb.core.calls import Call
-from vecdb.core.errors import (
-    Cancelled,
-    CollectionNotFound,
-    DataCorrupted,
-    DeadlineExceeded,
-    Overloaded,
-    StaleShardMap,
-    StorageError,
-    Unavailable,
-    VecdbError,
-)
+from vecdb.core.errors import CollectionNotFound, DeadlineExceeded, StaleShardMap, Unavailable
+from vecdb.services.coordinator.bundles import Asked, Bundles, Piece
 from vecdb.services.coordinator.knowledge import LEARN_S, Knowledge, Shards
-from vecdb.services.coordinator.shard_reads import Reading, ShardReader
+from vecdb.services.coordinator.shard_reads import MISSING, Reading, ShardReader, named
 from vecdb.services.leaders import PAUSE_S
 from vecdb.services.passing import copy_of
+from vecdb.services.several import partial_until
 
 T = TypeVar("T")
-
-PARTIAL_S: Final = 5.0
-"""How long a partial answer is waited for in a call without a deadline."""
-RESERVE: Final = 0.1
-"""Of the time that is left, kept for the way back of a partial answer; at most :data:`RESERVE_S`."""
-RESERVE_S: Final = 0.25
-_MISSING: Final = (Unavailable, Overloaded, DeadlineExceeded, Cancelled, StorageError, DataCorrupted)
-"""What a shard may fail with that a partial answer goes without."""
 
 Chosen = Sequence[tuple[ShardEntry, Reading[T]]]
 
 
 @dataclass(frozen=True, slots=True)
 class Answers(Generic[T]):
-    """Of the shards that answered, in the order of their ranges; ``missing``: names of the others."""
+    """Of the shards that answered, in the order of their ranges; ``missing``: names of the others.
+
+    ``found``: one answer for each of the shards, but that those which were asked together may have one for all.
+    """
 
     shards: list[ShardEntry]
     found: list[T]
@@ -62,12 +50,28 @@ def shard_name(shard: ShardEntry) -> str:
     return f"shard {shard.group}"
 
 
+@dataclass(frozen=True, slots=True)
+class _Unit(Generic[T]):
+    """What is waited for: one shard's answer, or the pieces of a bundle, which come one by one."""
+
+    shards: tuple[ShardEntry, ...]
+    task: "asyncio.Task[Any]"
+    pieces: list[Piece[T]] | None = None
+
+    def answered(self) -> Sequence[Piece[T]]:
+        if self.pieces is not None:
+            return self.pieces
+        done = self.task.done() and not self.task.cancelled() and self.task.exception() is None
+        return [(self.shards, [self.task.result()])] if done else []
+
+
 class Fan:
     """Belongs to one event loop."""
 
     def __init__(self, know: Knowledge, reader: ShardReader) -> None:
         self._know = know
         self._reader = reader
+        self._bundles = Bundles(know, reader)
 
     async def read(self, name: str, call: Call, choose: Callable[[Shards], Chosen[T]],
                    merge: Callable[[Answers[T]], T]) -> T:
@@ -125,49 +129,69 @@ class Fan:
     # --- several shards ---------------------------------------------------------------------------
 
     async def _several(self, chosen: Chosen[T], call: Call) -> Answers[T]:
+        until, ends = partial_until(call, self._know.clock.monotonic())
+        bundles = self._bundles.plan(chosen, call)
+        if not bundles:
+            return await self._separately(chosen, [], call, until, ends)
+        readings = {shard.group: reading for shard, reading in chosen}
+        asked = [self._bundles.ask(one, readings, call, until if call.allow_partial else None) for one in bundles]
+        if len(asked) == 1 and len(asked[0].shards) == len(chosen) and not call.allow_partial:
+            await asked[0].whole()
+            return _answers(chosen, asked[0].pieces)
+        return await self._separately(chosen, asked, call, until, ends)
+
+    async def _separately(self, chosen: Chosen[T], asked: list[Asked[T]], call: Call, until: float, ends: float
+                          ) -> Answers[T]:
+        """Some together, all others each by itself."""
         loop = asyncio.get_running_loop()
-        tasks = [loop.create_task(self._reader.read(shard, copy_of(call), reading)) for shard, reading in chosen]
+        together = {shard.group for one in asked for shard in one.shards}
+        units: list[_Unit[T]] = [_Unit(one.shards, loop.create_task(one.whole()), one.pieces) for one in asked]
+        units += [_Unit((shard,), loop.create_task(self._reader.read(shard, copy_of(call), reading)))
+                  for shard, reading in chosen if shard.group not in together]
+        tasks = [one.task for one in units]
         try:
             if call.allow_partial:
-                return await self._some(chosen, tasks, call)
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-            for task in tasks:
-                if task.done() and not task.cancelled() and (error := task.exception()) is not None:
-                    raise _named(error, chosen[tasks.index(task)][0])
-            return Answers([shard for shard, _ in chosen], [task.result() for task in tasks])
+                await self._some(tasks, until, ends)
+            else:
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+                for unit in units:
+                    task = unit.task
+                    if task.done() and not task.cancelled() and (error := task.exception()) is not None:
+                        raise named(error, unit.shards[0].group) if unit.pieces is None else error
+            answers = _answers(chosen, [piece for unit in units for piece in unit.answered()])
+            if answers.missing and not answers.shards:
+                raise next((error for task in tasks if task.done() and not task.cancelled()
+                            and (error := task.exception()) is not None), None) \
+                    or DeadlineExceeded("no shard answered before the deadline")
+            if answers.missing:
+                self._know.counts.add("partial")
+            return answers
         finally:
             _end(tasks)
 
-    async def _some(self, chosen: Chosen[T], tasks: "list[asyncio.Task[T]]", call: Call) -> Answers[T]:
-        now = self._know.clock.monotonic()
-        left = PARTIAL_S if call.deadline is None else max(0.0, call.deadline - now)
-        until = now + left - min(RESERVE_S, RESERVE * left)
-        waiting: set[asyncio.Task[T]] = set(tasks)
-        while waiting and (rest := until - self._know.clock.monotonic()) > 0:
+    async def _some(self, tasks: "Sequence[asyncio.Task[Any]]", until: float, ends: float) -> None:
+        """Until the answer is what there is; where there is nothing, until the end."""
+        clock = self._know.clock
+        waiting: set[asyncio.Task[Any]] = set(tasks)
+        while waiting and (rest := until - clock.monotonic()) > 0:
             done, waiting = await asyncio.wait(waiting, timeout=rest, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 error = None if task.cancelled() else task.exception()
-                if error is not None and (isinstance(error, StaleShardMap) or not isinstance(error, _MISSING)):
+                if error is not None and (isinstance(error, StaleShardMap) or not isinstance(error, MISSING)):
                     raise error
-        answered = [(shard, task.result()) for (shard, _), task in zip(chosen, tasks, strict=True)
-                    if task.done() and not task.cancelled() and task.exception() is None]
-        if not answered:
+        if waiting == set(tasks) or all(task in waiting or task.cancelled() or task.exception() for task in tasks):
             # There is nothing to bring back in time: each shard may say itself what became of it.
-            await asyncio.wait(tasks, timeout=max(0.0, left + now - self._know.clock.monotonic()))
-            failed = next((task.exception() for task in tasks if task.done() and not task.cancelled()), None)
-            raise failed or DeadlineExceeded("no shard answered before the deadline")
-        there = {shard.group for shard, _ in answered}
-        missing = tuple(shard_name(shard) for shard, _ in chosen if shard.group not in there)
-        if missing:
-            self._know.counts.add("partial")
-        return Answers([shard for shard, _ in answered], [found for _, found in answered], missing)
+            await asyncio.wait(tasks, timeout=max(0.0, ends - clock.monotonic()))
 
 
-def _named(error: BaseException, shard: ShardEntry) -> BaseException:
-    """An error that says of which shard it is."""
-    if isinstance(error, VecdbError):
-        error.fields.setdefault("shard", shard.group)
-    return error
+def _answers(chosen: Chosen[T], pieces: Sequence[Piece[T]]) -> Answers[T]:
+    """In the order of the shards' ranges, as they were chosen."""
+    place = {shard.group: at for at, (shard, _) in enumerate(chosen)}
+    ordered = sorted(pieces, key=lambda piece: place[piece[0][0].group])
+    shards = [shard for some, _ in ordered for shard in some]
+    there = {shard.group for shard in shards}
+    return Answers(shards, [one for _, found in ordered for one in found],
+                   tuple(shard_name(shard) for shard, _ in chosen if shard.group not in there))
 
 
 def _end(tasks: "Sequence[asyncio.Task[Any]]") -> None:

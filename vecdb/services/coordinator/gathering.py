@@ -1,22 +1,23 @@
 """Queries for the same shard on the same node that come together travel together.
 
-One call of each *lane* (a shard, a node, a set of options) is on its way at a time; what comes meanwhile waits, and
-leaves as one call of many queries when it is back.  A query that meets no other leaves at once, without a turn of the
-loop.  The measurements behind it: DESIGN, section 5.
+One call of each *lane* (a shard or several, a node, a set of options) is on its way at a time; what comes meanwhile
+waits, and leaves as one call of many queries when it is back.  A query that meets no other leaves at once, without a
+turn of the loop.  The measurements behind it: DESIGN, section 5.
 
 An error that names an argument may be another query's: then each is asked for by itself.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
 from vecdb.core.calls import Call
 from vecdb.core.errors import InvalidArgument, own_copy
 from vecdb.core.query import QueryRequest, QueryResult
+from vecdb.ports.peers import Several
 from vecdb.services.passing import copy_of
 
 MOST_ROWS: Final = 512
@@ -24,19 +25,31 @@ MOST_ROWS: Final = 512
 FEW_ROWS: Final = 64
 """A request with more goes by itself."""
 
-Ask = Callable[[QueryRequest, Call], Awaitable[QueryResult]]
+T = TypeVar("T")
+Ask = Callable[[QueryRequest, Call], Awaitable[T]]
+Cut = Callable[[T, int, int], T]
+"""The answers of some of the queries, from a place to another."""
+
+
+def cut_result(result: QueryResult, low: int, high: int) -> QueryResult:
+    return replace(result, matches=result.matches[low:high])
+
+
+def cut_several(several: Several[QueryResult], low: int, high: int) -> Several[QueryResult]:
+    return Several([cut_result(one, low, high) for one in several.found], several.failed)
 
 
 @dataclass(slots=True, eq=False)
 class _Waiter:
     request: QueryRequest
     call: Call
-    done: "asyncio.Future[QueryResult]"
+    done: "asyncio.Future[Any]"
 
 
 @dataclass(slots=True, eq=False)
 class _Lane:
-    ask: Ask
+    ask: Ask[Any]
+    cut: Cut[Any]
     flying: bool = True
     waiting: list[_Waiter] = field(default_factory=list)
 
@@ -50,17 +63,18 @@ class Gathering:
         self.gathered = 0
         """Queries that travelled with others."""
 
-    async def query(self, place: tuple[int, str], request: QueryRequest, call: Call, ask: Ask) -> QueryResult:
-        """``ask`` of the shard on the node of ``place``, alone or with others."""
+    async def query(self, place: tuple[Hashable, str], request: QueryRequest, call: Call, ask: Ask[T],
+                    cut: Cut[Any] = cut_result) -> T:
+        """``ask`` of the shard, or the shards, on the node of ``place``, alone or with others."""
         if request.explain or request.profile or len(request.vectors) > FEW_ROWS:
             return await ask(request, call)
         # The filter by identity: hashing a large one costs more than the query, and the wire gives equal ones as one.
-        key = (place, call.consistency, request.k, id(request.filter), request.within, request.ef_search,
-               request.nprobe, request.exact, request.include_metadata, request.include_vectors, request.shape,
-               request.vectors.shape[1], request.vectors.dtype.char)
+        key = (place, call.consistency, call.allow_partial, request.k, id(request.filter), request.within,
+               request.ef_search, request.nprobe, request.exact, request.include_metadata, request.include_vectors,
+               request.shape, request.vectors.shape[1], request.vectors.dtype.char)
         lane = self._lanes.get(key)
         if lane is None:
-            self._lanes[key] = _Lane(ask)
+            self._lanes[key] = _Lane(ask, cut)
             try:
                 return await ask(request, call)
             finally:
@@ -68,7 +82,8 @@ class Gathering:
         one = _Waiter(request, call, asyncio.get_running_loop().create_future())
         lane.waiting.append(one)
         lane.ask = ask
-        return await one.done
+        found: T = await one.done
+        return found
 
     def _landed(self, key: Any) -> None:
         """A call is back: those that waited leave."""
@@ -83,13 +98,14 @@ class Gathering:
         if not batch:
             del self._lanes[key]
             return
-        task = asyncio.get_running_loop().create_task(self._together(key, lane.ask, batch))
+        task = asyncio.get_running_loop().create_task(self._together(key, lane, batch))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         for one in batch:
             one.done.add_done_callback(lambda _: _unwanted(task, batch))
 
-    async def _together(self, key: Any, ask: Ask, batch: list[_Waiter]) -> None:
+    async def _together(self, key: Any, lane: _Lane, batch: list[_Waiter]) -> None:
+        ask, cut = lane.ask, lane.cut
         try:
             if len(batch) == 1:
                 await _alone(ask, batch[0])
@@ -105,7 +121,7 @@ class Gathering:
             for one in batch:
                 high = low + len(one.request.vectors)
                 if not one.done.done():
-                    one.done.set_result(replace(result, matches=result.matches[low:high]))
+                    one.done.set_result(cut(result, low, high))
                 low = high
         except asyncio.CancelledError:
             for one in batch:
@@ -119,7 +135,7 @@ class Gathering:
             self._landed(key)
 
 
-async def _alone(ask: Ask, one: _Waiter) -> None:
+async def _alone(ask: Ask[Any], one: _Waiter) -> None:
     if one.done.done():
         return
     try:
@@ -137,6 +153,7 @@ def _for_all(calls: list[Call]) -> Call:
     """
     ends = [call.deadline for call in calls]
     call = copy_of(calls[0])
+    call.shards, call.allow_partial = calls[0].shards, calls[0].allow_partial
     call.deadline = None if None in ends else max(end for end in ends if end is not None)
     furthest: dict[int, int] = {}
     for one in calls:

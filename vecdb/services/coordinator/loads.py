@@ -12,6 +12,7 @@ are where all become slow at once, which more calls would not make better.
 
 import math
 from collections import deque
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -82,7 +83,7 @@ class Loads:
 
     def __init__(self) -> None:
         self._nodes: dict[str, _Node] = {}
-        self._shards: dict[tuple[int, str], _Shard] = {}
+        self._shards: dict[tuple[Hashable, str], _Shard] = {}
         self.budget = Budget()
 
     def _node(self, node: str) -> _Node:
@@ -114,9 +115,9 @@ class Loads:
 
     # --- shards -----------------------------------------------------------------------------------
 
-    def answered(self, group: int, kind: str, seconds: float) -> None:
-        """A read of a shard took so long, from its beginning on."""
-        key = (group, kind)
+    def answered(self, of: Hashable, kind: str, seconds: float) -> None:
+        """A read of a shard, or of shards that were asked together, took so long, from its beginning on."""
+        key = (of, kind)
         one = self._shards.pop(key, None) or _Shard()
         self._shards[key] = one  # the last one to be forgotten
         if len(self._shards) > MOST_SHARDS:
@@ -128,11 +129,11 @@ class Loads:
             ranked = sorted(one.took)
             one.p95 = ranked[min(len(ranked) - 1, int(0.95 * len(ranked)))]
 
-    def hedge_after(self, group: int, kind: str) -> float:
+    def hedge_after(self, of: Hashable, kind: str) -> float:
         """Seconds after which the budget may pay for a second attempt."""
-        one = self._shards.get((group, kind))
+        one = self._shards.get((of, kind))
         return UNSURE_S if one is None or not one.p95 else max(LEAST_S, one.p95)
 
-    def stuck_after(self, group: int, kind: str) -> float:
+    def stuck_after(self, of: Hashable, kind: str) -> float:
         """Seconds after which it is made in any case."""
-        return max(STUCK_S, STUCK * self.hedge_after(group, kind))
+        return max(STUCK_S, STUCK * self.hedge_after(of, kind))

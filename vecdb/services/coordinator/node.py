@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 from random import Random
-from typing import Any
+from typing import Any, Final
 
 from vecdb.cluster.control import ShardEntry
 from vecdb.cluster.merge import in_order, merge_results, nothing
@@ -25,12 +25,20 @@ from vecdb.ports.peers import Peers
 from vecdb.services.coordinator.care import Care
 from vecdb.services.coordinator.collections import Collections
 from vecdb.services.coordinator.fan import Answers, Chosen, Fan
-from vecdb.services.coordinator.gathering import Gathering
+from vecdb.services.coordinator.gathering import FEW_ROWS, Gathering, cut_several
 from vecdb.services.coordinator.knowledge import Cluster, Counts, Knowledge, Shards
 from vecdb.services.coordinator.scans import Scanner
 from vecdb.services.coordinator.shard_reads import ELSEWHERE, Reading, ShardReader
 from vecdb.services.coordinator.writes import Writer
 from vecdb.services.replicas import Controlled, Engine, OwnReplicas
+
+LIGHT_ROWS: Final = 8
+"""Queries of one call from which on it is work that is divided among nodes."""
+FEW_IDS: Final = 64
+"""Of a fetch that asks for several shards together: more are taken apart by their size, for each by itself."""
+ROW_BYTES: Final = 16 << 10
+"""Of the answer to one query at most where shards are asked together, for as many as travel together."""
+METADATA_BYTES: Final = 512
 
 
 class ReplicatedNode:
@@ -134,42 +142,60 @@ class ReplicatedNode:
             if known is not None and len(known.all) == 1 and self._own.serves(known.all[0].group):
                 with suppress(*ELSEWHERE):
                     return await self._engine.query(known.all[0].label, request, call)
-        reading = self._querying(request)
+        reading = self._querying(name, request)
 
         def choose(shards: Shards) -> Chosen[QueryResult]:
             return [(shard, reading) for shard in asked(shards.ring, request.filter, shards.entry.shard_key)]
 
         return await self._fan.read(name, call, choose, lambda answers: _merged(answers, request))
 
-    def _querying(self, request: QueryRequest) -> Reading[QueryResult]:
-        def there(shard: ShardEntry, node: Node, name: str, call: Call) -> Any:
-            return self.gathering.query((shard.group, name), request, call,
+    def _querying(self, name: str, request: QueryRequest) -> Reading[QueryResult]:
+        def there(shard: ShardEntry, node: Node, at: str, call: Call) -> Any:
+            return self.gathering.query((shard.group, at), request, call,
                                         lambda request, mine: node.query(shard.label, request, mine))
 
+        def together(groups: tuple[int, ...], at: str, call: Call) -> Any:
+            replicas = self.know.peers.replicas(at)
+            return self.gathering.query((groups, at), request, call,
+                                        lambda request, mine: replicas.query_shards(name, request, mine), cut_several)
+
         return Reading("exact" if request.exact else "query",
-                       lambda shard, call: self._engine.query(shard.label, request, call), there)
+                       lambda shard, call: self._engine.query(shard.label, request, call), there,
+                       together=together if _is_short(request) else None,
+                       heavy=request.exact or len(request.vectors) > LIGHT_ROWS)
 
     async def fetch(self, name: str, ids: Sequence[RecordId], call: Call, *, include_metadata: bool = True,
                     include_vectors: bool = True) -> list[Record]:
-        def reading(some: Sequence[RecordId]) -> Reading[list[Record]]:
-            def fetch(shard: ShardEntry, node: Node, mine: Call) -> Any:
-                return node.fetch(shard.label, some, mine, include_metadata=include_metadata,
-                                  include_vectors=include_vectors)
+        wanted: dict[int, Sequence[RecordId]] = {}
 
-            return Reading("fetch", lambda shard, mine: fetch(shard, self._engine, mine),
-                           lambda shard, node, _, mine: fetch(shard, node, mine))
+        def fetch(shard: ShardEntry, node: Node, mine: Call) -> Any:
+            return node.fetch(shard.label, wanted[shard.group], mine, include_metadata=include_metadata,
+                              include_vectors=include_vectors)
+
+        def together(groups: tuple[int, ...], at: str, mine: Call) -> Any:
+            some = list(dict.fromkeys(one for group in groups for one in wanted[group]))
+            return self.know.peers.replicas(at).fetch_shards(name, some, mine, include_metadata=include_metadata,
+                                                             include_vectors=include_vectors)
+
+        reading: Reading[list[Record]] = Reading(
+            "fetch", lambda shard, mine: fetch(shard, self._engine, mine),
+            lambda shard, node, _, mine: fetch(shard, node, mine), together=together if len(ids) <= FEW_IDS else None)
 
         def choose(shards: Shards) -> Chosen[list[Record]]:
             parts = split_ids(shards.ring, ids, shards.entry.shard_key) or [(shards.all[0], None)]
-            return [(shard, reading(ids if places is None else [ids[at] for at in places.tolist()]))
-                    for shard, places in parts]
+            wanted.update((shard.group, ids if places is None else [ids[at] for at in places.tolist()])
+                          for shard, places in parts)
+            return [(shard, reading) for shard, _ in parts]
 
         return await self._fan.read(name, call, choose, lambda answers: in_order(ids, answers.found))
 
     async def count(self, name: str, where: FilterNode | None, call: Call) -> int:
         reading: Reading[int] = Reading("count" if where is None else "count where",
                                lambda shard, mine: self._engine.count(shard.label, where, mine),
-                               lambda shard, node, _, mine: node.count(shard.label, where, mine))
+                               lambda shard, node, _, mine: node.count(shard.label, where, mine),
+                               together=lambda groups, at, mine: self.know.peers.replicas(at).count_shards(
+                                   name, where, mine))
+
         def choose(shards: Shards) -> Chosen[int]:
             return [(shard, reading) for shard in asked(shards.ring, where, shards.entry.shard_key)]
 
@@ -210,3 +236,10 @@ def _merged(answers: Answers[QueryResult], request: QueryRequest) -> QueryResult
         return merged
     return QueryResult(merged.matches, merged.plan, (*merged.missing, *answers.missing), merged.cost)
 
+
+def _is_short(request: QueryRequest) -> bool:
+    """Whether shards may be asked together: the plan of each is told by itself, and long answers are taken apart."""
+    row = 12 + (METADATA_BYTES if request.include_metadata else 0)
+    if request.include_vectors:
+        row += request.vectors.itemsize * request.vectors.shape[1]
+    return not request.explain and len(request.vectors) <= FEW_ROWS and request.k * row <= ROW_BYTES

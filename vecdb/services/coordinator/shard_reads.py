@@ -37,6 +37,7 @@ from vecdb.core.errors import (
     VecdbError,
 )
 from vecdb.ports.node import Node
+from vecdb.ports.peers import Several
 from vecdb.services.coordinator.knowledge import ASK_S, Knowledge
 from vecdb.services.coordinator.loads import Loads
 from vecdb.services.leaders import PAUSE_S
@@ -54,8 +55,10 @@ ELSEWHERE: Final = (Unavailable, DatabaseClosed, DataCorrupted, StorageError, Co
 """What one replica fails with and another may not."""
 PASSING: Final = (Unavailable, DatabaseClosed, CollectionNotFound, OutcomeUnknown, Cancelled)
 """Of these, what may be otherwise in a moment."""
-_FAR: Final = (*ELSEWHERE, OutcomeUnknown, Overloaded, Cancelled)
+FAR: Final = (*ELSEWHERE, OutcomeUnknown, Overloaded, Cancelled)
 """The same of one on another node."""
+MISSING: Final = (Unavailable, Overloaded, DeadlineExceeded, Cancelled, StorageError, DataCorrupted)
+"""What a shard may fail with that a partial answer goes without."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +67,18 @@ class Reading(Generic[T]):
     another node, whose name says whom it is.  ``kind``: of like reads, for what they take.
 
     ``retired``: a shard whose place others have taken may answer as well, as it was then.
+
+    ``together(groups, name, call)``: the same of several shards of another node in one call (:mod:`.bundles`), None
+    where that is not to be; those of one collection that are read alike share it.  ``heavy``: it is work that is better
+    divided among nodes, whatever calls cost.
     """
 
     kind: str
     here: Callable[[ShardEntry, Call], Awaitable[T]]
     there: Callable[[ShardEntry, Node, str, Call], Awaitable[T]]
     retired: bool = False
+    together: Callable[[tuple[int, ...], str, Call], Awaitable[Several[T]]] | None = None
+    heavy: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +94,11 @@ class ShardReader:
         self._know = know
         self.loads = Loads()
 
-    async def read(self, shard: ShardEntry, call: Call, reading: Reading[T]) -> T:
-        """Raises ``StaleShardMap`` or ``CollectionNotFound`` once calls do not go to the shard any more."""
+    async def read(self, shard: ShardEntry, call: Call, reading: Reading[T], last: frozenset[str] = frozenset()) -> T:
+        """Raises ``StaleShardMap`` or ``CollectionNotFound`` once calls do not go to the shard any more.
+
+        ``last``: nodes that have been asked already, and come after the others the first time.
+        """
         know = self._know
         asked = False
         while True:
@@ -105,6 +117,9 @@ class ShardReader:
                     asked = True
                     await refuse_unreachable(shard, call, know.barriers.index, ASK_S)
             nodes = self._others(shard, call)
+            if last:
+                nodes.sort(key=lambda one: one in last)
+                last = frozenset()
             if nodes:
                 self.check_time(call)
                 try:
@@ -203,7 +218,7 @@ class ShardReader:
             return result
         except StaleShardMap:
             raise
-        except _FAR as error:
+        except FAR as error:
             failed = True
             failures.append(error)
             raise _NobodyError from None
@@ -223,11 +238,11 @@ class ShardReader:
                 attempt = flying.pop(task)
                 now = know.clock.monotonic()
                 error = task.exception() if not task.cancelled() else Cancelled("the attempt was given up")
-                loads.ended(attempt.node, now, now - attempt.began, failed=isinstance(error, _FAR))
+                loads.ended(attempt.node, now, now - attempt.began, failed=isinstance(error, FAR))
                 if error is None:
                     loads.answered(shard.group, reading.kind, now - attempt.began)
                     return task.result()
-                if isinstance(error, StaleShardMap) or not isinstance(error, _FAR):
+                if isinstance(error, StaleShardMap) or not isinstance(error, FAR):
                     raise error
                 failures.append(error)
             if not done and not unpaid and not loads.budget.take():
@@ -270,3 +285,10 @@ def _looked_at(task: "asyncio.Task[Any]") -> None:
     """One that is given up may fail all the same, and nobody would ask it why."""
     if not task.cancelled():
         task.exception()
+
+
+def named(error: BaseException, group: int) -> BaseException:
+    """An error that says of which shard it is."""
+    if isinstance(error, VecdbError):
+        error.fields.setdefault("shard", group)
+    return error

@@ -13,9 +13,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
-from vecdb.cluster.control import ControlState
+from vecdb.cluster.control import ControlState, node_of
+from vecdb.core.calls import Call
 from vecdb.core.cluster import JobState, Plan
-from vecdb.core.errors import Cancelled, DeadlineExceeded, NotLeader, OutcomeUnknown, Overloaded, Unavailable
+from vecdb.core.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    NotLeader,
+    OutcomeUnknown,
+    Overloaded,
+    Unavailable,
+    VecdbError,
+)
 from vecdb.ports.clock import Clock
 from vecdb.ports.peers import Replicas
 from vecdb.ports.replicator import ReplicaStatus
@@ -148,3 +157,22 @@ class Operation(Protocol):
 def commands_of(operation: Operation) -> int:
     """The version of control commands that every node must read before such a job is begun."""
     return max(COMMANDS, int(getattr(operation, "command_version", COMMANDS)))
+
+
+async def proposed(context: Context, command: bytes) -> None:
+    """Have a control command committed; raises what it was refused with."""
+    outcome = await context.propose(command)
+    if isinstance(outcome, VecdbError):
+        raise outcome
+
+
+async def numbered(context: Context, shards: Sequence[tuple[str, ...]], call: Call) -> list[tuple[str, ...]]:
+    """Replicas of nodes, by the numbers that these have now; raises ``Unavailable`` where one has none yet."""
+    control = (await context.replicas(context.me).status([0], call)).get(0)
+    if control is None:
+        raise Unavailable("the control group is not here")
+    known = {node_of(one): one for one in (*control.voters, *control.learners, *control.joining)}
+    missing = sorted({node for nodes in shards for node in nodes if node not in known})
+    if missing:
+        raise Unavailable(f"{missing[0]} is no member of the control group yet", node=missing[0])
+    return [tuple(sorted(known[node] for node in nodes)) for nodes in shards]

@@ -7,8 +7,8 @@ from typing import Any
 from vecdb.cluster.control import ControlState, node_state, replication
 from vecdb.cluster.planning import Wish, homeless, moved, rebalanced, replicated, vacated
 from vecdb.core.cluster import NodeState, ShardState
-from vecdb.core.errors import CollectionNotFound, InvalidArgument, NoNodeForReplica, VecdbError
-from vecdb.services.operations.base import Context, Job
+from vecdb.core.errors import CollectionNotFound, InvalidArgument, NoNodeForReplica
+from vecdb.services.operations.base import Context, Job, proposed
 from vecdb.services.operations.placing import PlacingOperation, away
 
 
@@ -64,7 +64,7 @@ class Replication(PlacingOperation):
                  and len(one.desired) < factor]
         if short:
             return f"{len(short)} shards have no node for another replica that is heard: add one, or wait for it"
-        await _propose(context, replication(job.target, factor))
+        await proposed(context, replication(job.target, factor))
         return ""
 
 
@@ -88,20 +88,20 @@ class Drain(PlacingOperation):
     async def begin(self, job: Job, context: Context) -> None:
         node = context.state().nodes.get(job.target)
         if node is not None and node.state is NodeState.ACTIVE:
-            await _propose(context, node_state(job.target, NodeState.DRAINING))
+            await proposed(context, node_state(job.target, NodeState.DRAINING))
 
     async def finish(self, job: Job, context: Context) -> str:
         left = homeless(context.state(), job.target, away(context))
         if left:
             return f"{len(left)} shards have no other node to go to that is heard: add one, or lower their " \
                 "replication factor"
-        await _propose(context, node_state(job.target, NodeState.DRAINED))
+        await proposed(context, node_state(job.target, NodeState.DRAINED))
         return ""
 
     async def revoke(self, job: Job, context: Context) -> None:
         node = context.state().nodes.get(job.target)
         if node is not None and node.state is NodeState.DRAINING:
-            await _propose(context, node_state(job.target, NodeState.ACTIVE))
+            await proposed(context, node_state(job.target, NodeState.ACTIVE))
 
 
 class Repair(PlacingOperation):
@@ -168,9 +168,3 @@ def _weights(args: Mapping[str, Any]) -> dict[int, float]:
 def _check_node(state: ControlState, node: str) -> None:
     if node not in state.nodes:
         raise InvalidArgument("node", f"there is no node {node!r}", got=node[:80], limit=sorted(state.nodes)[:64])
-
-
-async def _propose(context: Context, command: bytes) -> None:
-    outcome = await context.propose(command)
-    if isinstance(outcome, VecdbError):
-        raise outcome

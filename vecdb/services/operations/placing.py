@@ -18,9 +18,8 @@ from typing import Any, Final
 from vecdb.cluster.control import ControlState, ShardEntry, place
 from vecdb.cluster.planning import Wish
 from vecdb.core.cluster import JobState, Plan, PlanStep
-from vecdb.core.errors import VecdbError
 from vecdb.ports.replicator import ReplicaStatus
-from vecdb.services.operations.base import Context, Job, Step
+from vecdb.services.operations.base import Context, Job, Step, proposed
 
 AWAY_S: Final = 10.0
 """Not heard for so long a node gets nothing."""
@@ -145,9 +144,7 @@ async def _place(context: Context, group: int, desired: Sequence[str]) -> None:
     entry = context.state().shards.get(group)
     if entry is None or sorted(entry.desired) == sorted(desired):
         return
-    outcome = await context.propose(place(group, tuple(desired)))
-    if isinstance(outcome, VecdbError):
-        raise outcome
+    await proposed(context, place(group, tuple(desired)))
 
 
 def is_there(desired: Sequence[str], status: ReplicaStatus | None) -> bool:

@@ -36,7 +36,6 @@ from vecdb.core.errors import (
     LimitExceeded,
     NotLeader,
     Unavailable,
-    VecdbError,
 )
 from vecdb.core.schema import check_name
 from vecdb.ports.backups import LOAD, BackupOrder
@@ -60,7 +59,7 @@ from vecdb.services.operations.backing import (
     patiently,
     stop_everywhere,
 )
-from vecdb.services.operations.base import GOES_ON, Context, Job, Step
+from vecdb.services.operations.base import GOES_ON, Context, Job, Step, numbered, proposed
 from vecdb.shard import codec
 from vecdb.shard.digest import MODULUS
 from vecdb.shard.marks import Mark, MarkResult
@@ -178,8 +177,8 @@ class Restore:
                 nodes.append(best)
             room.moved((), nodes)
             plans.append(tuple(nodes))
-        named = await _numbered(context, plans)
-        await _propose(context, collection_load(job.id, wanted.schema, [
+        named = await numbered(context, plans, call_of(context))
+        await proposed(context, collection_load(job.id, wanted.schema, [
             (lo, hi, replicas) for (lo, hi), replicas in zip(edges, named, strict=True)], factor, source.shard_key))
 
     async def _load(self, job: Job, context: Context, where: Asked, wanted: Wanted, targets: Sequence[ShardEntry],
@@ -237,7 +236,7 @@ class Restore:
             raise DataCorrupted(f"{wanted.name!r} has {records} records after it was restored and was saved with "
                                 f"{source.records}, or their digest differs", path=str(job.args.get("url")),
                                 region="backup")
-        await _propose(context, collection_ready(job.id, wanted.name))
+        await proposed(context, collection_ready(job.id, wanted.name))
         await stop_everywhere(job, context, self._backups)
         context.tell("info", "collection_restored", job=job.id, collection=wanted.name, records=records, digest=digest)
 
@@ -261,12 +260,12 @@ class Restore:
         if job.args.get("settings"):
             for name, value in snapshot.settings.items():
                 if name not in state.settings:
-                    await _propose(context, setting_put(name, value))
+                    await proposed(context, setting_put(name, value))
         if job.args.get("api_keys"):
             for one in snapshot.api_keys:
                 entry = ApiKeyEntry.from_json(one)
                 if entry.id not in state.api_keys:
-                    await _propose(context, api_key_put(entry, at_s=context.clock.wall()))
+                    await proposed(context, api_key_put(entry, at_s=context.clock.wall()))
         await self._let_go(job, context, repository, where)
 
     async def _let_go(self, job: Job, context: Context, repository: Repository, where: Asked) -> None:
@@ -284,7 +283,7 @@ class Restore:
         state = context.state()
         for name, entry in state.loading.items():
             if _job_of(state, entry) == job.id:
-                await _propose(context, collection_abandon(job.id, name))
+                await proposed(context, collection_abandon(job.id, name))
 
 
 def _job_of(state: ControlState, entry: CollectionEntry) -> int:
@@ -315,22 +314,4 @@ def _number(args: Mapping[str, Any], name: str, most: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
         raise LimitExceeded(name, "must be a whole number", got=str(value)[:40], limit=f"1..{most}")
     return value
-
-
-async def _numbered(context: Context, shards: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Replicas of nodes, by the numbers that these have now."""
-    control = (await context.replicas(context.me).status([0], call_of(context))).get(0)
-    if control is None:
-        raise Unavailable("the control group is not here")
-    known = {node_of(one): one for one in (*control.voters, *control.learners, *control.joining)}
-    missing = sorted({node for nodes in shards for node in nodes if node not in known})
-    if missing:
-        raise Unavailable(f"{missing[0]} is no member of the control group yet", node=missing[0])
-    return [tuple(sorted(known[node] for node in nodes)) for nodes in shards]
-
-
-async def _propose(context: Context, command: bytes) -> None:
-    outcome = await context.propose(command)
-    if isinstance(outcome, VecdbError):
-        raise outcome
 
