@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -181,9 +182,12 @@ def test_ctrl_c_leaves_what_was_acknowledged(home: Path, tmp_path: Path) -> None
                                text=True, env={**os.environ, "PYTHONFAULTHANDLER": "1"},
                                # Who was started in the background of a script ignores it, and so would its children.
                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
-    with fifo.open("wb") as head:  # the reader's first look
+    with fifo.open("wb") as head:  # the reader's first look: what came later, while it lasts, would break the pipe
         head.write(lines[:lines.index(b"\n") + 1])
-    time.sleep(1.0)  # the first look is over: what is written while it lasts would break the pipe
+        head.flush()
+        over = select.poll()
+        over.register(head, 0)
+        assert over.poll(120_000) == [(head.fileno(), select.POLLERR)]
     with fifo.open("wb") as rest:
         rest.write(lines[:len(lines) * 3 // 4])
         rest.flush()

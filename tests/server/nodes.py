@@ -125,7 +125,7 @@ def vectors(count: int, seed: int, dim: int = DIM) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((count, dim)).astype(np.float32)
 
 
-def until(true: Any, seconds: float = 20.0) -> bool:
+def until(true: Any, seconds: float = 60.0) -> bool:
     """Wait for something that happens soon; False when it does not."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
