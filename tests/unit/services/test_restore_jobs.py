@@ -1,6 +1,7 @@
 """The job that restores collections: every step may be the last of its process, and snapshots come and go."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ import pytest
 
 from tests.unit.services.governed import Governed
 from vecdb.cluster import control
+from vecdb.cluster.placement import ranges
 from vecdb.core.calls import Call
-from vecdb.core.cluster import HASH_SPACE, JobState
+from vecdb.core.cluster import JobState
 from vecdb.core.errors import CollectionNotFound, SnapshotNotFound, Unavailable, VecdbError
 from vecdb.core.schema import CollectionSchema
 from vecdb.ports.backups import BackupOrder, BackupStatus
@@ -19,6 +21,7 @@ from vecdb.ports.replicator import Committed
 from vecdb.runtime.clock import SystemClock
 from vecdb.services.backup.manifest import CollectionManifest, ShardManifest, ShardRef, Snapshot
 from vecdb.services.backup.repository import SAVE, Repository, snapshot_key
+from vecdb.services.operations.attach import AHEAD, Attach
 from vecdb.services.operations.base import Step
 from vecdb.services.operations.restore import Restore
 from vecdb.shard.marks import MarkResult
@@ -63,13 +66,15 @@ class Stage:
     governed: Restoring
     repository: Repository
     job: int
+    kind: type[Restore] = Restore
+    backups: Callable[[str], Any] = lambda node: Backups()
 
     def step(self, *, lost: bool = False) -> Step:
         """The next step by a process that knows nothing of those before; ``lost``: nobody wrote down what came of it.
 
         An error that may pass is tried again, another one is the job's end.
         """
-        operation = Restore(lambda node: Backups(), lambda url, create=False: self.repository)
+        operation = self.kind(self.backups, lambda url, create=False: self.repository)
         entry = self.governed.now.jobs[self.job]
         self.governed.move()
         try:
@@ -98,18 +103,22 @@ class Stage:
         raise AssertionError("it does not end")
 
 
-@pytest.fixture
-def stage(tmp_path: Path) -> Stage:
+def staged(tmp_path: Path, kind: type[Restore], shards: int) -> Stage:
     repository = Repository(open_objects(f"file://{tmp_path}/place"), create=True)
     schema = CollectionSchema("docs", 4)
-    sha256 = repository.add_shard(ShardManifest(schema, 0, HASH_SPACE, 5, 1, RECORDS, DIGEST, ()))
-    shards = (ShardRef(sha256, 1, 0, HASH_SPACE, 5, RECORDS, DIGEST, 0, "n1"),)
+    refs = tuple(ShardRef(repository.add_shard(ShardManifest(schema, lo, hi, 5, 1, RECORDS, DIGEST, ())), 1, lo, hi, 5,
+                          RECORDS, DIGEST, 0, "n1") for lo, hi in ranges(shards))
     lease = repository.lease(SAVE, "test")
-    repository.commit(Snapshot("one", SystemClock().wall(), "c", "1", (CollectionManifest(schema, 3, None, shards),)),
-                      lease)
+    made = CollectionManifest(schema, 3, None, refs)
+    repository.commit(Snapshot("one", SystemClock().wall(), "c", "1", (made,)), lease)
     lease.release()
     governed = Restoring()
-    return Stage(governed, repository, governed.begin("restore", "one", url=repository.url).id)
+    return Stage(governed, repository, governed.begin(kind.kind, "one", url=repository.url).id, kind)
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    return staged(tmp_path, Restore, 1)
 
 
 def test_restored(stage: Stage) -> None:
@@ -142,4 +151,21 @@ def test_what_was_opened_by_who_was_killed_then_is_restored(stage: Stage) -> Non
     stage.until("opening")
     stage.step(lost=True)
     assert list(stage.governed.now.collections) == ["docs"]
+    assert stage.end().state is JobState.DONE
+
+
+def test_who_is_slower_than_others_at_many_shards_is_waited_for(tmp_path: Path) -> None:
+    """What the others have by then has to be remembered, and there is room for so much."""
+    stage = staged(tmp_path, Attach, 2 * AHEAD)
+
+    class Slow(Backups):
+        async def start(self, order: BackupOrder, call: Call) -> BackupStatus:
+            return BackupStatus("running", 1, 2)
+
+    stage.backups = lambda node: Slow() if node == "n3" else Backups()
+    for _ in range(8):
+        step = stage.step()
+        assert step.state is JobState.RUNNING, step.error
+    assert 0 < len(step.data["under_way"]) <= 3 * AHEAD
+    stage.backups = lambda node: Backups()
     assert stage.end().state is JobState.DONE

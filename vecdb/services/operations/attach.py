@@ -28,6 +28,8 @@ from vecdb.services.operations.restore import Restore
 from vecdb.shard import codec
 from vecdb.shard.adoption import Adopt
 
+AHEAD: Final = 64
+"""Shards that are fetched while the first of them is not adopted: what nodes have by then is remembered."""
 _LATER: Final = (DeadlineExceeded, NotLeader, OutcomeUnknown, Overloaded, Unavailable)
 
 
@@ -52,9 +54,8 @@ class Attach(Restore):
                  if int(key.partition("/")[0]) not in loaded}
         working = Working(job, context, self._backups, notes)
         due = []
-        for place, target in enumerate(targets):
-            if place in loaded:
-                continue
+        for place in [one for one in range(len(targets)) if one not in loaded][:AHEAD]:
+            target = targets[place]
             heard = [node for node in target.desired if context.heard_s(node) <= UNHEARD_S]
             for node in heard:
                 await self._fetch(working, node, self._install(job, where, wanted, place, target))
