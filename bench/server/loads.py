@@ -68,7 +68,7 @@ async def in_tasks(load: Load, ask: Callable[[int], Coroutine[Any, Any, Any]]) -
 
     async def work() -> None:
         now = time.perf_counter()
-        while now < end:
+        while not calls or now < end:  # one at least, however busy the machine
             await ask(next(counter))
             then, now = now, time.perf_counter()
             calls.append((now - then) * 1e3)
@@ -148,7 +148,7 @@ def stream(load: Load) -> Done:
                     order.remove(reply.tag)
                     order.appendleft(first)
                 calls.append((now - sent.pop(reply.tag or first)) * 1e3)
-                if now < end:
+                if now < end or len(calls) + len(sent) <= warm:  # one at least is counted, however busy the machine
                     await send()
             seconds = time.perf_counter() - began
             await call.done_writing()
