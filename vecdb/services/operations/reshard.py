@@ -220,9 +220,18 @@ class Attempt:
         away = [name for name in self._state.nodes if context.heard_s(name) > UNHEARD_S]
         nodes = choose(self._state, wanted, away)
         named = await numbered(context, nodes, self._call(ASK_S))
-        await proposed(context, operation.commands.add(job.id, wanted.collection.name, [
+        outcome = await context.propose(operation.commands.add(job.id, wanted.collection.name, [
             (lo, hi, replicas) for (lo, hi), replicas in zip(wanted.ranges, named, strict=True)]))
+        if isinstance(outcome, VecdbError) and not self._made():
+            raise outcome
         return self._step("load", 0.1, fence=0, nodes={})
+
+    def _made(self) -> bool:
+        """Whether shards are there after all: a command that nobody heard of may take effect late, and the next one is
+        refused for it, as hashes are filled once at a time.
+        """
+        return any(one.job == self._job.id and one.state is ShardState.LOADING
+                   for one in self._context.state().shards.values())
 
     # --- copy -------------------------------------------------------------------------------------
 
