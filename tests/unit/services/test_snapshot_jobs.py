@@ -364,3 +364,14 @@ def test_places_that_hang_leave_the_threads_of_the_loop_alone(stage: Stage) -> N
             await asyncio.gather(*stuck)
 
     assert asyncio.run(run()) == 1
+
+
+@pytest.mark.parametrize("kind", ["snapshot", "snapshot_verify"])
+def test_what_has_not_begun_is_cancelled_where_there_is_no_such_place(stage: Stage, tmp_path: Path, kind: str) -> None:
+    def no_place(url: str, *, create: bool = False) -> Repository:
+        return Repository(open_objects(url, create=create), create=create)
+
+    operation = SnapshotCreate(stage.nodes, no_place, "c", "1") if kind == "snapshot" else \
+        SnapshotVerify(stage.nodes, no_place)
+    job = stage.governed.begin(kind, "one", url=f"file://{tmp_path}/nowhere")
+    assert asyncio.run(operation.cancel(job, stage.governed)).state is JobState.CANCELLED

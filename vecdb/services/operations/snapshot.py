@@ -200,7 +200,7 @@ class SnapshotCreate:
             if await self._places.thread(_is_made, repository, where.name, self._maker(work)):
                 await ignoring(self._tidied(job, context, repository, work))
                 return Step("done", job.total, job.total, "shards", JobState.DONE)
-        await self._tidy(job, context, where)
+        await ignoring(self._tidy(job, context, where))
         return Step("cancelled", job.done, job.total, "shards", JobState.CANCELLED)
 
     async def _tidy(self, job: Job, context: Context, where: Asked) -> None:
@@ -376,7 +376,7 @@ class SnapshotVerify:
         return Step("done", len(items), len(items), "shards", JobState.FAILED if error else JobState.DONE, error, data)
 
     async def cancel(self, job: Job, context: Context) -> Step:
-        await self._left(job, context)
+        await ignoring(self._left(job, context))
         return Step("cancelled", job.done, job.total, "shards", JobState.CANCELLED)
 
     async def _left(self, job: Job, context: Context) -> None:
