@@ -35,6 +35,7 @@ from vecdb.core.records import DeleteIds, DeleteWhere, UpdateMetadata, UpsertBat
 from vecdb.ports.copies import CopyOrder, CopyStatus, CopyTarget
 from vecdb.ports.tell import Tell, tell_nobody
 from vecdb.services.following import Follow, Taken
+from vecdb.services.threads import held
 from vecdb.shard import codec
 from vecdb.shard.imports import Import, Memory
 
@@ -168,7 +169,7 @@ class Copier:
 
     async def _live(self) -> None:
         try:
-            self._follow = follow = await self._thread(self._source.follow)
+            self._follow = follow = await held(self._executor, Follow.close, self._source.follow)
             self._total, self._copied_to = follow.records, 0
             await self._copy_records(follow)
             await self._copy_memories(follow)

@@ -1,6 +1,7 @@
 """Copying shards while they are written: what arrives is what was there, whatever is lost, late or asked twice."""
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count, pairwise
@@ -329,3 +330,32 @@ def test_a_pace_is_kept_and_may_be_changed(tmp_path: Path) -> None:
         await copying.close()
 
     _run(tmp_path, test)
+
+
+def test_a_copier_that_is_stopped_while_it_begins_lets_go_of_its_source(tmp_path: Path) -> None:
+    """Whoever follows a source keeps what it held then, and what changes it."""
+    following, go_on = threading.Event(), threading.Event()
+    taken: list[Follow] = []
+
+    async def propose(target: CopyTarget, command: bytes, seconds: float) -> object:
+        raise Unavailable("nobody is to be asked")
+
+    with _shards(tmp_path, [1], CollectionSchema("c", DIM, Metric.L2)) as replicas:
+        class Source:
+            def follow(self) -> Follow:
+                following.set()
+                go_on.wait(60)
+                taken.append(replicas[1].follow())
+                return taken[0]
+
+        async def run() -> None:
+            copying = Copying(lambda group: Source(), propose, draw=lambda: 1)
+            await copying.start(_order(), NOW)
+            await asyncio.get_running_loop().run_in_executor(None, following.wait, 60)
+            await copying.stop(1, 1, NOW)
+            go_on.set()
+            async with asyncio.timeout(30):
+                while not taken or taken[0]._view is not None:
+                    await asyncio.sleep(0.002)
+
+        asyncio.run(run())

@@ -46,6 +46,7 @@ from vecdb.services.backup.saving import ShardFacts, Watch, save_shard
 from vecdb.services.backup.verifying import verify_shard
 from vecdb.services.copying import Propose, Splitter
 from vecdb.services.snapshots import ShardSnapshot
+from vecdb.services.threads import held
 from vecdb.shard import codec
 from vecdb.shard.imports import Import
 
@@ -146,19 +147,8 @@ class BackupWork:
         return await asyncio.get_running_loop().run_in_executor(self._executor, partial(work, *args, **named))
 
     async def held(self, let_go: Callable[[T], object], take: Callable[..., T], *args: Any) -> T:
-        """What a thread takes; where it is not waited for any more it is let go of as soon as it is there."""
-        loop = asyncio.get_running_loop()
-        taking = loop.run_in_executor(self._executor, partial(take, *args))
-
-        def given_up(taken: "asyncio.Future[T]") -> None:
-            if not taken.cancelled() and taken.exception() is None:
-                loop.run_in_executor(None, let_go, taken.result())
-
-        try:
-            return await asyncio.shield(taking)
-        except asyncio.CancelledError:
-            taking.add_done_callback(given_up)
-            raise
+        """:func:`~vecdb.services.threads.held`."""
+        return await held(self._executor, let_go, take, *args)
 
 
 def _forget_ended(folder: Path, state: ControlState) -> None:
