@@ -91,6 +91,18 @@ class Reached(Protocol):
     def __call__(self, node: str) -> Replicas: ...
 
 
+async def leader_among(group: int, nodes: Sequence[str], replicas: Reached, clock: Clock) -> ReplicaStatus | None:
+    """What the leader of a group says of it, as far as it is on one of these nodes and answers."""
+
+    async def ask(node: str) -> ReplicaStatus | None:
+        with suppress(VecdbError):
+            return (await replicas(node).status([group], Call(deadline=clock.monotonic() + ASK_S))).get(group)
+        return None
+
+    found = [one for one in await asyncio.gather(*map(ask, nodes)) if one is not None and one.role == "leader"]
+    return max(found, key=lambda one: one.term) if found else None
+
+
 class GovernorContext:
     """What steps use: :class:`vecdb.services.operations.base.Context`."""
 
@@ -136,16 +148,7 @@ class GovernorContext:
         entry = self.state().shards.get(group)
         if entry is None:
             return None
-        nodes = list(dict.fromkeys((*entry.desired, *entry.nodes)))
-
-        async def ask(node: str) -> ReplicaStatus | None:
-            with suppress(VecdbError):
-                call = Call(deadline=self._clock.monotonic() + ASK_S)
-                return (await self._replicas(node).status([group], call)).get(group)
-            return None
-
-        found = [one for one in await asyncio.gather(*map(ask, nodes)) if one is not None and one.role == "leader"]
-        return max(found, key=lambda one: one.term) if found else None
+        return await leader_among(group, entry.desired, self._replicas, self._clock)
 
     def heard_s(self, node: str) -> float:
         return 0.0 if node == self._me else self._heard.heard_s(node)

@@ -2,14 +2,11 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from vecdb.cluster.control import ControlState, ShardEntry, node_of, shards_add, shards_forget, shards_switch
-from vecdb.core.calls import Call
 from vecdb.core.cluster import ShardState
-from vecdb.core.errors import VecdbError
 from vecdb.ports.backups import Backups
 from vecdb.ports.clock import Clock
 from vecdb.ports.copies import Copies
@@ -21,7 +18,7 @@ from vecdb.services.administration import Administration, OwnOperations
 from vecdb.services.announcing import Announcements
 from vecdb.services.backup.work import OpenRepository
 from vecdb.services.control import Control
-from vecdb.services.governor import Governor
+from vecdb.services.governor import Governor, leader_among
 from vecdb.services.keeping import MemberKeeper, Wanted
 from vecdb.services.leaders import Leaders
 from vecdb.services.operations.attach import Attach
@@ -33,7 +30,6 @@ from vecdb.services.operations.scrub import Scrub, Verify
 from vecdb.services.operations.snapshot import SnapshotCreate, SnapshotDelete, SnapshotVerify
 from vecdb.services.replicas import OwnReplicas
 
-ASK_S: Final = 2.0
 SETTLES_S: Final = 1.0
 """How long, seconds, it is waited for what a leader says of members to be committed, looking so often:"""
 LOOKS: Final = 10
@@ -115,16 +111,8 @@ class Governing:
         return self._own if node == self._me else self._peers.replicas(node)
 
     async def leader(self, group: int, nodes: tuple[str, ...]) -> ReplicaStatus | None:
-        """What the leader of a group says of it, as far as it is on one of these nodes and answers."""
-
-        async def ask(node: str) -> ReplicaStatus | None:
-            with suppress(VecdbError):
-                call = Call(deadline=self._clock.monotonic() + ASK_S)
-                return (await self.replicas(node).status([group], call)).get(group)
-            return None
-
-        found = [one for one in await asyncio.gather(*map(ask, nodes)) if one is not None and one.role == "leader"]
-        return max(found, key=lambda one: one.term) if found else None
+        """:func:`~vecdb.services.governor.leader_among`."""
+        return await leader_among(group, nodes, self.replicas, self._clock)
 
 
 class Asked(Protocol):
