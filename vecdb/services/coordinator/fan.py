@@ -151,7 +151,7 @@ class Fan:
         tasks = [one.task for one in units]
         try:
             if call.allow_partial:
-                await self._some(tasks, until, ends)
+                await self._some(units, until, ends)
             else:
                 await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
                 for unit in units:
@@ -169,9 +169,9 @@ class Fan:
         finally:
             _end(tasks)
 
-    async def _some(self, tasks: "Sequence[asyncio.Task[Any]]", until: float, ends: float) -> None:
+    async def _some(self, units: "Sequence[_Unit[T]]", until: float, ends: float) -> None:
         """Until the answer is what there is; where there is nothing, until the end."""
-        clock = self._know.clock
+        clock, tasks = self._know.clock, [one.task for one in units]
         waiting: set[asyncio.Task[Any]] = set(tasks)
         while waiting and (rest := until - clock.monotonic()) > 0:
             done, waiting = await asyncio.wait(waiting, timeout=rest, return_when=asyncio.FIRST_COMPLETED)
@@ -179,7 +179,7 @@ class Fan:
                 error = None if task.cancelled() else task.exception()
                 if error is not None and (isinstance(error, StaleShardMap) or not isinstance(error, MISSING)):
                     raise error
-        if waiting == set(tasks) or all(task in waiting or task.cancelled() or task.exception() for task in tasks):
+        if not any(unit.answered() for unit in units):
             # There is nothing to bring back in time: each shard may say itself what became of it.
             await asyncio.wait(tasks, timeout=max(0.0, ends - clock.monotonic()))
 
