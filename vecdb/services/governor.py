@@ -35,7 +35,7 @@ from vecdb.ports.peers import Replicas
 from vecdb.ports.replicator import ReplicaStatus, Replicator
 from vecdb.ports.tell import Tell, tell_nobody
 from vecdb.services.operations.base import PASSING, Job, Operation, Step, commands_of
-from vecdb.services.operations.placing import AWAY_S
+from vecdb.services.operations.placing import AWAY_S, held_before
 
 LOOK_S: Final = 0.5
 PROGRESS_S: Final = 2.0
@@ -148,7 +148,8 @@ class GovernorContext:
         entry = self.state().shards.get(group)
         if entry is None:
             return None
-        return await leader_among(group, entry.desired, self._replicas, self._clock)
+        nodes = dict.fromkeys((*entry.desired, *held_before(self.state()).get(group, ())))
+        return await leader_among(group, list(nodes), self._replicas, self._clock)
 
     def heard_s(self, node: str) -> float:
         return 0.0 if node == self._me else self._heard.heard_s(node)

@@ -383,3 +383,23 @@ def test_a_node_whose_replicas_are_on_their_way_is_not_removed() -> None:
         await one.stop()
 
     asyncio.run(run())
+
+
+def test_a_shard_that_moves_is_led_from_where_it_was() -> None:
+    """Who saves or splits it asks its leader, however long the way takes."""
+    governed = Governed()
+    governed.collection("docs", ("n1",))
+    (group,) = governed.now.get("docs").shards
+    governed.stuck.add("n2")
+
+    async def run() -> None:
+        one = governor(governed)
+        governed.begin("move", str(group), **{"from": "n1", "to": "n2"})
+        await turns(governed, one, 4)
+        assert governed.now.shards[group].desired == ("n2",)
+        found = await one.context.leader(group)
+        assert found is not None
+        assert found.me == "n1/1"
+        await one.stop()
+
+    asyncio.run(run())
