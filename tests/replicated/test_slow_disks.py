@@ -1,5 +1,8 @@
 """Three nodes, and a disk that is slow or hangs: writes go on, leaderships move off it, and operators are told."""
 
+import asyncio
+import time
+
 import numpy as np
 import pytest
 
@@ -93,6 +96,27 @@ def test_writes_by_way_of_the_node_whose_disk_hangs_do_not_wait_for_it(nodes: To
         assert docs.count(consistency="linearizable") == 80
         disks.well()
         all_agree(db)
+
+
+def test_a_node_that_stops_waits_for_its_disk_and_its_loop_does_not(nodes: Together, disks: SlowDisks, tmp_path
+                                                                    ) -> None:
+    """All three have one loop here: what held it up would hold up the others."""
+    with vecdb.connect(nodes.url, timeout=60) as db:
+        docs = db.create_collection("docs", dim=8)
+        docs.upsert(ids=range(20), vectors=ROWS[:20])
+        stopped = others(leader_of(db, "docs"))[0]
+        disks.slow(tmp_path / stopped)
+        docs.upsert(ids=range(20, 40), vectors=ROWS[20:40])
+        wait_for(lambda: disks.waited, "a sync that hangs")
+        node = nodes.running.pop(NAMES.index(stopped))
+        closing = asyncio.run_coroutine_threadsafe(node.close(0.5), nodes._loop)
+        for at in range(40, 340, 20):
+            docs.upsert(ids=range(at, at + 20), vectors=ROWS[at:at + 20])
+            time.sleep(0.1)
+        assert not closing.done(), "what it was told is not on its disk"
+        disks.well()
+        closing.result(60)
+        assert docs.count() == 340
 
 
 def test_a_slow_disk_slows_writes_and_is_told_of(nodes: Together, disks: SlowDisks, tmp_path) -> None:

@@ -95,6 +95,8 @@ class _Shell:
 
     def close(self) -> None:
         self._closed = True
+
+    def join(self) -> None:
         self._log.shutdown()
         self._apply.shutdown()
         self._slow.shutdown()
@@ -157,6 +159,11 @@ class Driver:
 
     def close(self) -> None:
         """End all groups, and the threads once what they do is done."""
+        self.end()
+        self.join()
+
+    def end(self) -> None:
+        """End all groups; threads finish what they do, for :meth:`join`."""
         if self._closed:
             return
         self._closed = True
@@ -164,6 +171,10 @@ class Driver:
         for group in list(self.host.replicas):
             self.host.remove(group)
         self._shell.close()
+
+    def join(self) -> None:
+        """Return once no thread does anything any more; snapshots and disks that hang take long.  For any thread."""
+        self._shell.join()
 
     def soon(self) -> None:
         """Let a turn come once this one of the loop is over."""

@@ -334,7 +334,8 @@ class Member:
 
     async def close(self) -> None:
         """What was made with the node; after :meth:`start` was undone."""
-        self.driver.close()
+        self.driver.end()
+        await self._loop.run_in_executor(None, self.driver.join)
         await self.frames.close()
         await self.peers.close()
         await self.channels.close()

@@ -227,7 +227,7 @@ async def _compose(settings: Settings, stack: AsyncExitStack, on_step: OnStep, r
     starting = ["starting"]
     warming = Warming(starting, tell, on_step)
     workers = ThreadPoolExecutor(EDGE_THREADS, thread_name_prefix="vecdb-edge")
-    stack.callback(workers.shutdown)
+    stack.push_async_callback(asyncio.to_thread, workers.shutdown)  # what they do may wait for the loop
     if member is not None:
         assert isinstance(keys, ClusterKeys)
         guards = replace(guards, authenticator=warming.guarded(
