@@ -72,7 +72,7 @@ async def _schema(request: Request) -> CollectionSchema:
 
 def _written(result: WriteResult) -> Reply:
     out = dataclasses.asdict(result)
-    del out["origin"], out["positions"]
+    del out["outcomes"], out["positions"]
     if result.positions:
         out["positions"] = [{"shard": shard, "log_index": log_index} for shard, log_index in result.positions]
     return ok(out)
