@@ -86,7 +86,9 @@ def verify(name: Some = None,
     out = Output(as_json)
     found: list[ShardVerification] = []
     with open_database(target) as database:
-        for one in labels([shard for some in name or ("",) for shard in database.admin.shards(some or None)]):
+        # Asked of each by its name, they are those that calls go to; of all, also what is filled, or is no more.
+        some = name or sorted({one.collection for one in database.admin.shards() if one.collection})
+        for one in labels([shard for collection in some for shard in database.admin.shards(collection)]):
             out.note(f"comparing the replicas of {one}")
             found.append(database.admin.verify_shard(one, deep=deep))
     if as_json:
