@@ -181,6 +181,8 @@ class Governor:
         self.context = GovernorContext(me, control, replicas, heard, clock, tell)
         self._runs: dict[int, _Run] = {}
         self._task: asyncio.Task[None] | None = None
+        self._at_once = asyncio.Event()
+        """A step has ended whose job goes on without a pause."""
         self._begun = 0.0
         self._uneven: float | None = None
         """Since when loads are, without a pause."""
@@ -219,7 +221,10 @@ class Governor:
                 if text != self._told:
                     self._told = text
                     self._tell("error", "governor_stuck", error=text)
-            await asyncio.sleep(LOOK_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S):
+                    await self._at_once.wait()
+            self._at_once.clear()
 
     async def look(self) -> None:
         """Begin the steps that are due."""
@@ -279,6 +284,8 @@ class Governor:
             run.failures = 0
             await self._write(job, step, run)
             run.due = self._clock.monotonic() + step.again_s
+            if not step.again_s:
+                self._at_once.set()
         except NotLeader:
             return
         except PASSING as error:

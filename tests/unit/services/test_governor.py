@@ -11,6 +11,7 @@ from vecdb.cluster.control import JobEntry, NodeEntry, job_cancel, job_update, n
 from vecdb.core.calls import Call
 from vecdb.core.cluster import JobState, NodeState, Role
 from vecdb.core.errors import CollectionNotFound, InvalidArgument, NoNodeForReplica, Unavailable, VecdbError
+from vecdb.services import governor as governing
 from vecdb.services.administration import OwnOperations
 from vecdb.services.governor import Governor
 from vecdb.services.operations.base import Step
@@ -65,6 +66,35 @@ def test_a_drained_node_is_empty_and_stays_so(seed: int) -> None:
     assert spread(governed)["n1"] == 0
     assert not governed.now.loads().get("n1")
     assert job.done == job.total == 6
+
+
+class Counted:
+    """Five steps, of which none waits for anything."""
+
+    kind = "move"
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    async def step(self, job: Any, context: Any) -> Step:
+        self.steps += 1
+        return Step("done", state=JobState.DONE) if self.steps == 5 else Step("on", again_s=0.0)
+
+
+def test_a_job_goes_on_at_once_where_its_step_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(governing, "LOOK_S", 3_600.0)
+
+    async def run() -> None:
+        governed = Governed(3)
+        job, one = governed.begin("move", "1"), governor(governed, {"move": Counted()})
+        one.start()
+        async with asyncio.timeout(60):
+            while not governed.now.jobs[job.id].state.ended:
+                await asyncio.sleep(0.001)
+        await one.stop()
+        assert governed.now.jobs[job.id].state is JobState.DONE
+
+    asyncio.run(run())
 
 
 def test_a_move_waits_for_its_node_and_can_be_taken_back() -> None:

@@ -74,7 +74,8 @@ class Job(Protocol):
 class Step:
     """What came of a step, to be written down where it differs from what stands there.
 
-    ``state``: running, done, failed or cancelled.  ``again_s``: when the next step should be, if there is one.
+    ``state``: running, done, failed or cancelled.  ``again_s``: when the next step should be, if there is one
+    (0: now; else when it is looked for steps that are due, which is every half second).
     ``done`` of ``total`` in ``unit``.  ``data`` replaces what the job noted.
     """
 
