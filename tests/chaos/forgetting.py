@@ -43,17 +43,16 @@ def compiler() -> list[str] | None:
     return [sys.executable, "-m", "ziglang", "cc"]
 
 
-def built(folder: Path) -> Path:
-    """The layer as a shared object in ``folder``, compiled unless it is there."""
+def built(folder: Path, source: Path = SOURCE) -> Path:
+    """The layer (or another library) as a shared object in ``folder``, compiled unless it is there."""
     command = compiler()
     if command is None:
         raise FileNotFoundError("no C compiler: cc, gcc, clang or the ziglang package")
-    source = SOURCE.read_bytes()
-    made = folder / f"forget-{hashlib.sha256(source).hexdigest()[:16]}.so"
+    made = folder / f"{source.stem}-{hashlib.sha256(source.read_bytes()).hexdigest()[:16]}.so"
     if not made.exists():
         folder.mkdir(parents=True, exist_ok=True)
         fresh = made.with_suffix(f".{os.getpid()}")
-        subprocess.run([*command, "-O2", "-shared", "-fPIC", "-o", str(fresh), str(SOURCE), "-ldl", "-lpthread"],
+        subprocess.run([*command, "-O2", "-shared", "-fPIC", "-o", str(fresh), str(source), "-ldl", "-lpthread"],
                        check=True, capture_output=True, timeout=120)
         os.replace(fresh, made)
     return made

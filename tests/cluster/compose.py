@@ -263,18 +263,25 @@ class ComposeCluster:
             seconds: float = 120.0) -> float:
         """An operation on the cluster, begun at any node, until it is done, or in a phase; how long it took."""
         begun = time.monotonic()
-        with vecdb.connect(self.url, timeout=20.0) as database:
-            cluster = database.admin.cluster
-            number = cluster.begin(kind, target, arguments)
+        self.reaches(self.begin(kind, target, arguments), phase, seconds)
+        return time.monotonic() - begun
 
+    def begin(self, kind: str, target: str, arguments: Mapping[str, Any] | None = None) -> int:
+        """Its number."""
+        with vecdb.connect(self.url, timeout=20.0) as database:
+            return database.admin.cluster.begin(kind, target, arguments)
+
+    def reaches(self, number: int, phase: str = "", seconds: float = 120.0) -> JobInfo:
+        """An operation once it is in a phase, or done."""
+        with vecdb.connect(self.url, timeout=20.0) as database:
             def there() -> JobInfo | None:
-                job = cluster.job(number)
+                job = database.admin.cluster.job(number)
                 over = job.state not in ("waiting", "running", "cancelling")
                 return job if over or (phase and job.phase == phase) else None
 
-            job = self.wait(there, f"{kind} of {target} ends", seconds)
+            job: JobInfo = self.wait(there, f"{phase or 'end'} of job {number}", seconds)
         assert job.state == "done" or (phase and job.phase == phase), job
-        return time.monotonic() - begun
+        return job
 
     def jobs_ended(self) -> None:
         """Until no operation is under way any more."""

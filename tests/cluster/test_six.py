@@ -4,6 +4,7 @@ Every round ends healed: what was acknowledged is on every replica, all digests 
 was wrong.
 """
 
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,15 +12,20 @@ from pathlib import Path
 import pytest
 
 import vecdb
+from tests.chaos.forgetting import built, compiler
 from tests.chaos.worker import record_of
 from tests.cluster.alone import refuses, refuses_but_answers
-from tests.cluster.compose import COORDINATORS, SHARD_NODES, ComposeCluster
+from tests.cluster.compose import COORDINATORS, SHARD_NODES, ComposeCluster, Node
 from tests.cluster.load import RECALL, SENSES, SMALL, Load, Senses
+from tests.faults import ROOT
 
 pytestmark = pytest.mark.timeout(300)
 FILES = ("docker-compose.yml", "docker-compose.chaos.yml")
 THREE_FILES = ("docker-compose.three.yml", "docker-compose.three.chaos.yml")
 BALLAST = "/data/ballast"
+STALL, PRELOAD = "/tmp/stall", "stall.so"
+SLOWLY = {"bytes_per_s": 50_000}
+"""Of a copy of some hundred kilobytes: time for something to happen to it."""
 
 
 @pytest.fixture(scope="module")
@@ -27,12 +33,15 @@ def backups(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of this machine that all containers have."""
     folder = tmp_path_factory.mktemp("backups")
     folder.chmod(0o777)
+    if compiler() is not None:
+        shutil.copyfile(built(ROOT / "build" / "chaos", ROOT / "tests" / "chaos" / "stall.c"), folder / PRELOAD)
     return folder
 
 
 @pytest.fixture(scope="module")
 def cluster(senses: Senses, lines: list[str], backups: Path) -> Iterator[ComposeCluster]:
-    with ComposeCluster(FILES, (*COORDINATORS, *SHARD_NODES), BACKUPS=str(backups)) as cluster:
+    preload = f"/backups/{PRELOAD}" if (backups / PRELOAD).exists() else ""
+    with ComposeCluster(FILES, (*COORDINATORS, *SHARD_NODES), BACKUPS=str(backups), PRELOAD=preload) as cluster:
         lines.append(f"three coordinators, four shard nodes: up, founded, joined and ready in {cluster.up_s:.1f} s")
         seconds = senses.ingest(cluster.url, shards=2)
         count = len(senses.data.ids)
@@ -154,22 +163,30 @@ def test_partition_of_the_leader(cluster: ComposeCluster, load: Load) -> None:
         leader.connect()
 
 
+def fill(node: Node) -> None:
+    """To the last byte; s3 alone has a file system of 256 MB of its own."""
+    node.exec("sh", "-c", f"head -c 1G /dev/zero > {BALLAST} || true")
+    assert node.exec("df", "--output=avail", "/data").stdout.split()[-1] == "0"
+
+
+def make_room(cluster: ComposeCluster, node: Node) -> None:
+    assert node.running
+    node.exec("rm", BALLAST)
+    time.sleep(2.0)
+    # A log that could not be written is not believed until its node is started again.
+    if any(one.state == "halted" and one.node.startswith(node.name) for shard in cluster.shards()
+           for one in shard.replicas):
+        node.stop()
+        node.start()
+
+
 def test_full_disk(cluster: ComposeCluster, load: Load) -> None:
-    """It lies on a file system of 256 MB of its own."""
     node = cluster.nodes["s3"]
     with load.round("full disk of one node") as round:
         round.harm()
-        node.exec("sh", "-c", f"head -c 1G /dev/zero > {BALLAST} || true")
-        assert node.exec("df", "--output=avail", "/data").stdout.split()[-1] == "0"
+        fill(node)
         round.sleep(4.0)
-        assert node.running
-        node.exec("rm", BALLAST)
-        round.sleep(2.0)
-        # A log that could not be written is not believed until its node is started again.
-        if any(one.state == "halted" and one.node.startswith(node.name) for shard in cluster.shards()
-               for one in shard.replicas):
-            node.stop()
-            node.start()
+        make_room(cluster, node)
 
 
 def test_split_and_merge(cluster: ComposeCluster, load: Load, lines: list[str]) -> None:
@@ -187,6 +204,22 @@ def test_split_and_merge(cluster: ComposeCluster, load: Load, lines: list[str]) 
         lines.append(f"merge under load, until it serves: {seconds:.1f} s")
         cluster.jobs_ended()
     assert len(cluster.groups(SMALL)) == 1
+
+
+def test_slow_disk_during_a_split(cluster: ComposeCluster, load: Load, backups: Path, lines: list[str]) -> None:
+    """Of the shard's leader: each sync takes 200 ms, each write to a file 2 ms."""
+    if not (backups / PRELOAD).exists():
+        pytest.skip("no C compiler for a library that makes a disk slow")
+    (group,) = cluster.groups(SMALL)
+    leader = cluster.leader(SMALL)
+    with load.round("a split while the leader's disk is slow") as round:
+        leader.exec("sh", "-c", f"echo 200 2 > {STALL}")
+        round.harm()
+        seconds = cluster.job("split", str(group), SLOWLY, phase="retire")
+        lines.append(f"split while the leader's disk is slow, until it serves: {seconds:.1f} s")
+        leader.exec("rm", STALL)
+        cluster.jobs_ended()
+    assert len(cluster.groups(SMALL)) == 2
 
 
 def test_move(cluster: ComposeCluster, load: Load, lines: list[str]) -> None:
