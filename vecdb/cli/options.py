@@ -51,7 +51,8 @@ Shards: TypeAlias = Annotated[int | None, typer.Option(
 ReplicationFactor: TypeAlias = Annotated[int | None, typer.Option(
     "--replication-factor", help="Of a cluster: on how many nodes each shard is.", rich_help_panel=_CLUSTER)]
 ShardKey: TypeAlias = Annotated[str | None, typer.Option(
-    "--shard-key", metavar="FIELD", help="Of a cluster: records of one value of this metadata field are on one shard.",
+    "--shard-key", metavar="FIELD",
+    help="Of a cluster: records of one value of this metadata field are on one shard; ids are distinct in all of it.",
     rich_help_panel=_CLUSTER)]
 ExpectedRecords: TypeAlias = Annotated[int | None, typer.Option(
     "--expected-records", help="Of a cluster: how many there will be, by which shards are chosen.",

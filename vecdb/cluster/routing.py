@@ -235,6 +235,17 @@ def _value_of(raw: bytes, keys: tuple[str, ...]) -> bytes | None:
     return value_key(value)
 
 
+def check_distinct(shard_key: str | None, found: int, wanted: int) -> None:
+    """Raise ``InvalidArgument`` where fewer records came together than there were, and ids are what explains it.
+
+    With a shard key two shards may each have a record of one id; one shard cannot have both.
+    """
+    if shard_key is not None and found < wanted:
+        raise InvalidArgument("ids", f"{wanted} records came together as {found}: records of several values of the "
+                              f"shard key {shard_key!r} share ids, and one shard cannot hold both; give them ids that "
+                              "are distinct over the whole collection", got=found, limit=wanted)
+
+
 def metadata_hash(raw: bytes, shard_key: str) -> int | None:
     """Where a record with this metadata is; None: it has no value of the shard key."""
     key = _value_of(raw, split_path(shard_key))

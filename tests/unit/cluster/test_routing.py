@@ -15,6 +15,7 @@ from vecdb.cluster.routing import (
     Part,
     Ring,
     asked,
+    check_distinct,
     hash_of_id,
     metadata_hash,
     pinned,
@@ -218,3 +219,11 @@ def test_updates_of_metadata_do_not_take_a_record_to_another_shard() -> None:
             assert part.shard is ring.at(hashed)
     with pytest.raises(InvalidMetadata, match="shard key"):
         split(ring, UpdateMetadata((1,), (b'{"n":1}',), False), "t.id")
+
+
+def test_ids_that_several_values_share_are_told_where_their_records_come_together() -> None:
+    with pytest.raises(InvalidArgument, match=r"10 records came together as 8: .* 'tenant' share ids"):
+        check_distinct("tenant", 8, 10)
+    check_distinct("tenant", 10, 10)
+    check_distinct("tenant", 11, 10)
+    check_distinct(None, 8, 10)

@@ -139,7 +139,7 @@ class CreateCollection(Collection):
     shards: int | None = Field(default=None, ge=1, le=MAX_COLLECTION_SHARDS)
     replication_factor: int | None = Field(default=None, ge=1, le=MAX_REPLICATION_FACTOR)
     shard_key: str | None = Field(default=None, min_length=1, max_length=MAX_WORD, description=(
-        "a metadata field: records of one value of it are on one shard"))
+        "a metadata field: records of one value of it are on one shard; ids must be distinct over all values"))
     expected_records: int | None = Field(default=None, ge=0, le=MAX_EXPECTED_RECORDS, description=(
         "shards are chosen for so many"))
 

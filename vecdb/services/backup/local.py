@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from vecdb.cluster.routing import check_distinct
 from vecdb.core.backups import RestoredCollection, SnapshotInfo, SnapshotVerification, check_snapshot_name
 from vecdb.core.cluster import HASH_SPACE
 from vecdb.core.errors import CollectionExists, CollectionNotFound, DataCorrupted, InvalidArgument, VecdbError
@@ -147,6 +148,7 @@ class LocalBackups:
 
         def compare(shard: ShardService) -> None:
             state = shard.machine.state
+            check_distinct(source.shard_key, state.records, source.records)
             if (state.records, f"{state.digest:032x}") != (source.records, source.digest):
                 raise DataCorrupted(f"{source.name!r} has {state.records} records after it was restored and was saved "
                                     f"with {source.records}, or their digest differs", path=repository.url,

@@ -29,7 +29,7 @@ from typing import Any, Final, NoReturn, Protocol
 
 from vecdb.cluster.control import CollectionEntry, ControlState, ShardEntry, node_of
 from vecdb.cluster.planning import Room
-from vecdb.cluster.routing import hash_of, hash_of_id, value_key
+from vecdb.cluster.routing import check_distinct, hash_of, hash_of_id, value_key
 from vecdb.core.calls import Call
 from vecdb.core.cluster import MAX_COLLECTION_SHARDS, JobState, Plan, PlanStep, ShardState
 from vecdb.core.errors import (
@@ -286,7 +286,7 @@ class Attempt:
             for one, mark in zip(sources, sealed, strict=True):
                 await self._drained(one, mark.log_index, until)
             taken = [await self._proposed(one.group, Mark(), until) for one in self._loading]
-            _compare(sealed, taken)
+            _compare(sealed, taken, self._state.get(sources[0].name).shard_key)
             if context.clock.monotonic() >= until:
                 raise DeadlineExceeded("the seal has lasted for too long")
             outcome = await context.propose(operation.commands.switch(
@@ -447,10 +447,11 @@ def _over(state: ControlState, job: int) -> bool:
     return found is None or found.state.ended
 
 
-def _compare(sources: Sequence[MarkResult], targets: Sequence[MarkResult]) -> None:
-    """Raise ``DataCorrupted`` unless the targets have exactly the sources' records."""
+def _compare(sources: Sequence[MarkResult], targets: Sequence[MarkResult], shard_key: str | None) -> None:
+    """Raise ``DataCorrupted`` unless the targets have exactly the sources' records; see also ``check_distinct``."""
     totals = [(sum(one.records for one in marks), sum(int(one.digest, 16) for one in marks) % MODULUS)
               for marks in (sources, targets)]
+    check_distinct(shard_key, totals[1][0], totals[0][0])
     if totals[0] != totals[1]:
         raise DataCorrupted(f"the new shards have {totals[1][0]} records of digest {totals[1][1]:032x}, and those they "
                             f"were copied from {totals[0][0]} of {totals[0][1]:032x}", path="digest")

@@ -28,6 +28,7 @@ from vecdb.cluster.control import (
 )
 from vecdb.cluster.placement import ranges
 from vecdb.cluster.planning import Room
+from vecdb.cluster.routing import check_distinct
 from vecdb.core.cluster import MAX_COLLECTION_SHARDS, JobState, Plan, PlanStep
 from vecdb.core.errors import (
     CollectionExists,
@@ -232,6 +233,7 @@ class Restore:
         records = sum(one.records for one in marks)
         digest = f"{sum(int(one.digest, 16) for one in marks) % MODULUS:032x}"
         source = wanted.collection
+        check_distinct(source.shard_key, records, source.records)
         if (records, digest) != (source.records, source.digest):
             raise DataCorrupted(f"{wanted.name!r} has {records} records after it was restored and was saved with "
                                 f"{source.records}, or their digest differs", path=str(job.args.get("url")),
