@@ -254,12 +254,23 @@ class Attempt:
                     error=next((one.error for one in found if one.error), ""), data=step.data, again_s=step.again_s)
 
     async def _reader(self, group: int) -> str:
-        """A node that follows the source rather than leads it, and was heard."""
+        """A node that follows the source rather than leads it, was heard, and whose replica is well."""
         status = await self._context.leader(group)
         if status is None:
             raise Unavailable(f"shard {group} has no leader", group=group)
         voters = sorted(map(node_of, status.voters), key=lambda node: (node == node_of(status.me), node))
-        return next((node for node in voters if self._context.heard_s(node) <= UNHEARD_S), node_of(status.me))
+        for node in voters:
+            if self._context.heard_s(node) <= UNHEARD_S and not await self._ended(node, group):
+                return node
+        return node_of(status.me)
+
+    async def _ended(self, node: str, group: int) -> bool:
+        """Whether a node says that its replica is not well, as after its disk was full: it hears of no changes."""
+        try:
+            found = (await self._context.replicas(node).status([group], self._call(ASK_S))).get(group)
+        except VecdbError:
+            return False
+        return found is not None and found.state != "ok"
 
     async def _copied(self, source: ShardEntry, node: str) -> CopyStatus:
         """How far the copier is; it is started where there is none."""
