@@ -10,8 +10,8 @@ import typer
 from vecdb.cli import changing, exits, founding, joining, nodes
 from vecdb.cli import options as o
 from vecdb.cli.output import Output, count, duration
-from vecdb.cli.session import open_database
-from vecdb.cli.target import HERE, Target, with_target
+from vecdb.cli.session import open_database, patience
+from vecdb.cli.target import HERE, Target, resolve, with_target
 from vecdb.core.cluster import Plan, PlanStep
 from vecdb.core.errors import InvalidArgument
 
@@ -30,15 +30,19 @@ commands.command()(joining.join)
 def status(target: Target = HERE, as_json: o.Json = False) -> None:
     """The cluster at a glance: its nodes, how many shards there are, and what jobs run.
 
-    Before it is founded it says which nodes it waits for, and ends with 11.
+    Before it is founded it says which nodes it waits for, and ends with 11; so it does where nobody leads it, with what
+    the node that is asked knows by itself and the nodes that it does not reach.
     """
     out = Output(as_json)
-    with open_database(target) as database:
-        info = database.admin.cluster.info()
-        jobs = database.admin.cluster.jobs()
+    place = resolve(target)
+    seconds = patience(place)
+    with open_database(place) as database:
+        info = database.admin.cluster.info(timeout=seconds)
+        jobs = database.admin.cluster.jobs(timeout=seconds) if info.leader else []
+        away = {} if info.leader else nodes.unreached(database, seconds)
     if as_json:
-        out.emit({**asdict(info), "open_jobs": [asdict(one) for one in jobs]})
-        _whole(out, info)
+        out.emit({**asdict(info), "open_jobs": [asdict(one) for one in jobs], "unreached": away})
+        _whole(out, info, away)
         return
     out.say(f"{info.name}: {count(len(info.nodes))} nodes, {count(info.collections)} collections, "
             f"{count(info.shards)} shards, epoch {count(info.epoch)}; {info.leader or 'nobody'} leads the control "
@@ -46,11 +50,13 @@ def status(target: Target = HERE, as_json: o.Json = False) -> None:
     nodes.show(out, info.nodes)
     if jobs:
         out.table("jobs", changing.JOB_COLUMNS, [changing.job_row(one) for one in jobs], left=(1, 2, 3, 4, 5, 8))
-    _whole(out, info)
+    _whole(out, info, away)
 
 
-def _whole(out: Output, info: "ClusterInfo") -> None:
-    """End as a node that is not ready would, where there are nodes that were not heard of yet."""
+def _whole(out: Output, info: "ClusterInfo", away: dict[str, str]) -> None:
+    """End as a node that is not ready would, where nobody leads or there are nodes that were not heard of yet."""
+    if not info.leader and info.nodes:
+        nodes.leaderless(out, info, away)
     if info.unheard or not info.nodes:
         out.warn(f"{info.name} waits for word of {', '.join(info.unheard) or 'its nodes'}: vecdb doctor, and /readyz "
                  "of each, say more")

@@ -20,7 +20,15 @@ from vecdb.cli.admin import KEYS
 from vecdb.cli.machine import Check
 from vecdb.cli.output import Output, count, duration
 from vecdb.cli.target import HERE, Place, Target, resolve, with_target
-from vecdb.core.errors import InvalidArgument, PermissionDenied, Unauthenticated, Unsupported, VecdbError
+from vecdb.core.errors import (
+    DeadlineExceeded,
+    InvalidArgument,
+    PermissionDenied,
+    Unauthenticated,
+    Unavailable,
+    Unsupported,
+    VecdbError,
+)
 
 if TYPE_CHECKING:
     from vecdb.client.collection import Collection
@@ -164,25 +172,25 @@ def _keys(keys: "list[Key]") -> Check:
 
 def _server(out: Output, place: Place, quick: bool) -> list[Check]:
     """What a server says of itself, as far as the key lets us see."""
-    from vecdb.cli.session import open_database
+    from vecdb.cli.session import open_database, patience
 
+    seconds, checks = patience(place), list[Check]()
     try:
         with open_database(place) as database:
-            checks = _each(place, database)
-            with database._session.call() as backend:
-                asked: Any = backend
-                checks += _server_keys(asked)
-            shards = peers.shards(database)
+            checks += _each(place, database)
+            checks += _server_keys(database, seconds)
+            shards = peers.shards(database, seconds)
             if shards is not None:
-                checks += [*peers.members(database), peers.well(shards)]
+                checks += [*peers.members(database, seconds), peers.well(shards)]
             several = {one.collection for one in shards or () if len(one.replicas) > 1}
             # Where nobody leads no place in the log can be marked to compare replicas at.
             waiting = {one.collection for one in shards or () if one.leader is None}
-            names = database.list_collections()
+            names = database.list_collections(timeout=seconds)
             return [*checks, Check("database", "ok", f"{place.url}: {count(len(names))} collections"),
-                    *[_collection(out, name, database, quick or name in waiting, several) for name in names]]
+                    *[_collection(out, name, database, quick or name in waiting, several, seconds=seconds)
+                      for name in names]]
     except VecdbError as error:
-        return [_failed("server", error, _ADVICE.get(type(error).__name__, ""))]
+        return [*checks, _failed("server", error, _ADVICE.get(type(error).__name__, ""))]
 
 
 _ADVICE: Final = {
@@ -234,19 +242,22 @@ def _answers(url: str, backend: Any, which: str = "") -> list[Check]:
     return checks + peers.aside(told.get("set_aside") or {}, which)
 
 
-def _server_keys(backend: Any) -> list[Check]:
+def _server_keys(database: "Database", seconds: float) -> list[Check]:
     try:
-        keys = backend.list_keys()
+        keys = database.admin.list_keys(timeout=seconds)
     except (PermissionDenied, Unauthenticated, Unsupported):
         return []  # only who administers may see them
+    except (Unavailable, DeadlineExceeded) as error:  # that nobody leads the shards say
+        return [Check("keys", "warn", error.message)]
     return [_keys(keys)] if keys else [Check("keys", "ok", "none were made")]
 
 
 def _collection(out: Output, name: str, database: "Database", quick: bool,
-                several: Names[str] = ()) -> Check:
+                several: Names[str] = (), *, seconds: float | None = None) -> Check:
     try:
         collection: Collection = database.collection(name)
-        found = collection.describe(consistency="eventual")  # of a cluster without a majority, too
+        # Eventual: of a cluster without a majority, too.
+        found = collection.describe(consistency="eventual", timeout=seconds)
         damage = _damage(found.details)
         if damage:
             return Check(f"collection {name}", "fail", "; ".join(damage), "records it names must be imported again",

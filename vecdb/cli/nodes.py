@@ -5,15 +5,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vecdb.cli import changing
+from vecdb.cli import changing, exits
 from vecdb.cli import options as o
 from vecdb.cli.output import Output, count, duration, size
-from vecdb.cli.session import open_database
-from vecdb.cli.target import HERE, Target, with_target
+from vecdb.cli.session import open_database, patience
+from vecdb.cli.target import HERE, Target, resolve, with_target
 from vecdb.core.cluster import CLOCK_OFF_S, SILENT_S, SLOW_SYNC_S, Plan, PlanStep
 from vecdb.core.errors import InvalidArgument
+from vecdb.core.shards import UNREACHABLE
 
 if TYPE_CHECKING:
+    from vecdb.client.database import Database
     from vecdb.core.cluster import NodeInfo
     from vecdb.core.operations import ClusterInfo
 
@@ -27,12 +29,30 @@ Node = Annotated[str, typer.Argument(metavar="NODE", help="The node's name.")]
 def list_(target: Target = HERE, as_json: o.Json = False) -> None:
     """Every node: what it does, where it is, how it is."""
     out = Output(as_json)
-    with open_database(target) as database:
-        info = database.admin.cluster.info()
+    place = resolve(target)
+    with open_database(place) as database:
+        info = database.admin.cluster.info(timeout=patience(place))
+        away = {} if info.leader else unreached(database, patience(place))
     if as_json:
         out.emit({"nodes": [asdict(one) for one in info.nodes]})
     else:
         show(out, info.nodes)
+    if not info.leader and info.nodes:
+        leaderless(out, info, away)
+
+
+def unreached(database: "Database", seconds: float) -> dict[str, str]:
+    """Nodes that the one that is asked does not reach, and why not."""
+    return {replica.node: replica.error for shard in database.admin.shards(timeout=seconds)
+            for replica in shard.replicas if replica.state == UNREACHABLE}
+
+
+def leaderless(out: Output, info: "ClusterInfo", away: dict[str, str]) -> None:
+    """Say that it is what one node knows, and end as what cannot be reached does."""
+    told = "; ".join(f"{node} is not reached" + (f" ({why})" if why else "") for node, why in sorted(away.items()))
+    out.warn(f"nobody is known to lead the control group, so this is what {info.node} knows by itself, and nothing can "
+             f"be changed; {told or 'it reaches all nodes'}")
+    raise typer.Exit(exits.UNREACHABLE)
 
 
 def show(out: Output, nodes: "tuple[NodeInfo, ...]") -> None:

@@ -10,7 +10,14 @@ from vecdb.cli import exits
 from vecdb.cli.machine import Check
 from vecdb.cli.output import count, duration, size
 from vecdb.core.cluster import CLOCK_OFF_S, SILENT_S, SLOW_SYNC_S
-from vecdb.core.errors import InvalidArgument, PermissionDenied, Unauthenticated, Unavailable, Unsupported
+from vecdb.core.errors import (
+    DeadlineExceeded,
+    InvalidArgument,
+    PermissionDenied,
+    Unauthenticated,
+    Unavailable,
+    Unsupported,
+)
 from vecdb.core.nodes import all_loopback, bracketed, is_wildcard, split_address
 from vecdb.core.shards import UNREACHABLE
 
@@ -168,22 +175,26 @@ def aside(found: "dict[str, int]", which: str = "") -> list[Check]:
                   "shard verify is well: nothing reads them again")]
 
 
-def shards(database: "Database") -> "list[ShardInfo] | None":
+def shards(database: "Database", seconds: float) -> "list[ShardInfo] | None":
     """All shards, or None where the server or the key does not tell."""
     try:
-        return database.admin.shards()
+        return database.admin.shards(timeout=seconds)
     except (PermissionDenied, Unauthenticated, Unsupported):
         return None
 
 
-def members(database: "Database") -> list[Check]:
+def members(database: "Database", seconds: float) -> list[Check]:
     """Whether all nodes are heard and tell the time that the leader has; nothing where nobody may say."""
     try:
-        nodes = database.admin.cluster.info().nodes
+        info = database.admin.cluster.info(timeout=seconds)
     except (PermissionDenied, Unauthenticated, Unsupported):
         return []
-    except Unavailable as error:  # what the shards say of it comes next
+    except (Unavailable, DeadlineExceeded) as error:  # what the shards say of it comes next
         return [Check("nodes", "warn", error.message)]
+    nodes = info.nodes
+    if info.leader is None:
+        return [Check("nodes", "warn", f"nobody is known to lead the control group, so nobody has heard of all "
+                      f"{len(nodes)} nodes; which of them do not answer the shards say")]
     silent = [f"{one.name} for {duration(one.heard_s)}" for one in nodes if one.heard_s > SILENT_S]
     off = [f"{one.name} is {found:+.0f} s off" for one in nodes
            if abs(found := one.stats.get("clock_off_s", 0.0)) > CLOCK_OFF_S]

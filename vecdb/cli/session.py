@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from vecdb.cli.exits import NotFoundError
 from vecdb.cli.target import Place, Target, resolve
@@ -11,6 +11,14 @@ from vecdb.core.errors import DatabaseLocked
 if TYPE_CHECKING:
     from vecdb.client.database import Database
     from vecdb.core.ids import RecordId
+
+QUESTION_S: Final = 5.0
+"""For a server to say how things are, where no --timeout says how long: who asks wants to know what does not answer."""
+
+
+def patience(place: Place) -> float:
+    """Seconds for one question about how things are."""
+    return place.settings.client.timeout_s or QUESTION_S
 
 
 @contextmanager

@@ -4,6 +4,9 @@ Only the leader hears of all nodes, and only through him things change; so all b
 writes of records go to the leader of their shard (:mod:`vecdb.services.leaders`).  A node that is asked by another
 answers for itself or says who leads.
 
+Where nobody who leads answers in time, a node tells of the cluster what it has itself, and that nobody is known to
+lead: who looks for what is lost asks when most is.
+
 A job is refused as its plan would be, by the leader, before it is written down.  What was promised is kept by the
 governor (:mod:`vecdb.services.governor`), who plans anew at every step.
 """
@@ -28,8 +31,17 @@ from vecdb.cluster.control import (
 from vecdb.cluster.joining import make_token
 from vecdb.core.calls import Call, WriteToken
 from vecdb.core.cluster import PAST_CANCELLING, JobInfo, JobState, NodeInfo, NodeState, Plan, Role
-from vecdb.core.errors import InvalidArgument, NotLeader, Unavailable, Unsupported, VecdbError
+from vecdb.core.errors import (
+    DeadlineExceeded,
+    InvalidArgument,
+    NodeRemoved,
+    NotLeader,
+    Unavailable,
+    Unsupported,
+    VecdbError,
+)
 from vecdb.core.operations import SETTINGS, ClusterInfo, JoinToken, NewJoinToken
+from vecdb.ports.clock import Clock
 from vecdb.ports.operations import Operations
 from vecdb.ports.replicator import ReplicaStatus, Replicator
 from vecdb.services.governor import Governor
@@ -40,6 +52,8 @@ from vecdb.services.replicas import CONTROL
 
 T = TypeVar("T")
 
+SHARE: Final = 0.75
+"""Of the time that a call has, how much the leader is given to say how the cluster is: the rest is for the reply."""
 TOKEN_TTL_S: Final = 3_600.0
 TOKEN_MOST_S: Final = 366 * 86_400.0
 
@@ -86,8 +100,19 @@ class OwnOperations:
         return outcome
 
     async def cluster(self, call: Call) -> ClusterInfo:
-        state = self._leading()
-        status = self._control.status()
+        self._leading()
+        return self._glance()
+
+    def known(self) -> ClusterInfo | None:
+        """As this node has it, whoever leads: nobody is said to, and no node to be heard; None if it has nothing."""
+        if not self._control.state.log_index:
+            return None
+        told = self._glance()
+        return replace(told, leader=None, nodes=tuple(replace(one, heard_s=-1.0, leaders=-1, stats={})
+                                                      for one in told.nodes))
+
+    def _glance(self) -> ClusterInfo:
+        state, status = self._control.state, self._control.status()
         voters = set() if status is None else set(map(node_of, status.voters))
         loads, leads, context = state.loads(), self._leads(), self._governor.context
         nodes = [NodeInfo(one.name, one.address, one.client_address, one.http_address, one.role, one.zone,
@@ -210,20 +235,34 @@ class Administration:
     """Any node's: asks whoever leads the control group.  Met: :class:`vecdb.ports.operations.Operations`."""
 
     def __init__(self, me: str, nodes: Callable[[], Sequence[str]], own: Operations, other: Callable[[str], Operations],
-                 leaders: Leaders) -> None:
-        """``nodes``: those that vote in the control group, or all; ``other``: of another node, for itself alone."""
+                 leaders: Leaders, known: Callable[[], ClusterInfo | None], clock: Clock) -> None:
+        """``nodes``: those that vote in the control group, or all; ``other``: of another node, for itself alone;
+        ``known``: what this node knows by itself.
+        """
         self._me = me
         self._nodes = nodes
         self._own = own
         self._other = other
         self._leaders = leaders
+        self._known = known
+        self._clock = clock
 
     async def _ask(self, call: Call, ask: Callable[[Operations], Awaitable[T]], *, once: bool = False) -> T:
         return await self._leaders.ask(Task(CONTROL, self._nodes(), call, once=once), lambda node: ask(
             self._own if node == self._me else self._other(node)))
 
     async def cluster(self, call: Call) -> ClusterInfo:
-        return await self._ask(call, lambda one: one.cluster(call))
+        """By whoever leads; if he does not answer in most of the call's time, as this node has it, without a leader."""
+        now = self._clock.monotonic()
+        mine = replace(call, deadline=now + SHARE * (self._leaders.deadline(call) - now))
+        try:
+            return await self._ask(mine, lambda one: one.cluster(mine))
+        except (Unavailable, DeadlineExceeded) as error:
+            known = None if isinstance(error, NodeRemoved) else self._known()
+            if known is None:
+                raise
+            call.check()
+            return known
 
     async def cluster_jobs(self, call: Call, *, id: int = 0, ended: bool = False) -> list[JobInfo]:
         return await self._ask(call, lambda one: one.cluster_jobs(call, id=id, ended=ended))

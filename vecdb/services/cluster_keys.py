@@ -81,8 +81,9 @@ class ClusterKeys(KeyChecks):
         """Raise ``Unavailable`` while it is not, and say what it waits for."""
         if not self._known():
             why = "; ".join(waits_for())
-            raise Unavailable("this node does not know the keys of its cluster yet" + (f": {why}" if why else ""),
-                              retry_after_s=0.2)
+            unknown = "does not know the keys of its cluster yet"
+            raise Unavailable(f"{why}; until that is over this node {unknown}, and lets nobody in" if why else
+                              f"this node {unknown}", retry_after_s=0.2)
 
     # -- checking
 

@@ -90,11 +90,12 @@ class Governing:
         kinds = operations(copies, verify, backing)
         self._keeper = MemberKeeper(me, own, lambda: wanted(control.state), peers.replicas, clock, tell=tell)
         self.governor = Governor(me, control, self.replicas, heard, clock, kinds, tell=tell)
-        self.own: Operations = OwnOperations(
+        own_operations = OwnOperations(
             me, name, control, self.governor, kinds,
             lambda: {node: int(stats["leaders"]) for node in control.state.nodes
                      if "leaders" in (stats := heard.stats(node))})
-        self.administration = Administration(me, nodes, self.own, remote, leaders)
+        self.own: Operations = own_operations
+        self.administration = Administration(me, nodes, self.own, remote, leaders, own_operations.known, clock)
 
     def start(self) -> None:
         """Begin; returns at once."""

@@ -56,7 +56,7 @@ class Lasting(MemoryBackend):
         self.keys[id] = Key(id, name, tuple(grants), 1e9, time.time() + ttl_s if ttl_s else 0.0)
         return self.keys[id], f"vdb_{id}_secret"
 
-    def list_keys(self) -> list[Key]:
+    def list_keys(self, call: Any = None) -> list[Key]:
         return list(self.keys.values())
 
     def rotate_key(self, id: str, overlap_s: float = 0.0) -> tuple[Key, str]:

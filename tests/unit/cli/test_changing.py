@@ -3,7 +3,9 @@
 import pytest
 
 from vecdb.core.cluster import JobInfo, NodeInfo, Plan, PlanStep
+from vecdb.core.errors import DeadlineExceeded
 from vecdb.core.operations import ClusterInfo
+from vecdb.core.shards import UNREACHABLE, ReplicaInfo, ShardInfo
 
 URL = ["--url", "grpc://db.example:7700"]
 NODES = (NodeInfo("n1", "n1:7702", voter=True, replicas=2), NodeInfo("n2", "n2:7702", voter=True, state="drained"))
@@ -109,3 +111,36 @@ def test_a_list_of_nodes_says_which_clock_and_which_disk_are_off(cli, changed, b
     assert "disk took" not in lines["n1"] + lines["n3"]
     assert "its disk took 1.5 s" in lines["n2"]
     assert "its clock -120 s off" in lines["n3"]
+
+
+def test_a_cluster_that_nobody_leads_is_told_as_one_node_knows_it_with_whom_it_does_not_reach(cli, changed, backend
+                                                                                                ) -> None:
+    backend.operated["cluster"] = ClusterInfo("prod", "n1", None, 3, (
+        NodeInfo("n1", "n1:7702"), NodeInfo("c1", "c1:7702", heard_s=-1.0)), 1, 1)
+    backend.shard_list = [ShardInfo("", 0, None, (
+        ReplicaInfo("n1/1", "n1", "ok"), ReplicaInfo("c1/2", "c1", UNREACHABLE, error="it does not answer (refused)")))]
+    for command in (["cluster", "status"], ["node", "list"]):
+        ran = cli(*command, *URL)
+        assert ran.code == 11
+        assert "what n1 knows by itself" in ran.err
+        assert "c1 is not reached (it does not answer (refused))" in ran.err
+        assert "c1:7702" in ran.out
+    ran = cli("cluster", "status", "--json", *URL)
+    assert (ran.code, ran.json["leader"], list(ran.json["unreached"])) == (11, None, ["c1"])
+    ran = cli("doctor", "--quick", "--json", *URL)
+    found = {one["name"]: one["found"] for one in ran.json["checks"]}
+    assert ran.code == 11
+    assert "nobody is known to lead" in found["nodes"]
+    assert "c1 does not" in found["shards"]
+    assert all(one[0] != "cluster_jobs" for one in backend.asked), "whom should it ask?"
+
+
+def test_doctor_looks_on_where_one_question_has_no_answer(cli, docs, backend, monkeypatch) -> None:
+    def late(call=None):
+        raise DeadlineExceeded("the deadline passed before node c1 answered")
+
+    monkeypatch.setattr(backend, "list_keys", late)
+    ran = cli("doctor", "--quick", "--json", *URL)
+    found = {one["name"]: (one["state"], one["found"]) for one in ran.json["checks"]}
+    assert found["keys"] == ("warn", "the deadline passed before node c1 answered")
+    assert found["collection docs"][0] == "ok"

@@ -4,8 +4,9 @@ import time
 
 import pytest
 
-from vecdb.client.remote.retry import HINT_MOST_S, MOST_S, Attempts, Budget
-from vecdb.core.errors import Overloaded
+from vecdb.client.remote.calling import last_of
+from vecdb.client.remote.retry import HINT_MOST_S, MOST_S, Attempts, Budget, Failed
+from vecdb.core.errors import DeadlineExceeded, Overloaded, Unavailable
 
 
 @pytest.mark.parametrize("hint", [3_600.0, 10 ** 9, float("inf")])
@@ -30,3 +31,16 @@ def test_a_hint_beyond_the_deadline_is_final() -> None:
     attempts = Attempts(3, Budget(), time.monotonic() + 600.0)
     assert attempts.delay(Overloaded("full", retry_after_s=601.0)) is None
     assert attempts.delay(Overloaded("full", retry_after_s=60.0)) is not None
+
+
+def test_what_a_server_said_is_told_with_why_another_address_is_silent() -> None:
+    silent = Failed(Unavailable("n3:7700 refuses", target="n3:7700"), decided=True, transport=True)
+    waits = Unavailable("n1 waits for n3")
+    told = last_of(silent, waits)
+    assert (type(told), told.message) == (Unavailable, "n1 waits for n3 (n3:7700 refuses)")
+    assert told.fields["target"] == "n3:7700"
+    late = last_of(Failed(DeadlineExceeded("too late"), decided=True), waits)
+    assert (type(late), late.message) == (DeadlineExceeded, "n1 waits for n3 (too late)")
+    assert last_of(silent, None) is silent.error
+    answered = Failed(Unavailable("n2 stops"), decided=True, answered=True)
+    assert last_of(answered, waits) is answered.error

@@ -142,12 +142,14 @@ class Caller:
         """What follows a failure: repetitions, or the error."""
         attempts = self.attempts(deadline)
         unsure = False
+        said: VecdbError | None = None
         while True:
             check(call)
             unsure = unsure or (write and not failed.decided)
+            said = failed.error if failed.answered else said
             wait = attempts.after(failed) if repeat or failed.decided else None
             if wait is None:
-                raise outcome(failed.error, unsure) from None
+                raise outcome(last_of(failed, said), unsure) from None
             yield Sleep(wait)
             try:
                 reply: bytes = yield Unary(rpc, payload, left(deadline), self.metadata(call, route), route)
@@ -256,6 +258,17 @@ def left(deadline: float | None, most: float | None = None) -> float | None:
     if rest <= 0.0:
         raise DeadlineExceeded("the deadline passed before the call was sent")
     return rest if most is None else min(rest, most)
+
+
+def last_of(failed: Failed, said: VecdbError | None) -> VecdbError:
+    """The error of the last attempt, with what a server ``said`` before it: that an address is silent, or the time is
+    over, says less than why another did not serve.
+    """
+    if said is None or failed.answered or not isinstance(failed.error, Unavailable | DeadlineExceeded):
+        return failed.error
+    told = type(failed.error)(f"{said.message} ({failed.error.message})", **failed.error.fields)
+    told.__cause__ = failed.error.__cause__
+    return told
 
 
 _OPEN_ENDS: Final = (Unavailable, Overloaded, DeadlineExceeded, Cancelled, OutcomeUnknown)

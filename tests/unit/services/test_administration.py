@@ -1,0 +1,101 @@
+"""What operators ask where the leader of the control group does not answer, and what is not there."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from random import Random
+from typing import Any
+
+import pytest
+
+from tests.unit.services.governed import Control, Governed
+from vecdb.core.calls import Call
+from vecdb.core.errors import NodeRemoved, NotLeader, Unauthenticated, Unavailable, VecdbError
+from vecdb.core.operations import ClusterInfo
+from vecdb.runtime.clock import SystemClock
+from vecdb.services.administration import Administration, OwnOperations
+from vecdb.services.governor import Governor
+from vecdb.services.leaders import Leaders
+from vecdb.services.operations.kinds import Drain, Move
+
+KINDS = {one.kind: one for one in (Move(), Drain())}
+
+
+def own(governed: Governed) -> OwnOperations:
+    control: Any = Control(governed)
+    control.status = governed.status
+    return OwnOperations("c1", "tests", control, Governor("c1", control, governed.replicas, governed, governed.clock,
+                                                          KINDS), KINDS, dict)
+
+
+class Asked:
+    """Another node's operations: each question ends as ``says`` says."""
+
+    def __init__(self, says: Callable[[], Awaitable[ClusterInfo]]) -> None:
+        self.says = says
+
+    async def cluster(self, call: Call) -> ClusterInfo:
+        return await self.says()
+
+
+def administration(governed: Governed, says: Callable[[], Awaitable[ClusterInfo]], known: Any = None) -> Administration:
+    clock, mine = SystemClock(), own(governed)
+
+    async def ask_leader(group: int, node: str) -> str | None:
+        return None
+
+    leaders = Leaders("n1", lambda group: None, ask_leader, clock, Random(7))
+    return Administration("n1", lambda: ["c1", "c2"], mine, lambda node: Asked(says),  # type: ignore[arg-type,return-value]
+                          leaders, known or mine.known, clock)
+
+
+def cluster(one: Administration, seconds: float) -> ClusterInfo:
+    async def run() -> ClusterInfo:
+        clock = SystemClock()
+        before = clock.monotonic() + seconds
+        call = Call(before)
+        try:
+            async with asyncio.timeout(25.0):
+                return await one.cluster(call)
+        finally:
+            assert call.deadline == before
+
+    return asyncio.run(run())
+
+
+def raising(error: VecdbError) -> Callable[[], Awaitable[ClusterInfo]]:
+    async def says() -> ClusterInfo:
+        raise error
+
+    return says
+
+
+@pytest.mark.parametrize("says", [raising(Unavailable("cannot be reached")), raising(NotLeader("nobody leads"))])
+def test_a_cluster_without_a_leader_is_told_of_as_this_node_has_it(says: Callable[[], Awaitable[ClusterInfo]]) -> None:
+    governed = Governed(3)
+    governed.collection("docs", ("n1", "n2"))
+    told = cluster(administration(governed, says), 0.4)
+    assert (told.leader, told.collections, [one.name for one in told.nodes]) == (None, 1, ["n1", "n2", "n3"])
+    assert {one.heard_s for one in told.nodes} == {-1.0}, "it heard nobody itself"
+
+
+def test_what_the_leader_says_goes_before_what_this_node_knows() -> None:
+    governed = Governed(3)
+    there = ClusterInfo("tests", "c1", "c1", 9)
+
+    async def says() -> ClusterInfo:
+        return there
+
+    assert cluster(administration(governed, says), 20.0) is there
+
+
+@pytest.mark.parametrize("error", [NodeRemoved("it was removed"), Unauthenticated("no key")])
+def test_what_is_no_lack_of_a_leader_is_told(error: VecdbError) -> None:
+    if isinstance(error, NodeRemoved):
+        error.here = True
+    with pytest.raises(type(error)):
+        cluster(administration(Governed(3), raising(error)), 0.4)
+
+
+def test_a_node_that_knows_nothing_says_what_is_wrong() -> None:
+    with pytest.raises(Unavailable, match="no leader of the control group"):
+        cluster(administration(Governed(3), raising(Unavailable("cannot be reached")), lambda: None), 0.4)
