@@ -72,11 +72,15 @@ def check_whole(view: ShardView, directory: Path) -> None:
                                 ids=tuple(one.ids(one.lost()[:MAX_LOST_NAMED])), region="segment")
 
 
+def first_rows() -> Mutations:
+    """Of a shard that nothing was written to."""
+    manifest = Manifest((Entry(0, False, 0, 0),), 1)
+    return Mutations(puts=[(rows.STATE_KEY, rows.State().to_bytes()), (rows.MANIFEST_KEY, manifest.to_bytes())])
+
+
 def found(store: Store) -> None:
     """Write the first rows of a new shard, durably: a store that has none was lost."""
-    manifest = Manifest((Entry(0, False, 0, 0),), 1)
-    store.write(Mutations(puts=[(rows.STATE_KEY, rows.State().to_bytes()),
-                                (rows.MANIFEST_KEY, manifest.to_bytes())]))
+    store.write(first_rows())
     store.sync()
 
 

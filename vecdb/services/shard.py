@@ -55,7 +55,7 @@ from vecdb.segment.matching import StaleView
 from vecdb.services import reads
 from vecdb.services.answer import answer
 from vecdb.services.following import Follow, FollowLimits, Told
-from vecdb.services.recovery import ROWS, link_segments, recover
+from vecdb.services.recovery import ROWS, first_rows, link_segments, recover
 from vecdb.services.settings import EngineSettings
 from vecdb.services.verify import Verification, verify
 from vecdb.shard import codec, rows
@@ -257,6 +257,9 @@ class ShardService:
         self.sync()  # so that little is left to be flushed where everybody waits for it
         with self._lock:
             self._check_whole()
+            kept = self._store.multi_get([rows.STATE_KEY, rows.MANIFEST_KEY])
+            if kept == [None, None] and not self._settings.read_only:
+                self.write_rows(first_rows())  # of an empty one, too, a copy says that it is that, and not lost
             try:
                 self._store.checkpoint(target / ROWS)
                 view = self.machine.view

@@ -86,6 +86,39 @@ def test_of_equal_ids_the_last_is_kept_over_files_too(tmp_path: Path) -> None:
         database.close()
 
 
+def test_a_shard_that_no_record_is_of_is_an_empty_one(tmp_path: Path) -> None:
+    from vecdb.app import open_embedded, open_store
+    from vecdb.runtime.clock import SystemClock
+    from vecdb.services.backup.local import LocalBackups
+
+    assert built(tmp_path, rows=ROWS[:1]).snapshot.records == 1
+    repository = repositories(SETTINGS)(f"file://{tmp_path}/place")
+    (collection,) = repository.load("docs").collections
+    assert sorted(one.records for one in collection.shards) == [0, 0, 1]
+    database = open_embedded(tmp_path / "data", background=False, threads=1)
+    try:
+        backups = LocalBackups(database, open_store, SystemClock())
+        found = backups.verify(repository, "docs")
+        assert (found.problems, found.shards, found.records) == ((), 3, 1)
+        backups.restore(repository, "docs")
+        assert database.count("docs", None) == 1
+        # and of a database alone, where nothing was ever written
+        database.create_collection(CollectionSchema("empty", 4))
+        backups.create(repository, "empty", ["empty"])
+        assert backups.verify(repository, "empty").problems == ()
+        backups.restore(repository, "empty", {"empty": "again"})
+        assert database.count("again", None) == 0
+        database.upsert("empty", UpsertBatch((1,), np.ones((1, 4), np.float32), (b"{}",)))
+        assert database.count("empty", None) == 1
+    finally:
+        database.close()
+    database = open_embedded(tmp_path / "data", background=False, threads=1)
+    try:
+        assert [database.count(name, None) for name in ("docs", "empty", "again")] == [1, 1, 0]
+    finally:
+        database.close()
+
+
 class KilledError(BaseException):
     pass
 
