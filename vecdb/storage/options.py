@@ -7,6 +7,10 @@ they are sealed; one scan of everything at opening.  So:
 - full bloom filters, ten bits a key, index and filter blocks inside the bounded cache;
 - one block cache and one write-buffer budget for the whole process, however many collections are open;
 - LZ4, which gives up quickly on vectors and halves metadata;
+- files of sixty-four MiB and twelve of them before they are merged: what is written first, the vectors of a growing
+  segment, is deleted as a range soon, so merging it early rewrites what goes anyway.  Measured, batches of 1 MB through
+  three nodes: with RocksDB's four of 32 MiB a store wrote 1.9 to 2.3 times what it was given, with this 1.4 times, and
+  three nodes on two cores accepted 41 MB/s where they had 37;
 - few file handles, few and small information logs, no periodic statistics.
 
 **Recovery** is ``kTolerateCorruptedTailRecords``.  ``kAbsoluteConsistency`` refuses to open after any
@@ -34,7 +38,8 @@ KIB = 1 << 10
 MIB = 1 << 20
 BLOCK_CACHE_BYTES = 64 * MIB
 WRITE_BUFFER_BYTES = 128 * MIB
-MEMTABLE_BYTES = 32 * MIB
+MEMTABLE_BYTES = 64 * MIB
+YOUNG_FILES = 12
 MAX_WAL_BYTES = 128 * MIB
 MAX_OPEN_FILES = 256
 MAX_BACKGROUND_JOBS = 2
@@ -93,6 +98,9 @@ def _bound_memory(options: Options, resources: StoreResources) -> None:
     options.set_write_buffer_manager(resources.write_buffers)
     options.set_write_buffer_size(MEMTABLE_BYTES)
     options.set_max_write_buffer_number(3)
+    options.set_level_zero_file_num_compaction_trigger(YOUNG_FILES)
+    options.set_level_zero_slowdown_writes_trigger(3 * YOUNG_FILES)
+    options.set_level_zero_stop_writes_trigger(5 * YOUNG_FILES)
     options.set_max_total_wal_size(MAX_WAL_BYTES)
 
 
