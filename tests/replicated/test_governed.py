@@ -230,7 +230,7 @@ def test_the_command_line_tells_and_changes(grown: Grown, db: Any, monkeypatch: 
     assert made["id"] in [one["id"] for one in vecdb("cluster", "token", "list")["tokens"]]
     vecdb("cluster", "token", "revoke", made["id"], "--yes")
     assert made["id"] not in [one["id"] for one in vecdb("cluster", "token", "list")["tokens"]]
-    vecdb("node", "drain", "s9", "--yes", code=2)
+    vecdb("node", "drain", "s9", "--yes", code=3)
 
 
 def test_a_damaged_replica_is_found_and_built_anew(grown: Grown, db: Any) -> None:

@@ -10,7 +10,7 @@ terminal there are no control codes, and ``NO_COLOR`` is obeyed.
 0     done
 1     internal: a fault of vecdb
 2     usage, or an argument or file that is refused; nothing was changed
-3     no such collection, record, database or API key
+3     no such collection, record, database, API key, node, shard, job or token
 4     exists already, locked by another process, a port in use, a shard that is not well (``shard status``), or
       another precondition that does not hold
 5     storage: disk full, read-only or unavailable; or a memory, rate or queue limit

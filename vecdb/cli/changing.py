@@ -34,7 +34,7 @@ def change(database: "Database", kind: str, target: str, args: Mapping[str, Any]
     plan = cluster.plan(kind, target, args)
     if not as_json:
         show_plan(out, plan)
-    if dry_run or (not plan.steps and kind not in ("drain", "replication")):
+    if dry_run or not plan.steps:
         if as_json:
             out.emit({"plan": asdict(plan), "job": None})
         return

@@ -83,7 +83,10 @@ def set_setting(name: Annotated[str | None, typer.Argument(metavar="[NAME]", sho
             if name not in SETTINGS:
                 raise InvalidArgument("name", f"there is no setting {name[:80]!r}", got=name[:80],
                                       limit=sorted(SETTINGS))
-            default, _, _, text = SETTINGS[name]
+            default, least, most, text = SETTINGS[name]
+            if number is not None and not least <= number <= most:
+                raise InvalidArgument("value", f"of {name} must be a number from {least:g} to {most:g}",
+                                      got=value[:80], limit=[least, most])
             plan = Plan("set", (PlanStep("set", name, f"{name}: {now.get(name, default):g} becomes "
                                          f"{default if number is None else number:g}: {text}"),))
             if not changing.agreed(out, plan, yes=yes, dry_run=dry_run):

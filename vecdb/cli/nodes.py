@@ -11,7 +11,7 @@ from vecdb.cli.output import Output, count, duration, size
 from vecdb.cli.session import open_database, patience
 from vecdb.cli.target import HERE, Target, resolve, with_target
 from vecdb.core.cluster import CLOCK_OFF_S, SILENT_S, SLOW_SYNC_S, Plan, PlanStep
-from vecdb.core.errors import InvalidArgument
+from vecdb.core.errors import NodeNotFound
 from vecdb.core.shards import UNREACHABLE
 
 if TYPE_CHECKING:
@@ -168,6 +168,6 @@ def remove(node: Node, yes: changing.Yes = False, dry_run: changing.DryRun = Fal
 def _known(info: "ClusterInfo", node: str) -> "NodeInfo":
     found = next((one for one in info.nodes if one.name == node), None)
     if found is None:
-        raise InvalidArgument("node", f"there is no node {node[:80]!r}", got=node[:80],
-                              limit=[one.name for one in info.nodes][:64])
+        raise NodeNotFound(f"there is no node {node[:80]!r}", node=node[:80],
+                           known=[one.name for one in info.nodes][:64])
     return found

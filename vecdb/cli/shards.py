@@ -14,7 +14,7 @@ from vecdb.cli.output import Output, count, size
 from vecdb.cli.session import open_database
 from vecdb.cli.target import HERE, Target, resolve, with_target
 from vecdb.core.cluster import Plan, PlanStep
-from vecdb.core.errors import InvalidArgument, Unavailable
+from vecdb.core.errors import InvalidArgument, ShardNotFound, Unavailable
 from vecdb.core.shards import CATCHING_UP
 
 if TYPE_CHECKING:
@@ -152,10 +152,11 @@ def find(database: "Database", what: str) -> "tuple[ShardInfo, str]":
     else:
         shards = database.admin.shards(name)
         found = [one for one in shards if number in ("", str(one.group))]
+    if not found:
+        raise ShardNotFound(f"there is no shard {what[:80]} (vecdb shard list)", shard=what[:80])
     if len(found) != 1:
-        raise InvalidArgument("shard", f"{what[:80]!r} is no shard" if not found else
-                              f"{name!r} has {len(found)} shards: say which by its number", got=what[:80],
-                              limit=[one.group for one in found][:64] or "vecdb shard list")
+        raise InvalidArgument("shard", f"{name!r} has {len(found)} shards: say which by its number", got=what[:80],
+                              limit=[one.group for one in found][:64])
     one = found[0]
     many = one.collection and sum(other.collection == one.collection for other in shards) > 1
     return one, f"{one.collection}@{one.group}" if many else one.collection

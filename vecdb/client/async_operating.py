@@ -31,7 +31,7 @@ class AsyncOperating:
         return found
 
     async def job(self, id: int, *, timeout: float | None = None) -> JobInfo:
-        """InvalidArgument if there is none of this number."""
+        """JobNotFound if there is none of this number."""
         found: list[JobInfo] = await self._ask(timeout, "cluster_jobs", id=id)
         return found[0]
 

@@ -52,7 +52,7 @@ class Operating:
         return found
 
     def job(self, id: int, *, timeout: float | None = None) -> JobInfo:
-        """InvalidArgument if there is none of this number."""
+        """JobNotFound if there is none of this number."""
         found: list[JobInfo] = self._ask(timeout, "cluster_jobs", id=id)
         return found[0]
 
@@ -60,7 +60,8 @@ class Operating:
              timeout: float | None = None) -> Plan:
         """What a job would do now.  ``kind``: move, replication, drain, repair, rebalance, split, merge, ...
 
-        InvalidArgument for what makes no sense, Unavailable for what cannot be done now.
+        InvalidArgument for what makes no sense, NodeNotFound, ShardNotFound, ShardBusy while another job splits or
+        merges the shard, Unavailable for what cannot be done now.
         """
         found: Plan = self._ask(timeout, "plan_job", check_text("kind", kind), target, dict(args or {}))
         return found

@@ -26,7 +26,7 @@ from typing import Final
 from vecdb.cluster.control import MAX_VOTERS, ControlState, NodeEntry, ShardEntry
 from vecdb.cluster.placement import SLACK, Candidate, score
 from vecdb.core.cluster import NodeState, ShardState
-from vecdb.core.errors import InvalidArgument, NoNodeForReplica
+from vecdb.core.errors import InvalidArgument, NoNodeForReplica, ShardNotFound
 
 _ALIKE: Final[Mapping[int, float]] = {}
 MOST_WISHES: Final = 100_000
@@ -133,10 +133,12 @@ def replicated(state: ControlState, name: str, factor: int, away: Collection[str
 
 
 def moved(state: ControlState, group: int, source: str, to: str, away: Collection[str] = ()) -> Wish:
-    """One replica of a shard from a node to another; ``InvalidArgument`` or ``NoNodeForReplica`` say why not."""
+    """One replica of a shard from a node to another; ``ShardNotFound``, ``InvalidArgument`` or ``NoNodeForReplica`` say
+    why not.
+    """
     entry = state.shards.get(group)
     if entry is None or entry.state is ShardState.RETIRED:
-        raise InvalidArgument("shard", f"there is no shard {group}", got=group)
+        raise ShardNotFound(f"there is no shard {group}", shard=group)
     if source not in entry.desired:
         raise InvalidArgument("from", f"has no replica of shard {group}", got=source, limit=list(entry.desired))
     if to in entry.desired:

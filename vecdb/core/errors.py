@@ -116,12 +116,15 @@ class CollectionNotFound(VecdbError, KeyError):
 
 
 class CollectionExists(VecdbError):
-    """A collection of that name exists already."""
+    """A collection of that name exists already, or a ``job`` is to make it."""
 
     code = "ALREADY_EXISTS"
 
-    def __init__(self, name: str) -> None:
-        super().__init__(f"a collection named {name!r} exists already", collection=name)
+    def __init__(self, name: str, job: int = 0) -> None:
+        if job:
+            super().__init__(f"the name {name!r} is taken: job {job} is to make it", collection=name, job=job)
+        else:
+            super().__init__(f"a collection named {name!r} exists already", collection=name)
 
 
 class SnapshotNotFound(VecdbError):
@@ -226,6 +229,36 @@ class KeyNotFound(VecdbError):
     """There is no API key of that id."""
 
     code = "NOT_FOUND"
+
+
+class NodeNotFound(VecdbError):
+    """The cluster has no node of that name."""
+
+    code = "NOT_FOUND"
+
+
+class ShardNotFound(VecdbError):
+    """The cluster has no shard of that number that calls go to: there never was one, or others took its place."""
+
+    code = "NOT_FOUND"
+
+
+class JobNotFound(VecdbError):
+    """The cluster has no job of that number, or has forgotten it since it ended."""
+
+    code = "NOT_FOUND"
+
+
+class TokenNotFound(VecdbError):
+    """The cluster has no join token of that id."""
+
+    code = "NOT_FOUND"
+
+
+class ShardBusy(VecdbError):
+    """Another job changes the shard already; ``fields["job"]`` is its number.  Nothing was begun."""
+
+    code = "FAILED_PRECONDITION"
 
 
 class Unavailable(VecdbError):

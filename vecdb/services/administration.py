@@ -34,8 +34,12 @@ from vecdb.core.cluster import PAST_CANCELLING, JobInfo, JobState, NodeInfo, Nod
 from vecdb.core.errors import (
     DeadlineExceeded,
     InvalidArgument,
+    JobNotFound,
+    NodeNotFound,
     NodeRemoved,
     NotLeader,
+    ShardBusy,
+    TokenNotFound,
     Unavailable,
     Unsupported,
     VecdbError,
@@ -54,6 +58,7 @@ T = TypeVar("T")
 
 SHARE: Final = 0.75
 """Of the time that a call has, how much the leader is given to say how the cluster is: the rest is for the reply."""
+RESHARDING: Final = ("split", "merge")
 TOKEN_TTL_S: Final = 3_600.0
 TOKEN_MOST_S: Final = 366 * 86_400.0
 
@@ -134,27 +139,29 @@ class OwnOperations:
 
     async def plan_job(self, kind: str, target: str, args: Mapping[str, Any], call: Call) -> Plan:
         plan = self._planned(kind, target, args)
+        _check_free(self._control.state, kind, target, args)
         look = getattr(self._operations[kind], "look", None)
         if look is None:
             return plan
         return replace(plan, notes=(*plan.notes, *await look(self._control.state, target, args)))
 
     def _planned(self, kind: str, target: str, args: Mapping[str, Any]) -> Plan:
-        state = self._leading()
+        state, operation = self._leading(), self._operation(kind)
+        heard_s = self._governor.context.heard_s
+        return operation.plan(state, target, args, [one for one in state.nodes if heard_s(one) > AWAY_S])
+
+    def _operation(self, kind: str) -> Operation:
         operation = self._operations.get(kind)
         if operation is None:
             raise InvalidArgument("kind", f"there is no job {kind[:40]!r}", got=kind[:40],
                                   limit=sorted(self._operations))
-        heard_s = self._governor.context.heard_s
-        return operation.plan(state, target, args, [one for one in state.nodes if heard_s(one) > AWAY_S])
+        return operation
 
     async def begin_job(self, kind: str, target: str, args: Mapping[str, Any], call: Call) -> int:
         key = b"" if call.token is None else call.token.key
-        if key and key in self._leading().keys:  # asked again: what it has begun may be there already
-            self._planned(kind, target, args)
-        else:
+        if not key or key not in self._leading().keys:  # asked again: what it has begun is no reason to refuse it
             await self.plan_job(kind, target, args, call)
-        self._governor.context.check_read(commands_of(self._operations[kind]))
+        self._governor.context.check_read(commands_of(self._operation(kind)))
         clock = self._governor.context.clock
         made = await self._propose(job_put(kind, target, args, at_s=clock.wall(), key=key))
         if not isinstance(made, JobEntry):
@@ -189,7 +196,7 @@ class OwnOperations:
 
     async def revoke_join_token(self, id: str, call: Call) -> None:
         if id not in self._leading().tokens:
-            raise InvalidArgument("token", f"there is no token {id[:40]!r}", got=id[:40])
+            raise TokenNotFound(f"there is no token {id[:40]!r}", token=id[:40])
         await self._propose(token_revoke(id))
 
     async def activate_node(self, node: str, call: Call) -> None:
@@ -215,8 +222,7 @@ class OwnOperations:
     def _node(self, node: str) -> ControlState:
         state = self._leading()
         if node not in state.nodes or state.nodes[node].state is NodeState.LEFT:
-            raise InvalidArgument("node", f"there is no node {node[:80]!r}", got=node[:80],
-                                  limit=sorted(state.nodes)[:64])
+            raise NodeNotFound(f"there is no node {node[:80]!r}", node=node[:80], known=sorted(state.nodes)[:64])
         return state
 
     async def set_cluster_setting(self, name: str, value: Any, call: Call) -> None:
@@ -313,8 +319,22 @@ LONE: Final[Any] = NoCluster()
 def _job(state: ControlState, id: int) -> JobEntry:
     found = state.jobs.get(id)
     if found is None:
-        raise InvalidArgument("job", f"there is no job {id}", got=id)
+        raise JobNotFound(f"there is no job {id}", job=id)
     return found
+
+
+def _check_free(state: ControlState, kind: str, target: str, args: Mapping[str, Any]) -> None:
+    """A shard is split or merged by one job at a time: the one that came second could only fail."""
+    if kind not in RESHARDING:
+        return
+    asked = {target, str(args.get("with", target))}
+    for job in state.jobs.values():
+        if not job.state.ended and job.kind in RESHARDING:
+            both = asked & {job.target, str(job.args.get("with", job.target))}
+            if both:
+                group = min(both)
+                raise ShardBusy(f"a change of shard {group} is under way: job {job.id}, {job.kind} {job.target}",
+                                job=job.id, shard=int(group))
 
 
 def _told(job: JobEntry) -> JobInfo:

@@ -56,7 +56,7 @@ def test_a_node_that_holds_replicas_is_said_to_before_it_is_removed(cli, changed
     ran = cli("node", "remove", "n1", "--dry-run", *URL)
     assert (ran.code, "vecdb node drain n1" in ran.err) == (0, True)
     for command in ("remove", "activate"):
-        assert cli("node", command, "n9", "--yes", *URL).code == 2
+        assert cli("node", command, "n9", "--yes", *URL).code == 3
     assert changed() == []
 
 
@@ -65,7 +65,17 @@ def test_settings_are_numbers_with_names(cli, changed) -> None:
     assert cli("cluster", "set", "repair_after_s", "soon", "--yes", *URL).code == 2
     assert cli("cluster", "set", "repair_after_s", "--yes", *URL).code == 2
     assert "repair_after_s" in cli("cluster", "set", *URL).out
+    ran = cli("cluster", "set", "copy_bytes_s", "300000", "--yes", *URL)
+    assert (ran.code, "must be a number from" in ran.err, "becomes" in ran.out) == (2, True, False), "no plan of it"
     assert changed() == []
+
+
+@pytest.mark.parametrize("argv", [("node", "drain", "n2"), ("shard", "replicate", "docs", "--factor", "2")])
+def test_where_nothing_is_to_be_done_no_job_is_begun(cli, changed, backend, argv) -> None:
+    backend.operated["plan_job"] = Plan(argv[1], ())
+    for flag in ("--yes", "--dry-run"):
+        ran = cli(*argv, flag, "--no-wait", *URL)
+        assert (ran.code, "nothing to do" in ran.out, changed()) == (0, True, [])
 
 
 def test_a_job_that_has_ended_is_not_asked_about(cli, changed, backend) -> None:

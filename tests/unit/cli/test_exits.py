@@ -17,6 +17,7 @@ EXPECTED = {
     "DatabaseLocked": 4, "DatabaseClosed": 4, "FormatMismatch": 4, "StorageError": 5, "StorageFull": 5,
     "StorageReadOnly": 5, "DataCorrupted": 6, "OutcomeUnknown": 8, "DeadlineExceeded": 7, "Overloaded": 5,
     "Unsupported": 9, "Unauthenticated": 10, "PermissionDenied": 10, "KeyNotFound": 3, "Unavailable": 11,
+    "NodeNotFound": 3, "ShardNotFound": 3, "JobNotFound": 3, "TokenNotFound": 3, "ShardBusy": 4,
     "Cancelled": 130, "SchemaChanged": 2, "NotLeader": 11, "ShardSealed": 11, "StaleShardMap": 11, "StaleCursor": 2,
     "JoinRefused": 10, "NodeRemoved": 11, "NoNodeForReplica": 4, "SnapshotExists": 4, "SnapshotNotFound": 3,
 }

@@ -139,7 +139,7 @@ def test_show(cli, cluster, backend) -> None:
     ran = cli("shard", "show", "logs", *URL)
     assert (ran.code, "n3 unreachable" in ran.out) == (4, True)
     assert "(control), shard 0" in cli("shard", "show", 0, *URL).out
-    assert cli("shard", "show", 9, *URL).code == 2
+    assert cli("shard", "show", 9, *URL).code == 3
     assert cli("shard", "show", "nope", *URL).code == 3
 
 

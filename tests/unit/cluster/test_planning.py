@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from vecdb.cluster.control import CollectionEntry, ControlState, NodeEntry, ShardEntry
 from vecdb.cluster.planning import Wish, homeless, moved, rebalanced, replicated, vacated
 from vecdb.core.cluster import HASH_SPACE, NodeState, Role
-from vecdb.core.errors import InvalidArgument, NoNodeForReplica
+from vecdb.core.errors import InvalidArgument, NoNodeForReplica, ShardNotFound
 from vecdb.core.schema import CollectionSchema
 
 SCHEMA = CollectionSchema("docs", 4)
@@ -153,7 +153,9 @@ def test_a_move_is_refused_with_what_is_wrong() -> None:
              NodeEntry("c1", "h4:1", role=Role.COORDINATOR), NodeEntry("n5", "h5:1")]
     state = state_of(nodes, [["n1", "n2"]])
     assert moved(state, 1, "n2", "n5") == Wish(1, ("n1", "n5"))
-    for group, source, to in ((2, "n1", "n5"), (1, "n5", "n3"), (1, "n1", "n2"), (1, "n1", "c1"), (1, "n1", "nx")):
+    with pytest.raises(ShardNotFound):
+        moved(state, 2, "n1", "n5")
+    for group, source, to in ((1, "n5", "n3"), (1, "n1", "n2"), (1, "n1", "c1"), (1, "n1", "nx")):
         with pytest.raises(InvalidArgument):
             moved(state, group, source, to)
     with pytest.raises(NoNodeForReplica, match="draining"):

@@ -8,8 +8,21 @@ from typing import Any
 import pytest
 
 from tests.unit.services.governed import Control, Governed
+from vecdb.cluster.control import job_update
 from vecdb.core.calls import Call
-from vecdb.core.errors import NodeRemoved, NotLeader, Unauthenticated, Unavailable, VecdbError
+from vecdb.core.cluster import JobState, Plan, PlanStep
+from vecdb.core.errors import (
+    JobNotFound,
+    NodeNotFound,
+    NodeRemoved,
+    NotLeader,
+    ShardBusy,
+    ShardNotFound,
+    TokenNotFound,
+    Unauthenticated,
+    Unavailable,
+    VecdbError,
+)
 from vecdb.core.operations import ClusterInfo
 from vecdb.runtime.clock import SystemClock
 from vecdb.services.administration import Administration, OwnOperations
@@ -20,11 +33,11 @@ from vecdb.services.operations.kinds import Drain, Move
 KINDS = {one.kind: one for one in (Move(), Drain())}
 
 
-def own(governed: Governed) -> OwnOperations:
+def own(governed: Governed, kinds: Any = KINDS) -> OwnOperations:
     control: Any = Control(governed)
     control.status = governed.status
-    return OwnOperations("c1", "tests", control, Governor("c1", control, governed.replicas, governed, governed.clock,
-                                                          KINDS), KINDS, dict)
+    one = Governor("c1", control, governed.replicas, governed, governed.clock, kinds)
+    return OwnOperations("c1", "tests", control, one, kinds, dict)
 
 
 class Asked:
@@ -99,3 +112,48 @@ def test_what_is_no_lack_of_a_leader_is_told(error: VecdbError) -> None:
 def test_a_node_that_knows_nothing_says_what_is_wrong() -> None:
     with pytest.raises(Unavailable, match="no leader of the control group"):
         cluster(administration(Governed(3), raising(Unavailable("cannot be reached")), lambda: None), 0.4)
+
+
+def test_what_is_not_there_is_not_found() -> None:
+    async def run() -> None:
+        mine, call = own(Governed(3)), Call()
+        for error, ask in ((JobNotFound, mine.cluster_jobs(call, id=25)), (JobNotFound, mine.cancel_job(25, call)),
+                           (NodeNotFound, mine.activate_node("n9", call)), (NodeNotFound, mine.remove_node("n9", call)),
+                           (NodeNotFound, mine.plan_job("drain", "n9", {}, call)),
+                           (TokenNotFound, mine.revoke_join_token("abc", call)),
+                           (ShardNotFound, mine.plan_job("move", "999", {"from": "n1", "to": "n2"}, call))):
+            with pytest.raises(error) as caught:
+                await ask
+            assert caught.value.code == "NOT_FOUND"
+
+    asyncio.run(run())
+
+
+class Splits:
+    """Splits and merges that are only planned."""
+
+    def plan(self, state: Any, target: str, args: Any, away: Any = ()) -> Plan:
+        return Plan("split", (PlanStep("make", target, "a shard"),))
+
+
+def test_a_shard_that_is_split_is_not_split_or_merged_by_another_job() -> None:
+    governed = Governed(3)
+    governed.collection("docs", ("n1", "n2"), ("n1", "n2"), ("n1", "n2"))
+    first, second, third = governed.now.get("docs").shards
+    job = governed.begin("split", str(first))
+
+    async def run() -> None:
+        splits: Any = Splits()
+        mine, call = own(governed, {"split": splits, "merge": splits}), Call()
+        for kind, target, args in (("split", first, {}), ("merge", first, {"with": second}),
+                                   ("merge", second, {"with": first})):
+            with pytest.raises(ShardBusy, match=f"shard {first} is under way: job {job.id}, split"):
+                await mine.plan_job(kind, str(target), args, call)
+            with pytest.raises(ShardBusy):
+                await mine.begin_job(kind, str(target), args, call)
+        assert list(governed.now.jobs) == [job.id]
+        assert (await mine.plan_job("merge", str(second), {"with": third}, call)).steps
+        governed.do(job_update(job.id, state=JobState.FAILED, at_s=governed.clock.now))
+        assert (await mine.plan_job("split", str(first), {}, call)).steps
+
+    asyncio.run(run())

@@ -10,7 +10,15 @@ from tests.unit.services.governed import Control, Governed
 from vecdb.cluster.control import JobEntry, NodeEntry, job_cancel, job_update, node_put, node_state, place
 from vecdb.core.calls import Call
 from vecdb.core.cluster import JobState, NodeState, Role
-from vecdb.core.errors import CollectionNotFound, InvalidArgument, NoNodeForReplica, Unavailable, VecdbError
+from vecdb.core.errors import (
+    CollectionNotFound,
+    InvalidArgument,
+    NodeNotFound,
+    NoNodeForReplica,
+    ShardNotFound,
+    Unavailable,
+    VecdbError,
+)
 from vecdb.services import governor as governing
 from vecdb.services.administration import OwnOperations
 from vecdb.services.governor import Governor
@@ -174,7 +182,7 @@ def test_plans_say_what_would_be_done_and_why_not() -> None:
     state = governed.now
     with pytest.raises(NoNodeForReplica, match="no other node"):
         KINDS["drain"].plan(state, "n1", {})
-    with pytest.raises(InvalidArgument, match="no node"):
+    with pytest.raises(NodeNotFound, match="no node"):
         KINDS["drain"].plan(state, "n9", {})
     with pytest.raises(InvalidArgument, match="is heard"):
         KINDS["repair"].plan(state, "n1", {})
@@ -182,6 +190,8 @@ def test_plans_say_what_would_be_done_and_why_not() -> None:
         KINDS["replication"].plan(state, "docs", {"factor": 4})
     with pytest.raises(InvalidArgument):
         KINDS["replication"].plan(state, "docs", {"factor": "4"})
+    with pytest.raises(ShardNotFound, match="no shard 999"):
+        KINDS["move"].plan(state, "999", {"from": "n1", "to": "n2"})
     for target in ("docs", "9" * 5_000):
         with pytest.raises(InvalidArgument):
             KINDS["move"].plan(state, target, {})
@@ -193,10 +203,32 @@ def test_plans_say_what_would_be_done_and_why_not() -> None:
     assert KINDS["rebalance"].plan(state, "", {}).empty
     with pytest.raises(CollectionNotFound):
         KINDS["rebalance"].plan(state, "", {"collection": "nope"})
-    with pytest.raises(InvalidArgument):
+    with pytest.raises(NodeNotFound):
         KINDS["rebalance"].plan(state, "", {"to": "n99"})
     with pytest.raises(Unavailable):
         KINDS["rebalance"].plan(state, "", {"to": next(iter(state.nodes))}, list(state.nodes))
+
+
+def test_a_plan_has_a_step_exactly_where_there_is_something_to_do() -> None:
+    """Also where no replica moves: a node without any is drained by being given none, a factor is noted for later."""
+    governed = Governed(4)
+    governed.collection("docs", ("n1", "n2"))
+    drain, replication = KINDS["drain"], KINDS["replication"]
+    (step,) = drain.plan(governed.now, "n3", {}).steps
+    assert "no replica" in step.text
+    governed.do(node_state("n3", NodeState.DRAINED))
+    assert drain.plan(governed.now, "n3", {}).empty
+    governed.do(node_state("n4", NodeState.DRAINING))
+    assert not drain.plan(governed.now, "n4", {}).empty, "nobody is at it"
+    job = governed.begin("drain", "n4")
+    plan = drain.plan(governed.now, "n4", {})
+    assert plan.empty
+    assert plan.notes == (f"job {job.id} drains it already",)
+    assert replication.plan(governed.now, "docs", {"factor": 2}).empty
+    (group,) = governed.now.get("docs").shards
+    governed.do(place(group, ("n1",)))
+    (step,) = replication.plan(governed.now, "docs", {"factor": 1}).steps
+    assert "1 replica" in step.text
 
 
 class Failing:

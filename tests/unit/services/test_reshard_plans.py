@@ -9,11 +9,11 @@ import pytest
 from tests.unit.services.test_reshard import World, make_operation
 from vecdb.cluster.routing import hash_of_id
 from vecdb.core.cluster import HASH_SPACE
-from vecdb.core.errors import InvalidArgument, LimitExceeded, VecdbError
+from vecdb.core.errors import InvalidArgument, LimitExceeded, ShardNotFound, VecdbError
 
 
 @pytest.mark.parametrize(("kind", "target", "args", "error"), [
-    ("split", "7", {}, InvalidArgument), ("split", "x", {}, InvalidArgument),
+    ("split", "7", {}, ShardNotFound), ("split", "x", {}, InvalidArgument),
     ("split", "1", {"into": 1}, InvalidArgument),
     ("split", "1", {"into": 10**9}, InvalidArgument), ("split", "1", {"into": 1_024}, LimitExceeded),
     ("split", "1", {"into": 2, "at": 5}, InvalidArgument), ("split", "1", {"at": "in the other"}, InvalidArgument),

@@ -1,13 +1,14 @@
 """The operations that place shards: what each wants, what it asks of the state before, and what it does at the end."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import inf
 from typing import Any
 
 from vecdb.cluster.control import ControlState, node_state, replication
 from vecdb.cluster.planning import Wish, homeless, moved, rebalanced, replicated, vacated
-from vecdb.core.cluster import NodeState, ShardState
-from vecdb.core.errors import CollectionNotFound, InvalidArgument, NoNodeForReplica
+from vecdb.core.cluster import NodeState, Plan, PlanStep, ShardState
+from vecdb.core.errors import CollectionNotFound, InvalidArgument, NodeNotFound, NoNodeForReplica
 from vecdb.services.operations.base import Context, Job, proposed
 from vecdb.services.operations.placing import PlacingOperation, away
 
@@ -55,6 +56,15 @@ class Replication(PlacingOperation):
                     "writes" if factor == 2 else "with 1 replica the loss of a node loses what only it had",)
         return ()
 
+    def plan(self, state: ControlState, target: str, args: Mapping[str, Any], away: Sequence[str] = ()) -> Plan:
+        plan = super().plan(state, target, args, away)
+        factor = args.get("factor")
+        if not plan.empty or state.get(target).replication_factor == factor:
+            return plan
+        note = PlanStep("note", target, f"the shards of {target!r} have {factor} replica{'s' if factor != 1 else ''} "
+                        "each, and so have those that are made from here on")
+        return replace(plan, steps=(note,))
+
     async def finish(self, job: Job, context: Context) -> str:
         """From here on it is what shards are made with, by a split as well."""
         state, factor = context.state(), int(job.args["factor"])
@@ -83,7 +93,17 @@ class Drain(PlacingOperation):
             raise NoNodeForReplica(f"{len(left)} shards of {target} have no other node to go to (shard {left[0].group} "
                                    f"of {left[0].name!r} is the first): add a node, or lower their replication factor",
                                    node=target, shards=[one.group for one in left[:16]])
-        return ()
+        jobs = _drained_by(state, target)
+        return (f"job {jobs[0]} drains it already",) if jobs else ()
+
+    def plan(self, state: ControlState, target: str, args: Mapping[str, Any], away: Sequence[str] = ()) -> Plan:
+        plan = super().plan(state, target, args, away)
+        if _drained_by(state, target):
+            return replace(plan, steps=())
+        if not plan.empty or state.nodes[target].state in (NodeState.DRAINED, NodeState.LEFT):
+            return plan
+        step = PlanStep("drain", target, f"{target} holds no replica, and is given none any more")
+        return replace(plan, steps=(step,))
 
     async def begin(self, job: Job, context: Context) -> None:
         node = context.state().nodes.get(job.target)
@@ -165,6 +185,10 @@ def _weights(args: Mapping[str, Any]) -> dict[int, float]:
     return found
 
 
+def _drained_by(state: ControlState, node: str) -> list[int]:
+    return [job.id for job in state.jobs.values() if job.kind == "drain" and job.target == node and not job.state.ended]
+
+
 def _check_node(state: ControlState, node: str) -> None:
     if node not in state.nodes:
-        raise InvalidArgument("node", f"there is no node {node!r}", got=node[:80], limit=sorted(state.nodes)[:64])
+        raise NodeNotFound(f"there is no node {node[:80]!r}", node=node[:80], known=sorted(state.nodes)[:64])

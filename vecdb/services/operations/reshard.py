@@ -42,6 +42,7 @@ from vecdb.core.errors import (
     NotLeader,
     OutcomeUnknown,
     Overloaded,
+    ShardNotFound,
     Unavailable,
     VecdbError,
 )
@@ -123,7 +124,7 @@ class Reshard:
         return Plan(self.kind, tuple(steps), ("writes to these records wait for the switch, some tenths of a second",))
 
     def wanted(self, state: ControlState, target: str, args: Mapping[str, Any]) -> Wanted:
-        """Raises ``InvalidArgument``, ``LimitExceeded`` or ``CollectionNotFound`` where it makes no sense."""
+        """Raises ``InvalidArgument``, ``LimitExceeded`` or ``ShardNotFound`` where it makes no sense."""
         first = _active(state, target)
         entry = state.get(first.name)
         if self.kind == "merge":
@@ -422,10 +423,11 @@ def choose(state: ControlState, wanted: Wanted, away: Sequence[str]) -> list[tup
 
 def _active(state: ControlState, target: object) -> ShardEntry:
     text = str(target)
-    entry = state.shards.get(int(text)) if text.isdecimal() and len(text) < 20 else None
+    if not text.isdecimal() or len(text) >= 20:
+        raise InvalidArgument("shard", "is the number of a shard", got=text[:40], limit="vecdb shard list")
+    entry = state.shards.get(int(text))
     if entry is None or entry.state is not ShardState.ACTIVE:
-        raise InvalidArgument("shard", f"{text[:40]!r} is the number of no shard that calls go to", got=text[:40],
-                              limit="vecdb shard list")
+        raise ShardNotFound(f"there is no shard {text} that calls go to", shard=int(text))
     return entry
 
 
