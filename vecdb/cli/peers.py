@@ -220,8 +220,9 @@ def members(database: "Database", seconds: float) -> list[Check]:
 
 def well(found: "list[ShardInfo]") -> Check:
     """Whether every shard has a leader, and every replica is where it should be."""
-    from vecdb.cli.shards import CONTROL, state_of
+    from vecdb.cli.shards import CONTROL, RETIRED, state_of
 
+    found = [one for one in found if one.state != RETIRED]  # it is being taken away
     amiss = [f"{one.collection or CONTROL}: {state_of(one)}" for one in found if not one.healthy]
     replicas = sum(len(one.replicas) for one in found)
     text = f"{len(found)} shards with {replicas} replicas" + (f"; {'; '.join(amiss[:8])}" if amiss else "")

@@ -26,6 +26,9 @@ commands = typer.Typer(help="Shards of a cluster and their replicas.", no_args_i
 CONTROL: Final = "(control)"
 """What the group is called that keeps the list of collections: no collection's name has brackets."""
 
+LOADING: Final = "loading"
+RETIRED: Final = "retired"
+
 _LED_S: Final = 10.0
 """For a leader to be known again, where no --timeout says how long."""
 _LOOK_S: Final = 0.1
@@ -196,10 +199,13 @@ def told(shard: "ShardInfo") -> dict[str, Any]:
 
 def state_of(shard: "ShardInfo") -> str:
     """How a shard is, in some words."""
+    if shard.state == RETIRED:
+        return "retired, others took its place: it goes soon"
+    filled = "being filled, " if shard.state == LOADING else ""
     if shard.leader is None:
-        return "nobody leads"
+        return f"{filled}nobody leads"
     amiss = [f"{one.node} {one.state}{_how_far(one)}" for one in shard.replicas if one.state != "ok"]
-    return ", ".join(amiss) or "well"
+    return filled + (", ".join(amiss) or "well")
 
 
 def _how_far(one: "ReplicaInfo") -> str:

@@ -41,13 +41,15 @@ class ReplicaInfo:
 class ShardInfo:
     """A shard and its replicas, in the order of their names.  ``collection``: empty for the control group.
 
-    ``leader``: the replica that leads, None if nobody is known to.
+    ``leader``: the replica that leads, None if nobody is known to.  ``state``: ``active``; ``loading``, a split, merge
+    or restore fills it; ``retired``, others took its place and it goes soon; empty where the server does not tell.
     """
 
     collection: str
     group: int
     leader: str | None
     replicas: tuple[ReplicaInfo, ...] = ()
+    state: str = ""
 
     @property
     def healthy(self) -> bool:

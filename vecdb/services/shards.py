@@ -6,6 +6,7 @@ from typing import Final
 
 from vecdb.cluster.control import ShardEntry
 from vecdb.core.calls import Call
+from vecdb.core.cluster import ShardState
 from vecdb.core.errors import (
     DataCorrupted,
     DeadlineExceeded,
@@ -78,11 +79,11 @@ class ClusterShards:
             entries = await self._node.shards(name, call)
             nodes = dict.fromkeys(node for entry in entries for node in self._node.members(entry))
             statuses = await self._statuses(nodes, [entry.group for entry in entries], call)
-            return [_info(name, entry.group, entry.nodes, statuses) for entry in entries]
+            return [_info(name, entry.group, entry.nodes, statuses, entry.state) for entry in entries]
         statuses = await self._statuses(self._cluster.nodes, [], call)
         every = sorted(self._control.state.shards.values(), key=lambda one: (one.name, one.lo, one.group))
         return [_info("", CONTROL, self._cluster.nodes, statuses),
-                *(_info(one.name, one.group, one.nodes, statuses) for one in every)]
+                *(_info(one.name, one.group, one.nodes, statuses, one.state) for one in every)]
 
     async def _statuses(self, nodes: Iterable[str], groups: Sequence[int], call: Call) -> Statuses:
         found, away = dict[str, dict[int, ReplicaStatus]](), dict[str, str]()
@@ -198,7 +199,8 @@ def _target(to: str, names: Iterable[str]) -> str:
     return found
 
 
-def _info(name: str, group: int, nodes: Iterable[str], statuses: Statuses) -> ShardInfo:
+def _info(name: str, group: int, nodes: Iterable[str], statuses: Statuses,
+          state: ShardState = ShardState.ACTIVE) -> ShardInfo:
     """What the nodes said of one group."""
     here = {node: found[group] for node, found in statuses.items() if group in found}
     leading = max((one for one in here.values() if one.role == "leader"), key=lambda one: one.term, default=None)
@@ -215,7 +217,7 @@ def _info(name: str, group: int, nodes: Iterable[str], statuses: Statuses) -> Sh
     infos += [ReplicaInfo(node, node, UNREACHABLE, member=False, error=statuses.lacks(node)) for node in nodes
               if node not in named]
     return ShardInfo(name, group, None if leading is None else leading.me,
-                     tuple(sorted(infos, key=lambda one: one.name)))
+                     tuple(sorted(infos, key=lambda one: one.name)), state.value)
 
 
 def _replica(node: str, status: ReplicaStatus, leading: ReplicaStatus | None, voters: Iterable[str],

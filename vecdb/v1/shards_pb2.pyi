@@ -121,6 +121,7 @@ class Shard(_message.Message):
     LEADER_FIELD_NUMBER: _builtins.int
     REPLICAS_FIELD_NUMBER: _builtins.int
     HEALTHY_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     """empty: the control group"""
     shard: _builtins.int
@@ -129,6 +130,8 @@ class Shard(_message.Message):
     """empty: nobody is known to lead"""
     healthy: _builtins.bool
     """somebody leads, and every replica is well"""
+    state: _builtins.str
+    """active; loading: it is being filled; retired: others took its place; empty: not told"""
     @_builtins.property
     def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___Replica]: ...
     def __init__(
@@ -139,10 +142,11 @@ class Shard(_message.Message):
         leader: _builtins.str = ...,
         replicas: _abc.Iterable[Global___Replica] | None = ...,
         healthy: _builtins.bool = ...,
+        state: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "healthy", b"healthy", "leader", b"leader", "replicas", b"replicas", "shard", b"shard"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "healthy", b"healthy", "leader", b"leader", "replicas", b"replicas", "shard", b"shard", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -143,6 +143,19 @@ def test_show(cli, cluster, backend) -> None:
     assert cli("shard", "show", "nope", *URL).code == 3
 
 
+def test_a_shard_that_others_took_the_place_of_is_said_to_go(cli, cluster) -> None:
+    gone = replace(cluster[1], group=8, state="retired", leader=None)
+    cluster[:] = [replace(cluster[1], state="active"), replace(cluster[1], group=9, state="loading"), gone]
+    lines = {line.split()[1]: line for line in cli("shard", "list", *URL).out.splitlines() if "docs" in line}
+    assert "retired, others took its place" in lines["8"]
+    assert "being filled, well" in lines["9"]
+    assert "filled" not in lines["4"]
+    assert [one["state"] for one in cli("shard", "list", "--json", *URL).json["shards"]] == [
+        "active", "loading", "retired"]
+    found = {one["name"]: one["state"] for one in cli("doctor", "--quick", "--json", *URL).json["checks"]}
+    assert found["shards"] == "ok", "that nobody leads what goes is no fault"
+
+
 def test_show_of_a_collection_with_several(cli, cluster, backend) -> None:
     cluster.append(replace(cluster[1], group=8))
     backend.verified = {"docs@8": compared("docs", *GOOD, agree=False)}

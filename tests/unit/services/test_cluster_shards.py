@@ -35,6 +35,7 @@ def test_every_replica_is_told_of_with_what_it_lacks() -> None:
         with cluster.behind("n3"):
             await cluster.nodes["n1"].delete("docs", DeleteIds((9,)), soon())
             control, docs = await cluster.shards["n2"].list(None, soon())
+        assert (control.state, docs.state) == ("active", "active")
         assert (control.collection, control.group, control.leader, control.healthy) == ("", 0, "n1/7", True)
         assert (docs.collection, docs.group, docs.leader, docs.healthy) == ("docs", 1, "n1/7", True)
         assert [(one.name, one.role, one.lag) for one in docs.replicas] == [
