@@ -50,7 +50,7 @@ def calibration(schema: CollectionSchema, spec: IndexSpec, path: Path, *, anew: 
             return Calibration.from_json(known[key])
         except InvalidArgument:
             say(f"{path} holds something else: it is measured again")
-    say("measuring this machine, for a quarter of a minute or so; it should have nothing else to do")
+    say("measuring this machine, for some seconds to a minute; it should have nothing else to do")
     found = measure(CollectionSchema("calibration", schema.dim, schema.metric, schema.vector_type, spec))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
