@@ -1,6 +1,7 @@
 """Shards that were built apart, attached to running clusters by their files."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,13 @@ import pytest
 import vecdb
 from tests.bulk import ROWS, built
 from tests.replicated_nodes import Together, wait_for
+from vecdb.app import repositories
+from vecdb.config import BackupSettings
 from vecdb.core.cluster import JobInfo, JobState
 from vecdb.core.errors import CollectionExists, InvalidArgument
 from vecdb.segment.sealed import SealedView
+from vecdb.services.backup.manifest import ShardManifest
+from vecdb.services.backup.repository import SAVE
 from vecdb.services.replica import ShardReplica
 from vecdb.storage.objects import open_objects
 
@@ -118,11 +123,59 @@ def test_cancelled_it_leaves_nothing(running: Together, place: Path) -> None:
     with vecdb.connect(running.url) as db:
         number = begun(db, url=f"file://{place}", collections={"docs": "never"}, bytes_per_s=2_000)
         wait_for(lambda: db.admin.cluster.job(number).phase == "loading", "loading")
+        for kind in ("attach", "restore"):
+            with pytest.raises(CollectionExists, match=f"job {number} "):
+                db.admin.cluster.begin(kind, "docs", {"url": f"file://{place}", "collections": {"docs": "never"}})
         db.admin.cluster.cancel(number)
         assert "never" not in db.list_collections()
         assert ended(db, number).state == JobState.CANCELLED
         db.create_collection("never", dim=4)
         db.drop_collection("never")
+
+
+def test_shards_that_no_record_is_of_are_attached_with_the_others(running: Together, tmp_path: Path) -> None:
+    built(tmp_path, rows=ROWS[:1])
+    with vecdb.connect(running.url) as db:
+        done(db, begun(db, url=f"file://{tmp_path}/place", collections={"docs": "few"}))
+        few = db["few"]
+        assert (few.count(), len(db.admin.shards("few"))) == (1, 3)
+        few.upsert(list(range(40)), ROWS[:40])
+        assert few.count() == 40
+        agree(db, "few")
+        db.drop_collection("few")
+
+
+def otherwise(folder: Path, name: str, change: Callable[[ShardManifest], ShardManifest]) -> None:
+    """Another snapshot of what was built, one of whose shards is said to be something else than it is."""
+    repository = repositories(BackupSettings())(f"file://{folder}/place")
+    before = repository.load("docs")
+    (collection,) = before.collections
+    first, *others = collection.shards
+    shard = change(repository.shard(first))
+    first = replace(first, sha256=repository.add_shard(shard), digest=shard.digest)
+    lease = repository.lease(SAVE, name)
+    repository.commit(replace(before, name=name, collections=(replace(collection, shards=(first, *others)),)), lease)
+    lease.release()
+
+
+@pytest.mark.parametrize("change", [
+    lambda shard: replace(shard, digest="0" * 32),
+    lambda shard: replace(shard, files=tuple(one for one in shard.files if not one.name.endswith("/vectors.vdb"))),
+], ids=["before they are adopted", "when they are adopted"])
+def test_files_that_replicas_refuse_end_the_job_and_leave_nothing(running: Together, tmp_path: Path,
+                                                                  change: Any) -> None:
+    built(tmp_path, rows=ROWS[:200])
+    otherwise(tmp_path, "wrong", change)
+    with vecdb.connect(running.url) as db:
+        wait_for(lambda: all(0 <= node.heard_s < 3 for node in db.admin.cluster.info().nodes), "word of all nodes")
+        job = ended(db, db.admin.cluster.begin("attach", "wrong", {"url": f"file://{tmp_path}/place",
+                                                                   "collections": {"docs": "wrong"}}))
+        assert (job.state, job.phase) == (JobState.FAILED, "loading")
+        assert "DataCorrupted" in job.error
+        assert "wrong" not in db.list_collections()
+        wait_for(lambda: not replicas(running, "wrong"), "replicas to be gone", 60.0)
+        db.create_collection("wrong", dim=4)
+        db.drop_collection("wrong")
 
 
 def test_damaged_files_are_never_adopted(running: Together, tmp_path: Path) -> None:

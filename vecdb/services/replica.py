@@ -27,6 +27,7 @@ from vecdb.core.errors import (
     CollectionNotFound,
     DatabaseClosed,
     DataCorrupted,
+    FormatMismatch,
     InvalidArgument,
     StorageError,
     VecdbError,
@@ -147,6 +148,8 @@ class ShardReplica:
                          lambda: adopting.forget(self.home))
         except (StorageError, DataCorrupted):
             raise
+        except FormatMismatch as error:
+            raise DataCorrupted(error.message, path=str(self.home.folder), region="backup") from error
         except VecdbError as error:
             raise StorageError(f"the files of {adopt.records} records cannot be adopted: {error.message}",
                                path=str(self.home.folder)) from error

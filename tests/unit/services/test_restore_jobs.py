@@ -9,18 +9,20 @@ from typing import Any
 import orjson
 import pytest
 
-from tests.unit.services.governed import Governed
+from tests.unit.services.governed import Control, Governed
 from vecdb.cluster import control
 from vecdb.cluster.placement import ranges
-from vecdb.core.calls import Call
+from vecdb.core.calls import Call, WriteToken
 from vecdb.core.cluster import JobState
-from vecdb.core.errors import CollectionNotFound, SnapshotNotFound, Unavailable, VecdbError
+from vecdb.core.errors import CollectionExists, CollectionNotFound, SnapshotNotFound, Unavailable, VecdbError
 from vecdb.core.schema import CollectionSchema
 from vecdb.ports.backups import BackupOrder, BackupStatus
-from vecdb.ports.replicator import Committed
+from vecdb.ports.replicator import Committed, ReplicaStatus
 from vecdb.runtime.clock import SystemClock
+from vecdb.services.administration import OwnOperations
 from vecdb.services.backup.manifest import CollectionManifest, ShardManifest, ShardRef, Snapshot
 from vecdb.services.backup.repository import SAVE, Repository, snapshot_key
+from vecdb.services.governor import Governor
 from vecdb.services.operations.attach import AHEAD, Attach
 from vecdb.services.operations.base import Step
 from vecdb.services.operations.restore import Restore
@@ -152,6 +154,74 @@ def test_what_was_opened_by_who_was_killed_then_is_restored(stage: Stage) -> Non
     stage.step(lost=True)
     assert list(stage.governed.now.collections) == ["docs"]
     assert stage.end().state is JobState.DONE
+
+
+def operators(stage: Stage) -> OwnOperations:
+    kinds: Any = {one.kind: one(stage.backups, lambda url, create=False: stage.repository)
+                  for one in (Restore, Attach)}
+    there: Any = Control(stage.governed)
+    governor = Governor("c1", there, stage.governed.replicas, stage.governed, stage.governed.clock, kinds)
+    return OwnOperations("c1", "c", there, governor, kinds, dict)
+
+
+@pytest.mark.parametrize("kind", ["restore", "attach"])
+def test_names_that_a_job_under_way_is_to_make_are_taken(stage: Stage, kind: str) -> None:
+    """Its arguments say which, or its snapshot does."""
+    own, url, first = operators(stage), stage.repository.url, stage.job
+
+    async def plan(names: Any) -> None:
+        await own.plan_job(kind, "one", {"url": url} if names is None else {"url": url, "collections": names}, Call())
+
+    for names in (None, ["docs"]):
+        with pytest.raises(CollectionExists, match=f"job {first} ") as caught:
+            asyncio.run(plan(names))
+        assert caught.value.fields["job"] == first
+    once = Call(token=WriteToken(b"once"))
+    args = {"url": url, "collections": {"docs": "other"}}
+    second = asyncio.run(own.begin_job(kind, "one", args, once))
+    assert asyncio.run(own.begin_job(kind, "one", args, once)) == second, "its own job is under way"
+    with pytest.raises(CollectionExists, match=f"job {second} "):
+        asyncio.run(plan({"docs": "other"}))
+    stage.until("loading")
+    stage.step()
+    with pytest.raises(CollectionExists, match=f"job {first} "):
+        asyncio.run(plan(["docs"]))
+    assert stage.end().state is JobState.DONE
+    with pytest.raises(CollectionExists, match="exists already"):
+        asyncio.run(plan(None))
+    stage.governed.do(control.job_update(second, state=JobState.FAILED, phase="", done=0, total=0, unit="", error="",
+                                         data={}, at_s=1.0))
+    asyncio.run(plan({"docs": "other"}))
+
+
+def test_a_shard_whose_files_most_replicas_refuse_ends_the_job(tmp_path: Path) -> None:
+    stage = staged(tmp_path, Attach, 1)
+    refusing: dict[str, str] = {}
+
+    class Refused(Restoring):
+        async def leader(self, group: int) -> ReplicaStatus | None:
+            return None
+
+        def replicas(self, node: str) -> Any:
+            class Replicas:
+                async def status(self, groups: Any, call: Call) -> dict[int, ReplicaStatus]:
+                    return {group: ReplicaStatus(f"{node}/1", "halted", "follower", 1, None, 1, 1, 1, 1, 0,
+                                                 error=refusing[node]) for group in groups if node in refusing}
+
+            return Replicas()
+
+    stage.until("loading")
+    stage.step()
+    assert list(stage.governed.now.loading) == ["docs"]
+    stage.governed.__class__ = Refused
+    for more in ({}, {"n1": "DataCorrupted: x"}, {"n2": "StorageFull: no room"}):
+        refusing |= more
+        for _ in range(4):
+            assert stage.step().state is JobState.RUNNING
+    refusing["n2"] = "DataCorrupted: x"
+    ended = stage.end()
+    assert (ended.state, ended.error) == (JobState.FAILED, "DataCorrupted")
+    assert (dict(stage.governed.now.loading), dict(stage.governed.now.shards)) == ({}, {})
 
 
 def test_who_is_slower_than_others_at_many_shards_is_waited_for(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from vecdb.ports.store import Store
 from vecdb.ports.stores import OpenStore
 from vecdb.segment.files import ArrayFile
 from vecdb.segment.sealed import VECTORS
+from vecdb.services.backup.manifest import ShardRef
 from vecdb.services.recovery import ROWS, segment_directory
 from vecdb.shard import digest, rows
 from vecdb.shard.manifest import Entry, Manifest
@@ -34,6 +35,15 @@ Row = tuple[bytes, bytes]
 def is_read(name: str) -> bool:
     """Whether a file of a shard is needed to read its records."""
     return name.startswith(f"{ROWS}/") or name.endswith(f"/{VECTORS}")
+
+
+def check_state(schema: CollectionSchema, ref: ShardRef, folder: Path, open_store: OpenStore) -> None:
+    """Raise ``DataCorrupted`` where the state in a shard's files is not what the snapshot says of it."""
+    with ShardReader(schema, folder, open_store) as reader:
+        found = reader.state.records, f"{reader.state.digest:032x}"
+    if found != (ref.records, ref.digest):
+        raise DataCorrupted(f"the files of a shard hold {found[0]} records and were said to hold {ref.records}, or "
+                            "their digest differs", path=str(folder), region="backup")
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ from vecdb.ports.stores import OpenStore
 from vecdb.ports.tell import Tell, tell_nobody
 from vecdb.services.backup.fetching import fetch_shard, fetch_state
 from vecdb.services.backup.manifest import CollectionManifest, ShardRef
-from vecdb.services.backup.reading import Batch, ShardReader, is_read
+from vecdb.services.backup.reading import Batch, ShardReader, check_state, is_read
 from vecdb.services.backup.repository import Repository
 from vecdb.services.backup.saving import ShardFacts, Watch, save_shard
 from vecdb.services.backup.verifying import verify_shard
@@ -284,7 +284,8 @@ class _Install(_Task):
         def fetch(folder: Path) -> None:
             fetch_state(repository, collection.schema, ref, folder, self.watch)
 
-        await self.work.thread(replica.gather, ref.sha256, fetch)
+        folder = await self.work.thread(replica.gather, ref.sha256, fetch)
+        await self.work.thread(check_state, collection.schema, ref, folder, self.work.open_store)
         self.records = ref.records
 
 

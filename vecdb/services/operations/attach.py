@@ -9,15 +9,27 @@ A node that is not heard is not waited for, as long as a majority has the files:
 command.  A node of a release that does not know adopting does not know fetching either, and refuses: the job then fails
 before anything was proposed.  **Killed anywhere** the next step asks the nodes again, which know what they have; a
 command that was proposed already does nothing.
+
+A replica that finds, at the command, that the files are not what they should be stops there, which its status says.
+Where a majority of a shard's have stopped for that, no later step could do better: the job fails.
 """
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from vecdb.cluster.control import ControlState, ShardEntry, node_of
 from vecdb.core.cluster import Plan, PlanStep
-from vecdb.core.errors import DeadlineExceeded, NotLeader, OutcomeUnknown, Overloaded, Unavailable
+from vecdb.core.errors import (
+    DataCorrupted,
+    DeadlineExceeded,
+    NotLeader,
+    OutcomeUnknown,
+    Overloaded,
+    Unavailable,
+    VecdbError,
+)
 from vecdb.ports.backups import INSTALL, BackupOrder
 from vecdb.ports.copies import CopyTarget
 from vecdb.services.backup.local import Wanted
@@ -30,6 +42,7 @@ from vecdb.shard.adoption import Adopt
 
 AHEAD: Final = 64
 """Shards that are fetched while the first of them is not adopted: what nodes have by then is remembered."""
+_REFUSED: Final = f"{DataCorrupted.__name__}:"
 _LATER: Final = (DeadlineExceeded, NotLeader, OutcomeUnknown, Overloaded, Unavailable)
 
 
@@ -90,8 +103,24 @@ class Attach(Restore):
         try:
             status = await context.leader(target.group)
             if status is None:
+                await self._check_taken(context, where, target)
                 return False
             await context.replicas(node_of(status.me)).propose(target.group, codec.encode(command), call_of(context))
         except _LATER:
             return False
         return True
+
+    async def _check_taken(self, context: Context, where: Asked, target: ShardEntry) -> None:
+        """Raise ``DataCorrupted`` where most replicas of a shard refuse its files."""
+
+        async def refusal(node: str) -> str:
+            with suppress(VecdbError):
+                status = (await context.replicas(node).status([target.group], call_of(context))).get(target.group)
+                if status is not None and status.state == "halted" and status.error.startswith(_REFUSED):
+                    return status.error
+            return ""
+
+        told = [one for one in await asyncio.gather(*map(refusal, target.desired)) if one]
+        if len(told) > len(target.desired) // 2:
+            raise DataCorrupted(f"the files of shard {target.group} are refused by {len(told)} of "
+                                f"{len(target.desired)} replicas: {told[0]}", path=where.url, region="backup")

@@ -11,13 +11,14 @@ loaded, and how far those under way are, which may be less than is true: pieces 
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
 
 from vecdb.cluster.control import (
     ApiKeyEntry,
     CollectionEntry,
     ControlState,
+    JobEntry,
     ShardEntry,
     api_key_put,
     collection_abandon,
@@ -65,6 +66,8 @@ from vecdb.shard import codec
 from vecdb.shard.digest import MODULUS
 from vecdb.shard.marks import Mark, MarkResult
 
+_KINDS: Final = ("restore", "attach")
+
 
 class Restore:
     """``target``: the snapshot's name; ``args``: ``url``; ``collections``: names in the snapshot with the names they
@@ -87,9 +90,8 @@ class Restore:
         names = _names(args)
         _number(args, "shards", MAX_COLLECTION_SHARDS)
         _number(args, "replication_factor", 7)
-        for name in (names or {}).values():
-            if name in state.collections or name in state.loading:
-                raise CollectionExists(name)
+        _check_free(state, (names or {}).values())
+        _check_jobs((names or {}).values(), {job.id: _made(_names(job.args)) for job in _under_way(state)})
         what = "all collections" if names is None else ", ".join(
             repr(to) if one == to else f"{to!r} from {one!r}" for one, to in names.items())
         notes = ("a collection is seen when all of it is there; its indexes are built anew",)
@@ -97,9 +99,28 @@ class Restore:
                                          f"{where.url}"),), notes)
 
     async def look(self, state: ControlState, target: str, args: Mapping[str, Any]) -> tuple[str, ...]:
-        where = asked(target, args, *self.takes)
-        return await self._places.look(where.url, lambda repository: _check_names(
-            state, chosen(repository.load(where.name), _names(args))))
+        """By the names in the snapshot, where all of it is asked for, here or by a job that is under way."""
+        where, names = asked(target, args, *self.takes), _names(args)
+        found: list[str] = []
+
+        def find(repository: Repository) -> None:
+            found.extend(one.name for one in chosen(repository.load(where.name), names))
+
+        notes = await self._places.look(where.url, find)
+        _check_free(state, found)
+        if found:
+            _check_jobs(found, {job.id: await self._makes(job) for job in _under_way(state)})
+        return notes
+
+    async def _makes(self, job: Job) -> set[str]:
+        """The names of what another job is to make, as far as they are to be had."""
+        names = _names(job.args)
+        found = _made(names)
+        if names is None:
+            where = asked(job.target, job.args, *job.args)
+            await ignoring(self._places.look(where.url, lambda repository: found.update(
+                one.name for one in repository.load(where.name).collections)))
+        return found
 
     # --- steps ------------------------------------------------------------------------------------
 
@@ -127,7 +148,7 @@ class Restore:
         wanted = chosen(snapshot, _names(job.args))
         total = sum(len(one.collection.shards) for one in wanted)
         if not job.phase:
-            _check_names(context.state(), wanted)
+            _check_free(context.state(), [one.name for one in wanted])
             return Step("loading", 0, total, "shards", data={"next": 0, "loaded": [], "under_way": {}}, again_s=0.0)
         at = int(job.data.get("next", 0))
         if at >= len(wanted):
@@ -150,6 +171,7 @@ class Restore:
                         again_s=0.1)
         targets = [state.shards[group] for group in entry.shards]
         loaded = set(map(int, job.data.get("loaded", [])))
+        loaded |= {place for place, ref in enumerate(one.collection.shards) if not ref.records}
         if job.phase == "opening" or len(loaded) == len(one.collection.shards):
             if job.phase != "opening":
                 return Step("opening", before + len(loaded), total, "shards", data=job.data, again_s=0.0)
@@ -292,10 +314,28 @@ def _job_of(state: ControlState, entry: CollectionEntry) -> int:
     return state.shards[entry.shards[0]].job
 
 
-def _check_names(state: ControlState, wanted: Sequence[Wanted]) -> None:
-    for one in wanted:
-        if one.name in state.collections or one.name in state.loading:
-            raise CollectionExists(one.name)
+def _under_way(state: ControlState) -> list[JobEntry]:
+    """Jobs that may yet make collections: those that wait for others to end, too."""
+    return [job for job in state.jobs.values() if job.kind in _KINDS and not job.state.ended]
+
+
+def _check_free(state: ControlState, names: Iterable[str]) -> None:
+    for name in names:
+        if name in state.loading:
+            raise CollectionExists(name, _job_of(state, state.loading[name]))
+        if name in state.collections:
+            raise CollectionExists(name)
+
+
+def _check_jobs(names: Iterable[str], makes: Mapping[int, set[str]]) -> None:
+    for name in names:
+        for job, theirs in makes.items():
+            if name in theirs:
+                raise CollectionExists(name, job)
+
+
+def _made(names: Mapping[str, str] | None) -> set[str]:
+    return set((names or {}).values())
 
 
 def _names(args: Mapping[str, Any]) -> dict[str, str] | None:
