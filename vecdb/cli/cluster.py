@@ -47,7 +47,7 @@ def status(target: Target = HERE, as_json: o.Json = False) -> None:
     out.say(f"{info.name}: {count(len(info.nodes))} nodes, {count(info.collections)} collections, "
             f"{count(info.shards)} shards, epoch {count(info.epoch)}; {info.leader or 'nobody'} leads the control "
             "group")
-    nodes.show(out, info.nodes)
+    nodes.show(out, info.nodes, led=bool(info.leader))
     if jobs:
         out.table("jobs", changing.JOB_COLUMNS, [changing.job_row(one) for one in jobs], left=(1, 2, 3, 4, 5, 8))
     _whole(out, info, away)

@@ -178,10 +178,12 @@ def _server(out: Output, place: Place, quick: bool) -> list[Check]:
     try:
         with open_database(place) as database:
             checks += _each(place, database)
-            checks += _server_keys(database, seconds)
             shards = peers.shards(database, seconds)
+            led = peers.is_led(shards)
+            checks += _server_keys(database, seconds) if led else [
+                Check("keys", "warn", "not asked for: nobody is known to lead the control group")]
             if shards is not None:
-                checks += [*peers.members(database, seconds), peers.well(shards)]
+                checks += [*peers.members(database, seconds), peers.well(shards)] if led else [peers.well(shards)]
             several = {one.collection for one in shards or () if len(one.replicas) > 1}
             # Where nobody leads no place in the log can be marked to compare replicas at.
             waiting = {one.collection for one in shards or () if one.leader is None}

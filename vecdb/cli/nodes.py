@@ -36,7 +36,7 @@ def list_(target: Target = HERE, as_json: o.Json = False) -> None:
     if as_json:
         out.emit({"nodes": [asdict(one) for one in info.nodes]})
     else:
-        show(out, info.nodes)
+        show(out, info.nodes, led=bool(info.leader))
     if not info.leader and info.nodes:
         leaderless(out, info, away)
 
@@ -55,10 +55,10 @@ def leaderless(out: Output, info: "ClusterInfo", away: dict[str, str]) -> None:
     raise typer.Exit(exits.UNREACHABLE)
 
 
-def show(out: Output, nodes: "tuple[NodeInfo, ...]") -> None:
-    """A table of nodes."""
+def show(out: Output, nodes: "tuple[NodeInfo, ...]", *, led: bool = True) -> None:
+    """A table of nodes; ``led``: by the leader, who hears of them."""
     out.table("", ["node", "role", "zone", "state", "heard", "replicas", "leads", "disk free", "memory", "address",
-                   "version"], [_row(one) for one in nodes], left=(0, 1, 2, 3, 4, 9, 10))
+                   "version"], [_row(one, led) for one in nodes], left=(0, 1, 2, 3, 4, 9, 10))
 
 
 def state_of(one: "NodeInfo") -> str:
@@ -66,8 +66,8 @@ def state_of(one: "NodeInfo") -> str:
     return f"{one.state}, silent" if one.heard_s > SILENT_S else one.state
 
 
-def _row(one: "NodeInfo") -> list[str]:
-    heard = "never" if one.heard_s < 0 else f"{duration(one.heard_s)} ago"
+def _row(one: "NodeInfo", led: bool) -> list[str]:
+    heard = "-" if not led else "never" if one.heard_s < 0 else f"{duration(one.heard_s)} ago"
     off = one.stats.get("clock_off_s", 0.0)
     if abs(off) > CLOCK_OFF_S:
         heard += f", its clock {off:+.0f} s off"

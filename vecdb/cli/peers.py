@@ -183,6 +183,11 @@ def shards(database: "Database", seconds: float) -> "list[ShardInfo] | None":
         return None
 
 
+def is_led(found: "list[ShardInfo] | None") -> bool:
+    """Whether anybody could be asked what only the leader of the control group tells; where there is none, anybody."""
+    return all(one.collection or one.leader is not None for one in found or ())
+
+
 def members(database: "Database", seconds: float) -> list[Check]:
     """Whether all nodes are heard and tell the time that the leader has; nothing where nobody may say."""
     try:
@@ -192,9 +197,8 @@ def members(database: "Database", seconds: float) -> list[Check]:
     except (Unavailable, DeadlineExceeded) as error:  # what the shards say of it comes next
         return [Check("nodes", "warn", error.message)]
     nodes = info.nodes
-    if info.leader is None:
-        return [Check("nodes", "warn", f"nobody is known to lead the control group, so nobody has heard of all "
-                      f"{len(nodes)} nodes; which of them do not answer the shards say")]
+    if info.leader is None:  # since the shards were asked for
+        return [Check("nodes", "warn", "nobody is known to lead the control group, so nobody has heard of them all")]
     silent = [f"{one.name} for {duration(one.heard_s)}" for one in nodes if one.heard_s > SILENT_S]
     off = [f"{one.name} is {found:+.0f} s off" for one in nodes
            if abs(found := one.stats.get("clock_off_s", 0.0)) > CLOCK_OFF_S]

@@ -135,12 +135,13 @@ def test_a_cluster_that_nobody_leads_is_told_as_one_node_knows_it_with_whom_it_d
         assert "what n1 knows by itself" in ran.err
         assert "c1 is not reached (it does not answer (refused))" in ran.err
         assert "c1:7702" in ran.out
+        assert "never" not in ran.out, "n1 cannot tell whom it would have heard"
     ran = cli("cluster", "status", "--json", *URL)
     assert (ran.code, ran.json["leader"], list(ran.json["unreached"])) == (11, None, ["c1"])
     ran = cli("doctor", "--quick", "--json", *URL)
     found = {one["name"]: one["found"] for one in ran.json["checks"]}
     assert ran.code == 11
-    assert "nobody is known to lead" in found["nodes"]
+    assert "nobody is known to lead" in found["keys"]
     assert "c1 does not" in found["shards"]
     assert all(one[0] != "cluster_jobs" for one in backend.asked), "whom should it ask?"
 
