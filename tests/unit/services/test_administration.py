@@ -29,6 +29,7 @@ from vecdb.services.administration import Administration, OwnOperations
 from vecdb.services.governor import Governor
 from vecdb.services.leaders import Leaders
 from vecdb.services.operations.kinds import Drain, Move
+from vecdb.services.operations.restore import Restore
 
 KINDS = {one.kind: one for one in (Move(), Drain())}
 
@@ -157,3 +158,12 @@ def test_a_shard_that_is_split_is_not_split_or_merged_by_another_job() -> None:
         assert (await mine.plan_job("split", str(first), {}, call)).steps
 
     asyncio.run(run())
+
+
+def test_the_plan_of_a_restore_says_how_many_shards_and_replicas_were_asked_for() -> None:
+    nobody: Any = None
+    restore, url = Restore(nobody, nobody), "file:///backups"
+    (step,) = restore.plan(Governed(3).now, "one", {"url": url, "shards": 3, "replication_factor": 1}).steps
+    assert "each in 3 shards, with 1 replica of each shard" in step.text
+    (step,) = restore.plan(Governed(3).now, "one", {"url": url}).steps
+    assert "each" not in step.text

@@ -88,12 +88,13 @@ class Restore:
     def plan(self, state: ControlState, target: str, args: Mapping[str, Any], away: Sequence[str] = ()) -> Plan:
         where = asked(target, args, *self.takes)
         names = _names(args)
-        _number(args, "shards", MAX_COLLECTION_SHARDS)
-        _number(args, "replication_factor", 7)
+        shards, factor = _number(args, "shards", MAX_COLLECTION_SHARDS), _number(args, "replication_factor", 7)
         _check_free(state, (names or {}).values())
         _check_jobs((names or {}).values(), {job.id: _made(_names(job.args)) for job in _under_way(state)})
         what = "all collections" if names is None else ", ".join(
             repr(to) if one == to else f"{to!r} from {one!r}" for one, to in names.items())
+        what += f", each in {shards} shard{'s' if shards > 1 else ''}" if shards else ""
+        what += f", with {factor} replica{'s' if factor > 1 else ''} of each shard" if factor else ""
         notes = ("a collection is seen when all of it is there; its indexes are built anew",)
         return Plan(self.kind, (PlanStep("restore", target, f"restore {what} from the snapshot {target!r} at "
                                          f"{where.url}"),), notes)
