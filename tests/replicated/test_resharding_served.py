@@ -11,7 +11,7 @@ import pytest
 import vecdb
 from tests.replicated_nodes import Together, wait_for
 from vecdb.core.cluster import JobState
-from vecdb.core.errors import InvalidArgument
+from vecdb.core.errors import ShardNotFound
 
 DIM = 8
 RECORDS = 3_000
@@ -116,5 +116,5 @@ def test_split_and_merged_under_load(nodes: Together) -> None:
             there = {record.id: record.metadata["v"] for record in docs.scan(filter="v >= 0")
                      if isinstance(record.id, int) and user.first <= record.id < user.first + 200}
             assert there == user.told
-        with pytest.raises(InvalidArgument):
+        with pytest.raises(ShardNotFound):
             db.admin.cluster.begin("split", str(first.group), {})
