@@ -40,7 +40,7 @@ def create(name: Annotated[str, typer.Argument(metavar="NAME", help="What the ke
     place = resolve(target)
     with administration(place, write=True) as admin:
         if place.is_server and place.api_key is None and not lock_out:
-            _check_first(admin.list_keys(), grants)
+            _check_first(admin.list_keys(), grants, ttl)
         key, secret = admin.create_key(name, grants, seconds_of("ttl", ttl))
     out.note(f"made key {key.id} ({key.name}): {_grants(key)}; {_expiry(key)}")
     _secret(out, key, secret)
@@ -92,11 +92,19 @@ def revoke(id: Annotated[str, typer.Argument(metavar="ID", help="Of the key, as 
         out.emit({"revoked": id})
 
 
-def _check_first(keys: "list[Key]", grants: "list[Grant]") -> None:
-    """Refuse a first key that is no admin: from then on keys are asked for, and nobody had one to make more with."""
+def _check_first(keys: "list[Key]", grants: "list[Grant]", ttl: str | None) -> None:
+    """Refuse a first key that is no admin, or not for long: from then on keys are asked for, and nobody had one, or
+    would have one then, to make more with.
+    """
     from vecdb.core.access import Role
 
-    held = [*grants, *(grant for key in keys if _state(key) == "good" for grant in key.grants)]
+    held = [grant for key in keys if _state(key) == "good" for grant in key.grants]
+    if ttl is not None and not any(grant.role is Role.ADMIN and grant.covers(None) for grant in held):
+        raise InvalidArgument("ttl", "the first admin's key of a server must not expire: keys are asked for from then "
+                              "on, and none would be left to make others; make one without --ttl first, or say "
+                              "--lock-out",
+                              got=ttl, limit="no --ttl, or --lock-out")
+    held += grants
     if not any(grant.role is Role.ADMIN and grant.covers(None) for grant in held):
         raise InvalidArgument("role", "the first key of a server must be an admin's: once there is one, keys are asked "
                               "for, and none could make others; make one with --role admin first, or say --lock-out",

@@ -36,9 +36,13 @@ def test_a_first_key_that_would_lock_everybody_out_is_refused(cli, backend, monk
         ran = cli("key", "create", "ci", *argv, *URL)
         assert ran.code == 2
         assert "--role admin first" in ran.err
+    ran = cli("key", "create", "root", "--role", "admin", "--ttl", "1h", *URL)
+    assert ran.code == 2
+    assert "without --ttl first" in ran.err
     assert backend.list_keys() == []
     assert cli("key", "create", "root", "--role", "admin", *URL).code == 0
     assert cli("key", "create", "ci", *URL).code == 0
+    assert cli("key", "create", "guest", "--role", "admin", "--ttl", "1h", *URL).code == 0
     backend.keys.clear()
     monkeypatch.setenv("VECDB_API_KEY", "of-the-settings")
     assert cli("key", "create", "ci", *URL).code == 0

@@ -140,7 +140,8 @@ class Repair(PlacingOperation):
     def check(self, state: ControlState, target: str, args: Mapping[str, Any], away: Sequence[str]) -> tuple[str, ...]:
         _check_node(state, target)
         if target not in away and not args.get("force"):
-            raise InvalidArgument("node", f"{target} is heard: drain it instead, or say force", got=target)
+            raise InvalidArgument("node", f"{target} is heard, or was some seconds ago: drain it, or if it is lost "
+                                  "try again when it has been silent for longer, or say --force", got=target)
         left = homeless(state, target, away)
         return (f"{len(left)} shards have no other node to go to, and keep what they have",) if left else ()
 
