@@ -214,10 +214,12 @@ def test_slow_disk_during_a_split(cluster: ComposeCluster, load: Load, backups: 
     leader = cluster.leader(SMALL)
     with load.round("a split while the leader's disk is slow") as round:
         leader.exec("sh", "-c", f"echo 200 2 > {STALL}")
-        round.harm()
-        seconds = cluster.job("split", str(group), SLOWLY, phase="retire")
+        try:
+            round.harm()
+            seconds = cluster.job("split", str(group), phase="retire")
+        finally:
+            leader.exec("rm", STALL)
         lines.append(f"split while the leader's disk is slow, until it serves: {seconds:.1f} s")
-        leader.exec("rm", STALL)
         cluster.jobs_ended()
     assert len(cluster.groups(SMALL)) == 2
 
