@@ -88,7 +88,7 @@ def test_a_quick_run_measures_every_side():
 
 
 def test_a_flood_counts_what_is_taken_and_what_is_refused(tmp_path):
-    options = argparse.Namespace(records=4_000, dim=32, inflight=[4, 400], queued=8, calls=16, idle=20, seconds=0.3,
+    options = argparse.Namespace(records=20_000, dim=32, inflight=[4, 400], queued=8, calls=16, idle=20, seconds=0.3,
                                  soak=0.0)  # fmt: skip
     found = flood.run(options, tmp_path)
     few, many = found["rows"]
