@@ -142,8 +142,8 @@ def attach(name: s.Name,
                "--collection", "-c", metavar="NAME[=NEW]", help="Only these of it, each maybe under a new "
                "name.")] = None,
            replication_factor: Annotated[int | None, typer.Option(
-               "--replication-factor", min=1, help="Of each collection.  [default: as it says, as far as there are "
-               "nodes]", show_default=False)] = None,
+               "--replication-factor", min=1, help="Of each collection.  [default: as it says]",
+               show_default=False)] = None,
            at: s.At = None, pace: s.Pace = None, yes: changing.Yes = False, dry_run: changing.DryRun = False,
            wait: changing.Wait = True, target: Target = HERE, as_json: o.Json = False) -> None:
     """Bring collections of a snapshot into a cluster by their files: replicas take the indexes as they were built."""

@@ -144,8 +144,8 @@ def restore(name: Name,
             shards: Annotated[int | None, typer.Option("--shards", min=1, help="Of each collection.  [default: as "
                                                        "they were]", show_default=False)] = None,
             replication_factor: Annotated[int | None, typer.Option(
-                "--replication-factor", min=1, help="Of each collection.  [default: as it was, as far as there are "
-                "nodes]", show_default=False)] = None,
+                "--replication-factor", min=1, help="Of each collection.  [default: as it was]",
+                show_default=False)] = None,
             with_settings: Annotated[bool, typer.Option("--with-settings", help="The cluster's settings that are not "
                                                         "set here, too.")] = False,
             with_keys: Annotated[bool, typer.Option("--with-keys", help="API keys that are not here, too.")] = False,

@@ -13,10 +13,16 @@ shard, whatever its capacity: that is what spreading means.
 written down need not be found again from the hash, so nodes that hold more than ``SLACK`` above their share are
 passed over while others will do (the bound of V. Mirrokni, M. Thorup, M. Zadimoghaddam, *Consistent Hashing with
 Bounded Loads*, SODA 2018).
+
+**Nodes that are not heard** at the moment of placing are named as replicas where those that are heard do not suffice:
+what was asked for is what a shard has from the first moment, so that its majority is one of all of them, and who was
+silent for some seconds only makes its replica when it comes back.  Who does not is replaced as any lost node is.  But a
+majority of a new shard must be heard (:func:`check_heard`): it would have no leader otherwise, and with fewer replicas
+than were asked for a write would be acknowledged that one disk could lose.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import isfinite, log
@@ -25,7 +31,7 @@ from typing import Final
 import xxhash
 
 from vecdb.core.cluster import HASH_SPACE, MAX_COLLECTION_SHARDS
-from vecdb.core.errors import InvalidArgument
+from vecdb.core.errors import InvalidArgument, Unavailable
 
 SLACK: Final = 0.05
 """How far above its share of replicas a node may come while others are below theirs."""
@@ -114,6 +120,16 @@ def spread(first: int, candidates: Sequence[Candidate], shards: int, replicas: i
         for node in nodes:
             by_name[node] = replace(by_name[node], load=by_name[node].load + 1)
         yield lo, hi, nodes
+
+
+def check_heard(shards: Iterable[Collection[str]], silent: Collection[str]) -> None:
+    """Raise ``Unavailable`` unless of the nodes of each new shard a majority is not ``silent``."""
+    for nodes in shards:
+        unheard = sorted(node for node in nodes if node in silent)
+        if unheard and 2 * (len(nodes) - len(unheard)) <= len(nodes):
+            raise Unavailable(f"of {len(nodes)} nodes for the replicas of a shard a majority must be heard, and "
+                              f"{', '.join(unheard[:8])} {'is' if len(unheard) == 1 else 'are'} not",
+                              nodes=unheard[:16], retry_after_s=1.0)
 
 
 def _order(shard: int, candidate: Candidate) -> tuple[float, str]:

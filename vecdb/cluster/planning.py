@@ -19,12 +19,12 @@ gain nothing.
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from vecdb.cluster.control import MAX_VOTERS, ControlState, NodeEntry, ShardEntry
-from vecdb.cluster.placement import SLACK, Candidate, score
+from vecdb.cluster.placement import SLACK, Candidate, check_heard, score
 from vecdb.core.cluster import NodeState, ShardState
 from vecdb.core.errors import InvalidArgument, NoNodeForReplica, ShardNotFound
 
@@ -73,18 +73,46 @@ class Room:
 
     def best(self, group: int, keep: Sequence[str], without: Collection[str] = ()) -> str | None:
         """The node that a shard with replicas on ``keep`` should have another one on."""
+        return self._best(group, keep, without, self.open)
+
+    def _best(self, group: int, keep: Sequence[str], without: Collection[str], may: Callable[[str], bool]
+              ) -> str | None:
         zones = Counter(map(self.zone, keep))
-        able = [node for node in self.nodes if node not in keep and node not in without and self.open(node)]
+        able = [node for node in self.nodes if node not in keep and node not in without and may(node)]
         if not able:
             return None
         return min(able, key=lambda node: (zones[self.zone(node)], self.fullness(node, 1),
                                            -score(group, Candidate(node, self.nodes[node].capacity)), node))
+
+    def silent(self, node: str) -> bool:
+        """Whether it could be given one more, but for not being heard."""
+        entry = self.nodes.get(node)
+        return node in self.away and entry is not None and entry.state is NodeState.ACTIVE and entry.role.holds
+
+    def placed(self, group: int, factor: int, without: Collection[str] = ()) -> tuple[str, ...]:
+        """The nodes of a new shard with ``factor`` replicas, or as many as there are nodes: those that are heard first
+        (:mod:`vecdb.cluster.placement`), which count as holding it from here on.  None where there are no nodes.
+
+        Raises ``Unavailable`` where fewer than a majority of them are heard.
+        """
+        nodes: list[str] = []
+        for able in (self.open, self.silent):
+            while len(nodes) < factor and (other := self._best(group, nodes, without, able)) is not None:
+                nodes.append(other)
+        check_heard([nodes], self.away)
+        self.moved((), nodes)
+        return tuple(nodes)
 
     def moved(self, before: Iterable[str], after: Iterable[str], weight: float = 1) -> None:
         for node in before:
             self.load[node] -= weight  # type: ignore[assignment]  # a number of replicas, or what they weigh
         for node in after:
             self.load[node] += weight  # type: ignore[assignment]
+
+
+def holding(state: ControlState) -> list[NodeEntry]:
+    """Nodes that are given replicas, heard or not."""
+    return [one for one in state.nodes.values() if one.state is NodeState.ACTIVE and one.role.holds]
 
 
 def vacated(state: ControlState, node: str, away: Collection[str] = ()) -> list[Wish]:

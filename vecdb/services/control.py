@@ -34,7 +34,7 @@ from vecdb.cluster.control import (
     rows_of,
     version_of,
 )
-from vecdb.cluster.placement import Candidate, shards_for, spread
+from vecdb.cluster.placement import Candidate, check_heard, shards_for, spread
 from vecdb.core.calls import Call, check
 from vecdb.core.cluster import NodeState
 from vecdb.core.errors import (
@@ -335,6 +335,7 @@ class Control:
             raise InvalidArgument("replication_factor", f"{factor} replicas want as many nodes that hold replicas and "
                                   f"are active; there are {len(candidates)}", got=factor, limit=len(candidates))
         shards = await self._place(candidates, count, factor)
+        check_heard((nodes for _, _, nodes in shards), {one.node for one in candidates if not one.well})
         numbers = members(status)
         named = [(lo, hi, [numbers[node][0] for node in nodes]) for lo, hi, nodes in shards]
         return await self._made(CollectionEntry, commands.create_shards(schema, named, factor, layout.shard_key,

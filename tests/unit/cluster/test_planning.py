@@ -10,9 +10,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from vecdb.cluster.control import CollectionEntry, ControlState, NodeEntry, ShardEntry
-from vecdb.cluster.planning import Wish, homeless, moved, rebalanced, replicated, vacated
+from vecdb.cluster.planning import Room, Wish, holding, homeless, moved, rebalanced, replicated, vacated
 from vecdb.core.cluster import HASH_SPACE, NodeState, Role
-from vecdb.core.errors import InvalidArgument, NoNodeForReplica, ShardNotFound
+from vecdb.core.errors import InvalidArgument, NoNodeForReplica, ShardNotFound, Unavailable
 from vecdb.core.schema import CollectionSchema
 
 SCHEMA = CollectionSchema("docs", 4)
@@ -87,6 +87,25 @@ def test_a_replication_factor_is_reached_as_far_as_there_are_nodes(state: Contro
     for wish in wishes:
         before = set(state.shards[wish.group].desired)
         assert before <= set(wish.desired) or set(wish.desired) <= before
+
+
+@given(clusters(), st.integers(1, 7), st.data())
+def test_new_shards_have_all_replicas_there_are_nodes_for_and_those_that_are_heard_first(
+        state: ControlState, factor: int, data: st.DataObject) -> None:
+    away = data.draw(st.lists(st.sampled_from(sorted(state.nodes)), unique=True))
+    able = {one.name for one in holding(state)}
+    count, heard = min(factor, len(able)), len(able - set(away))
+    room = Room(state, away)
+    before = room.load.copy()
+    if 2 * min(heard, count) <= count:
+        with pytest.raises(Unavailable, match="majority"):
+            room.placed(99, factor)
+        assert room.load == before
+        return
+    nodes = room.placed(99, factor)
+    assert (len(nodes), len(set(nodes)), set(nodes) <= able) == (count, count, True)
+    assert len(set(nodes) & set(away)) == max(0, count - heard)
+    assert room.load - before == Counter(nodes)
 
 
 @given(clusters())

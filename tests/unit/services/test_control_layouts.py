@@ -91,6 +91,23 @@ def test_who_has_not_announced_himself_is_waited_for_while_he_is_heard():
     asyncio.run(story())
 
 
+def test_of_the_nodes_of_a_new_shard_a_majority_must_be_heard():
+    """The others count all the same, and make their replicas when they are back."""
+    async def story():
+        heard = {"n2/1": 99.0, "n3/1": 99.0}
+        control = made(announced=True, heard=heard)
+        for name in NAMES:
+            await control.node_put(node(name, Role.BOTH if name < "n4" else Role.COORDINATOR))
+        with pytest.raises(Unavailable, match="n2, n3 are not"):
+            await control.create(SCHEMA)
+        assert "docs" not in control.state.collections
+        del heard["n2/1"]
+        assert (await control.create(SCHEMA)).replication_factor == 3
+        assert sorted(control.state.only("docs").desired) == ["n1", "n2", "n3"]
+
+    asyncio.run(story())
+
+
 def test_nothing_is_proposed_that_a_node_could_not_read():
     async def story():
         control = made()

@@ -13,8 +13,15 @@ from tests.unit.services.governed import Control, Governed
 from vecdb.cluster import control
 from vecdb.cluster.placement import ranges
 from vecdb.core.calls import Call, WriteToken
-from vecdb.core.cluster import JobState
-from vecdb.core.errors import CollectionExists, CollectionNotFound, SnapshotNotFound, Unavailable, VecdbError
+from vecdb.core.cluster import JobState, NodeState
+from vecdb.core.errors import (
+    CollectionExists,
+    CollectionNotFound,
+    NoNodeForReplica,
+    SnapshotNotFound,
+    Unavailable,
+    VecdbError,
+)
 from vecdb.core.schema import CollectionSchema
 from vecdb.ports.backups import BackupOrder, BackupStatus
 from vecdb.ports.replicator import Committed, ReplicaStatus
@@ -239,3 +246,52 @@ def test_who_is_slower_than_others_at_many_shards_is_waited_for(tmp_path: Path) 
     assert 0 < len(step.data["under_way"]) <= 3 * AHEAD
     stage.backups = lambda node: Backups()
     assert stage.end().state is JobState.DONE
+
+
+@pytest.mark.parametrize("kind", [Restore, Attach])
+def test_who_is_not_heard_when_shards_are_made_costs_no_replicas(tmp_path: Path, kind: type[Restore]) -> None:
+    stage = staged(tmp_path, kind, 4)
+    stage.governed.silent = {"n2": 6.0}
+    assert stage.end().state is JobState.DONE
+    assert stage.governed.now.get("docs").replication_factor == 3
+    assert [sorted(one.desired) for one in stage.governed.now.of("docs")] == [list(NODES)] * 4
+
+
+def test_who_is_heard_is_given_replicas_first(tmp_path: Path) -> None:
+    stage = staged(tmp_path, Restore, 6)
+    stage.governed.do(control.node_put(control.NodeEntry("n4", "h4:1", commands=2)))
+    stage.governed.there[0] = ("c1", *NODES, "n4")
+    stage.governed.silent = {"n2": 6.0}
+    assert stage.end().state is JobState.DONE
+    assert [sorted(one.desired) for one in stage.governed.now.of("docs")] == [["n1", "n3", "n4"]] * 6
+
+
+def test_without_word_of_a_majority_of_the_nodes_it_waits(stage: Stage) -> None:
+    """One disk of three would acknowledge writes alone, or nobody would lead."""
+    stage.governed.silent = {"n1": 6.0, "n2": 6.0}
+    for _ in range(4):
+        assert stage.step().state is JobState.RUNNING
+    assert dict(stage.governed.now.loading) == {}
+    stage.governed.silent = {"n1": 6.0}
+    assert stage.end().state is JobState.DONE
+    assert [sorted(one.desired) for one in stage.governed.now.of("docs")] == [list(NODES)]
+
+
+def test_of_fewer_nodes_it_keeps_the_factor_and_says_so(stage: Stage) -> None:
+    """A factor that is asked for is refused, as it is of a collection that is created."""
+    stage.governed.do(control.node_state("n3", NodeState.DRAINED))
+    own = operators(stage)
+    for kind in ("restore", "attach"):
+        args = {"url": stage.repository.url, "collections": {"docs": "other"}}
+        notes = asyncio.run(own.plan_job(kind, "one", args, Call())).notes
+        assert any(one.startswith("'other' is to have 3 replicas of each shard, and there are 2 nodes that hold any: ")
+                   for one in notes), notes
+        with pytest.raises(NoNodeForReplica, match="there are 2"):
+            asyncio.run(own.plan_job(kind, "one", {**args, "replication_factor": 3}, Call()))
+        stage.governed.silent = {"n2": 60.0}
+        notes = asyncio.run(own.plan_job(kind, "one", args, Call())).notes
+        assert any(one.startswith("n2 is not heard: ") for one in notes), notes
+        stage.governed.silent = {}
+    assert stage.end().state is JobState.DONE
+    assert stage.governed.now.get("docs").replication_factor == 3
+    assert [sorted(one.desired) for one in stage.governed.now.of("docs")] == [["n1", "n2"]]

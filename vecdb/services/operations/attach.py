@@ -58,7 +58,7 @@ class Attach(Restore):
         plan = super().plan(state, target, args, away)
         steps = tuple(PlanStep("attach", one.target, one.text.replace("restore", "attach", 1)) for one in plan.steps)
         return Plan(self.kind, steps, ("a collection is seen when all of it is there; replicas take its files, with "
-                                       "the indexes as they are",))
+                                       "the indexes as they are", *plan.notes[1:]))
 
     async def _load(self, job: Job, context: Context, where: Asked, wanted: Wanted, targets: Sequence[ShardEntry],
                     loaded: set[int]) -> dict[str, dict[str, Any]]:

@@ -408,16 +408,8 @@ def choose(state: ControlState, wanted: Wanted, away: Sequence[str]) -> list[tup
     """The nodes of each new shard; those of the sources where the control group knows of no nodes."""
     room, chosen = Room(state, away), []
     for place in range(len(wanted.ranges)):
-        nodes: list[str] = []
-        while len(nodes) < wanted.collection.replication_factor:
-            best = room.best(state.next_group + place, nodes)
-            if best is None:
-                break
-            nodes.append(best)
-        if not nodes:
-            nodes = list(wanted.sources[0].desired)
-        room.moved((), nodes)
-        chosen.append(tuple(nodes))
+        nodes = room.placed(state.next_group + place, wanted.collection.replication_factor)
+        chosen.append(nodes or wanted.sources[0].desired)
     return chosen
 
 

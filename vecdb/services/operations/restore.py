@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from vecdb.cluster.control import (
+    MAX_VOTERS,
     ApiKeyEntry,
     CollectionEntry,
     ControlState,
@@ -28,7 +29,7 @@ from vecdb.cluster.control import (
     setting_put,
 )
 from vecdb.cluster.placement import ranges
-from vecdb.cluster.planning import Room
+from vecdb.cluster.planning import Room, holding
 from vecdb.cluster.routing import check_distinct
 from vecdb.core.cluster import MAX_COLLECTION_SHARDS, JobState, Plan, PlanStep
 from vecdb.core.errors import (
@@ -36,6 +37,7 @@ from vecdb.core.errors import (
     DataCorrupted,
     InvalidArgument,
     LimitExceeded,
+    NoNodeForReplica,
     NotLeader,
     Unavailable,
 )
@@ -71,8 +73,9 @@ _KINDS: Final = ("restore", "attach")
 
 class Restore:
     """``target``: the snapshot's name; ``args``: ``url``; ``collections``: names in the snapshot with the names they
-    are to have, none: all as they are; ``shards`` and ``replication_factor`` of each, none: as they were, as far as
-    there are nodes; ``settings``, ``api_keys``: whether those that are not here are restored too; ``bytes_per_s``.
+    are to have, none: all as they are; ``shards`` and ``replication_factor`` of each, none: as they were; of
+    fewer nodes than that they are given the rest when some join; ``settings``, ``api_keys``: whether those that are not
+    here are restored too; ``bytes_per_s``.
     """
 
     kind = "restore"
@@ -88,27 +91,31 @@ class Restore:
     def plan(self, state: ControlState, target: str, args: Mapping[str, Any], away: Sequence[str] = ()) -> Plan:
         where = asked(target, args, *self.takes)
         names = _names(args)
-        shards, factor = _number(args, "shards", MAX_COLLECTION_SHARDS), _number(args, "replication_factor", 7)
+        shards, factor = _number(args, "shards", MAX_COLLECTION_SHARDS), _number(args, "replication_factor", MAX_VOTERS)
         _check_free(state, (names or {}).values())
         _check_jobs((names or {}).values(), {job.id: _made(_names(job.args)) for job in _under_way(state)})
         what = "all collections" if names is None else ", ".join(
             repr(to) if one == to else f"{to!r} from {one!r}" for one, to in names.items())
         what += f", each in {shards} shard{'s' if shards > 1 else ''}" if shards else ""
         what += f", with {factor} replica{'s' if factor > 1 else ''} of each shard" if factor else ""
-        notes = ("a collection is seen when all of it is there; its indexes are built anew",)
+        notes = ("a collection is seen when all of it is there; its indexes are built anew",
+                 *_few(state, factor, away))
         return Plan(self.kind, (PlanStep("restore", target, f"restore {what} from the snapshot {target!r} at "
                                          f"{where.url}"),), notes)
 
     async def look(self, state: ControlState, target: str, args: Mapping[str, Any]) -> tuple[str, ...]:
         """By the names in the snapshot, where all of it is asked for, here or by a job that is under way."""
         where, names = asked(target, args, *self.takes), _names(args)
-        found: list[str] = []
+        factors: dict[str, int] = {}
 
         def find(repository: Repository) -> None:
-            found.extend(one.name for one in chosen(repository.load(where.name), names))
+            factors.update((one.name, one.collection.replication_factor)
+                           for one in chosen(repository.load(where.name), names))
 
-        notes = await self._places.look(where.url, find)
+        notes, found = await self._places.look(where.url, find), list(factors)
         _check_free(state, found)
+        if not _number(args, "replication_factor", MAX_VOTERS):
+            notes = (*notes, *_fewer(state, factors))
         if found:
             _check_jobs(found, {job.id: await self._makes(job) for job in _under_way(state)})
         return notes
@@ -189,18 +196,15 @@ class Restore:
         state, source = context.state(), wanted.collection
         count = _number(job.args, "shards", MAX_COLLECTION_SHARDS)
         edges = ranges(count) if count else [(ref.lo, ref.hi) for ref in source.shards]
-        factor = _number(job.args, "replication_factor", 7) or source.replication_factor
+        factor = _number(job.args, "replication_factor", MAX_VOTERS) or source.replication_factor
         away = [name for name in state.nodes if context.heard_s(name) > UNHEARD_S]
-        room, plans = Room(state, away), []
-        factor = min(factor, sum(room.open(node) for node in room.nodes))
-        if not factor:
+        room = Room(state, away)
+        plans = [room.placed(state.next_group + place, factor) for place in range(len(edges))]
+        if not all(plans):
             raise Unavailable("there is no node that could hold a replica")
-        for place in range(len(edges)):
-            nodes: list[str] = []
-            while len(nodes) < factor and (best := room.best(state.next_group + place, nodes)) is not None:
-                nodes.append(best)
-            room.moved((), nodes)
-            plans.append(tuple(nodes))
+        unheard = sorted({node for nodes in plans for node in nodes if node in room.away})
+        if unheard:
+            context.tell("warning", "replicas_unheard", job=job.id, collection=wanted.name, nodes=unheard)
         named = await numbered(context, plans, call_of(context))
         await proposed(context, collection_load(job.id, wanted.schema, [
             (lo, hi, replicas) for (lo, hi), replicas in zip(edges, named, strict=True)], factor, source.shard_key))
@@ -326,6 +330,26 @@ def _check_free(state: ControlState, names: Iterable[str]) -> None:
             raise CollectionExists(name, _job_of(state, state.loading[name]))
         if name in state.collections:
             raise CollectionExists(name)
+
+
+def _few(state: ControlState, factor: int, away: Sequence[str]) -> tuple[str, ...]:
+    """What replicas wait for; ``NoNodeForReplica`` where more were asked for than there could be."""
+    count = len(holding(state))
+    if factor > count:
+        raise NoNodeForReplica(f"{factor} replicas of a shard want {factor} nodes that hold replicas and are active; "
+                               f"there are {count}", got=factor, limit=count)
+    silent = sorted(one.name for one in holding(state) if one.name in away)
+    return () if not silent else (
+        f"{', '.join(silent)} {'is' if len(silent) == 1 else 'are'} not heard: replicas that no other node is left for "
+        "are made there, once it is heard again, or elsewhere, as those of a node that is lost",)
+
+
+def _fewer(state: ControlState, factors: Mapping[str, int]) -> list[str]:
+    """Which collections begin with fewer replicas than they are to have."""
+    count = len(holding(state))
+    there = "there is 1 node that holds" if count == 1 else f"there are {count} nodes that hold"
+    return [f"{name!r} is to have {factor} replicas of each shard, and {there} any: it is given the others when nodes "
+            "join" for name, factor in sorted(factors.items()) if factor > count]
 
 
 def _check_jobs(names: Iterable[str], makes: Mapping[int, set[str]]) -> None:
