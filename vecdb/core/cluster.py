@@ -131,7 +131,7 @@ class CollectionInfo:
 @dataclass(frozen=True, slots=True)
 class JobInfo:
     """``done`` of ``total`` in ``unit``, ``total`` 0 where it is not known; ``eta_s``: -1 where it is not known;
-    ``error``: why it has failed, or what it waits for.
+    ``error``: why it has failed, what it waits for, or what is to be said of how it ended.
     """
 
     id: int

@@ -30,7 +30,7 @@ from vecdb.cluster.control import (
 )
 from vecdb.cluster.joining import make_token
 from vecdb.core.calls import Call, WriteToken
-from vecdb.core.cluster import PAST_CANCELLING, JobInfo, JobState, NodeInfo, NodeState, Plan, Role
+from vecdb.core.cluster import JobInfo, JobState, NodeInfo, NodeState, Plan, Role
 from vecdb.core.errors import (
     DeadlineExceeded,
     InvalidArgument,
@@ -50,7 +50,7 @@ from vecdb.ports.operations import Operations
 from vecdb.ports.replicator import ReplicaStatus, Replicator
 from vecdb.services.governor import Governor
 from vecdb.services.leaders import Leaders, Task
-from vecdb.services.operations.base import Operation, commands_of
+from vecdb.services.operations.base import Operation, commands_of, too_late
 from vecdb.services.operations.placing import AWAY_S, held_before
 from vecdb.services.replicas import CONTROL
 
@@ -169,12 +169,18 @@ class OwnOperations:
         return made.id
 
     async def cancel_job(self, id: int, call: Call) -> JobInfo:
-        job = _job(self._leading(), id)
-        if not job.state.ended and job.state is not JobState.CANCELLING:
-            if job.phase in PAST_CANCELLING:
-                raise InvalidArgument("job", f"job {id}, {job.kind} {job.target}, is past taking back: calls go to "
-                                      "what it made", got=job.phase)
-            await self._propose(job_cancel(id, at_s=self._governor.context.clock.wall()))
+        """Refused where it would come too late, by what is agreed on now and not by what the job has noted."""
+        _job(self._leading(), id)
+        async with self._governor.context.deciding(id):
+            if not await self._governor.is_up_to_date():
+                raise Unavailable("who leads the control group has just begun to", retry_after_s=0.1)
+            job = _job(self._leading(), id)
+            if not job.state.ended and job.state is not JobState.CANCELLING:
+                why = too_late(self._operations.get(job.kind), job, self._control.state)
+                if why:
+                    raise InvalidArgument("job", f"job {id}, {job.kind} {job.target}, is past taking back: {why}",
+                                          got=job.phase)
+                await self._propose(job_cancel(id, at_s=self._governor.context.clock.wall()))
         return _told(_job(self._control.state, id))
 
     async def create_join_token(self, ttl_s: float, roles: Sequence[str], call: Call) -> NewJoinToken:

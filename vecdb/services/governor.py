@@ -19,10 +19,11 @@ nothing else is placed and nobody away meanwhile.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
+from weakref import WeakValueDictionary
 
 from vecdb.cluster.control import ControlState, JobEntry, job_put, job_update, version_of
 from vecdb.cluster.loads import ShardLoad, uneven, weights
@@ -34,7 +35,7 @@ from vecdb.ports.clock import Clock
 from vecdb.ports.peers import Replicas
 from vecdb.ports.replicator import ReplicaStatus, Replicator
 from vecdb.ports.tell import Tell, tell_nobody
-from vecdb.services.operations.base import PASSING, Job, Operation, Step, commands_of
+from vecdb.services.operations.base import PASSING, Job, Operation, Step, commands_of, is_cancelled, late
 from vecdb.services.operations.placing import AWAY_S, held_before
 
 LOOK_S: Final = 0.5
@@ -113,6 +114,7 @@ class GovernorContext:
         self._heard = heard
         self._clock = clock
         self._tell = tell
+        self._deciding: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
 
     @property
     def me(self) -> str:
@@ -156,6 +158,13 @@ class GovernorContext:
 
     def stats(self, node: str) -> Mapping[str, float]:
         return self._heard.stats(node)
+
+    @asynccontextmanager
+    async def deciding(self, job: int) -> AsyncIterator[None]:
+        """One at a time of a job: who cancels it, and who does what cannot be taken back."""
+        lock = self._deciding.setdefault(job, asyncio.Lock())
+        async with lock:
+            yield
 
 
 @dataclass(slots=True)
@@ -234,7 +243,7 @@ class Governor:
                     run.task.cancel()
             self._runs.clear()
             return
-        if not await self._is_up_to_date():
+        if not await self.is_up_to_date():
             return
         state, now = self._control.state, self._clock.monotonic()
         open_jobs = {job.id: job for job in state.jobs.values() if not JobState(job.state).ended}
@@ -249,7 +258,7 @@ class Governor:
             self._begun = now
             await self._begin(state)
 
-    async def _is_up_to_date(self) -> bool:
+    async def is_up_to_date(self) -> bool:
         """Whether this node, which leads, has applied what was committed before it did."""
         replicator = self._control.replicator
         if replicator is None:
@@ -320,15 +329,24 @@ class Governor:
         now = self._clock.monotonic()
         if same and not (further and now - run.written >= PROGRESS_S):
             return
-        outcome = await self.context.propose(job_update(
-            job.id, state=step.state, phase=step.phase, done=step.done, total=step.total, unit=step.unit,
-            error=step.error, data=step.data, at_s=self._clock.wall()))
+        if step.state.ended:
+            async with self.context.deciding(job.id):
+                if step.state is JobState.DONE and is_cancelled(job, self._control.state):
+                    step = replace(step, error=step.error or late(self.operations.get(job.kind)))
+                outcome = await self._noted(job, step)
+        else:
+            outcome = await self._noted(job, step)
         if isinstance(outcome, VecdbError):
             raise outcome
         run.written = now
         if step.state.ended:
             self._tell("error" if step.state is JobState.FAILED else "info", "job_ended", job=job.id, kind=job.kind,
                        target=job.target, state=step.state, error=step.error)
+
+    async def _noted(self, job: JobEntry, step: Step) -> object:
+        return await self.context.propose(job_update(
+            job.id, state=step.state, phase=step.phase, done=step.done, total=step.total, unit=step.unit or job.unit,
+            error=step.error, data=step.data, at_s=self._clock.wall()))
 
     # --- by itself --------------------------------------------------------------------------------
 

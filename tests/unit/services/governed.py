@@ -1,6 +1,7 @@
 """A control group without Raft, and groups whose members follow what is wanted as slowly as a test likes."""
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 from vecdb.cluster.control import (
@@ -142,6 +143,10 @@ class Governed:
 
     def stats(self, node: str) -> Mapping[str, float]:
         return {}
+
+    @asynccontextmanager
+    async def deciding(self, job: int) -> AsyncIterator[None]:
+        yield
 
     def shard_loads(self) -> Mapping[int, ShardLoad]:
         return self.measured

@@ -1,7 +1,8 @@
 """Splits and merges while there are writers: whoever is killed, and whatever is lost, no acknowledged write is."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -217,6 +218,10 @@ class World:
 
     def stats(self, node: str) -> Mapping[str, float]:
         return {}
+
+    @asynccontextmanager
+    async def deciding(self, job: int) -> AsyncIterator[None]:
+        yield
 
     def copies(self, node: str) -> Copying:
         return self.copying[node]

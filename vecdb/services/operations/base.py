@@ -10,6 +10,7 @@ of other nodes is either idempotent or names the job's attempt, so two leaders t
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -125,6 +126,12 @@ class Context(Protocol):
         """What the node last told of itself; empty where it has not."""
         ...
 
+    def deciding(self, job: int) -> AbstractAsyncContextManager[None]:
+        """Inside of it no cancel of the job is accepted: for the command that cannot be taken back, which is proposed
+        there unless the job :func:`is_cancelled` by then.
+        """
+        ...
+
 
 class Operation(Protocol):
     """A kind of job.
@@ -134,6 +141,10 @@ class Operation(Protocol):
 
     One that proposes control commands of a later version than jobs themselves (:data:`COMMANDS`) says so by an
     attribute ``command_version``: it is not begun before every node reads them (:func:`commands_of`).
+
+    **Cancelling.**  One that comes to where nothing can be taken back any more has a method ``too_late(job, state)``:
+    why a cancel is refused, empty where it is not.  What was accepted before that, and came too late nevertheless, ends
+    as ``done`` and says so: ``past``, an attribute, names what was quicker (:func:`late`).
     """
 
     @property
@@ -153,6 +164,23 @@ class Operation(Protocol):
     async def cancel(self, job: Job, context: Context) -> Step:
         """Undo what must be, a step at a time, until the state says ``cancelled``, or ``done`` if it is too late."""
         ...
+
+
+def too_late(operation: Operation | None, job: Job, state: ControlState) -> str:
+    """Why a job cannot be cancelled any more; empty where it can."""
+    ask = getattr(operation, "too_late", None)
+    return "" if ask is None else str(ask(job, state))
+
+
+def late(operation: Operation | None) -> str:
+    """What a job says that was done when it should have been cancelled."""
+    return f"the cancel came after {getattr(operation, 'past', 'it was done')}"
+
+
+def is_cancelled(job: Job, state: ControlState) -> bool:
+    """Whether the job is to end, by what the control group has agreed on since its step began."""
+    found = state.jobs.get(job.id)
+    return found is not None and found.state is JobState.CANCELLING
 
 
 def commands_of(operation: Operation) -> int:

@@ -17,6 +17,7 @@ class Move(PlacingOperation):
     """``target``: a shard's group; ``args``: ``from`` and ``to``, nodes."""
 
     kind = "move"
+    past = "the shard had moved"
 
     def wishes(self, state: ControlState, target: str, args: Mapping[str, Any], away: Sequence[str]) -> list[Wish]:
         group, source, to = int(target), str(args["from"]), str(args["to"])
@@ -36,6 +37,7 @@ class Replication(PlacingOperation):
     """``target``: a collection; ``args``: ``factor``."""
 
     kind = "replication"
+    past = "every shard had its replicas"
 
     def wishes(self, state: ControlState, target: str, args: Mapping[str, Any], away: Sequence[str]) -> list[Wish]:
         if target not in state.collections:
@@ -77,11 +79,16 @@ class Replication(PlacingOperation):
         await proposed(context, replication(job.target, factor))
         return ""
 
+    def is_reached(self, job: Job, state: ControlState) -> bool:
+        entry = state.collections.get(job.target)
+        return entry is None or entry.replication_factor == job.args.get("factor")
+
 
 class Drain(PlacingOperation):
     """``target``: a node.  It is given nothing any more, all it has goes elsewhere, and then it is ``drained``."""
 
     kind = "drain"
+    past = "the node was drained"
 
     def wishes(self, state: ControlState, target: str, args: Mapping[str, Any], away: Sequence[str]) -> list[Wish]:
         return vacated(state, target, away)
@@ -118,9 +125,17 @@ class Drain(PlacingOperation):
         await proposed(context, node_state(job.target, NodeState.DRAINED))
         return ""
 
+    def is_reached(self, job: Job, state: ControlState) -> bool:
+        node = state.nodes.get(job.target)
+        return node is None or node.state in (NodeState.DRAINED, NodeState.LEFT)
+
+    def too_late(self, job: Job, state: ControlState) -> str:
+        return "the node is drained" if job.phase and self.is_reached(job, state) else ""
+
     async def revoke(self, job: Job, context: Context) -> None:
         node = context.state().nodes.get(job.target)
-        if node is not None and node.state is NodeState.DRAINING:
+        others = [one for one in _drained_by(context.state(), job.target) if one != job.id]
+        if node is not None and node.state is NodeState.DRAINING and not others:
             await proposed(context, node_state(job.target, NodeState.ACTIVE))
 
 

@@ -18,8 +18,9 @@ from typing import Any, Final
 from vecdb.cluster.control import ControlState, ShardEntry, place
 from vecdb.cluster.planning import Wish
 from vecdb.core.cluster import JobState, Plan, PlanStep
+from vecdb.core.errors import VecdbError
 from vecdb.ports.replicator import ReplicaStatus
-from vecdb.services.operations.base import Context, Job, Step, proposed
+from vecdb.services.operations.base import Context, Job, Step, late, proposed
 
 AWAY_S: Final = 10.0
 """Not heard for so long a node gets nothing."""
@@ -33,6 +34,7 @@ class PlacingOperation(ABC):
     """The loop of the module; kinds say what they want.  An :class:`~vecdb.services.operations.base.Operation`."""
 
     kind: str = ""
+    past: str = "all was placed"
 
     @abstractmethod
     def wishes(self, state: ControlState, target: str, args: Mapping[str, Any], away: Sequence[str]) -> list[Wish]:
@@ -54,6 +56,10 @@ class PlacingOperation(ABC):
     async def finish(self, job: Job, context: Context) -> str:
         """What comes when nothing is left to place; the error if there is one."""
         return ""
+
+    def is_reached(self, job: Job, state: ControlState) -> bool:
+        """Whether :meth:`finish` has done what it does, as far as the state says."""
+        return True
 
     async def revoke(self, job: Job, context: Context) -> None:  # noqa: B027
         """What a cancelled job takes back beside the placements that are under way."""
@@ -82,14 +88,28 @@ class PlacingOperation(ABC):
         return Step("moving", done, total, "shards", data={"moving": moving}, again_s=0.05 if fresh else 0.5)
 
     async def cancel(self, job: Job, context: Context) -> Step:
-        """Go back to where the shards under way were; those that have arrived stay."""
-        state = context.state()
-        for group, one in job.data.get("moving", {}).items():
+        """Go back to where the shards under way were; those that have arrived stay, and if that is all it is done."""
+        moving, ended = await self._settled(job, context)
+        state, done, back = context.state(), job.done + ended, 0
+        for group, one in moving.items():
             entry = state.shards.get(int(group))
             if entry is not None and sorted(entry.desired) == sorted(one["desired"]):
                 await _place(context, int(group), one["before"])
+                back += 1
+        if job.phase and not moving and self.is_reached(job, state) and not self._is_wanting(job, context):
+            return Step("done", done, done, "shards", JobState.DONE, late(self))
         await self.revoke(job, context)
-        return Step("cancelled", job.done, job.total, "shards", JobState.CANCELLED)
+        told = [f"{done} of {job.total} shards were placed by then, and stay so"] if done else []
+        if back:
+            told.append(f"{back} that were under way go back to where they were")
+        return Step("cancelled", done, job.total, "shards", JobState.CANCELLED, "; ".join(told))
+
+    def _is_wanting(self, job: Job, context: Context) -> bool:
+        """Whether there is something left to place, or what was asked for cannot be any more."""
+        try:
+            return bool(self.wishes(context.state(), job.target, job.args, away(context)))
+        except VecdbError:
+            return True
 
     async def _settled(self, job: Job, context: Context) -> tuple[dict[str, Any], int]:
         """What is still under way, and how much of it has ended."""

@@ -19,6 +19,9 @@ are refused by a sealed shard's leader: between its SEAL and its last reader the
 **Time.**  From the first SEAL to the switch writes to the sources wait.  If that takes :data:`SEAL_S` the attempt is
 abandoned and another one is made, with shards of its own; after :data:`MOST_ATTEMPTS` the job has failed.  A digest
 that differs fails it at once.
+
+**Cancelled** the job ends, and nothing of it is left, until the switch is proposed; a cancel that comes later is
+refused.
 """
 
 import asyncio
@@ -48,7 +51,7 @@ from vecdb.core.errors import (
 )
 from vecdb.core.ids import check_id
 from vecdb.ports.copies import Copies, CopyOrder, CopyStatus, CopyTarget
-from vecdb.services.operations.base import Context, Job, Step, numbered, proposed
+from vecdb.services.operations.base import Context, Job, Step, is_cancelled, late, numbered, proposed
 from vecdb.shard import codec
 from vecdb.shard.digest import MODULUS
 from vecdb.shard.marks import Mark, MarkResult
@@ -157,10 +160,15 @@ class Reshard:
                 raise
             return attempt.give_up(f"{type(error).__name__}: {error}", final=True)
 
+    past = "the new shards took over"
+
+    def too_late(self, job: Job, state: ControlState) -> str:
+        return "calls go to what it made" if is_switched(job, state) else ""
+
     async def cancel(self, job: Job, context: Context) -> Step:
         attempt = Attempt(self, job, context)
-        if attempt.switched:
-            return await attempt.next()  # too late: it is finished
+        if attempt.switched:  # it is finished
+            return replace(await attempt.next(), error=late(self))
         return await attempt.abandon(JobState.CANCELLED, "")
 
 
@@ -175,12 +183,7 @@ class Attempt:
         mine = [one for one in self._state.shards.values() if one.job == job.id]
         self._loading = sorted((one for one in mine if one.state is ShardState.LOADING), key=lambda one: one.lo)
         self._fence = int(job.data.get("fence", 0)) or min((one.group for one in self._loading), default=0)
-
-    @property
-    def switched(self) -> bool:
-        """Whether calls go to the new shards, or went there."""
-        first = self._state.shards.get(self._fence)
-        return self._job.phase == "retire" or (first is not None and first.state is not ShardState.LOADING)
+        self.switched = is_switched(job, self._state)
 
     def _sources(self) -> list[int]:
         """As the job noted them when it began; before that as it was asked."""
@@ -299,15 +302,22 @@ class Attempt:
                 await self._drained(one, mark.log_index, until)
             taken = [await self._proposed(one.group, Mark(), until) for one in self._loading]
             _compare(sealed, taken, self._state.get(sources[0].name).shard_key)
-            if context.clock.monotonic() >= until:
-                raise DeadlineExceeded("the seal has lasted for too long")
-            outcome = await context.propose(operation.commands.switch(
-                job.id, sources[0].name, [one.group for one in sources], [one.group for one in self._loading]))
+            async with context.deciding(job.id):
+                self._check_wanted(until)
+                outcome = await context.propose(operation.commands.switch(
+                    job.id, sources[0].name, [one.group for one in sources], [one.group for one in self._loading]))
         if isinstance(outcome, VecdbError):
             raise outcome
         context.tell("info", "resharded", job=job.id, retired=[one.group for one in sources],
                      activated=[one.group for one in self._loading], records=sum(one.records for one in sealed))
         return self._step("retire", 0.0)
+
+    def _check_wanted(self, until: float) -> None:
+        """Raise where the seal is to be lifted again."""
+        if is_cancelled(self._job, self._context.state()):
+            raise Cancelled("the job is being cancelled")
+        if self._context.clock.monotonic() >= until:
+            raise DeadlineExceeded("the seal has lasted for too long")
 
     async def _proposed(self, group: int, command: Seal | Mark, until: float) -> MarkResult:
         """The mark that a command leaves; tried until ``until``."""
@@ -318,6 +328,7 @@ class Attempt:
             except (*_PASSING, CollectionNotFound) as error:
                 if self._context.clock.monotonic() >= until or isinstance(error, CollectionNotFound):
                     raise
+                self._check_wanted(until)
                 await asyncio.sleep(LOOK_S)
                 continue
             if isinstance(done, MarkResult):
@@ -347,6 +358,7 @@ class Attempt:
                 return
             if self._context.clock.monotonic() >= until:
                 raise DeadlineExceeded(f"shard {source.group} is {log_index - status.copied_to} entries behind")
+            self._check_wanted(until)
             await asyncio.sleep(LOOK_S)
 
     # --- afterwards -------------------------------------------------------------------------------
@@ -402,6 +414,12 @@ class Attempt:
 
     def _call(self, seconds: float) -> Call:
         return Call(deadline=self._context.clock.monotonic() + seconds)
+
+
+def is_switched(job: Job, state: ControlState) -> bool:
+    """Whether calls go to the shards that the job made, or went there."""
+    first = state.shards.get(int(job.data.get("fence", 0)))
+    return job.phase == "retire" or (first is not None and first.state is not ShardState.LOADING)
 
 
 def choose(state: ControlState, wanted: Wanted, away: Sequence[str]) -> list[tuple[str, ...]]:

@@ -53,6 +53,7 @@ class SnapshotCreate:
     """
 
     kind = "snapshot"
+    past = "the snapshot was written"
 
     def __init__(self, backups: BackupsOf, open_repository: OpenRepository, cluster: str, version: str) -> None:
         self._backups = backups
@@ -275,6 +276,7 @@ class SnapshotDelete:
     """``target``: the snapshot's name; ``args``: ``url``."""
 
     kind = "snapshot_delete"
+    past = "the snapshot had begun to be deleted"
 
     def __init__(self, open_repository: OpenRepository) -> None:
         self._places = Places(open_repository)
@@ -306,6 +308,9 @@ class SnapshotDelete:
             context.tell("info", "sweep_withheld", job=job.id, why=done.withheld)
         return Step("done", done.objects, done.objects, "objects", JobState.DONE,
                     data={"objects": done.objects, "bytes": done.bytes, "withheld": done.withheld})
+
+    def too_late(self, job: Job, state: ControlState) -> str:
+        return "what is deleted cannot be had back" if job.phase else ""
 
     async def cancel(self, job: Job, context: Context) -> Step:
         if job.phase:
