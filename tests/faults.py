@@ -8,10 +8,14 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+REQUIRED = os.environ.get("VECDB_TEST_REQUIRE_ENGINE") == "1"
+"""Whether a test that lacks what this machine should have (an engine of containers, the rights it needs, a compiler)
+fails instead of being skipped."""
 
 
 def flip_byte(path: Path, offset: int, mask: int = 0x08) -> None:
@@ -137,6 +141,17 @@ def is_out_of_space(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-needs_mount = pytest.mark.skipif(
-    not can_mount(), reason="this process may not mount, and the test needs a real disk that fills or turns read-only "
-    "under it: a small tmpfs of its own. As root it runs")
+def lacking(why: str) -> NoReturn:
+    """End a test that cannot run here."""
+    if REQUIRED:
+        pytest.fail(f"it is required that this test runs: {why}")
+    pytest.skip(why)
+
+
+def needs(there: Callable[[], object], reason: str) -> pytest.MarkDecorator:
+    """Tests that are skipped unless something is ``there``; where they are required they run, and meet its absence."""
+    return pytest.mark.skipif(not REQUIRED and not there(), reason=reason)
+
+
+needs_mount = needs(can_mount, "this process may not mount, and the test needs a real disk that fills or turns "
+                    "read-only under it: a small tmpfs of its own. As root it runs")

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.forgetting import Cut, Layer, built, compiler
-from tests.faults import ROOT
+from tests.faults import ROOT, needs
 
-pytestmark = pytest.mark.skipif(compiler() is None or not sys.platform.startswith("linux"),
-                                reason="the layer is C and Linux's: needs cc, gcc, clang or the ziglang package")
+pytestmark = needs(lambda: compiler() is not None and sys.platform.startswith("linux"),
+                   "the layer is C and Linux's: needs cc, gcc, clang or the ziglang package")
 
 
 @pytest.fixture

@@ -13,9 +13,10 @@ from tests.chaos.cluster import Cluster, Failed
 from tests.chaos.disks import LAYER, LIES, kinds
 from tests.chaos.history import Event, Violated
 from tests.chaos.networks import Proxies, Wires, network
+from tests.faults import needs
 
-pytestmark = pytest.mark.skipif(LAYER not in kinds().usable or not sys.platform.startswith("linux"),
-                                reason="power cuts are imitated by a layer in C: needs a compiler, on Linux")
+pytestmark = needs(lambda: LAYER in kinds().usable and sys.platform.startswith("linux"),
+                   "power cuts are imitated by a layer in C: needs a compiler, on Linux")
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.chaos.networks import CUT, Network, Rule, Wires, network
+from tests.faults import lacking
 
 SERVER = """
 import socket, sys
@@ -74,10 +75,17 @@ class Pair:
                     pipe.close()
 
 
+def wires() -> None:
+    """The device is the kernel's to have; who has it and may not use it lacks rights."""
+    if why := Wires.missing():
+        told = f"needs network namespaces and /dev/net/tun: {why}"
+        lacking(told) if Path("/dev/net/tun").exists() else pytest.skip(told)
+
+
 @pytest.fixture(params=["packets", "proxies"])
 def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
-    if request.param == "packets" and (why := Wires.missing()):
-        pytest.skip(f"needs network namespaces and /dev/net/tun: {why}")
+    if request.param == "packets":
+        wires()
     with network(request.param, 1) as net:
         made = Pair(net, tmp_path)
         try:
@@ -120,8 +128,7 @@ def test_loss_hurts_and_does_not_change_a_byte(pair: Pair) -> None:
 
 def test_a_process_without_power_says_no_goodbye(tmp_path: Path) -> None:
     """Its peer's connection stays open, and a new process takes the address."""
-    if why := Wires.missing():
-        pytest.skip(f"needs network namespaces and /dev/net/tun: {why}")
+    wires()
     with network("packets") as net:
         pair = Pair(net, tmp_path)
         assert pair.ask() == "same"

@@ -1,14 +1,18 @@
 """A pulled plug takes what was not synced, and nothing else."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.chaos.plugs import Plug, missing
+from tests.faults import needs
 
-pytestmark = pytest.mark.skipif(bool(missing()), reason=f"needs root, loop devices and mkfs.ext4: {missing()}")
+pytestmark = [needs(lambda: shutil.which("mkfs.ext4"), "needs mkfs.ext4"),
+              pytest.mark.skipif(bool(shutil.which("mkfs.ext4") and missing()),
+                                 reason=f"needs root, loop devices and a kernel that shuts ext4 down: {missing()}")]
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ DEPLOY = ROOT / "deploy"
 THREE = ("n1", "n2", "n3")
 COORDINATORS, SHARD_NODES = ("c1", "c2", "c3"), ("s1", "s2", "s3", "s4")
 PEERS = "peers"
-_OURS = "vecdbtest"
+OURS = "vecdbtest"
 
 
 def run(command: Sequence[str], *, seconds: float = 120.0, check: bool = True, environment: dict[str, str] | None = None
@@ -66,8 +66,8 @@ def image() -> str:
     """The image that is tested: the one that VECDB_TEST_IMAGE names, or one made of this tree."""
     if named := os.environ.get("VECDB_TEST_IMAGE"):
         return named
-    run([str(ROOT / ".ci" / "image"), f"{_OURS}:tree"], seconds=900)
-    return f"{_OURS}:tree"
+    run([str(ROOT / ".ci" / "image"), f"{OURS}:tree"], seconds=900)
+    return f"{OURS}:tree"
 
 
 class Node:
@@ -148,7 +148,7 @@ class ComposeCluster:
     """
 
     def __init__(self, files: Sequence[str], nodes: Sequence[str] = THREE, **variables: str) -> None:
-        self.project = f"{_OURS}{secrets.token_hex(4)}"
+        self.project = f"{OURS}{secrets.token_hex(4)}"
         ports = free_ports(2 * len(nodes))
         self.nodes = {name: Node(self.project, name, ports[2 * place:2 * place + 2])
                       for place, name in enumerate(nodes)}

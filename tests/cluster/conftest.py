@@ -1,6 +1,5 @@
 """Where there is no engine these tests are skipped, and say why; with VECDB_TEST_REQUIRE_ENGINE=1 they fail instead."""
 
-import os
 import signal
 from collections.abc import Iterator
 from types import FrameType
@@ -9,6 +8,7 @@ import pytest
 
 from tests.cluster.compose import missing
 from tests.cluster.load import Senses
+from tests.faults import lacking
 
 LINES: list[str] = []
 """What was measured, for the end of the run."""
@@ -17,9 +17,7 @@ LINES: list[str] = []
 @pytest.fixture(scope="session", autouse=True)
 def engine() -> Iterator[None]:
     if why := missing():
-        if os.environ.get("VECDB_TEST_REQUIRE_ENGINE") == "1":
-            pytest.fail(f"an engine is required: {why}")
-        pytest.skip(why)
+        lacking(why)
 
     def ended(number: int, frame: FrameType | None) -> None:
         pytest.exit(f"signal {number}: containers are removed first")

@@ -4,28 +4,29 @@ Every round ends healed: what was acknowledged is on every replica, all digests 
 was wrong.
 """
 
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import vecdb
-from tests.chaos.forgetting import built, compiler
 from tests.chaos.worker import record_of
 from tests.cluster.alone import refuses, refuses_but_answers
 from tests.cluster.compose import COORDINATORS, SHARD_NODES, ComposeCluster, Node
 from tests.cluster.load import RECALL, SENSES, SMALL, Load, Senses
+from tests.cluster.tools import library
 from tests.faults import ROOT
+from vecdb.core.cluster import JobInfo
 
 pytestmark = pytest.mark.timeout(300)
 FILES = ("docker-compose.yml", "docker-compose.chaos.yml")
 THREE_FILES = ("docker-compose.three.yml", "docker-compose.three.chaos.yml")
 BALLAST = "/data/ballast"
 STALL, PRELOAD = "/tmp/stall", "stall.so"
-SLOWLY = {"bytes_per_s": 50_000}
-"""Of a copy of some hundred kilobytes: time for something to happen to it."""
+LONE, SLOWLY = "lone", {"bytes_per_s": 100_000}
+"""A collection of two megabytes, and how it is copied: time for something to happen to it."""
 
 
 @pytest.fixture(scope="module")
@@ -33,15 +34,14 @@ def backups(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of this machine that all containers have."""
     folder = tmp_path_factory.mktemp("backups")
     folder.chmod(0o777)
-    if compiler() is not None:
-        shutil.copyfile(built(ROOT / "build" / "chaos", ROOT / "tests" / "chaos" / "stall.c"), folder / PRELOAD)
     return folder
 
 
 @pytest.fixture(scope="module")
 def cluster(senses: Senses, lines: list[str], backups: Path) -> Iterator[ComposeCluster]:
-    preload = f"/backups/{PRELOAD}" if (backups / PRELOAD).exists() else ""
-    with ComposeCluster(FILES, (*COORDINATORS, *SHARD_NODES), BACKUPS=str(backups), PRELOAD=preload) as cluster:
+    preload = library(ROOT / "tests" / "chaos" / "stall.c", backups, PRELOAD)
+    with ComposeCluster(FILES, (*COORDINATORS, *SHARD_NODES), BACKUPS=str(backups),
+                        PRELOAD=f"/backups/{preload.name}") as cluster:
         lines.append(f"three coordinators, four shard nodes: up, founded, joined and ready in {cluster.up_s:.1f} s")
         seconds = senses.ingest(cluster.url, shards=2)
         count = len(senses.data.ids)
@@ -206,10 +206,8 @@ def test_split_and_merge(cluster: ComposeCluster, load: Load, lines: list[str]) 
     assert len(cluster.groups(SMALL)) == 1
 
 
-def test_slow_disk_during_a_split(cluster: ComposeCluster, load: Load, backups: Path, lines: list[str]) -> None:
+def test_slow_disk_during_a_split(cluster: ComposeCluster, load: Load, lines: list[str]) -> None:
     """Of the shard's leader: each sync takes 200 ms, each write to a file 2 ms."""
-    if not (backups / PRELOAD).exists():
-        pytest.skip("no C compiler for a library that makes a disk slow")
     (group,) = cluster.groups(SMALL)
     leader = cluster.leader(SMALL)
     with load.round("a split while the leader's disk is slow") as round:
@@ -222,6 +220,43 @@ def test_slow_disk_during_a_split(cluster: ComposeCluster, load: Load, backups: 
         lines.append(f"split while the leader's disk is slow, until it serves: {seconds:.1f} s")
         cluster.jobs_ended()
     assert len(cluster.groups(SMALL)) == 2
+
+
+def test_full_disk_during_a_split(cluster: ComposeCluster, load: Load, lines: list[str]) -> None:
+    """What s3 can be done without for goes on, what it alone should hold waits for room and says so."""
+    node, before = cluster.nodes["s3"], cluster.groups(SMALL)
+    vectors = np.random.default_rng(5).normal(size=(2_000, 256)).astype(np.float32)
+    with vecdb.connect(cluster.url, timeout=60.0) as database:
+        lone = database.create_collection(LONE, 256, "l2", replication_factor=1)
+        for low in range(0, len(vectors), 500):
+            lone.upsert(ids=range(low, low + 500), vectors=vectors[low:low + 500])
+        (source,) = cluster.groups(LONE)
+        with load.round("splits while a node's disk is full") as round:
+            waiting = cluster.begin("split", str(source), {"into": 8, **SLOWLY})
+            cluster.reaches(waiting, "copy")
+            round.harm()
+            fill(node)
+            begun = time.monotonic()
+            going_on = cluster.begin("split", str(max(before)))
+            cluster.reaches(going_on, "retire")
+            lines.append(f"split while a node's disk is full, until it serves: {time.monotonic() - begun:.1f} s")
+            stands: JobInfo = cluster.wait(lambda: (job := database.admin.cluster.job(waiting)).error and job,
+                                           "why it waits", 120.0)
+            assert (stands.state, stands.phase) == ("running", "copy")
+            assert "the disk is full" in stands.error
+            begun = time.monotonic()
+            node.exec("rm", BALLAST)
+            node.stop()  # a log that could not be written is not believed until then
+            node.start()
+            assert cluster.reaches(waiting, "retire").error == ""
+            lines.append(f"split that waited for room, until it serves: {time.monotonic() - begun:.1f} s from then on")
+            cluster.reaches(going_on)
+        assert node in cluster.holders(LONE)
+        assert len(set(cluster.groups(SMALL)) - set(before)) == 2
+        found = {int(one.id): one.vector for one in lone.scan(include=("vector",))}
+        assert found.keys() == set(range(len(vectors)))
+        assert all(np.array_equal(found[number], vector) for number, vector in enumerate(vectors))
+        database.drop_collection(LONE)
 
 
 def test_move(cluster: ComposeCluster, load: Load, lines: list[str]) -> None:
