@@ -160,6 +160,28 @@ def replicated(state: ControlState, name: str, factor: int, away: Collection[str
     return wishes
 
 
+def lacking(state: ControlState, away: Collection[str] = ()) -> list[str]:
+    """Collections with shards that have fewer replicas than they are to have, where a node could take one."""
+    able = [one.name for one in holding(state) if one.name not in away]
+    found = {}
+    for entry in state.shards.values():
+        collection = state.collections.get(entry.name)
+        if collection is not None and entry.state is ShardState.ACTIVE \
+                and len(entry.desired) < collection.replication_factor and not set(able) <= set(entry.desired):
+            found[entry.name] = True
+    return list(found)
+
+
+def completed(state: ControlState, name: str, factor: int, away: Collection[str] = ()) -> list[Wish]:
+    """The replicas that shards of a collection lack which calls go to; none is taken away, nor where it is to have
+    another number by now.
+    """
+    if name not in state.collections or state.get(name).replication_factor != factor:
+        return []
+    return [one for one in replicated(state, name, factor, away) if state.shards[one.group].state is ShardState.ACTIVE
+            and len(one.desired) > len(state.shards[one.group].desired)]
+
+
 def moved(state: ControlState, group: int, source: str, to: str, away: Collection[str] = ()) -> Wish:
     """One replica of a shard from a node to another; ``ShardNotFound``, ``InvalidArgument`` or ``NoNodeForReplica`` say
     why not.

@@ -50,7 +50,8 @@ class NewJoinToken:
 
 SETTINGS: Mapping[str, tuple[float, float, float, str]] = {
     "repair_after_s": (600.0, 0.0, 30 * 86_400.0, "seconds without a word from a node until what it holds is built "
-                                                  "anew elsewhere; 0: never"),
+                                                  "anew elsewhere; 0: never, nor are replicas made by "
+                                                  "themselves that shards lack"),
     "scrub_every_s": (86_400.0, 0.0, 366 * 86_400.0, "seconds from one comparison of a collection's replicas to the "
                                                      "next; 0: never"),
     "rebalance_auto": (1.0, 0.0, 1.0, "1: shards move by themselves, two at a time, when a node has been further from "

@@ -10,24 +10,29 @@ what those before it have committed; it would take a step back otherwise, or one
 because somebody was away is tried again, after a pause that grows, and what a job waits for stands there for whoever
 asks; any other error ends the job, and stands there as well.
 
-By itself it begins three kinds of jobs (settings of the cluster, ``vecdb cluster set``): ``repair`` of a node that was
-not heard for ``repair_after_s``, where another can take anything that it holds; ``scrub`` of a collection that was not
+By itself it begins four kinds of jobs (settings of the cluster, ``vecdb cluster set``): ``repair`` of a node that was
+not heard for ``repair_after_s``, where another can take anything that it holds; ``replication`` of a collection whose
+shards have fewer replicas than they are to have, as those that were made when there were fewer nodes, once a node can
+take one (``repair_after_s`` 0: neither); ``scrub`` of a collection that was not
 compared for ``scrub_every_s``; and ``rebalance`` (``rebalance_auto``), after nodes came or went, or where some shards
 hold or do more than others (:mod:`vecdb.cluster.loads`).  That one is on unless it is turned off: a node that joins is
 meant to take part, and what keeps it from going to and fro are the two thresholds, the time that must pass, and that
-nothing else is placed and nobody away meanwhile.
+nothing else is placed and nobody away meanwhile.  Nobody counts as away who has nothing to come back to: who is
+drained, or lost for so long that what it held was built anew.
+
+What it has begun by itself and somebody has cancelled, or what has failed, it lets rest for :data:`REST_S`.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 from weakref import WeakValueDictionary
 
-from vecdb.cluster.control import ControlState, JobEntry, job_put, job_update, version_of
+from vecdb.cluster.control import ControlState, JobEntry, NodeEntry, job_put, job_update, version_of
 from vecdb.cluster.loads import ShardLoad, uneven, weights
-from vecdb.cluster.planning import rebalanced, vacated
+from vecdb.cluster.planning import completed, lacking, rebalanced, vacated
 from vecdb.core.calls import Call
 from vecdb.core.cluster import JobState, NodeState
 from vecdb.core.errors import NotLeader, Unavailable, Unsupported, VecdbError
@@ -58,6 +63,10 @@ UNEVEN_S: Final = 120.0
 """For how long, without a pause; new leaders begin to count anew, and work is measured over a minute."""
 MOVES: Final = 2
 """Shards that are moved at a time."""
+FILLING: Final = 4
+"""Collections whose missing replicas are made at a time."""
+REST_S: Final = 600.0
+"""After a job that was begun by itself has failed, or was cancelled, until the next one for the same."""
 _STILL: Final = ("scrub", "snapshot_verify", "snapshot_delete")
 """Jobs that place nothing."""
 BEGIN_S: Final = 5.0
@@ -359,7 +368,11 @@ class Governor:
             if state.nodes[name].state is not NodeState.LEFT and self.context.heard_s(name) > after_s \
                     and not {("repair", name), ("drain", name)} & waiting and vacated(state, name, away):
                 await self._put("repair", name, {"why": f"not heard for {after_s:g} s"})
-        await self._balance(state, away)
+        if after_s > 0:
+            await self._fill(state, away, waiting)
+        loads = state.loads()
+        missed = any(loads.get(name) or self._may_come_back(state.nodes[name], after_s) for name in away)
+        await self._balance(state, away, missed=missed)
         every_s, now = _number(state.settings, "scrub_every_s", SCRUB_EVERY_S), self._clock.wall()
         last = {job.target: job.created_s for job in state.jobs.values() if job.kind == "scrub"}
         self._seen = {name: self._seen.get(name, now) for name in state.collections}
@@ -368,11 +381,27 @@ class Governor:
                 await self._put("scrub", name, {})
                 return  # one at a look
 
-    async def _balance(self, state: ControlState, away: Sequence[str]) -> None:
+    async def _fill(self, state: ControlState, away: Sequence[str], waiting: Collection[tuple[str, str]]) -> None:
+        """Have replicas made that shards lack, of some collections at a time."""
+        room = FILLING - sum(kind == "replication" for kind, _ in waiting)
+        for name in lacking(state, away) if room > 0 else ():
+            factor = state.get(name).replication_factor
+            wishes = [] if ("replication", name) in waiting else completed(state, name, factor, away)
+            if wishes and await self._put("replication", name, {"factor": factor, "missing": True, "why": (
+                    f"{len(wishes)} shard{'s have' if len(wishes) > 1 else ' has'} fewer than {factor} replicas")}):
+                room -= 1
+            if room <= 0:
+                return
+
+    def _may_come_back(self, node: NodeEntry, after_s: float) -> bool:
+        """Whether one that is silent would be given replicas if it came back; after so long it begins as a new one."""
+        lost = 0 < after_s < self.context.heard_s(node.name)
+        return node.state is NodeState.ACTIVE and node.role.holds and not lost
+
+    async def _balance(self, state: ControlState, away: Sequence[str], *, missed: bool) -> None:
         """See the module; nothing is moved while anything else is, or while somebody is away, who may come back."""
         busy = any(not JobState(job.state).ended and job.kind not in _STILL for job in state.jobs.values())
         now = self._clock.monotonic()
-        missed = any(state.nodes[name].state is not NodeState.LEFT for name in away)
         if busy or missed or not _number(state.settings, "rebalance_auto", 1.0):
             self._uneven = None
             return
@@ -387,18 +416,28 @@ class Governor:
             await self._put("rebalance", "", {"why": f"a node is {100 * off:.0f} % off its share", "at_once": MOVES,
                                               "weights": {str(group): one for group, one in heavy.items()}})
 
-    async def _put(self, kind: str, target: str, args: Mapping[str, Any]) -> None:
-        if kind not in self.operations:
-            return
+    async def _put(self, kind: str, target: str, args: Mapping[str, Any]) -> bool:
+        """Whether the job was begun."""
+        if kind not in self.operations or self._rests(kind, target):
+            return False
         try:
             self.context.check_read(commands_of(self.operations[kind]))
             outcome = await self.context.propose(job_put(kind, target, args, at_s=self._clock.wall()))
         except (Unsupported, Unavailable):
-            return  # nodes are being upgraded, or have just begun to announce themselves: there is time
+            return False  # nodes are being upgraded, or have just begun to announce themselves: there is time
         if isinstance(outcome, VecdbError):
             self._tell("warning", "job_not_begun", kind=kind, target=target, error=outcome.message)
-        else:
-            self._tell("info", "job_begun", kind=kind, target=target)
+            return False
+        self._tell("info", "job_begun", kind=kind, target=target)
+        return True
+
+    def _rests(self, kind: str, target: str) -> bool:
+        """Whether the last that was begun by itself has failed, or was cancelled, a short time ago."""
+        last = max((job for job in self._control.state.jobs.values()
+                    if (job.kind, job.target) == (kind, target) and "why" in job.args), key=lambda one: one.id,
+                   default=None)
+        return last is not None and last.state in (JobState.FAILED, JobState.CANCELLED) \
+            and abs(self._clock.wall() - last.updated_s) < REST_S
 
 
 def _number(settings: Mapping[str, Any], name: str, default: float) -> float:

@@ -86,6 +86,31 @@ def test_not_before_its_time_nor_while_somebody_is_away_or_something_else_is_pla
     assert not jobs(governed), "nobody is given anything who was drained"
 
 
+def test_who_is_drained_and_stopped_and_who_is_lost_and_repaired_is_not_waited_for() -> None:
+    governed = filled()
+    joined(governed)
+    governed.do(node_put(NodeEntry("n5", "h5:1", role=Role.SHARD, zone="a", commands=2, joined_s=1.0)))
+    governed.do(node_put(NodeEntry("c9", "h9:1", role=Role.COORDINATOR, zone="a", commands=2, joined_s=1.0)))
+    governed.do(node_state("n5", NodeState.DRAINED))
+    governed.silent |= {"n5": 3_600.0, "c9": 3_600.0}
+    run(governed, UNEVEN_S + 60)
+    (job,) = jobs(governed)
+    assert job.state is JobState.DONE
+    governed = filled()
+    joined(governed)
+    governed.do(setting_put("repair_after_s", 600))
+    governed.silent["n3"] = 60.0
+    run(governed, 2 * UNEVEN_S)
+    assert not jobs(governed), "it may come back, and holds replicas"
+    governed.silent["n3"] = 3_600.0
+    run(governed, 2 * UNEVEN_S)
+    assert spread(governed)["n3"] == 0
+    before = spread(governed)
+    governed.do(node_put(NodeEntry("n6", "h6:1", role=Role.SHARD, zone="a", commands=2, joined_s=1.0)))
+    run(governed, 2 * UNEVEN_S)
+    assert all(4 <= count <= 8 for node, count in spread(governed).items() if node != "n3"), (before, spread(governed))
+
+
 def test_who_leads_again_counts_anew() -> None:
     governed = filled()
     joined(governed)

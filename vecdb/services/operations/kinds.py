@@ -6,7 +6,7 @@ from math import inf
 from typing import Any
 
 from vecdb.cluster.control import ControlState, node_state, replication
-from vecdb.cluster.planning import Wish, homeless, moved, rebalanced, replicated, vacated
+from vecdb.cluster.planning import Wish, completed, homeless, moved, rebalanced, replicated, vacated
 from vecdb.core.cluster import NodeState, Plan, PlanStep, ShardState
 from vecdb.core.errors import CollectionNotFound, InvalidArgument, NodeNotFound, NoNodeForReplica
 from vecdb.services.operations.base import Context, Job, proposed
@@ -34,7 +34,9 @@ class Move(PlacingOperation):
 
 
 class Replication(PlacingOperation):
-    """``target``: a collection; ``args``: ``factor``."""
+    """``target``: a collection; ``args``: ``factor``; ``missing``, True: only replicas that are missing of those that
+    it is to have anyhow are made, as far as there are nodes, which is what a cluster begins by itself.
+    """
 
     kind = "replication"
     past = "every shard had its replicas"
@@ -42,17 +44,23 @@ class Replication(PlacingOperation):
     def wishes(self, state: ControlState, target: str, args: Mapping[str, Any], away: Sequence[str]) -> list[Wish]:
         if target not in state.collections:
             return []
-        return replicated(state, target, int(args["factor"]), away)
+        wanted = completed if args.get("missing") else replicated
+        return wanted(state, target, int(args["factor"]), away)
 
     def check(self, state: ControlState, target: str, args: Mapping[str, Any], away: Sequence[str]) -> tuple[str, ...]:
         factor = args.get("factor")
         if not isinstance(factor, int) or isinstance(factor, bool):
             raise InvalidArgument("factor", "is a number of replicas", got=str(factor)[:40])
-        replicated(state, target, factor, away)
+        placed = {one.group: one.desired for one in replicated(state, target, factor, away)}
         able = [node for node in state.nodes.values() if node.role.holds and node.state is NodeState.ACTIVE]
         if len(able) < factor:
             raise NoNodeForReplica(f"{factor} replicas of a shard want {factor} nodes that hold replicas and are "
                                    f"active; there are {len(able)}", got=len(able), limit=factor)
+        short = [one for one in state.all_of(target) if one.state is ShardState.ACTIVE
+                 and len(placed.get(one.group, one.desired)) < factor]
+        if short and state.get(target).replication_factor == factor:
+            return (f"{len(short)} shard{'s lack replicas that are' if len(short) > 1 else ' lacks a replica that is'} "
+                    "made once a node for it is heard",)
         if factor < 3:
             return (f"with {factor} replica{'s' if factor > 1 else ''} the loss of any node of a shard stops its "
                     "writes" if factor == 2 else "with 1 replica the loss of a node loses what only it had",)
@@ -70,7 +78,7 @@ class Replication(PlacingOperation):
     async def finish(self, job: Job, context: Context) -> str:
         """From here on it is what shards are made with, by a split as well."""
         state, factor = context.state(), int(job.args["factor"])
-        if job.target not in state.collections:
+        if job.target not in state.collections or job.args.get("missing"):
             return ""
         short = [one for one in state.all_of(job.target) if one.state is not ShardState.RETIRED
                  and len(one.desired) < factor]
