@@ -11,6 +11,7 @@ A job is refused as its plan would be, by the leader, before it is written down.
 governor (:mod:`vecdb.services.governor`), who plans anew at every step.
 """
 
+import asyncio
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
@@ -59,6 +60,7 @@ T = TypeVar("T")
 SHARE: Final = 0.75
 """Of the time that a call has, how much the leader is given to say how the cluster is: the rest is for the reply."""
 RESHARDING: Final = ("split", "merge")
+RESTORING: Final = ("restore", "attach")
 TOKEN_TTL_S: Final = 3_600.0
 TOKEN_MOST_S: Final = 366 * 86_400.0
 
@@ -87,6 +89,7 @@ class OwnOperations:
         self._governor = governor
         self._operations = operations
         self._leads = leads
+        self._beginning = {kinds: asyncio.Lock() for kinds in (RESHARDING, RESTORING)}
 
     def _leading(self) -> ControlState:
         replicator = self._control.replicator
@@ -113,7 +116,8 @@ class OwnOperations:
         if not self._control.state.log_index:
             return None
         told = self._glance()
-        return replace(told, leader=None, nodes=tuple(replace(one, heard_s=-1.0, leaders=-1, stats={})
+        return replace(told, leader=None, nodes=tuple(replace(one, heard_s=-1.0, leaders=-1, stats={},
+                                                              silent_s=-1.0)
                                                       for one in told.nodes))
 
     def _glance(self) -> ClusterInfo:
@@ -121,8 +125,9 @@ class OwnOperations:
         voters = set() if status is None else set(map(node_of, status.voters))
         loads, leads, context = state.loads(), self._leads(), self._governor.context
         nodes = [NodeInfo(one.name, one.address, one.client_address, one.http_address, one.role, one.zone,
-                          one.capacity, one.state, one.version, context.heard_s(one.name), one.name in voters,
-                          loads.get(one.name, 0), leads.get(one.name, -1), dict(context.stats(one.name)))
+                          one.capacity, one.state, one.version, context.word_s(one.name), one.name in voters,
+                          loads.get(one.name, 0), leads.get(one.name, -1), dict(context.stats(one.name)),
+                          context.heard_s(one.name))
                  for one in state.nodes.values() if one.state is not NodeState.LEFT]
         settings = {name: state.settings.get(name, default) for name, (default, *_) in SETTINGS.items()}
         return ClusterInfo(self._name, self._me, self._me, state.epoch, tuple(sorted(nodes, key=lambda one: one.name)),
@@ -158,6 +163,14 @@ class OwnOperations:
         return operation
 
     async def begin_job(self, kind: str, target: str, args: Mapping[str, Any], call: Call) -> int:
+        """Jobs of which one may take what another wants are planned and written down one after another."""
+        together = next((lock for kinds, lock in self._beginning.items() if kind in kinds), None)
+        if together is None:
+            return await self._begin_job(kind, target, args, call)
+        async with together:
+            return await self._begin_job(kind, target, args, call)
+
+    async def _begin_job(self, kind: str, target: str, args: Mapping[str, Any], call: Call) -> int:
         key = b"" if call.token is None else call.token.key
         if not key or key not in self._leading().keys:  # asked again: what it has begun is no reason to refuse it
             await self.plan_job(kind, target, args, call)

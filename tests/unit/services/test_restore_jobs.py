@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from vecdb.services.administration import OwnOperations
 from vecdb.services.backup.manifest import CollectionManifest, ShardManifest, ShardRef, Snapshot
 from vecdb.services.backup.repository import SAVE, Repository, snapshot_key
 from vecdb.services.governor import Governor
+from vecdb.services.operations import restore as restoring
 from vecdb.services.operations.attach import AHEAD, Attach
 from vecdb.services.operations.base import Step
 from vecdb.services.operations.restore import Restore
@@ -77,6 +78,7 @@ class Stage:
     job: int
     kind: type[Restore] = Restore
     backups: Callable[[str], Any] = lambda node: Backups()
+    why: str = ""
 
     def step(self, *, lost: bool = False) -> Step:
         """The next step by a process that knows nothing of those before; ``lost``: nobody wrote down what came of it.
@@ -84,19 +86,27 @@ class Stage:
         An error that may pass is tried again, another one is the job's end.
         """
         operation = self.kind(self.backups, lambda url, create=False: self.repository)
-        entry = self.governed.now.jobs[self.job]
+        entry = self.entry
         self.governed.move()
         try:
             step = asyncio.run(operation.step(entry, self.governed))
         except Unavailable:
             return Step(entry.phase)
         except VecdbError as error:
+            self.why = error.message
             step = Step(entry.phase, state=JobState.FAILED, error=type(error).__name__, data=entry.data)
         if not lost:
-            self.governed.do(control.job_update(
-                self.job, state=step.state, phase=step.phase, done=step.done, total=step.total, unit=step.unit,
-                error=step.error, data=orjson.loads(orjson.dumps(dict(step.data))), at_s=1.0))
+            self.note(step)
         return step
+
+    @property
+    def entry(self) -> control.JobEntry:
+        return self.governed.now.jobs[self.job]
+
+    def note(self, step: Step) -> None:
+        self.governed.do(control.job_update(
+            self.job, state=step.state, phase=step.phase, done=step.done, total=step.total, unit=step.unit,
+            error=step.error, data=orjson.loads(orjson.dumps(dict(step.data))), at_s=1.0))
 
     def until(self, phase: str) -> None:
         for _ in range(50):
@@ -295,3 +305,103 @@ def test_of_fewer_nodes_it_keeps_the_factor_and_says_so(stage: Stage) -> None:
     assert stage.end().state is JobState.DONE
     assert stage.governed.now.get("docs").replication_factor == 3
     assert [sorted(one.desired) for one in stage.governed.now.of("docs")] == [["n1", "n2"]]
+
+
+def _other(stage: Stage) -> Stage:
+    """Another job that was begun at the same instant, and makes the same."""
+    return replace(stage, job=stage.governed.begin(stage.kind.kind, "one", url=stage.repository.url).id)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2])
+@pytest.mark.parametrize("kind", [Restore, Attach])
+def test_of_two_that_make_the_same_collection_one_does(tmp_path: Path, kind: type[Restore], steps: int) -> None:
+    """``steps`` of the second before the first has taken the name."""
+    first = staged(tmp_path, kind, 1)
+    second = _other(first)
+    for _ in range(min(steps, 1)):
+        second.step()
+    first.step()
+    if steps == 2:
+        second.step()
+    else:
+        first.step()
+    winner, loser = (second, first) if steps == 2 else (first, second)
+    assert winner.governed.now.shards[first.governed.now.loading["docs"].shards[0]].job == winner.job
+    ended = loser.end()
+    assert (ended.state, ended.error) == (JobState.FAILED, CollectionExists.__name__)
+    assert loser.why == f"the name 'docs' is taken: job {winner.job} is to make it"
+    assert list(first.governed.now.loading) == ["docs"], "what it makes is there"
+    assert winner.end().state is JobState.DONE
+    assert [one.job for one in first.governed.now.shards.values()] == [winner.job]
+    assert [*first.repository.objects.list("leases/")] == []
+
+
+@pytest.mark.parametrize("kind", ["restore", "attach"])
+def test_the_plan_of_all_collections_names_them(stage: Stage, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage.governed.do(control.job_update(stage.job, state=JobState.FAILED))
+    own, args = operators(stage), {"url": stage.repository.url}
+    assert asyncio.run(own.plan_job(kind, "one", args, Call())).notes[1] == "all collections: 'docs'"
+    named = asyncio.run(own.plan_job(kind, "one", {**args, "collections": ["docs"]}, Call()))
+    assert not any(one.startswith("all collections") for one in named.notes)
+    monkeypatch.setattr(restoring, "NAMED", 0)
+    assert asyncio.run(own.plan_job(kind, "one", args, Call())).notes[1].endswith(" and 1 more")
+
+
+def test_of_two_whose_shards_are_made_at_once_one_does(tmp_path: Path) -> None:
+    """Both found the name free, and the control group says whose it is."""
+    first = staged(tmp_path, Attach, 1)
+    second = _other(first)
+    first.step()
+    second.step()
+    early = first.governed.now
+    first.step()
+    assert list(first.governed.now.loading) == ["docs"]
+    second.governed.state = lambda: early  # type: ignore[method-assign]
+    ended = second.step()
+    assert (ended.state, ended.error) == (JobState.FAILED, CollectionExists.__name__)
+    assert second.why == f"the name 'docs' is taken: job {first.job} is to make it"
+
+
+def test_of_two_that_are_begun_at_once_the_second_is_refused(tmp_path: Path) -> None:
+    stage = staged(tmp_path, Attach, 1)
+    own, args = operators(stage), {"url": stage.repository.url, "collections": {"docs": "other"}}
+
+    async def both() -> list[Any]:
+        return await asyncio.gather(*(own.begin_job("attach", "one", args, Call()) for _ in range(2)),
+                                    return_exceptions=True)
+
+    first, second = asyncio.run(both())
+    assert isinstance(second, CollectionExists)
+    assert (second.fields["collection"], second.fields["job"]) == ("other", first)
+    assert sorted(stage.governed.now.jobs) == [stage.job, first]
+
+
+@pytest.mark.parametrize("kind", [Restore, Attach])
+def test_cancelled_when_all_is_there_it_is_done_and_else_nothing_is_left(tmp_path: Path, kind: type[Restore]) -> None:
+    stage = staged(tmp_path, kind, 1)
+    stage.until("loading")
+    stage.step()
+    operation = kind(stage.backups, lambda url, create=False: stage.repository)
+    assert not operation.too_late(stage.entry, stage.governed.now)
+    step = asyncio.run(operation.cancel(stage.entry, stage.governed))
+    assert (step.state, step.error, dict(stage.governed.now.loading)) == (JobState.CANCELLED, "", {})
+    stage = _other(stage)
+    stage.until("opening")
+    stage.step(lost=True)
+    assert list(stage.governed.now.collections) == ["docs"]
+    assert operation.too_late(stage.entry, stage.governed.now) == "calls go to what it made"
+    for _ in range(9):
+        step = asyncio.run(operation.cancel(stage.entry, stage.governed))
+        stage.note(step)
+        if step.state.ended:
+            break
+    assert step.state is JobState.DONE
+    assert list(stage.governed.now.collections) == ["docs"]
+
+
+def test_cancelled_between_collections_it_says_which_stay(stage: Stage) -> None:
+    operation = Restore(stage.backups, lambda url, create=False: stage.repository)
+    stage.governed.do(control.job_update(stage.job, state=JobState.RUNNING, phase="loading", done=1, total=2,
+                                         unit="shards", data={"next": 1, "names": ["first", "second"]}))
+    step = asyncio.run(operation.cancel(stage.entry, stage.governed))
+    assert (step.state, step.error) == (JobState.CANCELLED, "'first' was there by then, and stays")

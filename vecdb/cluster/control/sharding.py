@@ -38,7 +38,9 @@ def create(change: Change, command: Create) -> CollectionEntry:
 
 def check_new(state: ControlState, name: str) -> None:
     """Raise ``CollectionExists`` or ``LimitExceeded`` unless there may be a collection of that name."""
-    if name in state.collections or name in state.loading:
+    if name in state.loading:
+        raise CollectionExists(name, state.shards[state.loading[name].shards[0]].job)
+    if name in state.collections:
         raise CollectionExists(name)
     if len(state.collections) + len(state.loading) >= MAX_COLLECTIONS:
         raise full()

@@ -69,6 +69,8 @@ from vecdb.shard.digest import MODULUS
 from vecdb.shard.marks import Mark, MarkResult
 
 _KINDS: Final = ("restore", "attach")
+NAMED: Final = 100
+"""Collections that a plan names where all are asked for."""
 
 
 class Restore:
@@ -79,6 +81,7 @@ class Restore:
     """
 
     kind = "restore"
+    past = "the collections were there"
     takes: tuple[str, ...] = ("collections", "shards", "replication_factor", "settings", "api_keys")
     """Arguments, beside those of every such job."""
 
@@ -118,7 +121,7 @@ class Restore:
             notes = (*notes, *_fewer(state, factors))
         if found:
             _check_jobs(found, {job.id: await self._makes(job) for job in _under_way(state)})
-        return notes
+        return notes if names is not None or not found else (_all_of(found), *notes)
 
     async def _makes(self, job: Job) -> set[str]:
         """The names of what another job is to make, as far as they are to be had."""
@@ -157,11 +160,11 @@ class Restore:
         total = sum(len(one.collection.shards) for one in wanted)
         if not job.phase:
             _check_free(context.state(), [one.name for one in wanted])
-            return Step("loading", 0, total, "shards", data={"next": 0, "loaded": [], "under_way": {}}, again_s=0.0)
+            return Step("loading", 0, total, "shards", data=_notes(0, wanted), again_s=0.0)
         at = int(job.data.get("next", 0))
         if at >= len(wanted):
             await self._finish(job, context, snapshot, repository, where)
-            return Step("done", total, total, "shards", JobState.DONE, data={"next": at})
+            return Step("done", total, total, "shards", JobState.DONE, data=_notes(at, wanted))
         return await self._advance(job, context, where, wanted, at, total)
 
     async def _advance(self, job: Job, context: Context, where: Asked, wanted: Sequence[Wanted], at: int,
@@ -169,14 +172,15 @@ class Restore:
         one, before = wanted[at], sum(len(this.collection.shards) for this in wanted[:at])
         state = context.state()
         entry = state.loading.get(one.name)
+        if entry is not None and _job_of(state, entry) != job.id:
+            raise CollectionExists(one.name, _job_of(state, entry))
         if job.phase == "opening" and entry is None:  # it was there when that was noted: it is ready, or was abandoned
             state.get(one.name)
             return Step("loading", before + len(one.collection.shards), total, "shards", again_s=0.0,
-                        data={"next": at + 1, "loaded": [], "under_way": {}})
+                        data=_notes(at + 1, wanted))
         if entry is None:
             await self._begin(job, context, one)
-            return Step("loading", before, total, "shards", data={"next": at, "loaded": [], "under_way": {}},
-                        again_s=0.1)
+            return Step("loading", before, total, "shards", data=_notes(at, wanted), again_s=0.1)
         targets = [state.shards[group] for group in entry.shards]
         loaded = set(map(int, job.data.get("loaded", [])))
         loaded |= {place for place, ref in enumerate(one.collection.shards) if not ref.records}
@@ -187,7 +191,7 @@ class Restore:
             return Step("opening", before + len(loaded), total, "shards", data=job.data, again_s=0.0)
         notes = await self._load(job, context, where, one, targets, loaded)
         return Step("loading", before + len(loaded), total, "shards", again_s=STEP_S,
-                    data={"next": at, "loaded": sorted(loaded), "under_way": notes})
+                    data={**_notes(at, wanted), "loaded": sorted(loaded), "under_way": notes})
 
     # --- a collection -----------------------------------------------------------------------------
 
@@ -302,10 +306,19 @@ class Restore:
         lease = places.Lease(repository.objects, places.READ, work_of(where.name, job.id))
         await ignoring(self._places.thread(lease.release))
 
+    def too_late(self, job: Job, state: ControlState) -> str:
+        ready, left = _ready(job, state)
+        return "calls go to what it made" if ready and not left else ""
+
     async def cancel(self, job: Job, context: Context) -> Step:
+        ready, left = _ready(job, context.state())
+        if ready and not left:
+            return await self.step(job, context)  # nothing is left to abandon
         await self._abandon(job, context)
         await ignoring(self._left(job, context))
-        return Step("cancelled", job.done, job.total, "shards", JobState.CANCELLED)
+        told = f"{', '.join(map(repr, ready))} {'was' if len(ready) == 1 else 'were'} there by then, and " \
+            f"stay{'s' if len(ready) == 1 else ''}" if ready else ""
+        return Step("cancelled", job.done, job.total, "shards", JobState.CANCELLED, told, job.data)
 
     async def _abandon(self, job: Job, context: Context) -> None:
         await stop_everywhere(job, context, self._backups)
@@ -313,6 +326,25 @@ class Restore:
         for name, entry in state.loading.items():
             if _job_of(state, entry) == job.id:
                 await proposed(context, collection_abandon(job.id, name))
+
+
+def _all_of(names: Sequence[str]) -> str:
+    """For a plan that names no collections."""
+    told = ", ".join(map(repr, names[:NAMED]))
+    return f"all collections: {told}" + (f" and {len(names) - NAMED} more" if names[NAMED:] else "")
+
+
+def _notes(at: int, wanted: Sequence[Wanted]) -> dict[str, Any]:
+    """What a job remembers when it comes to the collection at a place of its list."""
+    return {"next": at, "names": [one.name for one in wanted], "loaded": [], "under_way": {}}
+
+
+def _ready(job: Job, state: ControlState) -> tuple[list[str], list[str]]:
+    """The collections of a job that calls go to, as far as it has noted them, and those that are left."""
+    at, names = int(job.data.get("next", 0)), [str(one) for one in job.data.get("names", [])]
+    if job.phase == "opening" and at < len(names) and names[at] not in state.loading and names[at] in state.collections:
+        at += 1
+    return names[:at], names[at:]
 
 
 def _job_of(state: ControlState, entry: CollectionEntry) -> int:
