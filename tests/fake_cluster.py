@@ -288,9 +288,9 @@ class FakePeers:
 class FakeCluster:
     """``down``: refuses; ``frozen``: never answers; ``mute``: does it and does not say so."""
 
-    def __init__(self, placed: Sequence[str] = NAMES, leader: str | None = "n1") -> None:
+    def __init__(self, placed: Sequence[str] = NAMES, leader: str | None = "n1", names: Sequence[str] = NAMES) -> None:
         self.placed, self.elects = placed, leader
-        self.control = Group(0, NAMES, "n1")
+        self.control = Group(0, names, "n1")
         self.states = [control.ControlState()]
         self.groups: dict[int, Group] = {}
         self.down: set[str] = set()
@@ -308,15 +308,15 @@ class FakeCluster:
         self.records: dict[int, list[int]] = {}
         """What a scan finds, by group."""
         self.asked: list[str] = []
-        self.engines = {node: FakeEngine(self, node) for node in NAMES}
+        self.engines = {node: FakeEngine(self, node) for node in names}
         clock, peers = SystemClock(), FakePeers(self)
-        self.controls = controls = {node: FakeControl(self, node) for node in NAMES}
+        self.controls = controls = {node: FakeControl(self, node) for node in names}
         self.own = {node: OwnReplicas(self.engines[node], FakeHosted(self, node), controls[node], clock)  # type: ignore[arg-type]
-                    for node in NAMES}
-        self.nodes = {node: ReplicatedNode(Cluster(node, NAMES), self.engines[node], self.own[node],  # type: ignore[arg-type]
-                                           controls[node], peers, clock, NullObserver(), Random(7)) for node in NAMES}
-        self.shards = {node: ClusterShards(Cluster(node, NAMES), self.nodes[node], self.own[node], controls[node],
-                                           self.engines[node], peers, clock) for node in NAMES}  # type: ignore[arg-type]
+                    for node in names}
+        self.nodes = {node: ReplicatedNode(Cluster(node, names), self.engines[node], self.own[node],  # type: ignore[arg-type]
+                                           controls[node], peers, clock, NullObserver(), Random(7)) for node in names}
+        self.shards = {node: ClusterShards(Cluster(node, names), self.nodes[node], self.own[node], controls[node],
+                                           self.engines[node], peers, clock) for node in names}  # type: ignore[arg-type]
 
     def shard(self, name: str, node: str | None = None) -> Group:
         """The group of a collection as it is now, or as a node knows it."""

@@ -127,6 +127,24 @@ def test_a_node_that_does_not_answer_is_not_waited_for(away: str) -> None:
     on(test)
 
 
+@pytest.mark.parametrize("second", ["frozen", "down"])
+def test_of_three_that_have_them_one_hangs_and_one_is_no_better(second: str) -> None:
+    async def test(cluster: FakeCluster, node: Any) -> None:
+        await node.upsert("docs", batch(), soon())
+        cluster.frozen.add("n1")
+        getattr(cluster, second).add("n3")
+        loads = node.reader.loads
+        loads.began("n3")  # so that n1 is asked first, and n4 last
+        for _ in range(2):
+            loads.began("n4")
+        assert await node.count("docs", None, soon(120)) == 3
+        assert asked(cluster)["count_shards"] == 2
+        for other in ("n3", "n4", "n4"):
+            loads.ended(other, 0.0, 0.0)
+
+    on(test, names=(*NAMES, "n4"), placed=("n1", "n3", "n4"))
+
+
 def test_a_shard_that_one_node_cannot_answer_is_asked_of_another() -> None:
     async def test(cluster: FakeCluster, node: Any) -> None:
         cluster.groups[2].states["n1"] = "halted"

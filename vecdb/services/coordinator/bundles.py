@@ -9,8 +9,9 @@ Fresh reads go to those who lead, as they would one by one.  What is left alone 
 
 **What becomes of it** (:class:`Asked`).  A shard that the node does not answer (it lags, is sealed, was moved) is
 asked for by itself, of another one first, as is each of a node that fails; several of a kind once more together.  What
-takes longer than the p95 of such calls is asked of others as well, as far as the budget goes; who answers first counts,
-and of answers about some of the same shards the one that is about all of them.
+takes longer than the p95 of such calls is asked of others as well, as far as the budget goes, and what those do not
+answer either each by itself; who answers first counts, and of answers about some of the same shards the one that is
+about all of them.  A call that was not waited for is not counted on: what others fail with meanwhile is asked again.
 
 A node of an earlier release knows no such calls: it says so, and is asked as before for :data:`OLDER_S`.
 """
@@ -149,8 +150,8 @@ class Asked(Generic[T]):
         self._readings, self._call, self._partial_until = readings, call, partial_until
         self._reading = readings[bundle.shards[0].group]
         self._tried = frozenset((bundle.node,))
-        self._again = False
-        """Whether others have been asked as well, all that there are."""
+        self._slow: set[asyncio.Task[Any]] = set()
+        """Calls whose shards others have been asked for as well."""
         self._failed: dict[int, VecdbError] = {}
         self._flying: dict[asyncio.Task[Any], _Attempt] = {}
 
@@ -162,12 +163,17 @@ class Asked(Generic[T]):
         like = (self.shards[0].name, len(self.shards)), self._reading.kind
         wait, stuck = loads.hedge_after(*like), loads.stuck_after(*like)
         unpaid = False
-        began = know.clock.monotonic()
+        began = 0.0
         loads.budget.gain()
         self._start(self._bundle)
         try:
             while self._flying:
-                left = None if self._again else max(0.0, began + (stuck if unpaid else wait) - know.clock.monotonic())
+                left = None  # shards that are asked for by themselves see to that
+                waited = [one.began for task, one in self._flying.items() if one.node and task not in self._slow]
+                if waited:
+                    if waited[-1] != began:
+                        began, unpaid = waited[-1], False
+                    left = max(0.0, began + (stuck if unpaid else wait) - know.clock.monotonic())
                 done, _ = await asyncio.wait(self._flying, timeout=left, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     self._ended(task, like)
@@ -212,8 +218,8 @@ class Asked(Generic[T]):
         self._flying[task] = _Attempt(node, shards, self._bundles.know.clock.monotonic())
 
     def _others_too(self) -> None:
-        """Once, what is slow is asked of others as well; shards that are asked for by themselves see to that too."""
-        self._again = True
+        """What is slow is asked of others as well; shards that are asked for by themselves see to that too."""
+        self._slow |= {task for task, one in self._flying.items() if one.node}
         know = self._bundles.know
         alone = {one.shards[0].group for one in self._flying.values() if not one.node}
         slow = [shard for shard in self._open() if shard.group not in alone and any(
@@ -236,6 +242,7 @@ class Asked(Generic[T]):
 
     def _ended(self, task: "asyncio.Task[Any]", like: tuple[Any, str]) -> None:
         attempt = self._flying.pop(task)
+        self._slow.discard(task)
         loads, now = self._bundles.reader.loads, self._bundles.know.clock.monotonic()
         error = task.exception() if not task.cancelled() else Cancelled("the attempt was given up")
         if not attempt.node:
@@ -273,8 +280,8 @@ class Asked(Generic[T]):
             self.pieces[:] = [piece for piece in self.pieces if piece not in same] + [(shards, found)]
 
     def _go_on(self, attempt: _Attempt) -> None:
-        """Of its shards those that nobody has answered or is asked for now."""
-        asked = {shard.group for one in self._flying.values() for shard in one.shards}
+        """Of its shards those that nobody has answered or is asked for now, but for those who may hang."""
+        asked = {shard.group for task, one in self._flying.items() if task not in self._slow for shard in one.shards}
         mine = {shard.group for shard in attempt.shards}
         rest = [shard for shard in self._open() if shard.group in mine and shard.group not in asked]
         if rest:
