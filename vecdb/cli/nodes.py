@@ -10,7 +10,7 @@ from vecdb.cli import options as o
 from vecdb.cli.output import Output, count, duration, size
 from vecdb.cli.session import open_database, patience
 from vecdb.cli.target import HERE, Target, resolve, with_target
-from vecdb.core.cluster import CLOCK_OFF_S, SILENT_S, SLOW_SYNC_S, Plan, PlanStep
+from vecdb.core.cluster import CLOCK_OFF_S, MISSED_S, SILENT_S, SLOW_SYNC_S, Plan, PlanStep
 from vecdb.core.errors import NodeNotFound
 from vecdb.core.shards import UNREACHABLE
 
@@ -61,21 +61,34 @@ def show(out: Output, nodes: "tuple[NodeInfo, ...]", *, led: bool = True) -> Non
                    "version"], [_row(one, led) for one in nodes], left=(0, 1, 2, 3, 4, 9, 10))
 
 
-def state_of(one: "NodeInfo") -> str:
-    """What the cluster wants of it, and whether it is there at all."""
-    return f"{one.state}, silent" if one.heard_s > SILENT_S else one.state
+def state_of(one: "NodeInfo", *, led: bool = True) -> str:
+    """What the cluster wants of it, and whether it is there at all, as far as its leader (``led``) knows."""
+    if not led:
+        return one.state
+    if one.silence_s > SILENT_S:
+        return f"{one.state}, silent"
+    if one.heard_s < 0:
+        return f"{one.state}, not heard yet"
+    return f"{one.state}, heard {duration(one.heard_s)} ago" if one.heard_s > MISSED_S else one.state
+
+
+def heard_of(one: "NodeInfo") -> str:
+    """How long ago its last word was, or how long the leader leads that has heard none."""
+    if one.heard_s >= 0:
+        return f"{duration(one.heard_s)} ago"
+    return "never" if one.silent_s < 0 else f"not in {duration(one.silent_s)}"
 
 
 def _row(one: "NodeInfo", led: bool) -> list[str]:
-    heard = "-" if not led else "never" if one.heard_s < 0 else f"{duration(one.heard_s)} ago"
+    heard = heard_of(one) if led else "-"
     off = one.stats.get("clock_off_s", 0.0)
     if abs(off) > CLOCK_OFF_S:
         heard += f", its clock {off:+.0f} s off"
     if (slowest := one.stats.get("sync_slowest_s", 0.0)) > SLOW_SYNC_S:
         heard += f", its disk took {duration(slowest)}"
     free, memory = one.stats.get("disk_free_bytes"), one.stats.get("memory_bytes")
-    return [one.name + ("*" if one.voter else ""), one.role, one.zone or "-", state_of(one), heard, str(one.replicas),
-            "-" if one.leaders < 0 else str(one.leaders), "-" if free is None else size(free),
+    return [one.name + ("*" if one.voter else ""), one.role, one.zone or "-", state_of(one, led=led), heard,
+            str(one.replicas), "-" if one.leaders < 0 else str(one.leaders), "-" if free is None else size(free),
             "-" if memory is None else size(memory), one.address, one.version or "-"]
 
 

@@ -199,10 +199,13 @@ def members(database: "Database", seconds: float) -> list[Check]:
     nodes = info.nodes
     if info.leader is None:  # since the shards were asked for
         return [Check("nodes", "warn", "nobody is known to lead the control group, so nobody has heard of them all")]
-    silent = [f"{one.name} for {duration(one.heard_s)}" for one in nodes if one.heard_s > SILENT_S]
+    silent = [f"{one.name} for {duration(one.silence_s)}" for one in nodes if one.silence_s > SILENT_S]
+    unheard = [one.name for one in nodes if one.heard_s < 0 and one.silence_s <= SILENT_S]
     off = [f"{one.name} is {found:+.0f} s off" for one in nodes
            if abs(found := one.stats.get("clock_off_s", 0.0)) > CLOCK_OFF_S]
     checks = [Check("nodes", "warn", f"not heard: {', '.join(silent)}", "do they run, and reach the others?") if silent
+              else Check("nodes", "warn", f"{info.leader} leads only just, and has not heard {', '.join(unheard)} yet",
+                         "ask again in some seconds") if unheard
               else Check("nodes", "ok", f"{len(nodes)} nodes, all heard of late")]
     if off:
         checks.append(Check("clocks of nodes", "warn", f"against the leader's: {', '.join(off)}", "let chrony or ntpd "

@@ -8,8 +8,8 @@ import typer
 
 from vecdb.cli import changing
 from vecdb.cli import options as o
-from vecdb.cli.nodes import state_of
-from vecdb.cli.output import Output, count, duration, size
+from vecdb.cli.nodes import heard_of, state_of
+from vecdb.cli.output import Output, count, size
 from vecdb.cli.session import open_database
 from vecdb.cli.target import HERE, Target, with_target
 
@@ -74,7 +74,7 @@ def _page(info: "ClusterInfo", shards: "list[ShardInfo]", jobs: "list[JobInfo]")
                 f"epoch {count(info.epoch)}; {info.leader or 'nobody'} leads the control group")
     nodes = Table("node", "role", "zone", "state", "heard", "replicas", "leads", "disk free", "memory", box=None)
     for one in info.nodes:
-        nodes.add_row(*_node(one))
+        nodes.add_row(*_node(one, bool(info.leader)))
     parts: list[RenderableType] = [head, Text(), nodes]
     if amiss:
         table = Table("shard", "collection", "leader", "replicas", box=None)
@@ -90,9 +90,9 @@ def _page(info: "ClusterInfo", shards: "list[ShardInfo]", jobs: "list[JobInfo]")
     return Group(*parts)
 
 
-def _node(one: "NodeInfo") -> list[str]:
+def _node(one: "NodeInfo", led: bool) -> list[str]:
     free, memory = one.stats.get("disk_free_bytes"), one.stats.get("memory_bytes")
-    return [one.name + ("*" if one.voter else ""), one.role, one.zone or "-", state_of(one),
-            "never" if one.heard_s < 0 else f"{duration(one.heard_s)} ago", str(one.replicas),
+    return [one.name + ("*" if one.voter else ""), one.role, one.zone or "-", state_of(one, led=led),
+            heard_of(one) if led else "-", str(one.replicas),
             "-" if one.leaders < 0 else str(one.leaders), "-" if free is None else size(free),
             "-" if memory is None else size(memory)]

@@ -35,6 +35,9 @@ CLOCK_OFF_S: Final = 60.0
 SILENT_S: Final = 10.0
 """A node that was not heard from for so long is told of."""
 
+MISSED_S: Final = 3.0
+"""A node tells of itself every other second: since when its last word was, is told with how it is from here on."""
+
 PAST_CANCELLING: Final = ("retire",)
 """Phases of jobs whose work is done: calls go to what they made, and only what was there before is left to go."""
 
@@ -97,8 +100,10 @@ class ShardState(StrEnum):
 class NodeInfo:
     """A node.  ``address``: for other nodes; ``client_address`` and ``http_address``: for clients.
 
-    ``heard_s``: seconds since the control leader heard of it, -1: never.  ``voter``: it votes in the control group.
-    ``replicas``: it should hold; ``leaders``: it leads, -1 where unknown.  ``stats``: what it last told of itself.
+    ``heard_s``: seconds since the control leader heard of it, -1: not since it leads.  ``silent_s``: the same, but
+    since it leads where it heard nothing: from this a node counts as silent; -1: unknown, as of older releases.
+    ``voter``: it votes in the control group.  ``replicas``: it should hold; ``leaders``: it leads, -1 where unknown.
+    ``stats``: what it last told of itself.
     """
 
     name: str
@@ -115,6 +120,12 @@ class NodeInfo:
     replicas: int = 0
     leaders: int = -1
     stats: Mapping[str, float] = field(default_factory=dict)
+    silent_s: float = -1.0
+
+    @property
+    def silence_s(self) -> float:
+        """For how long nothing was heard of it, as far as is known; -1: it is not."""
+        return self.silent_s if self.silent_s >= 0 else self.heard_s
 
 
 @dataclass(frozen=True, slots=True)

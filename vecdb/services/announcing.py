@@ -2,7 +2,8 @@
 
 It is kept in the leader's memory alone: a thousand facts that are old in a moment are no affair of a log.  A new
 leader has heard of nobody, so **silence counts from when it began to lead**; else every election would look as if all
-nodes had gone at once.
+nodes had gone at once.  What is decided is decided by that; who asks is told which nodes the leader has not heard yet
+(:meth:`Announcements.word_s`), for one that died before the election is none that was heard since.
 
 **Clocks.**  What ends at a time (tokens, leases) ends by the leader's clock.  A node tells the time it has, and one
 that is off by more than :data:`~vecdb.core.cluster.CLOCK_OFF_S` is told of, loudly and by name, for API keys end by its
@@ -144,6 +145,10 @@ class Announcements:
         """Seconds since a node was heard of, or since this one leads; 0 where it does not."""
         leading_s, heard = self.leading_s, self._heard.get(node)
         return leading_s if heard is None else min(leading_s, self._clock.monotonic() - heard.at)
+
+    def word_s(self, node: str) -> float:
+        """Seconds since a node was heard of; -1: not since this one leads.  Silence is :meth:`heard_s`."""
+        return -1.0 if self.report(node) is None else self._clock.monotonic() - self._heard[node].at
 
     def report(self, node: str) -> Report | None:
         """The last of a node, heard since this one leads."""

@@ -90,6 +90,8 @@ class Heard(Protocol):
 
     def heard_s(self, node: str) -> float: ...
 
+    def word_s(self, node: str) -> float: ...
+
     def stats(self, node: str) -> Mapping[str, float]: ...
 
     def shard_loads(self) -> Mapping[int, ShardLoad]: ...
@@ -164,6 +166,10 @@ class GovernorContext:
 
     def heard_s(self, node: str) -> float:
         return 0.0 if node == self._me else self._heard.heard_s(node)
+
+    def word_s(self, node: str) -> float:
+        """For who asks how the cluster is; :class:`vecdb.services.announcing.Announcements`."""
+        return 0.0 if node == self._me else self._heard.word_s(node)
 
     def stats(self, node: str) -> Mapping[str, float]:
         return self._heard.stats(node)

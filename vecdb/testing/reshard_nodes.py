@@ -89,6 +89,9 @@ class Heard:
     def heard_s(self, node: str) -> float:
         return 0.0
 
+    def word_s(self, node: str) -> float:
+        return 0.0
+
     def stats(self, node: str) -> Mapping[str, float]:
         return {}
 

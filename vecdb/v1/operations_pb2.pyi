@@ -73,6 +73,7 @@ class ClusterNode(_message.Message):
     REPLICAS_FIELD_NUMBER: _builtins.int
     LEADERS_FIELD_NUMBER: _builtins.int
     STATS_FIELD_NUMBER: _builtins.int
+    SILENT_S_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     address: _builtins.str
     """for other nodes"""
@@ -87,13 +88,15 @@ class ClusterNode(_message.Message):
     """active, draining, drained, left"""
     version: _builtins.str
     heard_s: _builtins.float
-    """seconds since the control leader heard of it; unset: never"""
+    """seconds since the control leader heard of it; unset: not since it leads"""
     voter: _builtins.bool
     """in the control group"""
     replicas: _builtins.int
     """that it should hold"""
     leaders: _builtins.int
     """shards that it leads; unset: unknown"""
+    silent_s: _builtins.float
+    """seconds since it was heard of, or since the control leader leads; unset: unknown"""
     @_builtins.property
     def stats(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """what it last told of itself"""
@@ -115,19 +118,24 @@ class ClusterNode(_message.Message):
         replicas: _builtins.int = ...,
         leaders: _builtins.int | None = ...,
         stats: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        silent_s: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_heard_s", b"_heard_s", "_leaders", b"_leaders", "heard_s", b"heard_s", "leaders", b"leaders"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_heard_s", b"_heard_s", "_leaders", b"_leaders", "_silent_s", b"_silent_s", "heard_s", b"heard_s", "leaders", b"leaders", "silent_s", b"silent_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_heard_s", b"_heard_s", "_leaders", b"_leaders", "address", b"address", "capacity", b"capacity", "client_address", b"client_address", "heard_s", b"heard_s", "http_address", b"http_address", "leaders", b"leaders", "name", b"name", "replicas", b"replicas", "role", b"role", "state", b"state", "stats", b"stats", "version", b"version", "voter", b"voter", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_heard_s", b"_heard_s", "_leaders", b"_leaders", "_silent_s", b"_silent_s", "address", b"address", "capacity", b"capacity", "client_address", b"client_address", "heard_s", b"heard_s", "http_address", b"http_address", "leaders", b"leaders", "name", b"name", "replicas", b"replicas", "role", b"role", "silent_s", b"silent_s", "state", b"state", "stats", b"stats", "version", b"version", "voter", b"voter", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__heard_s: _TypeAlias = _typing.Literal["heard_s"]  # noqa: Y015
     _WhichOneofArgType__heard_s: _TypeAlias = _typing.Literal["_heard_s", b"_heard_s"]  # noqa: Y015
     _WhichOneofReturnType__leaders: _TypeAlias = _typing.Literal["leaders"]  # noqa: Y015
     _WhichOneofArgType__leaders: _TypeAlias = _typing.Literal["_leaders", b"_leaders"]  # noqa: Y015
+    _WhichOneofReturnType__silent_s: _TypeAlias = _typing.Literal["silent_s"]  # noqa: Y015
+    _WhichOneofArgType__silent_s: _TypeAlias = _typing.Literal["_silent_s", b"_silent_s"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__heard_s) -> _WhichOneofReturnType__heard_s | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__leaders) -> _WhichOneofReturnType__leaders | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__silent_s) -> _WhichOneofReturnType__silent_s | None: ...
 
 Global___ClusterNode: _TypeAlias = ClusterNode  # noqa: Y015
 

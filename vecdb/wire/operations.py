@@ -23,7 +23,8 @@ def cluster_to_wire(info: ClusterInfo) -> pb.GetClusterReply:
             name=one.name, address=one.address, client_address=one.client_address, http_address=one.http_address,
             role=one.role, zone=one.zone, capacity=one.capacity, state=one.state, version=one.version,
             heard_s=None if one.heard_s < 0 else one.heard_s, voter=one.voter, replicas=one.replicas,
-            leaders=None if one.leaders < 0 else one.leaders, stats=dict(one.stats)) for one in info.nodes])
+            leaders=None if one.leaders < 0 else one.leaders, stats=dict(one.stats),
+            silent_s=None if one.silent_s < 0 else one.silent_s) for one in info.nodes])
 
 
 @reply
@@ -32,7 +33,8 @@ def cluster_from_wire(msg: pb.GetClusterReply) -> ClusterInfo:
     nodes = tuple(NodeInfo(
         one.name, one.address, one.client_address, one.http_address, one.role, one.zone, one.capacity, one.state,
         one.version, one.heard_s if one.HasField("heard_s") else -1.0, one.voter, one.replicas,
-        one.leaders if one.HasField("leaders") else -1, dict(one.stats)) for one in msg.nodes)
+        one.leaders if one.HasField("leaders") else -1, dict(one.stats),
+        one.silent_s if one.HasField("silent_s") else -1.0) for one in msg.nodes)
     return ClusterInfo(msg.name, msg.node, msg.leader or None, msg.epoch, nodes, msg.collections, msg.shards, msg.jobs,
                        orjson.loads(msg.settings_json or b"{}"), tuple(msg.unheard))
 

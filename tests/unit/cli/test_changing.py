@@ -65,7 +65,7 @@ def test_settings_are_numbers_with_names(cli, changed) -> None:
     assert cli("cluster", "set", "repair_after_s", "soon", "--yes", *URL).code == 2
     assert cli("cluster", "set", "repair_after_s", "--yes", *URL).code == 2
     assert "repair_after_s" in cli("cluster", "set", *URL).out
-    ran = cli("cluster", "set", "copy_bytes_s", "300000", "--yes", *URL)
+    ran = cli("cluster", "set", "rebalance_auto", "7", "--yes", *URL)
     assert (ran.code, "must be a number from" in ran.err, "becomes" in ran.out) == (2, True, False), "no plan of it"
     assert changed() == []
 
@@ -98,6 +98,21 @@ def test_a_node_that_is_silent_is_said_to_be(cli, changed, backend) -> None:
         told = cli(*command, *URL).out
         lines = {line.split()[0]: line for line in told.splitlines() if line.strip()}
         assert ["silent" in lines[name] for name in ("n1", "n2", "n3")] == [False, True, False], told
+
+
+def test_how_long_ago_a_node_was_heard_is_said_before_it_counts_as_silent_and_who_was_not_since_an_election(
+        cli, changed, backend) -> None:
+    backend.operated["cluster"] = ClusterInfo("prod", "n1", "n1", 3, (
+        NodeInfo("n1", "n1:7702", heard_s=1.0, silent_s=1.0), NodeInfo("n2", "n2:7702", heard_s=4.0, silent_s=4.0),
+        NodeInfo("n3", "n3:7702", silent_s=2.0), NodeInfo("n4", "n4:7702", silent_s=60.0)))
+    for command in (("node", "list"), ("cluster", "status"), ("top", "--once")):
+        told = cli(*command, *URL).out
+        lines = {line.split()[0]: line for line in told.splitlines() if line.strip()}
+        assert "active, " not in lines["n1"], told
+        assert "active, heard 4.0 s ago" in lines["n2"], told
+        assert "active, not heard yet" in lines["n3"], told
+        assert "not in 2.0 s" in lines["n3"], told
+        assert "active, silent" in lines["n4"], told
 
 
 @pytest.mark.parametrize(("nodes", "unheard", "words"), [

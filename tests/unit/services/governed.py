@@ -141,6 +141,9 @@ class Governed:
     def heard_s(self, node: str) -> float:
         return self.silent.get(node, 0.0)
 
+    def word_s(self, node: str) -> float:
+        return self.silent.get(node, 0.0)
+
     def stats(self, node: str) -> Mapping[str, float]:
         return {}
 

@@ -9,6 +9,7 @@ import pytest
 
 from tests.unit.services.governed import Control, Governed
 from vecdb.cluster.control import job_update
+from vecdb.cluster.joining import Candidate
 from vecdb.core.calls import Call
 from vecdb.core.cluster import JobState, Plan, PlanStep
 from vecdb.core.errors import (
@@ -26,6 +27,7 @@ from vecdb.core.errors import (
 from vecdb.core.operations import ClusterInfo
 from vecdb.runtime.clock import SystemClock
 from vecdb.services.administration import Administration, OwnOperations
+from vecdb.services.announcing import Announcements, Report
 from vecdb.services.governor import Governor
 from vecdb.services.leaders import Leaders
 from vecdb.services.operations.kinds import Drain, Move
@@ -34,10 +36,10 @@ from vecdb.services.operations.restore import Restore
 KINDS = {one.kind: one for one in (Move(), Drain())}
 
 
-def own(governed: Governed, kinds: Any = KINDS) -> OwnOperations:
+def own(governed: Governed, kinds: Any = KINDS, heard: Any = None) -> OwnOperations:
     control: Any = Control(governed)
     control.status = governed.status
-    one = Governor("c1", control, governed.replicas, governed, governed.clock, kinds)
+    one = Governor("c1", control, governed.replicas, heard or governed, governed.clock, kinds)
     return OwnOperations("c1", "tests", control, one, kinds, dict)
 
 
@@ -90,6 +92,16 @@ def test_a_cluster_without_a_leader_is_told_of_as_this_node_has_it(says: Callabl
     told = cluster(administration(governed, says), 0.4)
     assert (told.leader, told.collections, [one.name for one in told.nodes]) == (None, 1, ["n1", "n2", "n3"])
     assert {one.heard_s for one in told.nodes} == {-1.0}, "it heard nobody itself"
+
+
+def test_a_new_leader_tells_whom_it_has_not_heard_and_decides_by_how_long_it_leads() -> None:
+    governed, clock = Governed(3), SystemClock()
+    heard = Announcements(lambda: 5, clock)
+    heard.take(Report(Candidate("n1", 7, "n1:1"), "n1/7", wall_s=clock.wall()))
+    told = asyncio.run(own(governed, heard=heard).cluster(Call()))
+    nodes = {one.name: one for one in told.nodes}
+    assert [nodes[name].heard_s < 0 for name in ("n1", "n2", "n3")] == [False, True, True]
+    assert all(one.silent_s >= 0 for one in told.nodes), "as long as it leads"
 
 
 def test_what_the_leader_says_goes_before_what_this_node_knows() -> None:

@@ -55,6 +55,23 @@ def test_silence_counts_from_when_the_leader_leads() -> None:
         bench.heard.take(bench.report())
 
 
+def test_who_was_not_heard_since_the_leader_leads_has_said_nothing_though_he_is_not_silent_yet() -> None:
+    bench = Bench()
+    assert bench.heard.word_s("s1") == -1
+    bench.heard.take(bench.report())
+    bench.clock.now += 3
+    assert (bench.heard.word_s("s1"), bench.heard.word_s("s2")) == (3, -1)
+    bench.term = 4
+    assert (bench.heard.word_s("s1"), bench.heard.heard_s("s1")) == (-1, 0), "a dead node is not heard by an election"
+    bench.clock.now += 20
+    assert (bench.heard.word_s("s1"), bench.heard.heard_s("s1")) == (-1, 20)
+    bench.heard.take(bench.report(incarnation=2))
+    bench.clock.now += 1
+    assert (bench.heard.word_s("s1"), bench.heard.heard_s("s1")) == (1, 1)
+    bench.term = 0
+    assert bench.heard.word_s("s1") == -1, "who does not lead hears nobody"
+
+
 def test_stats_are_of_the_last_word() -> None:
     bench = Bench()
     assert bench.heard.stats("s1") == {}
