@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 UNREACHABLE = "unreachable"
 CATCHING_UP = "catching up"
+UNCHECKED = "unchecked"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,8 @@ class ReplicaDigest:
 
     ``digest``: of all records, in hex; ``records``: how many; ``deep``: the digest of the records as read again from
     its disk, empty if that was not asked.  ``state``: ``ok``, ``unreachable``, ``behind`` (did not get there in
-    time), ``damaged`` (read again, its records are not those it remembers).
+    time), ``damaged`` (read again, its records are not those it remembers, or bytes do not match their checksum),
+    ``unchecked`` (its disk refused to be read just then, of which nothing follows for its records).
     """
 
     name: str

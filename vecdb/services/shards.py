@@ -16,7 +16,15 @@ from vecdb.core.errors import (
     Unsupported,
     VecdbError,
 )
-from vecdb.core.shards import CATCHING_UP, UNREACHABLE, ReplicaDigest, ReplicaInfo, ShardInfo, ShardVerification
+from vecdb.core.shards import (
+    CATCHING_UP,
+    UNCHECKED,
+    UNREACHABLE,
+    ReplicaDigest,
+    ReplicaInfo,
+    ShardInfo,
+    ShardVerification,
+)
 from vecdb.ports.clock import Clock
 from vecdb.ports.peers import Peers, Replicas
 from vecdb.ports.replicator import Committed, ReplicaStatus
@@ -143,8 +151,10 @@ class ClusterShards:
         mine = Call(call.deadline, None, call.request_id, call.principal)
         try:
             found = await own.verify(entry.label, mine)
-        except (DataCorrupted, StorageError) as error:
+        except DataCorrupted as error:
             return ReplicaDigest(replica, "damaged", mark.digest, mark.records, "", error.message)
+        except StorageError as error:  # its disk is full, say: what is on it may be as good as that of the others
+            return ReplicaDigest(replica, UNCHECKED, error=error.message)
         except VecdbError as error:  # busy, stopping, cut off: of its records that says nothing
             return ReplicaDigest(replica, UNREACHABLE, error=error.message)
         equal = bool(found["equal"])

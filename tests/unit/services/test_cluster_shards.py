@@ -12,6 +12,9 @@ from vecdb.core.errors import (
     DataCorrupted,
     InvalidArgument,
     Overloaded,
+    StorageError,
+    StorageFull,
+    StorageReadOnly,
     Unavailable,
     Unsupported,
 )
@@ -87,6 +90,11 @@ def test_a_deep_comparison_finds_what_a_replica_no_longer_holds() -> None:
         found = await cluster.shards["n2"].verify("docs", soon(), deep=True)
         assert (found.agree, found.complete) == (True, False), "who is busy is not damaged"
         assert [one.state for one in found.replicas] == ["ok", "ok", "unreachable"]
+        for passing in (StorageError("the disk refuses"), StorageFull("no room"), StorageReadOnly("not now")):
+            cluster.engines["n3"].failing = passing
+            found = await cluster.shards["n2"].verify("docs", soon(), deep=True)
+            assert (found.agree, found.complete) == (True, False), "nor is one whose disk is not read just then"
+            assert [(one.state, one.error) for one in found.replicas][2] == ("unchecked", passing.message)
 
     run(test)
 

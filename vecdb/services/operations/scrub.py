@@ -6,9 +6,14 @@ remembers, is told to set its state aside and is built anew from the others (``r
 Where no majority holds the same nobody is touched: that is for people, and the job fails with what was found.
 
 One replica of a shard is rebuilt at a time, and only while all others were heard: a scrub must not be what takes the
-majority away.
+majority away.  And what a replica *says* of its bytes, where it holds what the others do as far as it remembers, is
+asked twice: a medium may fail to give them once.  A disk that refuses for another reason, a node that is busy or stops
+say nothing of records.  Such a replica is asked again, and in the end the job says of whom it does not know.
+
+**Cancelled** it ends within a second or two, and so does the reading of records on all nodes, which may take hours.
 """
 
+import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
@@ -16,14 +21,18 @@ from typing import Any, Final
 from vecdb.cluster.control import ControlState, ShardEntry, node_of
 from vecdb.core.calls import Call
 from vecdb.core.cluster import JobState, Plan, PlanStep, ShardState
+from vecdb.core.errors import Cancelled
 from vecdb.core.shards import ReplicaDigest, ShardVerification
-from vecdb.services.operations.base import Context, Job, Step
+from vecdb.services.operations.base import Context, Job, Step, is_cancelled
 
 VERIFY_S: Final = 3_600.0
 TRIES: Final = 5
 AGAIN_S: Final = 2.0
 """A shard of which some replica does not answer is asked again, and after so many times left to the next scrub."""
 ASK_S: Final = 10.0
+LOOK_S: Final = 1.0
+"""How often it is looked, while nodes read, whether the job was cancelled."""
+NAMED: Final = 8
 
 Verify = Callable[[str, Call, bool], Awaitable[ShardVerification]]
 """``(label, call, deep)``."""
@@ -61,42 +70,73 @@ class Scrub:
         state = context.state()
         if job.target not in state.collections:
             return Step("done", job.done, job.total, "shards", JobState.DONE)
-        past = set(job.data.get("past", ()))
-        left = [one for one in _shards(state, job.target, job.args) if one.group not in past]
-        rebuilt, unsure = list(job.data.get("rebuilt", ())), list(job.data.get("unsure", ()))
+        notes = {key: list(job.data.get(key, ())) for key in ("past", "rebuilt", "unsure", "unchecked")}
+        left = [one for one in _shards(state, job.target, job.args) if one.group not in notes["past"]]
         if not left:
-            error = "" if not unsure else f"no majority of the replicas of {', '.join(unsure)} holds the same: " \
-                "compare them (vecdb shard verify --deep) and decide which is right"
-            return Step("done", len(past), len(past), "shards", JobState.FAILED if error else JobState.DONE, error,
-                        {"past": sorted(past), "rebuilt": rebuilt, "unsure": unsure})
-        entry = left[0]
-        call = Call(deadline=context.clock.monotonic() + VERIFY_S)
-        found = await self._verify(entry.label, call, bool(job.args.get("deep", True)))
-        tries = int(job.data.get("tries", 0)) + 1
-        if not found.complete and tries < TRIES:
-            return Step("comparing", len(past), len(past) + len(left), "shards", data={
-                "past": sorted(past), "rebuilt": rebuilt, "unsure": unsure, "tries": tries}, again_s=AGAIN_S)
+            return _ended(notes)
+        entry, total = left[0], len(notes["past"]) + len(left)
+        found = await self._compared(job, context, entry)
+        tries, suspect = int(job.data.get("tries", 0)) + 1, str(job.data.get("suspect", ""))
         bad = faulty(found)
-        if bad is None and found.complete:
-            unsure.append(entry.label)
+        damaged = bad[0].name if bad and bad[0].error and found.complete else ""
+        sure = found.complete and damaged in ("", suspect)
+        if not sure and tries < TRIES:
+            return Step("comparing", len(notes["past"]), total, "shards", again_s=AGAIN_S, data={
+                **notes, "tries": tries, "suspect": damaged or suspect})
+        if not sure:
+            notes["unchecked"] += _unchecked(entry, found)
+        elif bad is None:
+            notes["unsure"].append(entry.label)
             context.tell("error", "replicas_differ", collection=entry.name, group=entry.group, replicas=[
                 f"{one.name}: {one.state}, {one.records} records, digest {one.digest}"
                 + (f", {one.error}" if one.error else "") for one in found.replicas])
-        if bad and found.complete:
+        elif bad:
             # The others stay as they are: one at a time, and this shard is looked at again after it.
             one = bad[0]
             await context.replicas(node_of(one.name)).rebuild(
                 entry.group, Call(deadline=context.clock.monotonic() + ASK_S))
             context.tell("warning", "replica_rebuilt", collection=entry.name, group=entry.group, replica=one.name,
                          why=one.error or "its digest differs")
-            rebuilt.append(one.name)
-        past.add(entry.group)
-        return Step("comparing", len(past), len(past) + len(left) - 1, "shards", data={
-            "past": sorted(past), "rebuilt": rebuilt, "unsure": unsure}, again_s=0.05)
+            notes["rebuilt"].append(one.name)
+        notes["past"] = sorted({*notes["past"], entry.group})
+        return Step("comparing", len(notes["past"]), total, "shards", data=notes, again_s=0.05)
+
+    async def _compared(self, job: Job, context: Context, entry: ShardEntry) -> ShardVerification:
+        """Raises ``Cancelled`` once the job is to end."""
+        call = Call(deadline=context.clock.monotonic() + VERIFY_S)
+        asking = asyncio.ensure_future(self._verify(entry.label, call, bool(job.args.get("deep", True))))
+        try:
+            while not asking.done():
+                await asyncio.wait([asking], timeout=LOOK_S)
+                if is_cancelled(job, context.state()):
+                    raise Cancelled("the job is being cancelled")
+        finally:
+            if not asking.done():
+                asking.cancel()
+                await asyncio.wait([asking], timeout=LOOK_S)
+        return asking.result()
 
     async def cancel(self, job: Job, context: Context) -> Step:
         """Nothing is half done: what is being built anew goes on by itself."""
         return Step("cancelled", job.done, job.total, "shards", JobState.CANCELLED, data=job.data)
+
+
+def _unchecked(entry: ShardEntry, found: ShardVerification) -> list[str]:
+    """Which replicas of a shard nothing is known of, and which are not built anew for that."""
+    told = [f"shard {entry.group} on {one.name}: {one.error or one.state}" for one in found.replicas if not one.digest]
+    return told + [f"shard {entry.group} on {one.name}, which is built anew once all others are heard and it says the "
+                   f"same twice: {one.error or one.state}" for one in found.replicas if one.state == "damaged"]
+
+
+def _ended(notes: Mapping[str, Sequence[Any]]) -> Step:
+    unsure, unchecked, count = notes["unsure"], notes["unchecked"], len(notes["past"])
+    error = "" if not unsure else f"no majority of the replicas of {', '.join(unsure)} holds the same: compare them " \
+        "(vecdb shard verify --deep) and decide which is right"
+    if unchecked:
+        more = f"; and {len(unchecked) - NAMED} more" if len(unchecked) > NAMED else ""
+        error += f"{'; ' if error else ''}not all could be checked, which is left to the next scrub: " \
+            f"{'; '.join(unchecked[:NAMED])}{more}"
+    return Step("done", count, count, "shards", JobState.FAILED if unsure else JobState.DONE, error, notes)
 
 
 def _shards(state: ControlState, name: str, args: Mapping[str, Any]) -> list[ShardEntry]:
