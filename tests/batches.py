@@ -114,4 +114,4 @@ def ids(result: QueryResult) -> list[int]:
 
 
 def drive(test: Callable[[], object]) -> None:
-    asyncio.run(asyncio.wait_for(test(), 20))  # type: ignore[arg-type]
+    asyncio.run(asyncio.wait_for(test(), 60))  # type: ignore[arg-type]

@@ -66,7 +66,7 @@ class Transport:
         await self.server.stop()
 
 
-async def until(found: Any, within_s: float = 20.0) -> None:
+async def until(found: Any, within_s: float = 60.0) -> None:
     """Return once ``found()`` is true; the limit is no promise, only an end for what has gone wrong."""
     async with asyncio.timeout(within_s):
         while not found():

@@ -62,7 +62,7 @@ class FaultyStore:
     def sync(self) -> None:
         held = self._faults.hold_sync
         if held is not None:
-            held.wait(10)
+            held.wait(60)
         if self._failed or self._faults.take("sync"):
             self._failed = True
             raise errors.StorageFull("no space")
@@ -197,7 +197,7 @@ def test_a_writer_overtaken_by_a_reopening_learns_its_outcome(rig: Rig) -> None:
     rig.faults.hold_sync = None
     _one(docs, "mends", 1.0)
     held.set()
-    thread.join(10)
+    thread.join(60)
     assert outcome == ["acknowledged"]
     docs = rig.reopen()
     assert docs.get("waiting") is not None

@@ -47,7 +47,7 @@ def each(standing: Node, **options: Any) -> Iterator[dict[int, grpc.Channel]]:
     found: dict[int, grpc.Channel] = {}
     opened: list[grpc.Channel] = []
     try:
-        for number in range(60):
+        for number in range(140):
             time.sleep(0.5 if number > 20 else 0.0)  # a front that was started just now may not listen yet
             before = {pid: connections(pid, standing.port) for pid in pids(standing)}
             opened.append(channel := grpc.insecure_channel(standing.target, OPTIONS))
@@ -65,7 +65,7 @@ def each(standing: Node, **options: Any) -> Iterator[dict[int, grpc.Channel]]:
 
 
 def ask(channel: grpc.Channel, method: str, message: Any, **options: Any) -> bytes:
-    options.setdefault("timeout", 30)
+    options.setdefault("timeout", 60)
     reply: bytes = channel.unary_unary(f"/vecdb.v1.{method}")(message.SerializeToString(), **options)
     return reply
 
@@ -80,7 +80,7 @@ def refused(call: Callable[[], Any]) -> tuple[grpc.RpcError, Exception]:
     raise AssertionError("it was not refused")
 
 
-def gone(fronts: list[int], seconds: float = 20.0) -> bool:
+def gone(fronts: list[int], seconds: float = 60.0) -> bool:
     return until(lambda: not any(map(alive, fronts)), seconds)
 
 

@@ -172,7 +172,7 @@ def test_a_reader_that_stops_holds_little_and_hinders_nobody(standing: Node) -> 
             steady.append(tuple(taken.values()))
             return len(steady) > 25 and steady[-1] == steady[-20]
 
-        assert until(stopped, 30), "the node goes on reading"
+        assert until(stopped), "the node goes on reading"
         assert all(number < count - 1 for number in taken.values()), "everything fits: this test tests nothing"
         assert standing.rss() - before < 192 << 20
         for channel in channels.values():  # the very connections whose streams stand still
@@ -223,7 +223,7 @@ def test_more_streams_than_a_connection_carries_do_not_keep_calls_out(standing: 
             for channel in opened:
                 await channel.close()
 
-    asyncio.run(asyncio.wait_for(run(), 60))
+    asyncio.run(asyncio.wait_for(run(), 180))
 
 
 def test_one_page_of_metrics_tells_of_all_processes(standing: Node) -> None:

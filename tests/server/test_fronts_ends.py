@@ -52,7 +52,7 @@ def asking_without_end(ask_once: Callable[[], Any], threads: int = 4) -> Iterato
         finally:
             over.set()
         for one in working:
-            one.result(30)
+            one.result(60)
 
 
 def test_a_front_that_dies_is_started_anew_and_its_clients_go_to_another(tmp_path) -> None:
@@ -71,7 +71,7 @@ def test_a_front_that_dies_is_started_anew_and_its_clients_go_to_another(tmp_pat
             assert until(lambda: standing.about()["running_batches"] > 0)
             os.kill(hurt, signal.SIGKILL)
             assert gone([hurt])
-            outcomes = {future.code() for future in held if future.exception(timeout=30) is not None}
+            outcomes = {future.code() for future in held if future.exception(timeout=60) is not None}
             assert outcomes == {grpc.StatusCode.UNAVAILABLE}, "what was under way is told so, and no other way"
             assert queries_pb2.QueryReply.FromString(ask(channels[well], "Queries/Query", query("docs", row, k=3)))
             for _ in range(20):
@@ -156,7 +156,7 @@ def test_sigterm_under_load_loses_nothing_that_was_accepted(tmp_path, temporary:
         writers.join()
         assert set(refusals) | set(writers.refused) <= set(GONE), (refusals, writers.refused)
         assert standing.child.process.wait(60) == 0, standing.words()
-        assert gone(fronts, 1.0)
+        assert gone(fronts)
         assert left_in(temporary) == []
         assert "Traceback" not in standing.words()
         assert "front_ended" not in standing.words(), "an end that was asked for is none to tell of"
@@ -167,7 +167,7 @@ def test_sigterm_under_load_loses_nothing_that_was_accepted(tmp_path, temporary:
 def serve(place: Path, port: int, **settings: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "vecdb.cli", "serve", "--data", str(place), "--port", str(port),
                "--http-port", "-1", "--processes", str(COUNT)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False,
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False,
                           env={**os.environ, **settings})
 
 

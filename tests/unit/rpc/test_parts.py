@@ -32,14 +32,14 @@ async def _stopped_during(face: Any, method: str, asked: Any) -> Any:
     running = asyncio.ensure_future(asked)
     while not any(one[0] == method for one in face.node.calls):
         await asyncio.sleep(0.005)
-    stopping = asyncio.ensure_future(face.server.stop(20.0))
+    stopping = asyncio.ensure_future(face.server.stop(600.0))
     while not face.server._edges[0]._draining:
         await asyncio.sleep(0.005)
     _, error = await refused(face.ask("Queries/Query", query_message(1.0), queries_pb2.QueryReply))
     assert isinstance(error, Unavailable), "what has not begun is refused, as ever"
     gate.set()
     out = await running
-    await asyncio.wait_for(stopping, 15)
+    await asyncio.wait_for(stopping, 60)
     return out
 
 
@@ -93,7 +93,7 @@ def test_a_read_that_was_given_up_does_not_hold_a_drain_for_long(monkeypatch: py
             await face.ask("Queries/Query", query_message(1.0), queries_pb2.QueryReply, metadata=part)
             assert face.server._edges[0].awaits
             monkeypatch.setattr(parts, "NEXT_S", 0.01)
-            await asyncio.wait_for(face.server.stop(600.0), 15)
+            await asyncio.wait_for(face.server.stop(600.0), 60)
 
     drive(test)
 

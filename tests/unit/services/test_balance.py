@@ -364,7 +364,7 @@ def test_it_looks_at_its_times_until_it_is_stopped_and_survives_what_is_raised()
         await balancer.stop()
         await balancer.stop()
 
-    asyncio.run(asyncio.wait_for(run(), 10))
+    asyncio.run(asyncio.wait_for(run(), 60))
     assert looks == 3
     assert [event for event, _ in world.told].count("leader_not_balanced") == 1
     assert settings.first_s <= world.slept[0] <= settings.first_s * (1 + settings.jitter)

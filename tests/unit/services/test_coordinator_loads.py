@@ -76,7 +76,7 @@ def asking(*numbers: int, **more: Any) -> QueryRequest:
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(test, 20))
+    asyncio.run(asyncio.wait_for(test, 60))
 
 
 async def begin(gathering: Gathering, shard: Shard, *requests: QueryRequest, calls: Any = None) -> list[Any]:

@@ -33,17 +33,17 @@ def test_a_queued_key_is_not_queued_twice(runner: JobRunner) -> None:
 
     def first(job: Job) -> None:
         started.set()
-        gate.wait(10)
+        gate.wait(60)
 
     runner.submit("first", "c", ("first",), first)
-    assert started.wait(10)
+    assert started.wait(60)
     for _ in range(3):
         runner.submit("second", "c", ("second",), lambda job: ran.append(job.kind))
     assert [job["state"] for job in runner.describe("c")] == ["running", "queued"]
     gate.set()
     done = threading.Event()
     runner.submit("last", "c", ("last",), lambda job: done.set())
-    assert done.wait(10)
+    assert done.wait(60)
     assert ran == ["second"]
     runner.close()
 
@@ -62,13 +62,13 @@ def test_a_failure_is_kept_reported_and_forgotten_after_success() -> None:
         raise StorageFull("no room")
 
     runner.submit("seal", "c", ("seal",), fail)
-    assert seen.wait(10)
+    assert seen.wait(60)
     assert [(job["state"], job["error"]) for job in runner.describe("c")] == [("failed", "no room")]
     assert runner.describe("other") == []
     done = threading.Event()
     runner.submit("seal", "c", ("seal",), lambda job: None)
     runner.submit("after", "c", ("after",), lambda job: done.set())
-    assert done.wait(10)
+    assert done.wait(60)
     runner.close()
     assert runner.describe("c") == []
     assert reported == ["no room"]
@@ -87,7 +87,7 @@ def test_closing_stops_a_running_job_at_its_next_report(runner: JobRunner) -> No
             raise
 
     runner.submit("endless", "c", ("endless",), work)
-    assert started.wait(10)
+    assert started.wait(60)
     runner.close()
     assert ended == ["cancelled"]
     runner.submit("late", "c", ("late",), work)
@@ -103,11 +103,11 @@ def test_forget_stops_only_its_collection(runner: JobRunner) -> None:
             job.report("turning", 0, 1)
 
     runner.submit("endless", "dropped", ("a",), work)
-    assert started.wait(10)
+    assert started.wait(60)
     runner.submit("next", "dropped", ("b",), work)
     runner.submit("mine", "kept", ("c",), lambda job: done.set())
     runner.forget("dropped")
-    assert done.wait(10)
+    assert done.wait(60)
     assert runner.describe("dropped") == []
     runner.close()
 
@@ -135,5 +135,5 @@ def test_a_job_waits_until_there_is_a_thread_for_it(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(threading.Thread, "start", start)
     assert not done.is_set()
     runner.submit("seal", "c", ("seal",), lambda job: done.set())
-    assert done.wait(10)
+    assert done.wait(60)
     runner.close()

@@ -121,7 +121,7 @@ def closing(face: Face, turns: int, context: ssl.SSLContext | None = None) -> No
             listener.close()
             for connection in list(served._server.server_state.connections):
                 connection.shutdown()
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(25):
                 await listener.wait_closed()
                 while served.connections:
                     await asyncio.sleep(0.01)
@@ -161,7 +161,7 @@ def test_a_head_that_is_late_on_a_handle_that_is_gone_ends_the_connection(face: 
         await served.start()
         assert served._server is not None
         with socket.create_connection(("127.0.0.1", served.port), timeout=20):
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(25):
                 while not served.connections:
                     await asyncio.sleep(0.01)
             connection: Any = next(iter(served._server.server_state.connections))
