@@ -57,6 +57,8 @@ SETTINGS: Mapping[str, tuple[float, float, float, str]] = {
     "rebalance_auto": (1.0, 0.0, 1.0, "1: shards move by themselves, two at a time, when a node has been further from "
                                       "its share for two minutes than a quarter of it and a replica and a half; "
                                       "0: never"),
-    "copy_bytes_s": (100.0 * (1 << 20), 1 << 20, 1 << 40, "bytes a second that a split, merge or restore copies"),
+    "copy_bytes_s": (0.0, 0.0, 1 << 40, "bytes a second that each node sends for a split or merge, or fetches for a "
+                                        "restore, where the job does not say it: of splits and merges that run, too; "
+                                        "0: as fast as it goes"),
 }
 """Settings of a cluster: the default, the least, the most, and what it means.  All are numbers."""

@@ -5,9 +5,12 @@ of the job; every attempt has targets of its own, so what an earlier one still w
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from vecdb.core.calls import Call
+
+NEVER: Final = "it cannot catch up"
+"""In the ``error`` of a copier that is limited to less than what changes its source."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,7 @@ class CopyStatus:
 
     ``records`` of ``total``, and bytes, were taken by the targets, with changes counted in bytes alone.  ``copied_to``:
     every change up to this log index of the source is at the targets; ``applied``: as far as the replica has come that
-    is read.
+    is read.  ``error``: why it has failed, or what keeps it from going on, with :data:`NEVER` where that is its limit.
     """
 
     job: int

@@ -10,10 +10,11 @@ them is what it matched there.
 It ends in no way but by being stopped or by failing.  It fails where it cannot go on: its replica was closed, replaced
 or is damaged, the source changes faster than it is copied, a target is gone, or another copier has written to it.
 Whatever else a proposal comes back with is tried again with the same piece, and told meanwhile: a target whose disk is
-full is waited for.
+full is waited for.  A limit that is below what changes the source is told as well, by what came in the last seconds.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
@@ -32,7 +33,7 @@ from vecdb.core.errors import (
     Unavailable,
 )
 from vecdb.core.records import DeleteIds, DeleteWhere, UpdateMetadata, UpsertBatch
-from vecdb.ports.copies import CopyOrder, CopyStatus, CopyTarget
+from vecdb.ports.copies import NEVER, CopyOrder, CopyStatus, CopyTarget
 from vecdb.ports.tell import Tell, tell_nobody
 from vecdb.services.following import Follow, Taken
 from vecdb.services.threads import held
@@ -51,6 +52,8 @@ LOOK_S: Final = 0.01
 PAUSE_S: Final = 0.05
 """Before a proposal is made again."""
 PROPOSE_S: Final = 10.0
+WINDOW_S: Final = 10.0
+"""Over which it is measured what comes."""
 MOST_KEPT: Final = 256
 """Copiers of a node, those that have ended among them."""
 
@@ -137,7 +140,12 @@ class Copier:
         self._records = self._bytes = self._total = self._copied_to = self._applied = 0
         self._sequences = dict.fromkeys((one.group for one in order.targets), 0)
         self._rate = order.bytes_per_s
+        self._repaced = asyncio.Event()
         self._free_at = 0.0
+        self._come: deque[tuple[float, int]] = deque()
+        """When it was asked how far this is, and how many bytes of changes there had been."""
+        self._taken = self._passed_on = 0
+        """Bytes of changes, and of the pieces that they became."""
         self._task: asyncio.Task[None] | None = None
 
     # --- life -------------------------------------------------------------------------------------
@@ -159,13 +167,37 @@ class Copier:
         return self._state in ("failed", "stopped")
 
     def pace(self, bytes_per_s: int) -> None:
+        """What waits by the pace before waits by this one from here on."""
+        if bytes_per_s == self._rate:
+            return
+        now = asyncio.get_running_loop().time()
+        waits = max(0.0, self._free_at - now) * self._rate
+        self._free_at = now + (waits / bytes_per_s if bytes_per_s else 0.0)
         self._rate = bytes_per_s
+        self._repaced.set()
+        self._repaced = asyncio.Event()
+
+    def _behind(self) -> str:
+        """That the limit is below what changes the source, where it was so for a while."""
+        follow, rate, now = self._follow, self._rate, asyncio.get_running_loop().time()
+        if follow is None or not rate:
+            self._come.clear()
+            return ""
+        self._come.append((now, follow.come_bytes))
+        while len(self._come) > 2 and now - self._come[1][0] >= WINDOW_S:
+            self._come.popleft()
+        since, before = self._come[0]
+        if now - since < WINDOW_S:
+            return ""
+        come = (follow.come_bytes - before) / (now - since) * (self._passed_on / self._taken if self._taken else 1.0)
+        return f"writes come at {come:,.0f} bytes/s, the limit is {rate:,}: {NEVER}" if come >= rate else ""
 
     def status(self) -> CopyStatus:
         order, follow = self.order, self._follow
         applied = self._applied if follow is None else follow.seen
         return CopyStatus(order.job, order.fence, order.source, self._state, self._records, self._total, self._bytes,
-                          self._copied_to, applied, self._error or next(iter(self._stands.values()), ""))
+                          self._copied_to, applied, self._error or next(iter(self._stands.values()), "")
+                          or self._behind())
 
     async def _live(self) -> None:
         try:
@@ -243,10 +275,13 @@ class Copier:
         order = self.order
         writes = tuple(one.write.within(order.lo, order.hi - 1) for one in taken.changes if one.write is not None)
         memories = (Memory(order.source, writes),) if writes else ()
+        before = self._bytes
         await _all([self._next_piece(target, tuple(share.command for share in shares if share.target is target),
                                      memories)
                     for target in order.targets if memories or any(share.target is target for share in shares)])
         self._copied_to = taken.upto
+        self._taken += sum(one.size for one in taken.changes)
+        self._passed_on += self._bytes - before
         if not taken.changes:
             await asyncio.sleep(LOOK_S)
 
@@ -287,8 +322,15 @@ class Copier:
         now = asyncio.get_running_loop().time()
         begin = max(now, self._free_at)
         self._free_at = begin + size / self._rate
-        if begin > now:
-            await asyncio.sleep(begin - now)
+        ahead = (begin - now) * self._rate
+        while ahead > 0 and self._rate:
+            rate, repaced, now = self._rate, self._repaced, asyncio.get_running_loop().time()
+            try:
+                async with asyncio.timeout(ahead / rate):
+                    await repaced.wait()
+            except TimeoutError:
+                return
+            ahead -= (asyncio.get_running_loop().time() - now) * rate
 
 
 async def _all(running: Sequence[Awaitable[None]]) -> None:

@@ -116,6 +116,8 @@ class Follow:
         self._read_at = self._write_at = 0
         self._reading = False
         self._seen = self.log_index
+        self.come_bytes = 0
+        """Of all changes since the moment."""
         self._error: VecdbError | None = None
 
     # --- the moment -------------------------------------------------------------------------------
@@ -213,6 +215,7 @@ class Follow:
             self._seen = log_index
             if change is None or self._error is not None:
                 return
+            self.come_bytes += change.size
             if self._file is None and self._waiting_bytes + change.size <= self._limits.memory_bytes:
                 self._waiting.append(change)
                 self._waiting_bytes += change.size

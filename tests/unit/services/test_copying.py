@@ -20,7 +20,8 @@ from vecdb.core.filters import parse
 from vecdb.core.query import ScanRequest
 from vecdb.core.records import Command, DeleteIds, DeleteWhere, UpdateMetadata, UpsertBatch, WriteResult
 from vecdb.core.schema import CollectionSchema, Metric
-from vecdb.ports.copies import CopyOrder, CopyStatus, CopyTarget
+from vecdb.ports.copies import NEVER, CopyOrder, CopyStatus, CopyTarget
+from vecdb.services import copying as copying_module
 from vecdb.services.copying import Copying, Splitter
 from vecdb.services.following import Follow, FollowLimits
 from vecdb.services.replica import ShardReplica
@@ -327,6 +328,58 @@ def test_a_pace_is_kept_and_may_be_changed(tmp_path: Path) -> None:
         await copying.stop(1, 1, NOW)
         await copying.start(CopyOrder(1, 3, 1, 0, HASH_SPACE, (CopyTarget(3, 0, HASH_SPACE, ()),)), NOW)
         await _until(copying, 1, 1, 2)
+        await copying.close()
+
+    _run(tmp_path, test)
+
+
+def test_what_waits_by_a_pace_goes_on_by_the_next_one(tmp_path: Path) -> None:
+    """A piece that had to wait for hours is on its way once there is no limit any more, or another one."""
+    async def test(groups: Groups, copying: Copying) -> None:
+        await copying.start(_order(bytes_per_s=1), NOW)
+        await _until_bytes(copying)
+        for rate in (1 << 10, 1 << 20):
+            assert (await copying.start(_order(bytes_per_s=rate), NOW)).copied_to < 1
+            await asyncio.sleep(0)
+        await _until(copying, 1, 1, 1)
+        assert _digest([groups.replicas[2]]) == _digest([groups.replicas[1]])
+        await copying.close()
+
+    _run(tmp_path, test)
+
+
+async def _until_bytes(copying: Copying) -> None:
+    """The first piece waits for nothing."""
+    async with asyncio.timeout(60):
+        while not (status := await copying.status(1, 1, NOW)) or not status.bytes:
+            await asyncio.sleep(0.002)
+
+
+def test_a_limit_below_what_is_written_is_told_until_it_is_raised(tmp_path: Path,
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copying_module, "WINDOW_S", 0.1)
+
+    async def test(groups: Groups, copying: Copying) -> None:
+        async def written_until(said: bool, rate: int) -> str:
+            """What a copier says that is asked as the governor does, while there are writes."""
+            async with asyncio.timeout(60):
+                while True:
+                    groups.apply(1, UpsertBatch((1,), np.ones((1, DIM), np.float32), (b"{}",)))
+                    status = await copying.start(_order(bytes_per_s=rate), NOW)
+                    assert status.state != "failed", status.error
+                    if status.error.endswith(NEVER) is said:
+                        return status.error
+                    await asyncio.sleep(0.002)
+
+        assert await written_until(False, 10) == "", "nothing is known yet"
+        said = await written_until(True, 10)
+        assert said.startswith("writes come at ")
+        assert "bytes/s, the limit is 10: it cannot catch up" in said
+        await written_until(False, 1 << 40)
+        await written_until(True, 10)
+        await written_until(False, 0)
+        await _until(copying, 1, 1, groups.replicas[1].position().log_index)
+        assert _digest([groups.replicas[2]]) == _digest([groups.replicas[1]])
         await copying.close()
 
     _run(tmp_path, test)

@@ -183,6 +183,12 @@ def is_cancelled(job: Job, state: ControlState) -> bool:
     return found is not None and found.state is JobState.CANCELLING
 
 
+def copy_limit(job: Job, state: ControlState) -> int:
+    """Bytes a second that a job may copy: as it says, else as the cluster does; 0: as fast as it goes."""
+    common = state.settings.get("copy_bytes_s")
+    return int(job.args.get("bytes_per_s", 0)) or (int(common) if isinstance(common, (int, float)) else 0)
+
+
 def commands_of(operation: Operation) -> int:
     """The version of control commands that every node must read before such a job is begun."""
     return max(COMMANDS, int(getattr(operation, "command_version", COMMANDS)))

@@ -50,8 +50,8 @@ from vecdb.core.errors import (
     VecdbError,
 )
 from vecdb.core.ids import check_id
-from vecdb.ports.copies import Copies, CopyOrder, CopyStatus, CopyTarget
-from vecdb.services.operations.base import Context, Job, Step, is_cancelled, late, numbered, proposed
+from vecdb.ports.copies import NEVER, Copies, CopyOrder, CopyStatus, CopyTarget
+from vecdb.services.operations.base import Context, Job, Step, copy_limit, is_cancelled, late, numbered, proposed
 from vecdb.shard import codec
 from vecdb.shard.digest import MODULUS
 from vecdb.shard.marks import Mark, MarkResult
@@ -102,7 +102,8 @@ class Reshard:
 
     ``kind`` split: ``target`` is a shard's group; ``args``: ``into``, how many of equal ranges (2), or ``at``, an id or
     a value of the shard key with which the second begins, or ``apart``, one that gets a shard of its own.  ``kind``
-    merge: ``target`` is a shard's group, ``with`` that of a neighbour.  Both: ``bytes_per_s`` of each copier.
+    merge: ``target`` is a shard's group, ``with`` that of a neighbour.  Both: ``bytes_per_s`` of each copier; none: the
+    cluster's ``copy_bytes_s``, which counts for those under way as well.
     """
 
     def __init__(self, kind: str, copies: Callable[[str], Copies], commands: Commands, *, grace_s: float = GRACE_S,
@@ -255,7 +256,16 @@ class Attempt:
         ready = all(one.state == "following" and one.lag <= self._operation.lag for one in found)
         step = self._step("seal" if ready else "copy", 0.0 if ready else 0.5)
         return Step(step.phase, sum(one.records for one in found), sum(one.total for one in found), "records",
-                    error=next((one.error for one in found if one.error), ""), data=step.data, again_s=step.again_s)
+                    error=next((self._stands(one.error) for one in found if one.error), ""), data=step.data,
+                    again_s=step.again_s)
+
+    def _stands(self, error: str) -> str:
+        """With what can be done about it."""
+        if not error.endswith(NEVER):
+            return error
+        if self._job.args.get("bytes_per_s"):
+            return f"{error}; cancel it, and begin another with a higher bytes_per_s"
+        return f"{error}; raise copy_bytes_s (vecdb cluster set), or cancel it"
 
     async def _reader(self, group: int) -> str:
         """A node that follows the source rather than leads it, was heard, and whose replica is well."""
@@ -280,7 +290,7 @@ class Attempt:
         """How far the copier is; it is started where there is none."""
         targets = tuple(CopyTarget(one.group, one.lo, one.hi, one.desired) for one in self._loading)
         order = CopyOrder(self._job.id, self._fence, source.group, source.lo, source.hi, targets,
-                          self._state.get(source.name).shard_key or "", int(self._job.args.get("bytes_per_s", 0)))
+                          self._state.get(source.name).shard_key or "", copy_limit(self._job, self._context.state()))
         return await self._operation.copies(node).start(order, self._call(ASK_S))
 
     def _source(self, group: int) -> ShardEntry:

@@ -12,6 +12,7 @@ loaded, and how far those under way are, which may be less than is true: pieces 
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from vecdb.cluster.control import (
@@ -63,7 +64,7 @@ from vecdb.services.operations.backing import (
     patiently,
     stop_everywhere,
 )
-from vecdb.services.operations.base import GOES_ON, Context, Job, Step, numbered, proposed
+from vecdb.services.operations.base import GOES_ON, Context, Job, Step, copy_limit, numbered, proposed
 from vecdb.shard import codec
 from vecdb.shard.digest import MODULUS
 from vecdb.shard.marks import Mark, MarkResult
@@ -150,7 +151,7 @@ class Restore:
         await self._let_go(job, context, await self._places.open(where.url), where)
 
     async def _step(self, job: Job, context: Context) -> Step:
-        where = asked(job.target, job.args, *self.takes)
+        where = replace(asked(job.target, job.args, *self.takes), bytes_per_s=copy_limit(job, context.state()))
         repository = await self._places.open(where.url)
         if not job.phase or self._places.is_due(job.id, context.clock.monotonic()):
             # A place that is only read, with a key that may do no more, is as good: nobody deletes there meanwhile.
