@@ -163,13 +163,15 @@ def merge_writes(results: Sequence[WriteResult], command: Command, everywhere: b
 
     What was done before its records came where they are may be told by several: that counts once.
     """
-    if len(results) == 1:
+    if len(results) == 1 and not (everywhere and results[0].outcomes):
         return results[0] if not results[0].outcomes else replace(results[0], outcomes=())
     told = {(one.origin or result.shard, one.lo): one.counts for result in results for one in result.outcomes}
     counts = [*told.values(), *(one.counts for one in results if not one.outcomes)]
     inserted, updated, deleted, missing = map(sum, zip(*counts, strict=True))
     if everywhere and isinstance(command, DeleteIds | UpdateMetadata):
         missing = max(0, len(set(command.ids)) - (deleted if isinstance(command, DeleteIds) else updated))
+    if len(results) == 1:
+        return replace(results[0], missing=missing, outcomes=())
     return WriteResult(inserted, updated, deleted, missing,
                        positions=merge_positions(one.positions for one in results))
 

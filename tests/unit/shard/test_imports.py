@@ -1,6 +1,7 @@
 """What a shard that is filled from others takes: once, from one copier; and what it knows of writes before that."""
 
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -364,6 +365,27 @@ def test_a_write_is_answered_with_its_counts_over_two_reshards(tmp_path: Path, c
         assert isinstance(told, WriteResult)
         assert merge_writes(answers, command).counts == told.counts
         assert sum(one.digest().records for one in last) == first.digest().records
+
+
+@pytest.mark.parametrize("command", [DeleteIds((0, 3, 6, 7)), UpdateMetadata((0, 3, 6, 7), (b'{"n":2}',) * 4)])
+def test_ids_that_every_shard_was_asked_for_are_missing_as_before_once_shards_were_merged(
+        tmp_path: Path, command: DeleteIds | UpdateMetadata) -> None:
+    """With a shard key: which shard has an id is not known, so most of them miss it."""
+    token = WriteToken(b"k", 5)
+    with replica_at(tmp_path / "a") as low, replica_at(tmp_path / "b") as high, replica_at(tmp_path / "c") as both:
+        told = []
+        for group, source, ids in ((1, low, (0, 3)), (2, high, (6, 9))):
+            _apply(source, _upsert(*ids, body=b'{"n":1,"t":"a"}'))
+            done = _apply(source, command, token)
+            assert isinstance(done, WriteResult)
+            told.append(replace(done, shard=group))
+        first = merge_writes(told, command, everywhere=True)
+        assert first.missing == 1
+        for group, source, lo, hi in ((1, low, 0, HALF), (2, high, HALF, LAST + 1)):
+            _Copy(group, source, lo, hi, (CopyTarget(3, lo, hi, ()), both), shard_key="t").end()
+        again = _apply(both, command, token)
+        assert isinstance(again, WriteResult)
+        assert merge_writes([replace(again, shard=3)], command, everywhere=True).counts == first.counts
 
 
 @pytest.mark.parametrize("shard_key", ["", "t"])
