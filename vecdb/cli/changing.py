@@ -84,17 +84,22 @@ def show_plan(out: Output, plan: "Plan") -> None:
 
 
 def watch(cluster: "Operating", id: int, out: Output, as_json: bool) -> "JobInfo":
-    """A job until it has ended.  Whoever leads may change meanwhile: that is no end."""
-    with out.progress(f"job {id}", unit="") as advance:
+    """A job until it has ended, with what it says meanwhile.  Whoever leads may change: that is no end."""
+    unit = said = ""
+    with out.progress(f"job {id}", unit=lambda: unit) as advance:
         while True:
             try:
                 job = cluster.job(id)
             except (Unavailable, NotLeader):
                 time.sleep(LOOK_S)
                 continue
+            unit = job.unit
             advance(job.done, job.total or None)
             if job.state in ENDED:
                 return job
+            if job.error not in ("", said):
+                said = job.error
+                out.note(f"job {id}: {said}")
             time.sleep(LOOK_S)
 
 

@@ -113,15 +113,19 @@ class Output:
         self.out.print(table)
 
     @contextmanager
-    def progress(self, stage: str, total: int | None = None, unit: str = "records") -> Iterator[Advance]:
-        """Show how far a stage is, with its rate and what is left: a bar on a terminal, else a line every while."""
+    def progress(self, stage: str, total: int | None = None, unit: str | Callable[[], str] = "records"
+                 ) -> Iterator[Advance]:
+        """Show how far a stage is, with its rate and what is left: a bar on a terminal, else a line every while.
+
+        ``unit``: or who knows it, empty as long as nobody does: then nothing is counted.
+        """
         if self.as_json:
             yield _silent
         elif self.err.is_terminal:
-            with _bar(self.err, stage, total, unit) as advance:
+            with _bar(self.err, stage, total, _asked(unit)) as advance:
                 yield advance
         else:
-            with _lines(self.err, stage, total, unit) as advance:
+            with _lines(self.err, stage, total, _asked(unit)) as advance:
                 yield advance
 
     @contextmanager
@@ -159,21 +163,25 @@ def _console(*, stderr: bool) -> "Console":
     return console
 
 
-def _columns(unit: str) -> Any:
+def _asked(unit: str | Callable[[], str]) -> Callable[[], str]:
+    return (lambda: unit) if isinstance(unit, str) else unit
+
+
+def _columns(unit: Callable[[], str]) -> Any:
     from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn, TimeRemainingColumn
     from rich.text import Text
 
     class Rate(ProgressColumn):
         def render(self, task: Any) -> Text:
             speed = task.finished_speed or task.speed
-            return Text("" if speed is None else f"{count(round(speed))} {unit}/s".strip())
+            return Text("" if speed is None else f"{count(round(speed))} {unit()}/s".strip())
 
     return (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(),
             TimeRemainingColumn(elapsed_when_finished=True))
 
 
 @contextmanager
-def _bar(console: "Console", stage: str, total: int | None, unit: str) -> Iterator[Advance]:
+def _bar(console: "Console", stage: str, total: int | None, unit: Callable[[], str]) -> Iterator[Advance]:
     from rich.progress import Progress
 
     with Progress(*_columns(unit), console=console) as bar:
@@ -189,7 +197,7 @@ def _bar(console: "Console", stage: str, total: int | None, unit: str) -> Iterat
 def _bars(console: "Console") -> Iterator[Callable[[str, int, int], None]]:
     from rich.progress import Progress, TaskID
 
-    with Progress(*_columns(""), console=console) as bar:
+    with Progress(*_columns(str), console=console) as bar:
         tasks: dict[str, TaskID] = {}
 
         def report(stage: str, done: int, total: int) -> None:
@@ -208,17 +216,19 @@ _EVERY_S = 10.0
 
 
 @contextmanager
-def _lines(console: "Console", stage: str, total: int | None, unit: str) -> Iterator[Advance]:
+def _lines(console: "Console", stage: str, total: int | None, unit: Callable[[], str]) -> Iterator[Advance]:
     begin = said = time.monotonic()
     state = [0, total]
 
     def line() -> str:
         done, whole = state
+        if not unit():
+            return stage
         spent = max(time.monotonic() - begin, 1e-9)
         rate = (done or 0) / spent
         left = f", {duration((whole - (done or 0)) / rate)} left" if whole and rate and whole > (done or 0) else ""
         of = f" of {count(whole)}" if whole else ""
-        return f"{stage}: {count(done or 0)}{of} {unit}, {count(round(rate))}/s{left}"
+        return f"{stage}: {count(done or 0)}{of} {unit()}, {count(round(rate))}/s{left}"
 
     def advance(done: int, total: int | None = None) -> None:
         nonlocal said
