@@ -2,18 +2,17 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import orjson
 
 from vecdb.core.access import Grant, Key, Role
-from vecdb.core.errors import Unsupported
 from vecdb.ports.node import Node
 from vecdb.rpc.methods import Context, Method
+from vecdb.services.key_calls import KeyCalls
 from vecdb.v1 import admin_pb2 as pb
 
-T = TypeVar("T")
 API: str = "v1"
 
 
@@ -42,7 +41,7 @@ class AdminServicer:
 
     def __init__(self, node: Node, keys: Keys | None, about: About) -> None:
         self._node = node
-        self._keys = keys
+        self._ring = KeyCalls(keys)
         self._about = about
         self._began = time.monotonic()
 
@@ -63,12 +62,6 @@ class AdminServicer:
         return pb.GetServerReply(version=told.pop("version"), api=API, node_id=told.pop("node_id"),
                                  uptime_s=time.monotonic() - self._began,
                                  details_json=orjson.dumps(told) if context.principal.everywhere else b"{}")
-
-    async def _ring(self, work: Callable[[Keys], T]) -> T:
-        keys = self._keys
-        if keys is None:
-            raise Unsupported("this node keeps no API keys")
-        return await asyncio.get_running_loop().run_in_executor(None, work, keys)
 
     async def create_key(self, message: pb.CreateKeyRequest, context: Context) -> pb.CreateKeyReply:
         grants = [Grant(Role.of(grant.role), tuple(grant.collections)) for grant in message.grants]

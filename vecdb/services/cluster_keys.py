@@ -13,7 +13,8 @@ lets nobody in: :meth:`ClusterKeys.check_known`.
 
 import secrets
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final, TypeAlias
 
@@ -35,6 +36,7 @@ from vecdb.services.key_checks import (
 from vecdb.services.keys import KeyRing
 
 KEY_BYTES: Final = 16
+TURN_S: Final = 10.0
 _Keys: TypeAlias = list[Key]
 
 
@@ -114,7 +116,7 @@ class ClusterKeys(KeyChecks):
 
     def rotate(self, id: str, overlap_s: float = 0.0) -> tuple[Key, str]:
         overlap_s = check_seconds("overlap_s", overlap_s, MAX_OVERLAP_S)
-        with self._lock:
+        with self._turn():
             self._catch_up()
             if self._has_own(id):
                 return self._own.rotate(id, overlap_s)
@@ -131,10 +133,10 @@ class ClusterKeys(KeyChecks):
 
     def revoke(self, id: str) -> Key:
         """End a key at once and for good; once more does nothing."""
-        with self._lock:
-            if id in self._current().rows:  # before others are asked, who may take their time
-                self._barred.add(id)
-                self._table = Table(self._table.rows)
+        if id in self._current().rows:  # before others are asked, or waited for, who may take their time
+            self._barred.add(id)
+            self._table = Table(self._table.rows)
+        with self._turn():
             self._catch_up()
             if self._has_own(id):
                 return self._own.revoke(id)
@@ -143,6 +145,17 @@ class ClusterKeys(KeyChecks):
             if self._row(id).key.revoked:
                 self._barred.discard(id)
             return self._told(self._row(id).key)
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """One change of a key that is there at a time; one that waits for the cluster holds up the others so long."""
+        if not self._lock.acquire(timeout=TURN_S):
+            raise Unavailable("another change of API keys waits for the control group; this one was not begun, but a "
+                              "key to be revoked is good on this node no more", retry_after_s=1.0)
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     def _put(self, row: Row, now: float) -> None:
         key = row.key

@@ -1,5 +1,7 @@
 """API keys in the control state: what one node makes lets callers in on all, and what it ends lets them in on none."""
 
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ from tests.key_store import Clock, Disk
 from vecdb.cluster.control import ControlState, apply
 from vecdb.core.access import Grant, Role
 from vecdb.core.errors import InvalidArgument, KeyNotFound, Unauthenticated, Unavailable, VecdbError
+from vecdb.services import cluster_keys
 from vecdb.services.cluster_keys import ClusterKeys
 from vecdb.services.keys import KeyRing
 
@@ -111,6 +114,38 @@ def test_a_revocation_holds_where_it_was_asked_for_though_nobody_leads(nodes: tu
     assert refusal(one, secret) == "revoked"
     one.group.away = False
     assert one.keys.revoke(key.id).revoked
+
+
+def test_a_revocation_does_not_wait_for_one_that_waits_for_the_cluster(nodes: tuple[Node, Node],
+                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    one, _ = nodes
+    (first, _), (second, secret) = one.keys.create("ours", READ), one.keys.create("theirs", READ)
+    held, go = threading.Event(), threading.Event()
+
+    def nobody_leads() -> None:
+        held.set()
+        go.wait(60.0)
+        raise Unavailable("nobody leads")
+
+    def revoke() -> None:
+        with suppress(Unavailable):
+            keys.revoke(first.id)
+
+    keys = ClusterKeys(lambda: one.state.api_keys, lambda: True, one.change, nobody_leads, one.ring, Clock())
+    monkeypatch.setattr(cluster_keys, "TURN_S", 0.01)
+    assert keys.principal(secret).id == second.id
+    other = threading.Thread(target=revoke)
+    other.start()
+    try:
+        assert held.wait(60.0)
+        with pytest.raises(Unavailable) as busy:
+            keys.revoke(second.id)
+        assert busy.value.fields["retry_after_s"] > 0
+        with pytest.raises(Unauthenticated):
+            keys.principal(secret)
+    finally:
+        go.set()
+        other.join(60.0)
 
 
 def test_rotation_leaves_the_old_secret_for_a_while(nodes: tuple[Node, Node], clock: Clock) -> None:

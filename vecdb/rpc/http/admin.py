@@ -2,13 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from pydantic import Field
 
 from vecdb.core.access import Grant, Key, Role
-from vecdb.core.errors import Unsupported
 from vecdb.core.schema import check_name
 from vecdb.rpc.admin import API, About, Keys
 from vecdb.rpc.http import models
@@ -16,9 +14,9 @@ from vecdb.rpc.http.bodies import read
 from vecdb.rpc.http.checks import check
 from vecdb.rpc.http.operations import NoParams, Operation, Request
 from vecdb.rpc.http.replies import Reply, ok
+from vecdb.services.key_calls import KeyCalls
 
 TAG: Final = "admin"
-T = TypeVar("T")
 
 
 class JobsParams(NoParams):
@@ -29,7 +27,7 @@ class AdminOperations:
     """``keys``: None where this process has no key ring."""
 
     def __init__(self, keys: Keys | None, about: About) -> None:
-        self._keys = keys
+        self._ring = KeyCalls(keys)
         self._about = about
         self._began = time.monotonic()
 
@@ -42,12 +40,6 @@ class AdminOperations:
         out = {"version": str(told.pop("version")), "api": API, "node_id": str(told.pop("node_id")),
                "uptime_s": self.uptime_s, "details": told if request.principal.everywhere else {}}
         return ok(out)
-
-    async def _ring(self, work: Callable[[Keys], T]) -> T:
-        keys = self._keys
-        if keys is None:
-            raise Unsupported("this node keeps no API keys")
-        return await asyncio.get_running_loop().run_in_executor(None, work, keys)
 
     async def create_key(self, request: Request) -> Reply:
         given = check(models.CreateKey, read(request.body))
