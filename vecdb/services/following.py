@@ -40,6 +40,8 @@ CHUNK_ROWS: Final = 4_096
 """Most records of one chunk."""
 MOST_CHANGES: Final = 1_024
 """Most changes taken at once."""
+BESIDE_BYTES: Final = 512
+"""What a change takes in memory beside its commands: of small ones most of it."""
 _FRAME: Final = struct.Struct("<QI")
 _COUNT: Final = struct.Struct("<I")
 Row = tuple[bytes, bytes]
@@ -47,7 +49,7 @@ Row = tuple[bytes, bytes]
 
 @dataclass(frozen=True, slots=True)
 class FollowLimits:
-    """Bytes of commands that wait: in memory, and in the file after that; 0: there is none."""
+    """Bytes of changes that wait: in memory, and in the file after that; 0: there is none."""
 
     memory_bytes: int = 32 << 20
     file_bytes: int = 4 << 30
@@ -65,7 +67,8 @@ class Told:
 
     @property
     def size(self) -> int:
-        return sum(map(len, self.commands))
+        """Bytes that it takes in memory, about."""
+        return BESIDE_BYTES + sum(map(len, self.commands))
 
     def to_bytes(self) -> bytes:
         parts = [b"" if self.write is None else codec.encode_write(self.write), *self.commands]

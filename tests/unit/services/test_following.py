@@ -1,5 +1,6 @@
 """Following a shard: the records of a moment, and every change after it, while it goes on."""
 
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -142,6 +143,22 @@ def test_too_much_waiting_ends_the_following_and_never_the_shard(tmp_path: Path)
                 follow.take(1)
             assert replica.position().log_index == 20
         assert follow.waiting_bytes == 0
+
+
+def test_small_changes_take_no_more_memory_than_they_count_for(tmp_path: Path) -> None:
+    with replica_at(tmp_path / "a") as replica, _followed(replica, FollowLimits(1 << 20, 1 << 24)) as follow:
+        token = WriteToken(b"some-key-of-24-bytes-000", 1 << 62)
+        tracemalloc.start()
+        try:
+            for at in range(10_000):
+                write = Remembered(token.key[:-4] + b"%04d" % at, token.fingerprint + at, (0, 0, 1, at), at << 50,
+                                   (1 << 64) - 1 - at)
+                follow.applied(1_000_000 + at, Told(1_000_000 + at, (b"%040d" % at,), write))
+            held, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert held < 1.2 * (1 << 20)
+        assert [one.log_index for one in _everything(follow)[0]] == [*range(1_000_000, 1_010_000)]
 
 
 def test_a_shard_that_closes_ends_its_followers(tmp_path: Path) -> None:
