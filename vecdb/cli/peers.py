@@ -230,7 +230,7 @@ def well(found: "list[ShardInfo]") -> Check:
     from vecdb.cli.shards import CONTROL, RETIRED, state_of
 
     found = [one for one in found if one.state != RETIRED]  # it is being taken away
-    amiss = [f"{one.collection or CONTROL}: {state_of(one)}" for one in found if not one.healthy]
+    amiss = [f"{one.collection or CONTROL}: {state_of(one)}" for one in found if one.lacks or not one.healthy]
     replicas = sum(len(one.replicas) for one in found)
     text = f"{len(found)} shards with {replicas} replicas" + (f"; {'; '.join(amiss[:8])}" if amiss else "")
     if any(one.leader is None for one in found):
@@ -241,6 +241,9 @@ def well(found: "list[ShardInfo]") -> Check:
     if any(replica.state == "halted" for one in found for replica in one.replicas):
         return Check("shards", "fail", text, "vecdb shard status says why a replica has halted; a restart of its node "
                      "lets it begin anew", exits.STORAGE)
+    if amiss and all(one.healthy for one in found):
+        return Check("shards", "warn", text, "they are given the replicas that they lack once there are nodes that can "
+                     "take them (vecdb node list); or vecdb shard replicate lets a collection have fewer")
     return Check("shards", "warn", text, "vecdb shard status shows how far the others are") if amiss \
         else Check("shards", "ok", text)
 

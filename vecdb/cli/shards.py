@@ -194,7 +194,7 @@ def _shards(target: Target, names: Sequence[str] | None) -> "list[ShardInfo]":
 
 def told(shard: "ShardInfo") -> dict[str, Any]:
     """A shard as JSON."""
-    return {**asdict(shard), "healthy": shard.healthy}
+    return {**asdict(shard), "healthy": shard.healthy, "lacks": shard.lacks}
 
 
 def state_of(shard: "ShardInfo") -> str:
@@ -205,7 +205,8 @@ def state_of(shard: "ShardInfo") -> str:
     if shard.leader is None:
         return f"{filled}nobody leads"
     amiss = [f"{one.node} {one.state}{_how_far(one)}" for one in shard.replicas if one.state != "ok"]
-    return filled + (", ".join(amiss) or "well")
+    few = f", {len(shard.replicas)} of {shard.wanted} replicas" if shard.lacks else ""
+    return filled + (", ".join(amiss) or "well") + few
 
 
 def _how_far(one: "ReplicaInfo") -> str:

@@ -44,6 +44,7 @@ class ShardInfo:
 
     ``leader``: the replica that leads, None if nobody is known to.  ``state``: ``active``; ``loading``, a split, merge
     or restore fills it; ``retired``, others took its place and it goes soon; empty where the server does not tell.
+    ``wanted``: how many replicas its collection is to have of each shard, 0 where that is not told.
     """
 
     collection: str
@@ -51,6 +52,12 @@ class ShardInfo:
     leader: str | None
     replicas: tuple[ReplicaInfo, ...] = ()
     state: str = ""
+    wanted: int = 0
+
+    @property
+    def lacks(self) -> int:
+        """Replicas that it is to have besides, for which there was no node yet."""
+        return max(0, self.wanted - len(self.replicas))
 
     @property
     def healthy(self) -> bool:

@@ -87,11 +87,17 @@ class ClusterShards:
             entries = await self._node.shards(name, call)
             nodes = dict.fromkeys(node for entry in entries for node in self._node.members(entry))
             statuses = await self._statuses(nodes, [entry.group for entry in entries], call)
-            return [_info(name, entry.group, entry.nodes, statuses, entry.state) for entry in entries]
+            return [_info(name, entry.group, entry.nodes, statuses, entry.state, self._wanted(entry))
+                    for entry in entries]
         statuses = await self._statuses(self._cluster.nodes, [], call)
         every = sorted(self._control.state.shards.values(), key=lambda one: (one.name, one.lo, one.group))
         return [_info("", CONTROL, self._cluster.nodes, statuses),
-                *(_info(one.name, one.group, one.nodes, statuses, one.state) for one in every)]
+                *(_info(one.name, one.group, one.nodes, statuses, one.state, self._wanted(one)) for one in every)]
+
+    def _wanted(self, entry: ShardEntry) -> int:
+        """How many replicas a shard is to have that calls go to."""
+        collection = self._control.state.collections.get(entry.name)
+        return 0 if collection is None or entry.state is not ShardState.ACTIVE else collection.replication_factor
 
     async def _statuses(self, nodes: Iterable[str], groups: Sequence[int], call: Call) -> Statuses:
         found, away = dict[str, dict[int, ReplicaStatus]](), dict[str, str]()
@@ -210,7 +216,7 @@ def _target(to: str, names: Iterable[str]) -> str:
 
 
 def _info(name: str, group: int, nodes: Iterable[str], statuses: Statuses,
-          state: ShardState = ShardState.ACTIVE) -> ShardInfo:
+          state: ShardState = ShardState.ACTIVE, wanted: int = 0) -> ShardInfo:
     """What the nodes said of one group."""
     here = {node: found[group] for node, found in statuses.items() if group in found}
     leading = max((one for one in here.values() if one.role == "leader"), key=lambda one: one.term, default=None)
@@ -227,7 +233,7 @@ def _info(name: str, group: int, nodes: Iterable[str], statuses: Statuses,
     infos += [ReplicaInfo(node, node, UNREACHABLE, member=False, error=statuses.lacks(node)) for node in nodes
               if node not in named]
     return ShardInfo(name, group, None if leading is None else leading.me,
-                     tuple(sorted(infos, key=lambda one: one.name)), state.value)
+                     tuple(sorted(infos, key=lambda one: one.name)), state.value, wanted)
 
 
 def _replica(node: str, status: ReplicaStatus, leading: ReplicaStatus | None, voters: Iterable[str],

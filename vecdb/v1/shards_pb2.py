@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15vecdb/v1/shards.proto\x12\x08vecdb.v1\"\'\n\x11ListShardsRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\"\xfa\x01\n\x07Replica\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x0c\n\x04role\x18\x04 \x01(\t\x12\x0c\n\x04term\x18\x05 \x01(\x04\x12\x0e\n\x06\x63ommit\x18\x06 \x01(\x04\x12\x0f\n\x07\x61pplied\x18\x07 \x01(\x04\x12\r\n\x05\x66irst\x18\x08 \x01(\x04\x12\x0c\n\x04last\x18\t \x01(\x04\x12\x11\n\tlog_bytes\x18\n \x01(\x04\x12\x10\n\x03lag\x18\x0b \x01(\x04H\x00\x88\x01\x01\x12\x13\n\x06\x62\x65hind\x18\x0c \x01(\x04H\x01\x88\x01\x01\x12\x0e\n\x06member\x18\r \x01(\x08\x12\r\n\x05\x65rror\x18\x0e \x01(\tB\x06\n\x04_lagB\t\n\x07_behind\"\x7f\n\x05Shard\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\x04\x12\x0e\n\x06leader\x18\x03 \x01(\t\x12#\n\x08replicas\x18\x04 \x03(\x0b\x32\x11.vecdb.v1.Replica\x12\x0f\n\x07healthy\x18\x05 \x01(\x08\x12\r\n\x05state\x18\x06 \x01(\t\"2\n\x0fListShardsReply\x12\x1f\n\x06shards\x18\x01 \x03(\x0b\x32\x0f.vecdb.v1.Shard\"6\n\x12VerifyShardRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x65\x65p\x18\x02 \x01(\x08\"j\n\rReplicaDigest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0f\n\x07records\x18\x04 \x01(\x04\x12\x0c\n\x04\x64\x65\x65p\x18\x05 \x01(\t\x12\r\n\x05\x65rror\x18\x06 \x01(\t\"\x94\x01\n\x10VerifyShardReply\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\x04\x12\x11\n\tlog_index\x18\x03 \x01(\x04\x12)\n\x08replicas\x18\x04 \x03(\x0b\x32\x17.vecdb.v1.ReplicaDigest\x12\r\n\x05\x61gree\x18\x05 \x01(\x08\x12\x10\n\x08\x63omplete\x18\x06 \x01(\x08\"7\n\x15TransferLeaderRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\n\n\x02to\x18\x02 \x01(\t\"\x15\n\x13TransferLeaderReply2\xe9\x01\n\x06Shards\x12\x44\n\nListShards\x12\x1b.vecdb.v1.ListShardsRequest\x1a\x19.vecdb.v1.ListShardsReply\x12G\n\x0bVerifyShard\x12\x1c.vecdb.v1.VerifyShardRequest\x1a\x1a.vecdb.v1.VerifyShardReply\x12P\n\x0eTransferLeader\x12\x1f.vecdb.v1.TransferLeaderRequest\x1a\x1d.vecdb.v1.TransferLeaderReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15vecdb/v1/shards.proto\x12\x08vecdb.v1\"\'\n\x11ListShardsRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\"\xfa\x01\n\x07Replica\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x0c\n\x04role\x18\x04 \x01(\t\x12\x0c\n\x04term\x18\x05 \x01(\x04\x12\x0e\n\x06\x63ommit\x18\x06 \x01(\x04\x12\x0f\n\x07\x61pplied\x18\x07 \x01(\x04\x12\r\n\x05\x66irst\x18\x08 \x01(\x04\x12\x0c\n\x04last\x18\t \x01(\x04\x12\x11\n\tlog_bytes\x18\n \x01(\x04\x12\x10\n\x03lag\x18\x0b \x01(\x04H\x00\x88\x01\x01\x12\x13\n\x06\x62\x65hind\x18\x0c \x01(\x04H\x01\x88\x01\x01\x12\x0e\n\x06member\x18\r \x01(\x08\x12\r\n\x05\x65rror\x18\x0e \x01(\tB\x06\n\x04_lagB\t\n\x07_behind\"\x8f\x01\n\x05Shard\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\x04\x12\x0e\n\x06leader\x18\x03 \x01(\t\x12#\n\x08replicas\x18\x04 \x03(\x0b\x32\x11.vecdb.v1.Replica\x12\x0f\n\x07healthy\x18\x05 \x01(\x08\x12\r\n\x05state\x18\x06 \x01(\t\x12\x0e\n\x06wanted\x18\x07 \x01(\r\"2\n\x0fListShardsReply\x12\x1f\n\x06shards\x18\x01 \x03(\x0b\x32\x0f.vecdb.v1.Shard\"6\n\x12VerifyShardRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x65\x65p\x18\x02 \x01(\x08\"j\n\rReplicaDigest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0f\n\x07records\x18\x04 \x01(\x04\x12\x0c\n\x04\x64\x65\x65p\x18\x05 \x01(\t\x12\r\n\x05\x65rror\x18\x06 \x01(\t\"\x94\x01\n\x10VerifyShardReply\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\x04\x12\x11\n\tlog_index\x18\x03 \x01(\x04\x12)\n\x08replicas\x18\x04 \x03(\x0b\x32\x17.vecdb.v1.ReplicaDigest\x12\r\n\x05\x61gree\x18\x05 \x01(\x08\x12\x10\n\x08\x63omplete\x18\x06 \x01(\x08\"7\n\x15TransferLeaderRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\n\n\x02to\x18\x02 \x01(\t\"\x15\n\x13TransferLeaderReply2\xe9\x01\n\x06Shards\x12\x44\n\nListShards\x12\x1b.vecdb.v1.ListShardsRequest\x1a\x19.vecdb.v1.ListShardsReply\x12G\n\x0bVerifyShard\x12\x1c.vecdb.v1.VerifyShardRequest\x1a\x1a.vecdb.v1.VerifyShardReply\x12P\n\x0eTransferLeader\x12\x1f.vecdb.v1.TransferLeaderRequest\x1a\x1d.vecdb.v1.TransferLeaderReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,20 +35,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTSHARDSREQUEST']._serialized_end=74
   _globals['_REPLICA']._serialized_start=77
   _globals['_REPLICA']._serialized_end=327
-  _globals['_SHARD']._serialized_start=329
-  _globals['_SHARD']._serialized_end=456
-  _globals['_LISTSHARDSREPLY']._serialized_start=458
-  _globals['_LISTSHARDSREPLY']._serialized_end=508
-  _globals['_VERIFYSHARDREQUEST']._serialized_start=510
-  _globals['_VERIFYSHARDREQUEST']._serialized_end=564
-  _globals['_REPLICADIGEST']._serialized_start=566
-  _globals['_REPLICADIGEST']._serialized_end=672
-  _globals['_VERIFYSHARDREPLY']._serialized_start=675
-  _globals['_VERIFYSHARDREPLY']._serialized_end=823
-  _globals['_TRANSFERLEADERREQUEST']._serialized_start=825
-  _globals['_TRANSFERLEADERREQUEST']._serialized_end=880
-  _globals['_TRANSFERLEADERREPLY']._serialized_start=882
-  _globals['_TRANSFERLEADERREPLY']._serialized_end=903
-  _globals['_SHARDS']._serialized_start=906
-  _globals['_SHARDS']._serialized_end=1139
+  _globals['_SHARD']._serialized_start=330
+  _globals['_SHARD']._serialized_end=473
+  _globals['_LISTSHARDSREPLY']._serialized_start=475
+  _globals['_LISTSHARDSREPLY']._serialized_end=525
+  _globals['_VERIFYSHARDREQUEST']._serialized_start=527
+  _globals['_VERIFYSHARDREQUEST']._serialized_end=581
+  _globals['_REPLICADIGEST']._serialized_start=583
+  _globals['_REPLICADIGEST']._serialized_end=689
+  _globals['_VERIFYSHARDREPLY']._serialized_start=692
+  _globals['_VERIFYSHARDREPLY']._serialized_end=840
+  _globals['_TRANSFERLEADERREQUEST']._serialized_start=842
+  _globals['_TRANSFERLEADERREQUEST']._serialized_end=897
+  _globals['_TRANSFERLEADERREPLY']._serialized_start=899
+  _globals['_TRANSFERLEADERREPLY']._serialized_end=920
+  _globals['_SHARDS']._serialized_start=923
+  _globals['_SHARDS']._serialized_end=1156
 # @@protoc_insertion_point(module_scope)

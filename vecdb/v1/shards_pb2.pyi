@@ -122,6 +122,7 @@ class Shard(_message.Message):
     REPLICAS_FIELD_NUMBER: _builtins.int
     HEALTHY_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
+    WANTED_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     """empty: the control group"""
     shard: _builtins.int
@@ -132,6 +133,8 @@ class Shard(_message.Message):
     """somebody leads, and every replica is well"""
     state: _builtins.str
     """active; loading: it is being filled; retired: others took its place; empty: not told"""
+    wanted: _builtins.int
+    """replicas that its collection is to have of each shard; 0: not told"""
     @_builtins.property
     def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___Replica]: ...
     def __init__(
@@ -143,10 +146,11 @@ class Shard(_message.Message):
         replicas: _abc.Iterable[Global___Replica] | None = ...,
         healthy: _builtins.bool = ...,
         state: _builtins.str = ...,
+        wanted: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "healthy", b"healthy", "leader", b"leader", "replicas", b"replicas", "shard", b"shard", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "healthy", b"healthy", "leader", b"leader", "replicas", b"replicas", "shard", b"shard", "state", b"state", "wanted", b"wanted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -207,7 +211,7 @@ class ReplicaDigest(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     state: _builtins.str
-    """ok, unreachable, behind, damaged"""
+    """ok, unreachable, behind, damaged, unchecked"""
     digest: _builtins.str
     """of all records, as the writes keep it up"""
     records: _builtins.int

@@ -9,7 +9,7 @@ def shard_to_wire(shard: ShardInfo) -> pb.Shard:
     """Write a shard and its replicas."""
     return pb.Shard(collection=shard.collection, shard=shard.group, leader=shard.leader or "",
                     replicas=[_replica_to_wire(one) for one in shard.replicas], healthy=shard.healthy,
-                    state=shard.state)
+                    state=shard.state, wanted=shard.wanted)
 
 
 def _replica_to_wire(one: ReplicaInfo) -> pb.Replica:
@@ -23,7 +23,7 @@ def _replica_to_wire(one: ReplicaInfo) -> pb.Replica:
 def shard_from_wire(msg: pb.Shard) -> ShardInfo:
     """Return a shard; ``healthy`` follows from its replicas."""
     return ShardInfo(msg.collection, msg.shard, msg.leader or None, tuple(map(_replica_from_wire, msg.replicas)),
-                     msg.state)
+                     msg.state, msg.wanted)
 
 
 def _replica_from_wire(msg: pb.Replica) -> ReplicaInfo:

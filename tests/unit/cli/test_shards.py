@@ -297,6 +297,20 @@ def test_doctor_of_a_cluster(cli, docs, backend, cluster) -> None:
     assert "When a majority is lost" in told["advice"]
 
 
+def test_replicas_that_a_shard_lacks_are_told_of(cli, docs, backend, cluster) -> None:
+    del cluster[2]
+    cluster[1] = replace(cluster[1], wanted=5)
+    assert "docs, shard 4: well, 3 of 5 replicas" in cli("shard", "status", "docs", *URL).out
+    told = cli("shard", "status", "docs", *URL, "--json").json["shards"][0]
+    assert (told["wanted"], told["lacks"], told["healthy"]) == (5, 2, True)
+    ran = cli("doctor", "--quick", *URL, "--json")
+    found = checks(ran)["shards"]
+    assert (ran.code, found["state"], "docs: well, 3 of 5 replicas" in found["found"]) == (0, "warn", True)
+    assert "once there are nodes that can take them" in found["advice"]
+    cluster[1] = replace(cluster[1], wanted=3)
+    assert checks(cli("doctor", "--quick", *URL, "--json"))["shards"]["state"] == "ok"
+
+
 def test_doctor_tells_of_what_was_set_aside(cli, docs, backend, cluster, tmp_path: Path) -> None:
     assert "set aside" not in checks(cli("doctor", "--quick", *URL, "--json"))
     backend.about["set_aside"] = {"folders": 2, "bytes": 3 << 20}

@@ -23,7 +23,7 @@ from vecdb.wire.shards import shard_from_wire, shard_to_wire, verification_from_
 REPLICAS = tuple(ReplicaInfo(f"n{n}/{n}", f"n{n}", "ok", "leader" if n == 2 else "follower", 3, 17, 17 - n, 1, 18, 99,
                              n if n < 3 else -1, n if n < 3 else -1, n != 3, "slow" if n == 3 else "")
                  for n in (1, 2, 3))
-SHARDS = [ShardInfo("", 0, None, REPLICAS[:1]), ShardInfo("docs", 4, "n2/2", REPLICAS),
+SHARDS = [ShardInfo("", 0, None, REPLICAS[:1]), ShardInfo("docs", 4, "n2/2", REPLICAS, wanted=5),
           ShardInfo("logs-a", 5, "n1/1", (), "retired")]
 FOUND = ShardVerification("docs", 4, 17, (ReplicaDigest("n1/1", "ok", "ab", 3, "ab"),
                                           ReplicaDigest("n2/2", "behind", error="late")), agree=True, complete=False)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.fake_cluster import SCHEMA, FakeCluster, FakeReplicator, soon
+from vecdb.cluster.control import replication
 from vecdb.core.errors import (
     CollectionNotFound,
     DataCorrupted,
@@ -45,6 +46,21 @@ def test_every_replica_is_told_of_with_what_it_lacks() -> None:
             ("n1/7", "leader", 0), ("n2/7", "follower", 0), ("n3/7", "follower", 1)]
 
     run(test)
+
+
+def test_replicas_that_shards_lack_of_their_factor_are_told_of() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        assert [(one.wanted, one.lacks) for one in await cluster.shards["n2"].list(None, soon())] == [(0, 0), (2, 0)]
+        details = (await cluster.nodes["n2"].describe("docs", soon())).details
+        assert (details["replication_factor"], "replicas_lacking" in details) == (2, False)
+        await cluster.change(replication("docs", 5))
+        for name in (None, "docs"):
+            assert [(one.wanted, one.lacks, one.healthy)
+                    for one in await cluster.shards["n2"].list(name, soon()) if one.collection] == [(5, 3, True)]
+        details = (await cluster.nodes["n2"].describe("docs", soon())).details
+        assert (details["replication_factor"], details["replicas_lacking"]) == (5, 3)
+
+    run(test, placed=("n1", "n2"))
 
 
 def test_a_node_that_does_not_answer_is_unreachable_and_no_error() -> None:

@@ -63,7 +63,14 @@ class Care:
         def merge(answers: Answers[Description]) -> Description:
             return _together(name, answers, self._know)
 
-        return await self._fan.read(name, call, _all(reading), merge)
+        found: Description = await self._fan.read(name, call, _all(reading), merge)
+        shards = self._know.known(name)
+        if shards is None:
+            return found
+        factor = shards.entry.replication_factor
+        lack = sum(max(0, factor - len(one.desired)) for one in shards.all)
+        return replace(found, details={**found.details, "replication_factor": factor,
+                                       **({"replicas_lacking": lack} if lack else {})})
 
     async def _described_here(self, shard: ShardEntry, call: Call) -> Description:
         told = await self._engine.describe(shard.label, call)
