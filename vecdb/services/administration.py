@@ -272,8 +272,9 @@ class Administration:
         self._known = known
         self._clock = clock
 
-    async def _ask(self, call: Call, ask: Callable[[Operations], Awaitable[T]], *, once: bool = False) -> T:
-        return await self._leaders.ask(Task(CONTROL, self._nodes(), call, once=once), lambda node: ask(
+    async def _ask(self, call: Call, ask: Callable[[Operations], Awaitable[T]], *, once: bool = False,
+                   reads: bool = False) -> T:
+        return await self._leaders.ask(Task(CONTROL, self._nodes(), call, once=once, reads=reads), lambda node: ask(
             self._own if node == self._me else self._other(node)))
 
     async def cluster(self, call: Call) -> ClusterInfo:
@@ -281,7 +282,7 @@ class Administration:
         now = self._clock.monotonic()
         mine = replace(call, deadline=now + SHARE * (self._leaders.deadline(call) - now))
         try:
-            return await self._ask(mine, lambda one: one.cluster(mine))
+            return await self._ask(mine, lambda one: one.cluster(mine), reads=True)
         except (Unavailable, DeadlineExceeded) as error:
             known = None if isinstance(error, NodeRemoved) else self._known()
             if known is None:
@@ -290,10 +291,10 @@ class Administration:
             return known
 
     async def cluster_jobs(self, call: Call, *, id: int = 0, ended: bool = False) -> list[JobInfo]:
-        return await self._ask(call, lambda one: one.cluster_jobs(call, id=id, ended=ended))
+        return await self._ask(call, lambda one: one.cluster_jobs(call, id=id, ended=ended), reads=True)
 
     async def plan_job(self, kind: str, target: str, args: Mapping[str, Any], call: Call) -> Plan:
-        return await self._ask(call, lambda one: one.plan_job(kind, target, args, call))
+        return await self._ask(call, lambda one: one.plan_job(kind, target, args, call), reads=True)
 
     async def begin_job(self, kind: str, target: str, args: Mapping[str, Any], call: Call) -> int:
         if call.token is None:  # what is tried again here must be done once
@@ -307,7 +308,7 @@ class Administration:
         return await self._ask(call, lambda one: one.create_join_token(ttl_s, roles, call), once=True)
 
     async def join_tokens(self, call: Call) -> list[JoinToken]:
-        return await self._ask(call, lambda one: one.join_tokens(call))
+        return await self._ask(call, lambda one: one.join_tokens(call), reads=True)
 
     async def revoke_join_token(self, id: str, call: Call) -> None:
         await self._ask(call, lambda one: one.revoke_join_token(id, call))

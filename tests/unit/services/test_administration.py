@@ -13,6 +13,7 @@ from vecdb.cluster.joining import Candidate
 from vecdb.core.calls import Call
 from vecdb.core.cluster import JobState, Plan, PlanStep
 from vecdb.core.errors import (
+    DeadlineExceeded,
     JobNotFound,
     NodeNotFound,
     NodeRemoved,
@@ -32,6 +33,7 @@ from vecdb.services.governor import Governor
 from vecdb.services.leaders import Leaders
 from vecdb.services.operations.kinds import Drain, Move
 from vecdb.services.operations.restore import Restore
+from vecdb.services.replicas import CONTROL
 
 KINDS = {one.kind: one for one in (Move(), Drain())}
 
@@ -53,11 +55,13 @@ class Asked:
         return await self.says()
 
 
-def administration(governed: Governed, says: Callable[[], Awaitable[ClusterInfo]], known: Any = None) -> Administration:
+def administration(governed: Governed, says: Callable[[], Awaitable[ClusterInfo]], known: Any = None,
+                   leads: str | None = None) -> Administration:
+    """``leads``: what nodes say of who does."""
     clock, mine = SystemClock(), own(governed)
 
     async def ask_leader(group: int, node: str) -> str | None:
-        return None
+        return leads
 
     leaders = Leaders("n1", lambda group: None, ask_leader, clock, Random(7))
     return Administration("n1", lambda: ["c1", "c2"], mine, lambda node: Asked(says),  # type: ignore[arg-type,return-value]
@@ -92,6 +96,23 @@ def test_a_cluster_without_a_leader_is_told_of_as_this_node_has_it(says: Callabl
     told = cluster(administration(governed, says), 0.4)
     assert (told.leader, told.collections, [one.name for one in told.nodes]) == (None, 1, ["n1", "n2", "n3"])
     assert {one.heard_s for one in told.nodes} == {-1.0}, "it heard nobody itself"
+
+
+def test_where_who_led_hangs_and_who_leads_now_too_it_is_no_question_what_was_done() -> None:
+    governed = Governed(3)
+    governed.collection("docs", ("n1", "n2"))
+    asked = 0
+
+    async def says() -> ClusterInfo:
+        nonlocal asked
+        asked += 1
+        await asyncio.sleep(3.0)
+        raise DeadlineExceeded("nobody answered in time")
+
+    one = administration(governed, says, leads="c2")
+    one._leaders._remember(CONTROL, "c1")
+    told = cluster(one, 5.0)
+    assert (told.leader, told.collections, asked) == (None, 1, 2)
 
 
 def test_a_new_leader_tells_whom_it_has_not_heard_and_decides_by_how_long_it_leads() -> None:
