@@ -1,10 +1,14 @@
 """asyncio on virtual time: what asyncio promises holds, nothing waits, and what was killed stays so."""
 
 import asyncio
+import gc
+import inspect
+import weakref
+from contextlib import suppress
 
 import pytest
 
-from vecdb.testing.loop import Threads, VirtualLoop
+from vecdb.testing.loop import CLOSINGS, Threads, VirtualLoop
 from vecdb.testing.world import World
 
 
@@ -109,3 +113,50 @@ def test_what_nobody_hears_is_kept():
     loop.call_soon(lambda: 1 / 0)
     world.run(1)
     assert "ZeroDivisionError" in loop.errors[0]
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_a_task_begins_as_it_is_closed_holds_nothing_when_the_world_is_gone():
+    """It cleans up in another task, which it would wait for."""
+    closed = []
+
+    async def clean(loop, left):
+        closed.append(left)
+        await loop.run_in_executor(None, closed.append, left)
+
+    async def work(loop):
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            for left in (2, 1):
+                await asyncio.shield(asyncio.ensure_future(clean(loop, left)))
+
+    def whole():
+        world = World(1)
+        loop = VirtualLoop(world)
+        loop.create_task(work(loop))
+        world.run(1)
+        loop.end()
+        return weakref.ref(world), [*loop.errors]
+
+    world, errors = whole()
+    gc.collect()
+    assert world() is None
+    assert (closed, errors) == ([], []), "what never ran cleans nothing up"
+
+
+def test_a_task_that_does_not_end_as_it_is_closed_is_told_of():
+    async def stays():
+        for _ in range(2 * CLOSINGS):
+            with suppress(GeneratorExit):
+                await asyncio.sleep(3600)
+
+    world, coroutine = World(1), stays()
+    loop = VirtualLoop(world)
+    loop.create_task(coroutine)
+    world.run(1)
+    with pytest.raises(AssertionError, match="does not end"):
+        loop.end()
+    while inspect.getcoroutinestate(coroutine) != inspect.CORO_CLOSED:
+        with suppress(RuntimeError):
+            coroutine.close()

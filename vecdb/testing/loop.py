@@ -6,6 +6,7 @@ that no collector closes a coroutine in the middle of a run.
 """
 
 import asyncio
+import inspect
 from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor, Future
@@ -13,11 +14,25 @@ from contextlib import suppress
 from contextvars import Context
 from functools import partial
 from random import Random
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from vecdb.testing.world import World
 
 T = TypeVar("T")
+
+
+CLOSINGS: Final = 100
+"""More awaits than that no coroutine comes to as it is closed."""
+
+
+def _close(coroutine: Any) -> None:
+    """Until it has ended: it may want to wait for something, more than once."""
+    for _ in range(CLOSINGS):
+        with suppress(BaseException):
+            coroutine.close()
+        if inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED:
+            return
+    raise AssertionError(f"{coroutine} does not end")
 
 
 class VirtualLoop(asyncio.AbstractEventLoop):
@@ -62,15 +77,21 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self._behind.append(act)
 
     def end(self) -> None:
-        """The simulation is over: let go of what the tasks hold."""
+        """The simulation is over: let go of what the tasks hold.
+
+        What a coroutine begins as it is closed belongs here as well, where it never runs, and is closed in its turn: a
+        collector would close it where no loop runs, and asyncio would make one that keeps it for good.
+        """
         self.kill()
-        for task in self._tasks:
-            if not task.done():
-                task._log_destroy_pending = False  # type: ignore[attr-defined]  # it is pending on purpose
-                coroutine = task.get_coro()
-                assert coroutine is not None
-                with suppress(BaseException):  # it may want to wait for something
-                    coroutine.close()
+        before = asyncio._get_running_loop()
+        asyncio._set_running_loop(self)
+        try:
+            for task in self._tasks:  # those that are begun here are added at its end
+                if not task.done():
+                    task._log_destroy_pending = False  # type: ignore[attr-defined]  # it is pending on purpose
+                    _close(task.get_coro())
+        finally:
+            asyncio._set_running_loop(before)
         self._tasks.clear()
 
     def run(self, coroutine: Coroutine[Any, Any, T], at_most: float) -> T:
