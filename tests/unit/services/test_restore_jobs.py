@@ -276,6 +276,18 @@ def test_who_is_heard_is_given_replicas_first(tmp_path: Path) -> None:
     assert [sorted(one.desired) for one in stage.governed.now.of("docs")] == [["n1", "n3", "n4"]] * 6
 
 
+def test_who_is_silent_and_is_no_member_of_the_control_group_is_not_waited_for(stage: Stage) -> None:
+    stage.governed.there[0] = ("c1", "n1", "n3")
+    stage.until("loading")
+    for _ in range(3):
+        stage.step()
+    assert dict(stage.governed.now.loading) == {}, "it is heard, so it is about to be one"
+    stage.governed.silent = {"n2": 6.0}
+    assert stage.end().state is JobState.DONE
+    assert (stage.governed.now.get("docs").replication_factor, stage.governed.now.only("docs").desired) == (
+        3, ("n1", "n3"))
+
+
 def test_without_word_of_a_majority_of_the_nodes_it_waits(stage: Stage) -> None:
     """One disk of three would acknowledge writes alone, or nobody would lead."""
     stage.governed.silent = {"n1": 6.0, "n2": 6.0}

@@ -9,7 +9,7 @@ What is written down goes through the control group's log.  Who leads no more ca
 of other nodes is either idempotent or names the job's attempt, so two leaders that overlap do no harm.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
@@ -201,13 +201,18 @@ async def proposed(context: Context, command: bytes) -> None:
         raise outcome
 
 
-async def numbered(context: Context, shards: Sequence[tuple[str, ...]], call: Call) -> list[tuple[str, ...]]:
-    """Replicas of nodes, by the numbers that these have now; raises ``Unavailable`` where one has none yet."""
+async def numbered(context: Context, shards: Sequence[tuple[str, ...]], call: Call, silent: Collection[str] = ()
+                   ) -> list[tuple[str, ...]]:
+    """Replicas of nodes, by the numbers that these have now.
+
+    One that is ``silent`` and has no number, for it is no member of the control group, is left out: shards are given
+    replicas that they lack later.  Raises ``Unavailable`` where another has none yet.
+    """
     control = (await context.replicas(context.me).status([0], call)).get(0)
     if control is None:
         raise Unavailable("the control group is not here")
     known = {node_of(one): one for one in (*control.voters, *control.learners, *control.joining)}
-    missing = sorted({node for nodes in shards for node in nodes if node not in known})
-    if missing:
-        raise Unavailable(f"{missing[0]} is no member of the control group yet", node=missing[0])
-    return [tuple(sorted(known[node] for node in nodes)) for nodes in shards]
+    missing = {node for nodes in shards for node in nodes if node not in known}
+    for node in sorted(missing.difference(silent)):
+        raise Unavailable(f"{node} is no member of the control group yet", node=node)
+    return [tuple(sorted(known[node] for node in nodes if node not in missing)) for nodes in shards]

@@ -224,7 +224,7 @@ class Attempt:
             return self._step("waiting", 2.0)
         away = [name for name in self._state.nodes if context.heard_s(name) > UNHEARD_S]
         nodes = choose(self._state, wanted, away)
-        named = await numbered(context, nodes, self._call(ASK_S))
+        named = await numbered(context, nodes, self._call(ASK_S), away)
         outcome = await context.propose(operation.commands.add(job.id, wanted.collection.name, [
             (lo, hi, replicas) for (lo, hi), replicas in zip(wanted.ranges, named, strict=True)]))
         if isinstance(outcome, VecdbError) and not self._made():

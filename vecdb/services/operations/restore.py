@@ -210,7 +210,7 @@ class Restore:
         unheard = sorted({node for nodes in plans for node in nodes if node in room.away})
         if unheard:
             context.tell("warning", "replicas_unheard", job=job.id, collection=wanted.name, nodes=unheard)
-        named = await numbered(context, plans, call_of(context))
+        named = await numbered(context, plans, call_of(context), away)
         await proposed(context, collection_load(job.id, wanted.schema, [
             (lo, hi, replicas) for (lo, hi), replicas in zip(edges, named, strict=True)], factor, source.shard_key))
 
