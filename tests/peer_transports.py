@@ -1,6 +1,5 @@
 """Transports between nodes on loopback, for tests: ports chosen by the system, certificates of ``issue``."""
 
-import asyncio
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -64,13 +63,6 @@ class Transport:
         await self.frames.close()
         await self.channels.close()
         await self.server.stop()
-
-
-async def until(found: Any, within_s: float = 60.0) -> None:
-    """Return once ``found()`` is true; the limit is no promise, only an end for what has gone wrong."""
-    async with asyncio.timeout(within_s):
-        while not found():
-            await asyncio.sleep(0.005)
 
 
 def issued(folder: Path, cluster: str = CLUSTER) -> Path:

@@ -14,6 +14,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2
 
 from tests.fake_node import FakeNode
+from tests.waiting import until
 from vecdb.core.access import ANONYMOUS, Grant, Principal, Role
 from vecdb.core.errors import (
     CollectionExists,
@@ -348,9 +349,12 @@ def test_a_stream_that_nobody_reads_takes_no_more_than_its_window() -> None:
                     await stream.write(message)
 
             writer = asyncio.create_task(write())
-            await asyncio.sleep(1.0)
-            asked = sum(one[0] == "query" for one in face.node.calls)
-            assert asked == STREAM_WINDOW
+            def asked() -> int:
+                return sum(one[0] == "query" for one in face.node.calls)
+
+            await until(lambda: asked() >= STREAM_WINDOW)
+            await asyncio.sleep(0.5)  # for more of them to come
+            assert asked() == STREAM_WINDOW
             writer.cancel()
             stream.cancel()
             while face.server.running:

@@ -12,7 +12,8 @@ import tracemalloc
 import grpc
 import pytest
 
-from tests.peer_transports import CLUSTER, Transport, certificates, issued, until
+from tests.peer_transports import CLUSTER, Transport, certificates, issued
+from tests.waiting import until
 from vecdb.rpc.frames import AWAY_BYTES
 from vecdb.rpc.frames_codec import MAX_FRAME_BYTES, join
 from vecdb.rpc.frames_server import STREAM_KEY

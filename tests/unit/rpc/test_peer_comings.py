@@ -5,8 +5,9 @@ import asyncio
 import grpc
 import pytest
 
-from tests.peer_transports import CLUSTER, Transport, certificates, issued, until
+from tests.peer_transports import CLUSTER, Transport, certificates, issued
 from tests.unit.rpc.test_peers_server import PATH, Service, ask, greeting, insecure
+from tests.waiting import until
 from vecdb.rpc.peer_channels import PeerChannels
 from vecdb.rpc.peer_names import Greeting, certificate_name
 

@@ -4,8 +4,9 @@ import asyncio
 
 import grpc
 
-from tests.peer_transports import Transport, until
+from tests.peer_transports import Transport
 from tests.unit.rpc.test_peers_server import PATH, Service, ask, greeting, insecure
+from tests.waiting import until
 from vecdb.core.errors import Unavailable
 from vecdb.rpc.peer_twins import AGAIN_S, Twins
 

@@ -7,7 +7,8 @@ import grpc
 import pytest
 import trustme
 
-from tests.peer_transports import CLUSTER, Transport, certificates, issued, until
+from tests.peer_transports import CLUSTER, Transport, certificates, issued
+from tests.waiting import until
 from vecdb.core.errors import InvalidArgument, Unavailable
 from vecdb.rpc.peer_names import Greeting, certificate_name, certified
 from vecdb.rpc.peers_server import PeerServer, PeerServerOptions, peer_name

@@ -3,7 +3,8 @@
 import asyncio
 from types import SimpleNamespace
 
-from tests.peer_transports import Transport, certificates, files, issued, until
+from tests.peer_transports import Transport, certificates, files, issued
+from tests.waiting import until
 from vecdb.rpc.probing import AGAIN_S, AUTHORITY, CLUSTER, NODE, OURS, Probes, _whose, look
 
 

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.peer_transports import Transport, certificates, issued, until
+from tests.peer_transports import Transport, certificates, issued
+from tests.waiting import until
 from vecdb.rpc.reasons import short
 from vecdb.serving.compose import _reasons
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.fake_cluster import NAMES, FakeCluster, run, soon
+from tests.waiting import until
 from vecdb.cluster import control
 from vecdb.cluster.routing import HASH_SPACE, hash_of_id
 from vecdb.core.calls import Consistency, WriteToken
@@ -134,8 +135,7 @@ def test_a_cancelled_write_frees_its_place() -> None:
         cluster.frozen = {"n1"}
         node = cluster.nodes["n2"]
         writing = asyncio.create_task(node.upsert("docs", batch(), soon()))
-        await asyncio.sleep(0.05)
-        assert node.writer.gate.inside == 1
+        await until(lambda: node.writer.gate.inside == 1)
         writing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await writing

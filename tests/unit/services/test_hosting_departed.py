@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.waiting import until
 from vecdb.cluster.control import CollectionEntry, ControlState, ShardEntry
 from vecdb.cluster.founding import Founding
 from vecdb.core.errors import StorageError, Unavailable
@@ -130,12 +131,6 @@ class Node:
                                 departures=departures or Departures(self.store), is_member=self.is_member)
         hosting.start()
         return hosting
-
-
-async def until(so: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while not so():
-            await asyncio.sleep(0.005)
 
 
 def elsewhere() -> ShardEntry:

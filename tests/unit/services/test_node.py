@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.memory_backend import MemoryBackend
+from tests.waiting import until
 from vecdb.core.calls import Call, Stopped
 from vecdb.core.errors import Cancelled, DatabaseClosed, DeadlineExceeded, Overloaded
 from vecdb.core.records import DeleteIds, UpsertBatch
@@ -66,13 +67,13 @@ def test_a_queued_write_that_is_given_up_frees_what_it_holds_and_never_runs() ->
     async def test() -> None:
         bench = Bench()
         running = bench.write(1)
-        await asyncio.sleep(0.05)
+        await until(lambda: bench.backend.seen)
 
         jobs: list[Any] = []
         submit = bench.node._writes.submit
         bench.node._writes.submit = lambda job: (jobs.append(job), submit(job))  # type: ignore[method-assign,return-value]
         task = bench.write(2)
-        await asyncio.sleep(0.01)
+        await until(lambda: jobs)
         assert jobs[0]._work is not None
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -91,7 +92,7 @@ def test_a_queue_that_is_full_refuses_also_when_its_callers_have_gone() -> None:
     async def test() -> None:
         bench = Bench()
         tasks = [bench.write(number) for number in range(1 + WAITING_PER_THREAD)]
-        await asyncio.sleep(0.05)
+        await until(lambda: bench.backend.seen and bench.node._writes.gate.inside == len(tasks))
         for task in tasks[1:]:
             task.cancel()
         await asyncio.gather(*tasks[1:], return_exceptions=True)
@@ -100,7 +101,7 @@ def test_a_queue_that_is_full_refuses_also_when_its_callers_have_gone() -> None:
         assert bench.told.refusals == [Refusal.QUEUE]
         bench.backend.open.set()
         await tasks[0]
-        await asyncio.sleep(0.05)
+        await until(lambda: bench.node._writes.gate.inside == 0)
         await bench.write(1_000)
         await bench.node.close()
 
@@ -110,10 +111,10 @@ def test_a_queue_that_is_full_refuses_also_when_its_callers_have_gone() -> None:
 def test_a_write_whose_deadline_passes_in_the_queue_changes_nothing_and_one_that_has_begun_ends() -> None:
     async def test() -> None:
         bench = Bench()
-        begun = bench.write(1, Call(deadline=SystemClock().monotonic() + 0.1))
+        begun = bench.write(1, Call(deadline=SystemClock().monotonic() + 1.0))
+        await until(lambda: bench.backend.seen)
         queued = bench.write(2, Call(deadline=SystemClock().monotonic() + 0.1))
-        await asyncio.sleep(0.3)
-        assert bench.backend.seen[0].stop[0] == Stopped.DEADLINE
+        await until(lambda: bench.backend.seen[0].stop[0] == Stopped.DEADLINE)
         bench.backend.open.set()
         with pytest.raises(DeadlineExceeded):
             await queued

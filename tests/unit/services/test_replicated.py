@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from tests.fake_cluster import NAMES, SCHEMA, FakeCluster, batch, run, soon
+from tests.waiting import until
 from vecdb.core.calls import Consistency, Stopped, WriteToken
 from vecdb.core.errors import (
     DataCorrupted,
@@ -179,8 +180,7 @@ def test_a_cancelled_write_frees_its_waiter_and_its_place() -> None:
         cluster.frozen = {"n1"}
         node = cluster.nodes["n2"]
         write = asyncio.create_task(node.upsert("docs", batch(), soon()))
-        await asyncio.sleep(0.05)
-        assert node.writer.gate.inside == 1
+        await until(lambda: node.writer.gate.inside == 1)
         write.cancel()
         with pytest.raises(asyncio.CancelledError):
             await write
