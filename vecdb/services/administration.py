@@ -53,6 +53,7 @@ from vecdb.services.governor import Governor
 from vecdb.services.leaders import Leaders, Task
 from vecdb.services.operations.base import Operation, commands_of, too_late
 from vecdb.services.operations.placing import AWAY_S, held_before
+from vecdb.services.passing import copy_of
 from vecdb.services.replicas import CONTROL
 
 T = TypeVar("T")
@@ -272,17 +273,17 @@ class Administration:
         self._known = known
         self._clock = clock
 
-    async def _ask(self, call: Call, ask: Callable[[Operations], Awaitable[T]], *, once: bool = False,
+    async def _ask(self, call: Call, ask: Callable[[Operations, Call], Awaitable[T]], *, once: bool = False,
                    reads: bool = False) -> T:
         return await self._leaders.ask(Task(CONTROL, self._nodes(), call, once=once, reads=reads), lambda node: ask(
-            self._own if node == self._me else self._other(node)))
+            self._own if node == self._me else self._other(node), copy_of(call)))
 
     async def cluster(self, call: Call) -> ClusterInfo:
         """By whoever leads; if he does not answer in most of the call's time, as this node has it, without a leader."""
         now = self._clock.monotonic()
         mine = replace(call, deadline=now + SHARE * (self._leaders.deadline(call) - now))
         try:
-            return await self._ask(mine, lambda one: one.cluster(mine), reads=True)
+            return await self._ask(mine, lambda one, its: one.cluster(its), reads=True)
         except (Unavailable, DeadlineExceeded) as error:
             known = None if isinstance(error, NodeRemoved) else self._known()
             if known is None:
@@ -291,36 +292,36 @@ class Administration:
             return known
 
     async def cluster_jobs(self, call: Call, *, id: int = 0, ended: bool = False) -> list[JobInfo]:
-        return await self._ask(call, lambda one: one.cluster_jobs(call, id=id, ended=ended), reads=True)
+        return await self._ask(call, lambda one, mine: one.cluster_jobs(mine, id=id, ended=ended), reads=True)
 
     async def plan_job(self, kind: str, target: str, args: Mapping[str, Any], call: Call) -> Plan:
-        return await self._ask(call, lambda one: one.plan_job(kind, target, args, call), reads=True)
+        return await self._ask(call, lambda one, mine: one.plan_job(kind, target, args, mine), reads=True)
 
     async def begin_job(self, kind: str, target: str, args: Mapping[str, Any], call: Call) -> int:
         if call.token is None:  # what is tried again here must be done once
             call.token = WriteToken(os.urandom(16))
-        return await self._ask(call, lambda one: one.begin_job(kind, target, args, call))
+        return await self._ask(call, lambda one, mine: one.begin_job(kind, target, args, mine))
 
     async def cancel_job(self, id: int, call: Call) -> JobInfo:
-        return await self._ask(call, lambda one: one.cancel_job(id, call))
+        return await self._ask(call, lambda one, mine: one.cancel_job(id, mine))
 
     async def create_join_token(self, ttl_s: float, roles: Sequence[str], call: Call) -> NewJoinToken:
-        return await self._ask(call, lambda one: one.create_join_token(ttl_s, roles, call), once=True)
+        return await self._ask(call, lambda one, mine: one.create_join_token(ttl_s, roles, mine), once=True)
 
     async def join_tokens(self, call: Call) -> list[JoinToken]:
-        return await self._ask(call, lambda one: one.join_tokens(call), reads=True)
+        return await self._ask(call, lambda one, mine: one.join_tokens(mine), reads=True)
 
     async def revoke_join_token(self, id: str, call: Call) -> None:
-        await self._ask(call, lambda one: one.revoke_join_token(id, call))
+        await self._ask(call, lambda one, mine: one.revoke_join_token(id, mine))
 
     async def activate_node(self, node: str, call: Call) -> None:
-        await self._ask(call, lambda one: one.activate_node(node, call))
+        await self._ask(call, lambda one, mine: one.activate_node(node, mine))
 
     async def remove_node(self, node: str, call: Call) -> None:
-        await self._ask(call, lambda one: one.remove_node(node, call))
+        await self._ask(call, lambda one, mine: one.remove_node(node, mine))
 
     async def set_cluster_setting(self, name: str, value: Any, call: Call) -> None:
-        await self._ask(call, lambda one: one.set_cluster_setting(name, value, call))
+        await self._ask(call, lambda one, mine: one.set_cluster_setting(name, value, mine))
 
 
 class NoCluster:

@@ -29,6 +29,7 @@ from vecdb.ports.clock import Clock
 from vecdb.ports.peers import Peers, Replicas
 from vecdb.ports.replicator import Committed, ReplicaStatus
 from vecdb.services.leaders import Task
+from vecdb.services.passing import copy_of
 from vecdb.services.replicas import CONTROL, Controlled, Engine, OwnReplicas
 from vecdb.services.replicated import Cluster, ReplicatedNode
 from vecdb.shard.codec import encode
@@ -186,7 +187,7 @@ class ClusterShards:
         mine = self._brief(call, MARK_S)
 
         async def ask(node: str) -> None:
-            await self._replicas(node).transfer(group, target, mine)
+            await self._replicas(node).transfer(group, target, copy_of(mine))
 
         await self._node.leaders.ask(Task(group, nodes, mine, reads=True, name=name), ask)
         await self._led_again(group, nodes, name, call)

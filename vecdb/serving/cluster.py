@@ -33,7 +33,6 @@ from vecdb.client.remote.node import RemoteNode
 from vecdb.client.remote.options import Options
 from vecdb.cluster.joining import Release
 from vecdb.config import Settings
-from vecdb.core.calls import Call
 from vecdb.core.errors import DataCorrupted, FormatMismatch, StorageError, Unavailable, VecdbError
 from vecdb.core.nodes import bracketed
 from vecdb.ports.observer import NullObserver, Observer
@@ -76,12 +75,12 @@ from vecdb.services.backup.work import BackupWork, Held
 from vecdb.services.balance import Balancer, BalanceSettings
 from vecdb.services.cluster_keys import ClusterKeys
 from vecdb.services.control import Control
+from vecdb.services.control_calls import ControlCalls
 from vecdb.services.copying import Copying
 from vecdb.services.departures import Departures
 from vecdb.services.directory import Directory
 from vecdb.services.hosting import Hosting
 from vecdb.services.keys import KeyRing
-from vecdb.services.leaders import Task
 from vecdb.services.ledger import Ledger
 from vecdb.services.local import LocalDatabase
 from vecdb.services.node import LocalNode
@@ -109,7 +108,6 @@ HEARTBEATS: Final = 3
 GRACE_S: Final = 1.0
 """For calls of other nodes to end when this one stops."""
 FIGURES_S: Final = 2.0
-CHANGE_S: Final = 10.0
 LOOK_S: Final = 1.0
 PROBE_BYTES: Final = 8 << 20
 """What a disk must take before it is believed to be well: more than little files find room for."""
@@ -279,30 +277,14 @@ class Member:
         def blocking(work: Callable[[], Coroutine[Any, Any, object]]) -> object:
             return asyncio.run_coroutine_threadsafe(work(), self._loop).result()
 
+        calls = ControlCalls(self.node.leaders, lambda: self.directory.names, self._replicas,
+                             lambda: self.control.replicator, SystemClock())
         return ClusterKeys(lambda: self.control.state.api_keys, self.membership.knows_keys,
-                           lambda command: blocking(lambda: self._change(command)),
-                           lambda: blocking(self._catch_up), own, SystemClock())
-
-    async def _change(self, command: bytes) -> None:
-        """Have a command done by who leads the control group; it says itself that it happens once."""
-        call = Call(deadline=SystemClock().monotonic() + CHANGE_S)
-        done = await self.node.leaders.ask(
-            Task(0, self.directory.names, call), lambda node: self._replicas(node).propose(0, command, call))
-        await self._applied(done.log_index)
-
-    async def _catch_up(self) -> None:
-        call = Call(deadline=SystemClock().monotonic() + CHANGE_S)
-        await self._applied(await self.node.leaders.ask(
-            Task(0, self.directory.names, call, reads=True), lambda node: self._replicas(node).read_index(0, call)))
+                           lambda command: blocking(lambda: calls.change(command)),
+                           lambda: blocking(calls.catch_up), own, SystemClock())
 
     def _replicas(self, node: str) -> Replicas:
         return self.own if node == self._settings.server.node_id else self.peers.replicas(node)
-
-    async def _applied(self, log_index: int) -> None:
-        replicator = self.control.replicator
-        if replicator is None:
-            raise Unavailable("the control group is not here yet", retry_after_s=0.1)
-        await replicator.wait_applied(log_index, self._loop.time() + CHANGE_S)
 
     def _stats(self) -> dict[str, float]:
         """What is told of this node to who leads, beside its disk and memory."""
