@@ -170,6 +170,12 @@ def split(ring: Ring[R], command: Command, shard_key: str | None = None) -> list
     return split_update(ring, command, shard_key)
 
 
+def is_whole(command: Command, shard_key: str | None) -> bool:
+    """Whether shards that get anything of a command get all of it, for they are not told apart by what it names."""
+    return isinstance(command, DeleteWhere) or (shard_key is not None and (
+        isinstance(command, DeleteIds) or (isinstance(command, UpdateMetadata) and command.merge)))
+
+
 def _split_upsert(ring: Ring[R], batch: UpsertBatch, shard_key: str | None) -> list[Part[R]]:
     hashes = id_hashes(batch.ids) if shard_key is None else _metadata_hashes(batch.metadata, shard_key)
     groups = ring.groups(hashes)
@@ -247,8 +253,11 @@ def check_distinct(shard_key: str | None, found: int, wanted: int) -> None:
 
 
 def metadata_hash(raw: bytes, shard_key: str) -> int | None:
-    """Where a record with this metadata is; None: it has no value of the shard key."""
-    key = _value_of(raw, split_path(shard_key))
+    """Where a record with this metadata is; None: it has no value of the shard key, or is none."""
+    try:
+        key = _value_of(raw, split_path(shard_key))
+    except ValueError:
+        return None
     return None if key is None else hash_of(key)
 
 

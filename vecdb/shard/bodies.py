@@ -18,8 +18,9 @@ Place = Callable[[bytes, bytes, str], int | None]
 
 def places_of(command: object, place: Place, shard_key: str) -> list[int] | None:
     """The hashes of a command's records; None where it does not say them all."""
-    if isinstance(command, UpsertBatch):
-        found = [place(key, body, shard_key) for key, body in zip(keys_of(command.ids), command.metadata, strict=False)]
+    if isinstance(command, UpsertBatch) or (isinstance(command, UpdateMetadata) and shard_key and not command.merge):
+        bodies = command.metadata if isinstance(command, UpsertBatch) else command.patch
+        found = [place(key, body, shard_key) for key, body in zip(keys_of(command.ids), bodies, strict=False)]
     elif isinstance(command, DeleteIds | UpdateMetadata) and not shard_key:
         found = [place(key, b"{}", shard_key) for key in keys_of(command.ids)]
     else:

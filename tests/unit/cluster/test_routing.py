@@ -17,6 +17,7 @@ from vecdb.cluster.routing import (
     asked,
     check_distinct,
     hash_of_id,
+    is_whole,
     metadata_hash,
     pinned,
     split,
@@ -219,6 +220,19 @@ def test_updates_of_metadata_do_not_take_a_record_to_another_shard() -> None:
             assert part.shard is ring.at(hashed)
     with pytest.raises(InvalidMetadata, match="shard key"):
         split(ring, UpdateMetadata((1,), (b'{"n":1}',), False), "t.id")
+
+
+def test_what_is_whole_is_what_no_shard_gets_a_part_of() -> None:
+    ring, bodies = even(4), tuple(b'{"t":%d}' % one for one in range(64))
+    ids = tuple(range(64))
+    commands = [UpsertBatch(ids, np.zeros((64, 2), np.float32), bodies), DeleteIds(ids),
+                DeleteWhere(to_node("n > 1")), UpdateMetadata(ids, bodies, False),
+                UpdateMetadata(ids, (b"{}",) * 64)]
+    for shard_key in (None, "t"):
+        for command in commands:
+            parts = split(ring, command, shard_key)
+            assert len(parts) == 4
+            assert {part.command is command for part in parts} == {is_whole(command, shard_key)}
 
 
 def test_ids_that_several_values_share_are_told_where_their_records_come_together() -> None:

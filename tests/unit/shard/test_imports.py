@@ -388,6 +388,39 @@ def test_ids_that_every_shard_was_asked_for_are_missing_as_before_once_shards_we
         assert merge_writes([replace(again, shard=3)], command, everywhere=True).counts == first.counts
 
 
+def test_a_write_that_is_no_json_is_refused_by_a_shard_that_was_filled_by_a_shard_key(tmp_path: Path) -> None:
+    with replica_at(tmp_path / "a") as replica:
+        _apply(replica, _piece(1, shard_key="t"))
+        for command in (_upsert(1, body=b"nonsense"), UpdateMetadata((1,), (b"nonsense",), merge=False),
+                        UpdateMetadata((1,), (b"[]",), merge=False), UpdateMetadata((1, 2), (), merge=False)):
+            assert isinstance(_apply(replica, command, WriteToken(b"k", 5)), VecdbError | WriteResult)
+        assert (_records(replica), replica.position().log_index) == (0, 5)
+
+
+def test_parts_of_a_replacement_that_come_one_by_one_to_a_merged_shard_are_all_done(tmp_path: Path) -> None:
+    """With a shard key: it is cut by the values that the objects have, for two shards that had refused it."""
+    token, tenants = WriteToken(b"k", 5), sorted(range(8), key=lambda one: metadata_hash(b'{"t":%d}' % one, "t") or 0)
+    ids = tuple(tenants)
+    old, new = (tuple(b'{"t":%d,"n":%d}' % (one, number) for one in ids) for number in (1, 2))
+    with replica_at(tmp_path / "a") as both:
+        middle = metadata_hash(new[4], "t")
+        assert middle is not None
+        _apply(both, _piece(1, last=middle - 1, shard_key="t"))
+        _apply(both, _piece(1, source=2, lo=middle, shard_key="t"))
+        _apply(both, UpsertBatch(ids, np.ones((8, DIM), np.float32), old))
+        parts = [UpdateMetadata(ids[at:at + 4], new[at:at + 4], merge=False) for at in (0, 4)]
+        for part in (*parts, *parts):
+            done = _apply(both, part, token)
+            assert isinstance(done, WriteResult)
+            assert done.counts == (0, 4, 0, 0)
+        digest = both.digest().digest
+        whole = _apply(both, UpdateMetadata(ids, new, merge=False), token)
+        assert isinstance(whole, WriteResult)
+        assert (whole.counts, both.digest().digest) == ((0, 8, 0, 0), digest)
+        _apply(both, UpdateMetadata(ids, new, merge=False), WriteToken(b"another", 5))
+        assert both.digest().digest == digest, "all have what they were to have"
+
+
 @pytest.mark.parametrize("shard_key", ["", "t"])
 @pytest.mark.parametrize("command", WRITES)
 def test_of_a_write_that_the_source_did_a_part_of_a_copy_has_that_part(tmp_path: Path, command: Command, shard_key: str

@@ -21,7 +21,7 @@ from typing import Final
 
 from vecdb.cluster.control import ShardEntry
 from vecdb.cluster.merge import counted_once, merge_writes
-from vecdb.cluster.routing import Part, split
+from vecdb.cluster.routing import Part, is_whole, split
 from vecdb.core.calls import Call, WriteToken
 from vecdb.core.errors import (
     CollectionNotFound,
@@ -126,8 +126,7 @@ class Writer:
         outcomes = await self._everywhere(shards, command, size, call)
         failures = [one for one in outcomes if isinstance(one, _Failed)]
         results = [one.result for one in outcomes if isinstance(one, _Done)]
-        whole = isinstance(command, DeleteWhere) or (shard_key is not None and not isinstance(command, UpsertBatch))
-        if whole and call.token is not None:
+        if call.token is not None and is_whole(command, shard_key):
             results = counted_once([(one.shard, one.lo, one.hi, one.result) for one in outcomes
                                     if isinstance(one, _Done)])
         if failures:
