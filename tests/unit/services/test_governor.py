@@ -24,7 +24,7 @@ from vecdb.services.administration import OwnOperations
 from vecdb.services.governor import Governor
 from vecdb.services.operations.base import Step
 from vecdb.services.operations.kinds import Drain, Move, Rebalance, Repair, Replication
-from vecdb.services.operations.placing import AWAY_S, RECEIVE_AT_ONCE
+from vecdb.services.operations.placing import AWAY_S, PATIENCE_S, RECEIVE_AT_ONCE
 
 KINDS = {one.kind: one for one in (Move(), Replication(), Drain(), Repair(), Rebalance())}
 
@@ -377,14 +377,19 @@ def test_a_node_that_is_lost_when_its_drain_has_failed_is_repaired() -> None:
 
 @pytest.mark.parametrize(("kind", "target", "args"), [("drain", "n1", {}), ("replication", "docs", {"factor": 4})])
 def test_what_could_not_be_done_is_not_said_to_be(kind: str, target: str, args: dict[str, Any]) -> None:
-    """The only node that could take a replica is away."""
+    """The only node that could take a replica is away: for a moment it is waited for."""
     async def run() -> None:
         governed = Governed(4)
         governed.collection("docs", ("n1", "n2", "n3"))
-        governed.silent["n4"] = AWAY_S + 1
         one = governor(governed)
         job = governed.begin(kind, target, **args)
-        await turns(governed, one, 10)
+        for silent in range(int(AWAY_S) + 1, int(PATIENCE_S) + 1):
+            governed.silent["n4"] = silent
+            await turns(governed, one, 1)
+            assert not governed.now.jobs[job.id].state.ended
+        assert "(n4)" in governed.now.jobs[job.id].error
+        governed.silent["n4"] = PATIENCE_S + 1
+        await turns(governed, one, 20)
         ended = governed.now.jobs[job.id]
         assert ended.state is JobState.FAILED
         assert "heard" in ended.error
@@ -394,6 +399,18 @@ def test_what_could_not_be_done_is_not_said_to_be(kind: str, target: str, args: 
         again = governed.begin(kind, target, **args)
         await turns(governed, one, 30)
         assert governed.now.jobs[again.id].state is JobState.DONE
+        await one.stop()
+
+        governed = Governed(4)
+        governed.collection("docs", ("n1", "n2", "n3"))
+        governed.silent["n4"] = AWAY_S + 1
+        one = governor(governed)
+        job = governed.begin(kind, target, **args)
+        await turns(governed, one, 10)
+        governed.silent.clear()
+        await turns(governed, one, 30)
+        ended = governed.now.jobs[job.id]
+        assert (ended.state, ended.error) == (JobState.DONE, "")
         await one.stop()
 
     asyncio.run(run())

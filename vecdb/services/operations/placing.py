@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from vecdb.cluster.control import ControlState, ShardEntry, place
-from vecdb.cluster.planning import Wish
+from vecdb.cluster.planning import Wish, holding
 from vecdb.core.cluster import JobState, Plan, PlanStep
 from vecdb.core.errors import VecdbError
 from vecdb.ports.replicator import ReplicaStatus
@@ -24,6 +24,9 @@ from vecdb.services.operations.base import Context, Job, Step, late, proposed
 
 AWAY_S: Final = 10.0
 """Not heard for so long a node gets nothing."""
+PATIENCE_S: Final = 60.0
+"""For so long a node that is not heard, and that shards could go to, is waited for before a job fails for the lack of
+nodes: one that is started again, or has much to do, is silent for some seconds."""
 RECEIVE_AT_ONCE: Final = 2
 """Replicas that one node is sent at a time: snapshots share its disk and its network."""
 AT_ONCE: Final = 32
@@ -74,6 +77,11 @@ class PlacingOperation(ABC):
                   if str(one.group) not in moving]
         if not wishes and not moving:
             error = await self.finish(job, context)
+            awaited = [one.name for one in holding(context.state())
+                       if AWAY_S < context.heard_s(one.name) <= PATIENCE_S and one.name != job.target]
+            if error and awaited:
+                return Step("moving", done, done, "shards", error=f"{error} ({', '.join(awaited[:8])})",
+                            data={"moving": {}}, again_s=2.0)
             return Step("done", done, done, "shards", JobState.FAILED if error else JobState.DONE, error)
         total = done + len(moving) + len(wishes)
         for wish in self._next(state, wishes, moving, int(job.args.get("at_once", AT_ONCE))):
