@@ -13,6 +13,7 @@ from tests.grown_nodes import COORDINATORS, Grown
 from tests.replicated_nodes import agreed, wait_for
 from tests.users import DIM, Load, vectors
 from vecdb.cli import main
+from vecdb.cluster.control import replication
 from vecdb.core.cluster import Role
 from vecdb.core.errors import InvalidArgument, Unavailable, VecdbError
 
@@ -265,3 +266,16 @@ def test_a_damaged_replica_is_found_and_built_anew(grown: Grown, db: Any) -> Non
         return bool(found.agree and found.complete)
 
     wait_for(mended, "a replica that was built anew")
+
+
+def test_a_node_that_joins_is_given_what_shards_lack(grown: Grown, db: Any) -> None:
+    collection(db, "lacking", replication_factor=3)
+    nodes = [one.name for one in db.admin.cluster.info().nodes if one.role == Role.SHARD]
+    grown.propose(replication("lacking", len(nodes) + 1))
+    wait_for(lambda: db.admin.shards("lacking")[0].lacks, "word of what it lacks")
+    wait_for(lambda: db["lacking"].describe().details.get("replicas_lacking"), "a description that says so")
+    grown.add("s5", grown.joining("s5", grown.token(roles=[Role.SHARD])))
+    grown.takes_part("s5")
+    placed(db, "lacking", of_each(len(nodes) + 1))
+    agree(db, "lacking")
+    assert db["lacking"].count() == 3_000
