@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from vecdb.cluster.routing import Places
+from vecdb.cluster.routing import Places, is_whole
 from vecdb.core.ids import RecordId
 from vecdb.core.query import Cost, Matches, QueryRequest, QueryResult
 from vecdb.core.records import Command, DeleteIds, Record, UpdateMetadata, WriteResult
@@ -176,9 +176,20 @@ def merge_writes(results: Sequence[WriteResult], command: Command, everywhere: b
                        positions=merge_positions(one.positions for one in results))
 
 
+def counting(parts: Sequence[tuple[int, int, int, WriteResult]], command: Command, shard_key: str | None, keyed: bool
+             ) -> list[WriteResult]:
+    """What counts of a write's parts: group, ``lo``, ``hi`` and result of each; ``keyed``: it has a key.
+
+    One without a key is carried out once more where a part comes to the shard that took another part's place: what that
+    deleted is gone, and what it updated is updated again.
+    """
+    if is_whole(command, shard_key) and (keyed or isinstance(command, UpdateMetadata)):
+        return counted_once(parts)
+    return [part[3] for part in parts]
+
+
 def counted_once(parts: Sequence[tuple[int, int, int, WriteResult]]) -> list[WriteResult]:
-    """What counts of a write with a key whose parts name no records of their own (all that match, or every id asked of
-    every shard): group, ``lo``, ``hi`` and result of each.
+    """The same of a write whose parts name no records of their own (all that match, or every id asked of every shard).
 
     Parts that came to the same shard, for it took the place of theirs, are each answered with all that was done there;
     and that has in it what was done in shards whose hashes it has by now.

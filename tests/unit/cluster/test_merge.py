@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vecdb.cluster.merge import counted_once, in_order, merge_positions, merge_results, merge_writes, nothing, top_k
+from vecdb.cluster.merge import (
+    counted_once,
+    counting,
+    in_order,
+    merge_positions,
+    merge_results,
+    merge_writes,
+    nothing,
+    top_k,
+)
 from vecdb.core.query import Cost, Matches, QueryRequest, QueryResult
 from vecdb.core.records import DeleteIds, Outcome, Record, UpdateMetadata, UpsertBatch, WriteResult
 
@@ -148,3 +157,19 @@ def test_shards_that_became_one_count_once() -> None:
             ([(1, 0, 4, deleted(3)), (2, 4, 8, deleted(4))], 7),
             ([(4, 0, 2, deleted(1)), (5, 2, 4, deleted(2)), (2, 4, 8, deleted(4))], 7)):
         assert sum(one.deleted for one in counted_once(parts)) == total
+
+
+def test_what_counts_of_parts_that_came_to_one_shard_is_what_was_done_once() -> None:
+    def parts(first: WriteResult, second: WriteResult) -> list[tuple[int, int, int, WriteResult]]:
+        return [(3, 0, 8, first), (3, 0, 8, second)]
+
+    ids, both = (1, 2, 3), WriteResult(updated=2, missing=1)
+    merge, delete = UpdateMetadata(ids, (b"{}",) * 3), DeleteIds(ids)
+    for keyed in (True, False):  # without a key all of it is done again
+        assert counting(parts(both, both), merge, "t", keyed) == [both]
+        cut = UpdateMetadata(ids, (b"{}",) * 3, merge=False)
+        assert counting(parts(both, both), cut, "t", keyed) == [both, both]
+    gone = parts(WriteResult(deleted=2, missing=1), WriteResult(missing=3))
+    assert merge_writes(counting(gone, delete, "t", False), delete, everywhere=True).counts == (0, 0, 2, 1)
+    assert len(counting(gone, delete, "t", True)) == 1
+    assert len(counting(gone, delete, None, True)) == 2

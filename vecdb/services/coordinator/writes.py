@@ -20,8 +20,8 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from vecdb.cluster.control import ShardEntry
-from vecdb.cluster.merge import counted_once, merge_writes
-from vecdb.cluster.routing import Part, is_whole, split
+from vecdb.cluster.merge import counting, merge_writes
+from vecdb.cluster.routing import Part, split
 from vecdb.core.calls import Call, WriteToken
 from vecdb.core.errors import (
     CollectionNotFound,
@@ -125,12 +125,11 @@ class Writer:
                 shards = await self._newer(shards, call)
         outcomes = await self._everywhere(shards, command, size, call)
         failures = [one for one in outcomes if isinstance(one, _Failed)]
-        results = [one.result for one in outcomes if isinstance(one, _Done)]
-        if call.token is not None and is_whole(command, shard_key):
-            results = counted_once([(one.shard, one.lo, one.hi, one.result) for one in outcomes
-                                    if isinstance(one, _Done)])
+        done = [one for one in outcomes if isinstance(one, _Done)]
         if failures:
-            raise _error(shards.name, [one for one in outcomes if isinstance(one, _Done)], failures)
+            raise _error(shards.name, done, failures)
+        results = counting([(one.shard, one.lo, one.hi, one.result) for one in done], command, shard_key,
+                           call.token is not None)
         return merge_writes(results, command, shard_key is not None) if results else WriteResult()
 
     # --- parts ------------------------------------------------------------------------------------
