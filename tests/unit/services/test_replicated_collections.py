@@ -324,6 +324,19 @@ def test_maintenance_says_whose_answer_it_is(monkeypatch: pytest.MonkeyPatch) ->
     run(test)
 
 
+def test_a_node_without_a_replica_says_whose_answer_it_is_and_who_leads() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        await cluster.nodes["n1"].upsert("docs", batch(), soon())
+        node = cluster.nodes["n3"]
+        for told in (await node.describe("docs", soon()), await node.optimize("docs", soon())):
+            by = told.details["by"]
+            assert by in ("n1", "n2")
+            assert (told.details["replica"], told.details["leader"]) == (f"{by}/7", "n1/7")
+            assert told.details["nodes"] == ["n1", "n2"]
+
+    run(test, placed=("n1", "n2"))
+
+
 @pytest.mark.parametrize("level", [Consistency.SESSION, Consistency.LINEARIZABLE])
 def test_a_replica_optimizes_once_it_has_what_the_session_wrote(level: Consistency) -> None:
     async def test(cluster: FakeCluster) -> None:

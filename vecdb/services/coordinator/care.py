@@ -17,12 +17,13 @@ digests are sums over their records, and so add up.
 
 import asyncio
 from collections.abc import Awaitable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 from vecdb.cluster.control import ShardEntry, collection_of
 from vecdb.core.calls import Call, Consistency
-from vecdb.core.errors import DeadlineExceeded, Unavailable, Unsupported
+from vecdb.core.errors import DeadlineExceeded, Unavailable, Unsupported, VecdbError
 from vecdb.core.query import Description
 from vecdb.ports.node import Progress
 from vecdb.services.coordinator.fan import Answers, Chosen, Fan
@@ -57,8 +58,8 @@ class Care:
     async def describe(self, name: str, call: Call) -> Description:
         """Of the replicas that answer, which the details name with their shard and who leads."""
         reading: Reading[Description] = Reading("describe", lambda shard, mine: self._described_here(shard, mine),
-                                       lambda shard, node, _, mine: self._described_there(
-                                           shard, node.describe(shard.label, mine)))
+                                       lambda shard, node, name, mine: self._described_there(
+                                           shard, name, node.describe(shard.label, mine), mine))
 
         def merge(answers: Answers[Description]) -> Description:
             return _together(name, answers, self._know)
@@ -74,18 +75,26 @@ class Care:
 
     async def _described_here(self, shard: ShardEntry, call: Call) -> Description:
         told = await self._engine.describe(shard.label, call)
-        return Description(shard.name, told.records, {**told.details, **self.about(shard)})
+        return await self._placed(shard, self._know.cluster.me, told, call)
 
-    async def _described_there(self, shard: ShardEntry, asking: Awaitable[Description]) -> Description:
-        told = await asking
-        about = {} if "replica" in told.details else self.about(shard)
-        return Description(shard.name, told.records, {**told.details, **about})
+    async def _described_there(self, shard: ShardEntry, node: str, asking: Awaitable[Description], call: Call
+                               ) -> Description:
+        return await self._placed(shard, node, await asking, call)
 
-    def about(self, shard: ShardEntry) -> dict[str, Any]:
-        """What a description says of the shard and of this node's replica of it."""
+    async def _placed(self, shard: ShardEntry, node: str, told: Description, call: Call) -> Description:
+        """With the shard and the node's replica of it, where that one has not said it."""
+        about = {} if "replica" in told.details else await self._about(shard, node, call)
+        return replace(told, name=shard.name, details={**told.details, **about})
+
+    async def _about(self, shard: ShardEntry, node: str, call: Call) -> dict[str, Any]:
         know = self._know
-        status = know.own.look(shard.group)
-        return {"shard": shard.group, "replica": "" if status is None else status.me,
+        status = know.own.look(shard.group) if node == know.cluster.me else None
+        if node != know.cluster.me:
+            until = know.clock.monotonic() + ASK_S
+            mine = Call(deadline=until if call.deadline is None else min(until, call.deadline))
+            with suppress(VecdbError):
+                status = (await know.peers.replicas(node).status([shard.group], mine)).get(shard.group)
+        return {"shard": shard.group, "replica": node if status is None else status.me,
                 "leader": "" if status is None else status.leader or "", "nodes": know.members(shard)}
 
     async def optimize(self, name: str, call: Call, on_progress: Progress | None = None) -> Description:
@@ -125,9 +134,9 @@ class Care:
                              for at, node in enumerate(nodes)])
         told = {node: one for node, one in zip(nodes, done, strict=True) if isinstance(one, Description)}
         if told:
-            first = next(iter(told.values()))
-            about = {} if "replica" in first.details else self.about(shard)
-            return replace(first, name=shard.name, details={**first.details, **about, "optimized": sorted(told)})
+            node, first = next(iter(told.items()))
+            placed = await self._placed(shard, node, first, call)
+            return replace(placed, details={**placed.details, "optimized": sorted(told)})
         call.check()
         know.still(shard)
         raise done[0] if done and isinstance(done[0], BaseException) \
