@@ -442,7 +442,7 @@ def test_closed_connections_leave_no_threads(far: FakeServer) -> None:
             docs = db.get_or_create_collection("threads", dim=2, metric="l2")
             docs.upsert(((n, [n, 1]) for n in range(50)), batch_size=5)
             docs.query([[n, 1] for n in range(20)])
-    for _ in range(500):
+    for _ in range(6_000):
         left = set(threading.enumerate()) - before
         if not left:
             break

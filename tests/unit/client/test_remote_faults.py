@@ -10,6 +10,7 @@ import pytest
 import vecdb
 from tests.fake_server import FakeServer, fine, garbage, lost, refuse, slow
 from tests.memory_backend import MemoryBackend
+from tests.waiting import until
 from vecdb.client.collection import Collection
 from vecdb.client.database import Database
 from vecdb.client.remote import retry
@@ -146,28 +147,29 @@ def test_create_and_drop_after_a_lost_reply(db: Database, far: FakeServer) -> No
 def test_retries_end_with_their_budget(docs: Collection, far: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry, "BASE_S", 0.0)
     far.faults["Records/Count"] = [refuse(Overloaded("full")) for _ in range(500)]
-    failed = 0
+    failed, began = 0, time.monotonic()
     for _ in range(40):
         with pytest.raises(Overloaded):
             docs.count()
         failed += 1
-    assert failed + 20 <= far.count("Records/Count") <= failed + 30, "twenty tokens, and one a second"
+    seconds = time.monotonic() - began
+    assert failed + 20 <= far.count("Records/Count") <= failed + 22 + seconds, "twenty tokens, and one a second"
 
 
 def test_deadlines(docs: Collection, far: FakeServer) -> None:
-    far.faults["Queries/Query"] = [slow(5.0)]
+    far.faults["Queries/Query"] = [slow(300.0)]
     began = time.monotonic()
     with pytest.raises(DeadlineExceeded):
         docs.query([0, 0], timeout=0.1)
     assert far.count("Queries/Query") == 1, "no repetition after the caller's own deadline"
-    far.faults["Records/Upsert"] = [slow(5.0)]
+    far.faults["Records/Upsert"] = [slow(300.0)]
     with pytest.raises(OutcomeUnknown) as info:
         docs.upsert(ids=[1], vectors=[[1, 1]], timeout=0.1)
     assert info.value.fields["cause"] == "DeadlineExceeded"
-    far.faults["Records/Count"] = [refuse(Overloaded("full", retry_after_s=30.0))]
+    far.faults["Records/Count"] = [refuse(Overloaded("full", retry_after_s=300.0))]
     with pytest.raises(Overloaded):
-        docs.count(timeout=5.0)  # its hint lies beyond the deadline
-    assert time.monotonic() - began < 5.0
+        docs.count(timeout=200.0)  # its hint lies beyond the deadline
+    assert time.monotonic() - began < 150.0, "nobody was waited for"
     far.faults.clear()
     docs.query([0, 0], timeout=30)
     calls = [call for method, _, call in far.node.calls if method == "query"]
@@ -367,10 +369,7 @@ def test_cancelled_tasks_cancel_their_calls(far: FakeServer) -> None:
             with pytest.raises(asyncio.CancelledError):
                 await task
             call = next(call for method, _, call in far.node.calls if method == "count")
-            for _ in range(1000):
-                if call.stop[0]:
-                    break
-                await asyncio.sleep(0.005)
+            await until(lambda: call.stop[0])
             assert call.stop[0] == 2
 
     async def _event() -> asyncio.Event:
