@@ -5,7 +5,7 @@ says whether the same call may succeed later unchanged.  ``fields`` carries the 
 needs: the argument, what was given, the limit.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 
 class VecdbError(Exception):
@@ -259,6 +259,10 @@ class ShardBusy(VecdbError):
     """Another job changes the shard already; ``fields["job"]`` is its number.  Nothing was begun."""
 
     code = "FAILED_PRECONDITION"
+
+
+UNFOUNDED: Final = "unfounded"
+"""Among the fields of an Unavailable: the node's cluster is not founded, and lacks nodes that were not started."""
 
 
 class Unavailable(VecdbError):

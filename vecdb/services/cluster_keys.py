@@ -21,7 +21,7 @@ from typing import Final, TypeAlias
 from vecdb.cluster.control import ApiKeyEntry
 from vecdb.cluster.control.commands import api_key_put, api_key_revoke
 from vecdb.core.access import SECRET, Grant, Key, Principal, check_grants
-from vecdb.core.errors import InvalidArgument, KeyNotFound, Unavailable
+from vecdb.core.errors import UNFOUNDED, InvalidArgument, KeyNotFound, Unavailable
 from vecdb.ports.clock import Clock
 from vecdb.services.key_checks import (
     MAX_OVERLAP_S,
@@ -79,13 +79,16 @@ class ClusterKeys(KeyChecks):
         """Whether this node can tell if keys are asked for."""
         return self._known()
 
-    def check_known(self, waits_for: Callable[[], Sequence[str]] = tuple) -> None:
-        """Raise ``Unavailable`` while it is not, and say what it waits for."""
+    def check_known(self, waits_for: Callable[[], Sequence[str]] = tuple, unfounded: Callable[[], bool] = bool) -> None:
+        """Raise ``Unavailable`` while it is not, and say what it waits for; with ``unfounded`` in the fields where that
+        is nodes that were never there: clients wait for those no longer than a moment.
+        """
         if not self._known():
             why = "; ".join(waits_for())
             unknown = "does not know the keys of its cluster yet"
+            more = {UNFOUNDED: True} if unfounded() else {}
             raise Unavailable(f"{why}; until that is over this node {unknown}, and lets nobody in" if why else
-                              f"this node {unknown}", retry_after_s=0.2)
+                              f"this node {unknown}", retry_after_s=0.2, **more)
 
     # -- checking
 

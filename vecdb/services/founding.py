@@ -34,11 +34,13 @@ class Witnesses(Protocol):
 
 class Entrance(Protocol):
     """How a node comes to be a member.  ``fresh``: a log of the control group that is not there never was;
-    ``missing``: nodes that it waits for, and why each did not answer.
+    ``missing``: nodes that it waits for, and why each did not answer; ``late``: for longer than nodes take that are
+    started together, so that whoever calls need not wait for them.
     """
 
     fresh: bool
     missing: dict[str, str]
+    late: bool
 
     async def found(self, has_state: bool) -> Founding: ...
 
@@ -60,6 +62,7 @@ class Founder:
         self._told: dict[str, tuple[Any, float]] = {}
         self.missing: dict[str, str] = {}
         """Nodes that did not answer in the last round, and why; none once it is over."""
+        self.late = False
 
     async def found(self, has_state: bool) -> Founding:
         """Return once there is nothing more to learn.
@@ -80,10 +83,11 @@ class Founder:
             self._tell_seldom("cluster_nodes_differ", differing, nodes=self._nodes,
                               others={node: list(theirs) for node, theirs in differing.items()})
             if asyncio.get_running_loop().time() - began > PATIENCE_S:
+                self.late = bool(self.missing)
                 self._tell_missing()
             await asyncio.sleep(pause)
             pause = min(2 * pause, PAUSE_S[1])
-        self.missing = {}
+        self.missing, self.late = {}, False
         return mine
 
     async def _write(self, founding: Founding) -> Founding:

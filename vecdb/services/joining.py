@@ -339,6 +339,7 @@ class Joiner:
         self._joined = joined
         self._told: tuple[str, float] = ("", 0.0)
         self.missing: dict[str, str] = {}
+        self.late = False
         self.waits_for = ""
         """Why this node is no member yet, for whoever asks."""
 

@@ -362,12 +362,17 @@ class Member:
         replica = self.driver.host.replicas.get(group)
         return None if replica is None else replica.receiving
 
+    @property
+    def unfounded(self) -> bool:
+        """Whether the cluster waits for nodes that were not started yet, for longer than it takes to start them."""
+        return self.hosting.entrance.late
+
     def _founding(self) -> str:
         founding = self.hosting.founding
         if founding is None or not founding.over:
             missing = "; ".join(f"{node}: {why}" for node, why in self.hosting.entrance.missing.items())
-            return "the cluster is founded once all of its nodes have been up at the same time" + (
-                f"; without an answer: {missing}" if missing else "")
+            return "the cluster is not founded yet: it is once all of its nodes have been up at the same time, by " \
+                "vecdb serve on each" + (f"; without an answer: {missing}" if missing else "")
         error = self.hosting.statuses()[""].error
         return f"the control group is not open ({error})" if error else "the control group is not open yet"
 

@@ -231,7 +231,8 @@ async def _compose(settings: Settings, stack: AsyncExitStack, on_step: OnStep, r
     if member is not None:
         assert isinstance(keys, ClusterKeys)
         guards = replace(guards, authenticator=warming.guarded(
-            member.membership.guarded(guards.authenticator, keys, lambda: _reasons(member))))
+            member.membership.guarded(guards.authenticator, keys, lambda: _reasons(member),
+                                                                     lambda: member.unfounded)))
     details = _about(settings, about, engine)
     methods = [*CollectionsServicer(node).methods(), *RecordsServicer(node, metrics).methods(),
                *QueriesServicer(node, metrics, limits.deadline_s).methods(),

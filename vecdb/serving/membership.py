@@ -207,15 +207,16 @@ class Membership:
         return [f"two nodes have this name (node_twice): another process speaks as {self._me} from {self._twin[0]}, "
                 "and is refused"]
 
-    def guarded(self, authenticator: Authenticate, keys: ClusterKeys, waits_for: Callable[[], Sequence[str]]
-                ) -> Authenticate:
+    def guarded(self, authenticator: Authenticate, keys: ClusterKeys, waits_for: Callable[[], Sequence[str]],
+                unfounded: Callable[[], bool]) -> Authenticate:
         """Who is let in where this node serves: nobody before the cluster's keys are known, or once it was removed.
 
-        ``waits_for``: what callers are told meanwhile, as ``/readyz`` tells it.
+        ``waits_for``: what callers are told meanwhile, as ``/readyz`` tells it; ``unfounded``: whether that is nodes
+        which were not started yet.
         """
         never = self._settings.security.require_keys == "never"
         return _Gate(authenticator, self.removed, (lambda: None) if never else
-                     lambda: keys.check_known(waits_for))
+                     lambda: keys.check_known(waits_for, unfounded))
 
     def knows_keys(self) -> bool:
         """Whether the control state is here, be it empty."""

@@ -1,11 +1,13 @@
 """When a failed call is tried again."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
 
+from vecdb.client.remote import retry
 from vecdb.client.remote.calling import last_of
-from vecdb.client.remote.retry import HINT_MOST_S, MOST_S, Attempts, Budget, Failed
+from vecdb.client.remote.retry import HINT_MOST_S, MOST_S, UNFOUNDED_S, Attempts, Budget, Failed
 from vecdb.core.errors import DeadlineExceeded, Overloaded, Unavailable
 
 
@@ -31,6 +33,25 @@ def test_a_hint_beyond_the_deadline_is_final() -> None:
     attempts = Attempts(3, Budget(), time.monotonic() + 600.0)
     assert attempts.delay(Overloaded("full", retry_after_s=601.0)) is None
     assert attempts.delay(Overloaded("full", retry_after_s=60.0)) is not None
+
+
+@pytest.mark.parametrize("unfounded", [True, False])
+def test_a_cluster_that_is_not_founded_is_waited_for_for_a_moment_and_one_without_a_leader_for_longer(
+        unfounded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(retry, "time", SimpleNamespace(monotonic=lambda: now))
+    said = Failed(Unavailable("waits", retry_after_s=0.2, **({"unfounded": True} if unfounded else {})), decided=True,
+                  answered=True)
+    silent = Failed(Unavailable("n3:7700 refuses"), decided=True, transport=True)
+    attempts, tried = Attempts(20, Budget(most=100.0), now + 600.0, addresses=2), 0
+    while (wait := attempts.after(silent if tried % 2 else said)) is not None:
+        now += wait
+        tried += 1
+    if unfounded:
+        assert 0 < tried < 40
+        assert now <= 100.0 + UNFOUNDED_S
+    else:
+        assert tried == 40
 
 
 def test_what_a_server_said_is_told_with_why_another_address_is_silent() -> None:

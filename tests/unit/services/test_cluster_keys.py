@@ -201,3 +201,7 @@ def test_a_node_that_knows_nothing_yet_says_so(nodes: tuple[Node, Node]) -> None
         one.keys.check_known()
     with pytest.raises(Unavailable, match=r"^n2 does not answer; nor n3; until .* does not know the keys"):
         one.keys.check_known(lambda: ["n2 does not answer", "nor n3"])
+    for unfounded in (True, False):
+        with pytest.raises(Unavailable) as refused:
+            one.keys.check_known(unfounded=lambda told=unfounded: told)
+        assert bool(refused.value.fields.get("unfounded")) == unfounded

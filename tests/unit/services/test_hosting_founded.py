@@ -23,7 +23,10 @@ def test_a_cluster_is_founded_when_all_have_met_and_not_before():
     cluster.end()
     late = Cluster(3)
     late.start("n1", "n2")
-    late.world.run(30)
+    late.world.run(2)
+    assert not late.nodes["n1"].hosting.entrance.late, "it may be starting"
+    late.world.run(28)
+    assert late.nodes["n1"].hosting.entrance.late
     assert not late.judge.groups
     assert [fields["missing"] for _, event, fields in late.nodes["n1"].told if event == "cluster_waits_for_nodes"] \
         == [["n3"]]
@@ -31,6 +34,7 @@ def test_a_cluster_is_founded_when_all_have_met_and_not_before():
     late.start("n3")
     late.settle()
     assert late.nodes["n1"].hosting.entrance.missing == {}
+    assert not late.nodes["n1"].hosting.entrance.late
     late.end()
 
 

@@ -12,12 +12,15 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from vecdb.core.errors import OutcomeUnknown, Overloaded, Unavailable, VecdbError
+from vecdb.core.errors import UNFOUNDED, OutcomeUnknown, Overloaded, Unavailable, VecdbError
 
 BASE_S: Final = 0.05
 MOST_S: Final = 2.0
 HINT_MOST_S: Final = 30.0
 """Longest that a server's hint is obeyed: a call without a deadline must not sleep for as long as somebody says."""
+UNFOUNDED_S: Final = 1.5
+"""How long a cluster is waited for whose nodes were not all started: that is for people to do.  One that is founded,
+and that nobody leads at the moment, is waited for as anything else."""
 STREAM_RETRIES: Final = 20
 """Reconnections of a bulk upsert without progress between them: about 15 seconds, a restart of the server."""
 
@@ -75,7 +78,7 @@ class Budget:
 class Attempts:
     """The attempts of one call, at most ``most`` for each of ``addresses``."""
 
-    __slots__ = ("_addresses", "_budget", "_count", "_deadline", "_most", "_moves")
+    __slots__ = ("_addresses", "_budget", "_count", "_deadline", "_most", "_moves", "_unfounded")
 
     def __init__(self, most: int, budget: Budget, deadline: float | None, addresses: int = 1) -> None:
         self._most = most * addresses
@@ -84,6 +87,8 @@ class Attempts:
         self._addresses = addresses
         self._count = 0
         self._moves = 0
+        self._unfounded: float | None = None
+        """Until when a cluster is waited for that a node said not to be founded."""
 
     def progress(self) -> None:
         """Something came through: count from the start again."""
@@ -102,10 +107,14 @@ class Attempts:
         """Seconds to wait before the next attempt, or None: this failure is final."""
         if self._count >= self._most or not isinstance(error, Unavailable | Overloaded | OutcomeUnknown):
             return None
+        if error.fields.get(UNFOUNDED) and self._unfounded is None:
+            self._unfounded = time.monotonic() + UNFOUNDED_S
         wait = random.uniform(0.0, min(MOST_S, BASE_S * 2.0 ** self._count))  # noqa: S311  # jitter, no secret
         hint = error.fields.get("retry_after_s")
         asked = float(hint) if isinstance(hint, int | float) and hint > 0 else 0.0
         if self._deadline is not None and time.monotonic() + wait + asked >= self._deadline:
+            return None
+        if self._unfounded is not None and time.monotonic() + wait + asked >= self._unfounded:
             return None
         # That nobody knows the end of a write is no sign of too much work, and to ask once more settles it.
         free = isinstance(error, OutcomeUnknown) and self._count == 0
