@@ -136,10 +136,10 @@ class ShardMachine:
         if self.seal.sealed:
             raise self.seal.refusal()
         counts = self._dispatch(change, command, call).counts
-        fresh = Piece(*((min(left), max(left)) if left else (0, MAX_HASH)), counts)
+        fresh = Piece(min(left), max(left), counts) if left else Piece(0, MAX_HASH, counts, whole=True)
         result = replace(known.answer(places, fresh, log_index), log_index=log_index)
         change.staged.token = self._tokens.remember(change.mutations, log_index, token, result, (*here, fresh))
-        change.staged.write = Remembered(token.key, token.fingerprint, counts, fresh.lo, fresh.last, part=True)
+        change.staged.write = Remembered(token.key, token.fingerprint, counts, fresh.lo, fresh.last, not fresh.whole)
         if known.pieces:
             change.staged.part = carried_out(command, change.staged.ids, change.mutations)
         change.staged.imports = self.imports.make_room(change.mutations, len(self._tokens) + 1)

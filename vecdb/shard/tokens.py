@@ -16,7 +16,7 @@ from vecdb.core.errors import DataCorrupted, InvalidArgument
 from vecdb.core.limits import MAX_WRITE_TOKENS
 from vecdb.core.records import WriteResult
 from vecdb.shard import rows
-from vecdb.shard.imports import Piece, Remembered
+from vecdb.shard.imports import MAX_HASH, Piece, Remembered
 from vecdb.shard.mutations import Mutations
 
 _ROW: Final = struct.Struct(">5Q")
@@ -82,8 +82,8 @@ class Tokens:
     def pieces(self, key: bytes) -> tuple[Piece, ...]:
         """What was done here under a key, piece by piece; nothing unless the shard was filled from others."""
         packed = self._pieces.get(key, b"")
-        return tuple(Piece(lo, last, (inserted, updated, deleted, missing)) for lo, last, inserted, updated, deleted,
-                     missing in _PIECE.iter_unpack(packed[1:]))
+        return tuple(Piece(lo, last, (inserted, updated, deleted, missing), whole=(lo, last) == (0, MAX_HASH))
+                     for lo, last, inserted, updated, deleted, missing in _PIECE.iter_unpack(packed[1:]))
 
     def remembered(self, lo: int, last: int) -> Iterator[Remembered]:
         """All of the window, oldest first; done for the hashes ``lo`` to ``last``, or for pieces of these: between two
@@ -96,7 +96,7 @@ class Tokens:
                 yield Remembered(key, fingerprint, (inserted, updated, deleted, missing), lo, last)
                 continue
             for one in pieces:
-                yield Remembered(key, fingerprint, one.counts, one.lo, one.last, part=True).within(lo, last)
+                yield Remembered(key, fingerprint, one.counts, one.lo, one.last, not one.whole).within(lo, last)
 
     def remember(self, mutations: Mutations, log_index: int, token: WriteToken, result: WriteResult,
                  pieces: Sequence[Piece] | None = None) -> TokenChange:

@@ -388,6 +388,29 @@ def test_ids_that_every_shard_was_asked_for_are_missing_as_before_once_shards_we
         assert merge_writes([replace(again, shard=3)], command, everywhere=True).counts == first.counts
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_what_a_filter_did_in_a_filled_shard_has_one_name_there_and_where_its_records_came(tmp_path: Path, before: bool
+                                                                                          ) -> None:
+    """A router may hear of it from both: from the shard before it was split, and, for another part, from its heirs."""
+    token, command = WriteToken(b"k", 5), DeleteWhere(parse("n == 1"))
+    with replica_at(tmp_path / "a") as source, replica_at(tmp_path / "b") as low, replica_at(tmp_path / "c") as high:
+        _apply(source, _piece(1, lo=HALF))
+        _apply(source, _upsert(*(one for one in range(60) if hash_of_id(one) >= HALF), body=b'{"n":1}'))
+        told = _apply(source, command, token) if before else None
+        middle = HALF + (HALF >> 1)
+        copy = _Copy(5, source, HALF, LAST + 1, (CopyTarget(6, HALF, middle, ()), low),
+                     (CopyTarget(7, middle, LAST + 1, ()), high))
+        told = told or _apply(source, command, token)
+        copy.end()
+        answers = []
+        for group, done in ((5, told), (5, _apply(source, command, token)), (6, _apply(low, command, token)),
+                            (7, _apply(high, command, token))):
+            assert isinstance(done, WriteResult)
+            answers.append(replace(done, shard=group))
+        assert answers[0].deleted > 20
+        assert merge_writes(answers, command).counts == answers[0].counts
+
+
 def test_a_write_that_is_no_json_is_refused_by_a_shard_that_was_filled_by_a_shard_key(tmp_path: Path) -> None:
     with replica_at(tmp_path / "a") as replica:
         _apply(replica, _piece(1, shard_key="t"))
