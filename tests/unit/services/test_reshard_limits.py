@@ -23,11 +23,12 @@ class Slow:
 
     def __init__(self) -> None:
         self.orders: list[CopyOrder] = []
+        self.lag = 9_999
 
     async def start(self, order: CopyOrder, call: Call) -> CopyStatus:
         self.orders.append(order)
-        return CopyStatus(order.job, order.fence, order.source, "following", applied=9_999,
-                          error=BEHIND if order.bytes_per_s else "")
+        return CopyStatus(order.job, order.fence, order.source, "following", copied_to=9_999,
+                          applied=9_999 + self.lag, error=BEHIND if order.bytes_per_s else "")
 
 
 @pytest.mark.parametrize(("args", "advice"), [
@@ -53,6 +54,13 @@ def test_a_split_says_that_its_limit_is_too_low_and_what_to_do(tmp_path: Path, a
                 await limited({"copy_bytes_s": setting}, args.get("bytes_per_s", int(setting)), f"{BEHIND}; {advice}")
             if not args:
                 await limited({}, 0, "")
+            slow.lag = 0
+            step = await operation.step(job, world)
+            assert (step.phase, step.error) == ("seal", ""), "it has caught up"
+            job.note(step)
+            world.control = replace(world.control, settings=MappingProxyType({"copy_bytes_s": 1.0}))
+            await operation.step(job, world)
+            assert slow.orders[-1].bytes_per_s == 0, "writes wait for what is left"
         finally:
             await world.close()
 

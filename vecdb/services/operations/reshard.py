@@ -102,8 +102,8 @@ class Reshard:
 
     ``kind`` split: ``target`` is a shard's group; ``args``: ``into``, how many of equal ranges (2), or ``at``, an id or
     a value of the shard key with which the second begins, or ``apart``, one that gets a shard of its own.  ``kind``
-    merge: ``target`` is a shard's group, ``with`` that of a neighbour.  Both: ``bytes_per_s`` of each copier; none: the
-    cluster's ``copy_bytes_s``, which counts for those under way as well.
+    merge: ``target`` is a shard's group, ``with`` that of a neighbour.  Both: ``bytes_per_s`` of each copier until the
+    sources are sealed; none: the cluster's ``copy_bytes_s``, which counts for those under way as well.
     """
 
     def __init__(self, kind: str, copies: Callable[[str], Copies], commands: Commands, *, grace_s: float = GRACE_S,
@@ -256,8 +256,8 @@ class Attempt:
         ready = all(one.state == "following" and one.lag <= self._operation.lag for one in found)
         step = self._step("seal" if ready else "copy", 0.0 if ready else 0.5)
         return Step(step.phase, sum(one.records for one in found), sum(one.total for one in found), "records",
-                    error=next((self._stands(one.error) for one in found if one.error), ""), data=step.data,
-                    again_s=step.again_s)
+                    error="" if ready else next((self._stands(one.error) for one in found if one.error), ""),
+                    data=step.data, again_s=step.again_s)
 
     def _stands(self, error: str) -> str:
         """With what can be done about it."""
@@ -289,8 +289,9 @@ class Attempt:
     async def _copied(self, source: ShardEntry, node: str) -> CopyStatus:
         """How far the copier is; it is started where there is none."""
         targets = tuple(CopyTarget(one.group, one.lo, one.hi, one.desired) for one in self._loading)
+        limit = 0 if self._job.phase == "seal" else copy_limit(self._job, self._context.state())  # writes wait for it
         order = CopyOrder(self._job.id, self._fence, source.group, source.lo, source.hi, targets,
-                          self._state.get(source.name).shard_key or "", copy_limit(self._job, self._context.state()))
+                          self._state.get(source.name).shard_key or "", limit)
         return await self._operation.copies(node).start(order, self._call(ASK_S))
 
     def _source(self, group: int) -> ShardEntry:
