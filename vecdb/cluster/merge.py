@@ -166,7 +166,8 @@ def merge_writes(results: Sequence[WriteResult], command: Command, everywhere: b
     if len(results) == 1 and not (everywhere and results[0].outcomes):
         return results[0] if not results[0].outcomes else replace(results[0], outcomes=())
     told = {(one.origin or result.shard, one.lo): one.counts for result in results for one in result.outcomes}
-    counts = [*told.values(), *(one.counts for one in results if not one.outcomes)]
+    # Where all that a shard did is told by others, it told so itself before its records went there.
+    counts = [*told.values(), *(one.counts for one in results if not one.outcomes and (one.shard, None) not in told)]
     inserted, updated, deleted, missing = map(sum, zip(*counts, strict=True))
     if everywhere and isinstance(command, DeleteIds | UpdateMetadata):
         missing = max(0, len(set(command.ids)) - (deleted if isinstance(command, DeleteIds) else updated))

@@ -132,6 +132,14 @@ def test_what_the_answering_shard_did_is_its_own() -> None:
     assert merge_writes(parts, batch).counts == (4, 0, 0, 0)
 
 
+def test_a_shard_and_those_that_took_its_place_tell_of_one_doing() -> None:
+    command, own = DeleteIds((1, 2, 3)), Outcome(3, None, (0, 0, 2, 1))
+    parts = [WriteResult(deleted=2, missing=1, log_index=9, shard=3),
+             *(WriteResult(deleted=2, missing=1, log_index=1, shard=shard, outcomes=(own,)) for shard in (9, 10)),
+             WriteResult(deleted=1, missing=2, log_index=9, shard=4)]
+    assert merge_writes(parts, command, everywhere=True).counts == (0, 0, 3, 0)
+
+
 @pytest.mark.parametrize("command", [DeleteIds((1, 2, 3)), UpdateMetadata((1, 2, 3), (b"{}",) * 3)])
 def test_of_what_every_shard_was_asked_for_one_is_missing_that_none_had(command: DeleteIds | UpdateMetadata) -> None:
     one = WriteResult(deleted=1, missing=2) if isinstance(command, DeleteIds) else WriteResult(updated=1, missing=2)
