@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -11,15 +12,16 @@ import pytest
 import vecdb
 from tests.grown_nodes import COORDINATORS, Grown
 from tests.replicated_nodes import free_ports, wait_for
-from vecdb.cli import main
+from vecdb.cli import exits, main
 from vecdb.cli.peers import here, members
+from vecdb.client.collection import Collection
 from vecdb.cluster.control import NodeEntry, node_of
 from vecdb.cluster.control.commands import node_put, node_remove, node_state, token_revoke
 from vecdb.config import load
-from vecdb.core.access import Grant
+from vecdb.core.access import Grant, NewKey
 from vecdb.core.access import Role as KeyRole
 from vecdb.core.cluster import NodeState, Role
-from vecdb.core.errors import NodeRemoved, Unauthenticated
+from vecdb.core.errors import NodeRemoved, PermissionDenied, Unauthenticated
 from vecdb.rpc.peer_certificates import issue
 
 
@@ -314,11 +316,17 @@ def test_a_version_too_far_away(grown: Grown) -> None:
         grown.propose(node_remove("old"))
 
 
-def test_keys_are_the_cluster_s(grown: Grown) -> None:
-    """Last, for from then on keys are asked for."""
+@pytest.fixture(scope="module")
+def admin(grown: Grown) -> NewKey:
+    """From now on keys are asked for: for the last tests."""
     with grown.connect("s1") as db:
         assert db.list_collections() == []
-        key, secret = db.admin.create_key("admin", [Grant(KeyRole.ADMIN)])
+        made: NewKey = db.admin.create_key("admin", [Grant(KeyRole.ADMIN)])
+        return made
+
+
+def test_keys_are_the_cluster_s(grown: Grown, admin: NewKey) -> None:
+    key, secret = admin
     for name in ("c1", "s1", "s2"):
         wait_for(lambda name=name: key.id in grown.state(name).api_keys, "the key")  # type: ignore[misc]
         with grown.connect(name) as db, pytest.raises(Unauthenticated):
@@ -339,3 +347,66 @@ def test_keys_are_the_cluster_s(grown: Grown) -> None:
     with vecdb.connect(grown.url("s1"), timeout=20) as db, pytest.raises(Unauthenticated):
         db.list_collections()
     grown.takes_part("s1")
+
+
+def changes(db: Any) -> dict[str, Callable[[], object]]:
+    """Every call that changes something, or that only an admin may make."""
+    docs, server = Collection(db._session, "docs"), db.admin  # made without asking whether it is there
+    calls: dict[str, Callable[[], object]] = {
+        "upsert": lambda: docs.upsert([9], [[9.0] * 4]), "delete": lambda: docs.delete([1]),
+        "delete where": lambda: docs.delete(filter="n == 1"), "update": lambda: docs.update_metadata([1], {"n": 2}),
+        "stream": lambda: docs.upsert(records=({"id": n, "vector": [1.0] * 4} for n in range(2))),
+        "optimize": docs.optimize,
+        "create": lambda: db.create_collection("more", dim=4), "drop": lambda: db.drop_collection("docs"),
+        "create_key": lambda: server.create_key("mine", [Grant(KeyRole.ADMIN)]), "list_keys": server.list_keys,
+        "rotate_key": lambda: server.rotate_key("abcdefgh2345"),
+        "revoke_key": lambda: server.revoke_key("abcdefgh2345"),
+        "transfer_leader": lambda: server.transfer_leader("docs"), "transfer": lambda: server.transfer_leader("")}
+    cluster = server.cluster
+    return calls | {
+        "begin": lambda: cluster.begin("drain", "s1"), "cancel": lambda: cluster.cancel(1),
+        "set": lambda: cluster.set("repair_after_s", 60.0), "token": cluster.create_join_token,
+        "revoke_token": lambda: cluster.revoke_join_token("x"), "activate": lambda: cluster.activate_node("s1"),
+        "remove": lambda: cluster.remove_node("s1")}
+
+
+def test_what_a_key_may_not_no_node_does_for_it(grown: Grown, admin: NewKey, monkeypatch: Any, capsys: Any) -> None:
+    """Roles, collections and the end of a key: on coordinators, on shard nodes, and in direct mode."""
+    with vecdb.connect(grown.url("c1"), api_key=admin.secret, insecure=True) as db:
+        db.create_collection("docs", dim=4, shards=2, replication_factor=1, indexed_fields=["n"])
+        db["docs"].upsert([1, 2], [[1.0] * 4, [2.0] * 4], [{"n": 1}, {"n": 2}])
+        reader, stranger, short = (db.admin.create_key(name, grants, ttl_s) for name, grants, ttl_s in (
+            ("reader", [Grant(KeyRole.READ)], 0.0), ("stranger", [Grant(KeyRole.WRITE, ("else*",))], 0.0),
+            ("short", [Grant(KeyRole.ADMIN)], 1.0)))
+    keys = {one.key.id for one in (reader, stranger, short)}
+    wait_for(lambda: all(keys <= set(grown.state(name).api_keys) for name in grown.running), "the keys")
+    for name, direct in ((name, direct) for name in grown.running for direct in (False, True)):
+        with vecdb.connect(grown.url(name), api_key=reader.secret, insecure=True, direct=direct) as db:
+            assert (db["docs"].count(), len(db["docs"].fetch([1, 2]))) == (2, 2)
+            for what, change in changes(db).items():
+                with pytest.raises(PermissionDenied):
+                    pytest.fail(f"{what} at {name}: {change()}")
+        with vecdb.connect(grown.url(name), api_key=stranger.secret, insecure=True, direct=direct) as db:
+            assert db.list_collections() == []
+            docs = Collection(db._session, "docs")
+            reads = {"query": lambda docs=docs: docs.query([1.0] * 4), "count": docs.count, "get": lambda: db["docs"],
+                     "fetch": lambda docs=docs: docs.fetch([1]), "scan": lambda docs=docs: list(docs.scan())}
+            for what, ask in {**changes(db), **reads}.items():
+                with pytest.raises(PermissionDenied):
+                    pytest.fail(f"{what} at {name}: {ask()}")
+
+        def over(name: str = name, direct: bool = direct) -> bool:
+            try:
+                with vecdb.connect(grown.url(name), api_key=short.secret, insecure=True, direct=direct) as db:
+                    db["docs"].count()
+            except Unauthenticated:
+                return True
+            return False
+
+        wait_for(over, f"the end of a key at {name}")
+    monkeypatch.setenv("VECDB_API_KEY", reader.secret)
+    for argv in (["collection", "drop", "docs", "--yes"], ["key", "create", "mine"], ["node", "drain", "s1", "--yes"]):
+        assert main([*argv, "--url", grown.url("s1"), "--insecure"]) == exits.DENIED
+    capsys.readouterr()
+    with vecdb.connect(grown.url("s2"), api_key=admin.secret, insecure=True) as db:
+        assert (db.list_collections(), db["docs"].count()) == (["docs"], 2), "nothing of it was done"

@@ -268,9 +268,14 @@ def test_roles(face: Face) -> None:
     for args in (("POST", RECORDS, {"ids": [1], "vectors": [[0, 0]]}), ("GET", "/v1/collections/other"),
                  ("GET", "/v1/collections/absent"), ("POST", "/v1/collections", {"name": "new", "dim": 1}),
                  ("DELETE", "/v1/collections/docs"), ("GET", "/v1/keys"), ("GET", "/metrics"),
+                 ("PUT", RECORDS, {"ids": [1], "vectors": [[0, 0]]}), ("DELETE", f"{RECORDS}/1"),
+                 ("PUT", f"{RECORDS}/1", {"vector": [0, 0]}), ("POST", f"{RECORDS}:delete", {"ids": [1]}),
+                 ("PATCH", RECORDS, {"ids": [1], "metadata": {}}), ("POST", "/v1/collections/docs:optimize"),
+                 ("POST", "/v1/keys", {"name": "mine", "grants": [{"role": "admin"}]}),
+                 ("POST", "/v1/keys/abcdefgh2345:rotate", {}), ("DELETE", "/v1/keys/abcdefgh2345"),
                  ("GET", "/v1/jobs?collection=other")):
         refused(by("reader", *args), 403, "PERMISSION_DENIED")
-    assert face.watch.turned_away[2:] == [Refusal.PERMISSION] * 8
+    assert face.watch.turned_away[2:] == [Refusal.PERMISSION] * 17
     assert by("writer", "POST", RECORDS, {"ids": [1], "vectors": [[0, 0]]}).status_code == 200
     refused(by("writer", "DELETE", "/v1/collections/docs"), 403, "PERMISSION_DENIED")
     assert by("admin", "DELETE", "/v1/collections/docs").status_code == 204
