@@ -14,7 +14,7 @@ from tests.replicated_nodes import agreed, wait_for
 from tests.users import DIM, Load, vectors
 from vecdb.cli import main
 from vecdb.cluster.control import replication
-from vecdb.core.cluster import Role
+from vecdb.core.cluster import NodeState, Role
 from vecdb.core.errors import InvalidArgument, Unavailable, VecdbError
 
 SHARD_NODES = ("s1", "s2", "s3", "s4")
@@ -270,7 +270,7 @@ def test_a_damaged_replica_is_found_and_built_anew(grown: Grown, db: Any) -> Non
 
 def test_a_node_that_joins_is_given_what_shards_lack(grown: Grown, db: Any) -> None:
     collection(db, "lacking", replication_factor=3)
-    nodes = [one.name for one in db.admin.cluster.info().nodes if one.role == Role.SHARD]
+    nodes = [one for one in db.admin.cluster.info().nodes if (one.role, one.state) == (Role.SHARD, NodeState.ACTIVE)]
     grown.propose(replication("lacking", len(nodes) + 1))
     wait_for(lambda: db.admin.shards("lacking")[0].lacks, "word of what it lacks")
     wait_for(lambda: db["lacking"].describe().details.get("replicas_lacking"), "a description that says so")
