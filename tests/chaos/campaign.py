@@ -104,13 +104,16 @@ class Campaign:
         self._cluster: Cluster | None = None
         self._ends = ExitStack()
         self._age = 0
+        self._made: list[Path] = []
 
     def cluster(self, number: int) -> Cluster:
         """The one there is, or a new one."""
         if self._cluster is None:
             place = self.place / f"cluster-{number}"
-            shutil.rmtree(place, ignore_errors=True)
-            place.mkdir(parents=True)
+            if place in self._made:
+                shutil.rmtree(place, ignore_errors=True)
+            place.mkdir(parents=True)  # what is there already is not ours
+            self._made.append(place)
             net = self._ends.enter_context(network(self.means.network, self.seed))
             rng = random.Random(f"{self.seed}/cluster/{number}")
             disks = [one for one in self.means.disks if one in (LAYER, LIES) or set(self.names) - NEED_LAYER]
@@ -230,8 +233,10 @@ class Campaign:
         return where
 
     def close(self) -> None:
+        """What it made is deleted; a folder that was given may hold other things."""
         self.end_cluster()
-        shutil.rmtree(self.place, ignore_errors=True)
+        for place in self._made:
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def _copy(source: str, target: str) -> str:

@@ -90,4 +90,4 @@ def test_a_failure_prints_its_seed_its_commit_and_a_trace(monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "sim: seed 1 (registers) at commit " in said
     assert "raft_leader" in said
-    assert "sim: failed: [1]" in said
+    assert ": 1 failed: 1" in said

@@ -11,7 +11,10 @@ shard: where there are more nodes than replicas, and a collection is dropped and
 that hold a majority of the old shard are cut off from the control group's, these go on acknowledging writes to the
 old shard until they hear of it, and those writes are dropped with it.  Likewise a linearizable read of a name that
 somebody else has just dropped and made anew may be answered from the old shard, as long as a majority of its nodes has
-not applied the drop; whoever dropped it, or has a token of who did, never sees it again.
+not applied the drop; whoever dropped it, or has a token of who did, never sees it again.  Whoever calls a
+node's peer port and fails in the TLS handshake (another cluster's authority, none at all, garbage) gets no further and
+costs nothing of ours, but is neither counted nor logged: gRPC tells Python of no handshake that failed.  Counted and
+logged are the certificates that nodes see when *they* call, and everything that is wrong after the handshake.
 
 **The pieces**, from the inside: :mod:`~vecdb.raft.stock` (the original and what of it is overridden),
 :mod:`~vecdb.raft.following`, :mod:`~vecdb.raft.leading` and :mod:`~vecdb.raft.core` (a replica of one group),

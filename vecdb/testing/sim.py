@@ -9,7 +9,7 @@ A seed decides what kind of world it makes (:func:`kind_of`):
 - every tenth one of whole nodes whose shards are split and merged meanwhile (:mod:`vecdb.testing.reshard_sim`).
 
 Then everything is healed and must go on.  A run that fails prints its seed, the commit and the end of its trace; the
-last line says, for each kind, what was injected and what was checked.
+last lines say, for each kind, what was injected and what was checked, and which seeds failed.
 """
 
 import argparse
@@ -100,9 +100,9 @@ def kind_of(seed: int) -> str:
 def summary(kind: str, seeds: int, happened: Counter[str]) -> str:
     checked = {name: count for name, count in sorted(happened.items()) if name.endswith("_checked")}
     injected = {name: count for name, count in sorted(happened.items()) if name not in checked and count}
-    return (f"{kind} ({seeds} seeds): "
-            f"injected and done: {', '.join(f'{name} {count:,}' for name, count in injected.items())}; "
-            f"checked: {', '.join(f'{name[:-8]} {count:,}' for name, count in checked.items())}")
+    return (f"{kind} ({seeds} seeds)\n"
+            f"  injected and done: {', '.join(f'{name} {count:,}' for name, count in injected.items())}\n"
+            f"  checked: {', '.join(f'{name[:-8]} {count:,}' for name, count in checked.items())}")
 
 
 def run(seed: int, kind: str, happened: Counter[str], trace: bool) -> bool:
@@ -141,10 +141,9 @@ def main(argv: list[str] | None = None) -> int:
         if not run(seed, kind, happened[kind], options.trace):
             failed.append(seed)
     shares = ", ".join(f"{kind} {ran[kind]}" for kind in KINDS)
-    each = "; ".join(summary(kind, ran[kind], happened[kind]) for kind in KINDS if ran[kind])
-    print(f"sim: {options.seeds} seeds ({shares}) in {time.monotonic() - began:.0f} s; {each}")
-    if failed:
-        print(f"sim: failed: {failed}")
+    print("\n".join(summary(kind, ran[kind], happened[kind]) for kind in KINDS if ran[kind]))
+    print(f"sim: {options.seeds} seeds ({shares}) at commit {commit()} in {time.monotonic() - began:.0f} s: "
+          + (f"{len(failed)} failed: {', '.join(map(str, failed))}" if failed else "none failed"))
     return 1 if failed else 0
 
 
