@@ -177,16 +177,10 @@ def merge_writes(results: Sequence[WriteResult], command: Command, everywhere: b
                        positions=merge_positions(one.positions for one in results))
 
 
-def counting(parts: Sequence[tuple[int, int, int, WriteResult]], command: Command, shard_key: str | None, keyed: bool
+def counting(parts: Sequence[tuple[int, int, int, WriteResult]], command: Command, shard_key: str | None
              ) -> list[WriteResult]:
-    """What counts of a write's parts: group, ``lo``, ``hi`` and result of each; ``keyed``: it has a key.
-
-    One without a key is carried out once more where a part comes to the shard that took another part's place: what that
-    deleted is gone, and what it updated is updated again.
-    """
-    if is_whole(command, shard_key) and (keyed or isinstance(command, UpdateMetadata)):
-        return counted_once(parts)
-    return [part[3] for part in parts]
+    """What counts of a write's parts, which went under one key: group, ``lo``, ``hi`` and result of each."""
+    return counted_once(parts) if is_whole(command, shard_key) else [part[3] for part in parts]
 
 
 def counted_once(parts: Sequence[tuple[int, int, int, WriteResult]]) -> list[WriteResult]:

@@ -173,11 +173,9 @@ def test_what_counts_of_parts_that_came_to_one_shard_is_what_was_done_once() -> 
 
     ids, both = (1, 2, 3), WriteResult(updated=2, missing=1)
     merge, delete = UpdateMetadata(ids, (b"{}",) * 3), DeleteIds(ids)
-    for keyed in (True, False):  # without a key all of it is done again
-        assert counting(parts(both, both), merge, "t", keyed) == [both]
-        cut = UpdateMetadata(ids, (b"{}",) * 3, merge=False)
-        assert counting(parts(both, both), cut, "t", keyed) == [both, both]
-    gone = parts(WriteResult(deleted=2, missing=1), WriteResult(missing=3))
-    assert merge_writes(counting(gone, delete, "t", False), delete, everywhere=True).counts == (0, 0, 2, 1)
-    assert len(counting(gone, delete, "t", True)) == 1
-    assert len(counting(gone, delete, None, True)) == 2
+    cut = UpdateMetadata(ids, (b"{}",) * 3, merge=False)
+    assert counting(parts(both, both), merge, "t") == [both]
+    assert counting(parts(both, both), cut, "t") == [both, both]
+    gone = WriteResult(deleted=2, missing=1)
+    assert counting(parts(gone, gone), delete, "t") == [gone]
+    assert len(counting(parts(gone, gone), delete, None)) == 2

@@ -16,7 +16,7 @@ from tests.unit.shard.test_imports import LAST, _apply, _Copy
 from vecdb.cluster.merge import counting, merge_writes
 from vecdb.cluster.routing import Ring, split
 from vecdb.core.calls import WriteToken
-from vecdb.core.filters import to_node
+from vecdb.core.filters import parse
 from vecdb.core.records import Command, DeleteIds, DeleteWhere, UpdateMetadata, UpsertBatch, WriteResult
 from vecdb.ports.copies import CopyTarget
 from vecdb.services.replica import ShardReplica
@@ -66,7 +66,7 @@ class Run:
         if kind < 0.6:
             return DeleteIds(ids)
         if kind < 0.7:
-            return DeleteWhere(to_node(random.choice(["n == 1", "n > 3", "t == 3", "t < 2 and n < 2"])))
+            return DeleteWhere(parse(random.choice(["n == 1", "n > 3", "t == 3", "t < 2 and n < 2"])))
         if kind < 0.85:
             return UpdateMetadata(ids, bodies, merge=False)
         return UpdateMetadata(ids, (b'{"n":9}',) * len(ids))
@@ -84,8 +84,8 @@ class Run:
             done.append((part.shard.group, part.shard.lo, part.shard.hi, replace(result, shard=part.shard.group)))
         return done, left
 
-    def total(self, command: Command, token: WriteToken | None, done: Done) -> WriteResult:
-        results = counting(done, command, self.shard_key, token is not None)
+    def total(self, command: Command, done: Done) -> WriteResult:
+        results = counting(done, command, self.shard_key)
         return merge_writes(results, command, self.shard_key is not None) if results else WriteResult()
 
     def write(self, *, over: bool) -> None:
@@ -100,7 +100,7 @@ class Run:
             self.reshard(writes=False)
             for part in left:
                 done += self.send(part, token)[0]
-        told = self.total(command, token, done)
+        told = self.total(command, done)
         assert told.counts == expected.counts, (command, done)
         if token is not None:
             self.told.append((command, token, told))
@@ -109,7 +109,7 @@ class Run:
         if self.told:
             command, token, told = self.random.choice(self.told)
             done, _ = self.send(command, token)
-            assert self.total(command, token, done).counts == told.counts, (command, done)
+            assert self.total(command, done).counts == told.counts, (command, done)
 
     def reshard(self, *, writes: bool) -> None:
         """Two neighbours become one, or one two; ``writes``: while it is copied."""

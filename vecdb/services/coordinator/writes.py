@@ -11,9 +11,14 @@ write with the same key does what is missing and nothing twice.  Where no part w
 **Shards that take no writes** because their records are about to go to others refuse without doing anything.  The part
 waits until calls go to those others, is split over them and goes on.  What a part without a key may have done already
 is done again neither there nor here: ``OutcomeUnknown``, as ever.
+
+**A write without a key** that has several parts is given one of its own, which nobody else has: parts that two shards
+refused come to the one that both became, and what of a filter or an update is whole in each is done there once.
+It is for that alone; whoever sends the write again has another one.
 """
 
 import asyncio
+import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -123,24 +128,25 @@ class Writer:
                 return merge_writes([await self._committed(shards.all[0], data, call)], command)
             except StaleShardMap:
                 shards = await self._newer(shards, call)
-        outcomes = await self._everywhere(shards, command, size, call)
+        outcomes = await self._everywhere(shards, command, size, call, call.token)
         failures = [one for one in outcomes if isinstance(one, _Failed)]
         done = [one for one in outcomes if isinstance(one, _Done)]
         if failures:
             raise _error(shards.name, done, failures)
-        results = counting([(one.shard, one.lo, one.hi, one.result) for one in done], command, shard_key,
-                           call.token is not None)
+        results = counting([(one.shard, one.lo, one.hi, one.result) for one in done], command, shard_key)
         return merge_writes(results, command, shard_key is not None) if results else WriteResult()
 
     # --- parts ------------------------------------------------------------------------------------
 
-    async def _everywhere(self, shards: Shards, command: Command, size: int, call: Call) -> "list[_Done | _Failed]":
+    async def _everywhere(self, shards: Shards, command: Command, size: int, call: Call, token: WriteToken | None
+                          ) -> "list[_Done | _Failed]":
         """Every part to its shard, all at the same time; raises what concerns the whole."""
         parts = await self._split(shards, command, size)
         if len(parts) == 1:
-            return await self._part(shards, parts[0], size, call)
+            return await self._part(shards, parts[0], size, call, token)
         share = size // max(1, len(parts))
-        running = [asyncio.ensure_future(self._part(shards, part, share, call)) for part in parts]
+        token = token or WriteToken(os.urandom(16))
+        running = [asyncio.ensure_future(self._part(shards, part, share, call, token)) for part in parts]
         try:
             found = await asyncio.gather(*running, return_exceptions=True)
         except asyncio.CancelledError:
@@ -158,15 +164,16 @@ class Writer:
             return split(shards.ring, command, shard_key)
         return await asyncio.get_running_loop().run_in_executor(None, split, shards.ring, command, shard_key)
 
-    async def _part(self, shards: Shards, part: "Part[ShardEntry]", size: int, call: Call) -> "list[_Done | _Failed]":
+    async def _part(self, shards: Shards, part: "Part[ShardEntry]", size: int, call: Call, token: WriteToken | None
+                    ) -> "list[_Done | _Failed]":
         """One shard's part; split anew where others have taken its place."""
         group = part.shard.group
         try:
-            data = await self._encoded(part.command, call.token, size)
+            data = await self._encoded(part.command, token, size)
             return [_Done(group, await self._committed(part.shard, data, call), part.shard.lo, part.shard.hi)]
         except StaleShardMap:
             self._know.counts.add("rerouted")
-            return await self._everywhere(await self._newer(shards, call), part.command, size, call)
+            return await self._everywhere(await self._newer(shards, call), part.command, size, call, token)
         except (CollectionNotFound, InvalidArgument):
             raise
         except VecdbError as error:
