@@ -12,10 +12,12 @@ from vecdb.cli import options as o
 from vecdb.cli.completing import collections, nodes
 from vecdb.cli.output import Output
 from vecdb.cli.session import open_database
+from vecdb.cli.shards import find
 from vecdb.cli.target import HERE, Target, with_target
 from vecdb.core.errors import InvalidArgument
 
-Shard = Annotated[int, typer.Argument(metavar="SHARD", help="Its number: vecdb shard list.", min=1)]
+Shard = Annotated[str, typer.Argument(metavar="SHARD", help="Its number (vecdb shard list), or a collection that has "
+                                      "one.", autocompletion=collections)]
 
 
 def add_to(commands: typer.Typer) -> None:
@@ -31,6 +33,16 @@ def _run(target: Target, kind: str, what: str, args: dict[str, Any], as_json: bo
                         wait=wait)
 
 
+def _number(target: Target, what: str) -> int:
+    """Of a shard that is named by it, or by its collection."""
+    if not what.isdecimal():
+        with open_database(target) as database:
+            return find(database, what)[0].group
+    if not int(what):
+        raise InvalidArgument("shard", "0 is the control group, which stays where it is", got=what, limit="1 or more")
+    return int(what)
+
+
 def move(shard: Shard,
          source: Annotated[str, typer.Option("--from", metavar="NODE", help="Whose replica goes.",
                                              autocompletion=nodes)],
@@ -38,7 +50,7 @@ def move(shard: Shard,
          yes: changing.Yes = False, dry_run: changing.DryRun = False, wait: changing.Wait = True,
          target: Target = HERE, as_json: o.Json = False) -> None:
     """Move a replica of a shard from one node to another, while it serves."""
-    _run(target, "move", str(shard), {"from": source, "to": to}, as_json, yes, dry_run, wait)
+    _run(target, "move", str(_number(target, shard)), {"from": source, "to": to}, as_json, yes, dry_run, wait)
 
 
 def split(shard: Shard,
@@ -54,15 +66,16 @@ def split(shard: Shard,
     given = {"into": into, "at": at, "apart": apart}
     if sum(one is not None for one in given.values()) > 1:
         raise InvalidArgument("into", "is one of three: give --into, --at or --apart", got="several", limit="one")
-    _run(target, "split", str(shard), {name: one for name, one in given.items() if one is not None}, as_json, yes,
-         dry_run, wait)
+    _run(target, "split", str(_number(target, shard)), {name: one for name, one in given.items() if one is not None},
+         as_json, yes, dry_run, wait)
 
 
-def merge(shard: Shard, other: Annotated[int, typer.Argument(metavar="SHARD", help="A neighbour of it.", min=1)],
+def merge(shard: Shard, other: Annotated[int, typer.Argument(metavar="OTHER", help="The number of a neighbour of it.",
+                                                             min=1)],
           yes: changing.Yes = False, dry_run: changing.DryRun = False, wait: changing.Wait = True,
           target: Target = HERE, as_json: o.Json = False) -> None:
     """Make two shards whose ranges follow each other one, while they serve."""
-    _run(target, "merge", str(shard), {"with": other}, as_json, yes, dry_run, wait)
+    _run(target, "merge", str(_number(target, shard)), {"with": other}, as_json, yes, dry_run, wait)
 
 
 def replicate(name: Annotated[str, typer.Argument(metavar="COLLECTION", autocompletion=collections)],

@@ -14,7 +14,7 @@ from vecdb.cli.output import Output, count, size
 from vecdb.cli.session import open_database
 from vecdb.cli.target import HERE, Target, resolve, with_target
 from vecdb.core.cluster import Plan, PlanStep
-from vecdb.core.errors import InvalidArgument, ShardNotFound, Unavailable
+from vecdb.core.errors import DeadlineExceeded, InvalidArgument, ShardNotFound, Unavailable
 from vecdb.core.shards import CATCHING_UP
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ RETIRED: Final = "retired"
 
 _LED_S: Final = 10.0
 """For a leader to be known again, where no --timeout says how long."""
+_COMPARE_S: Final = 60.0
+"""For the replicas of a shard to be compared, where no --timeout says how long: to read its records takes longer."""
 _LOOK_S: Final = 0.1
 
 Some = Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Collections; none: all.",
@@ -88,22 +90,32 @@ def verify(name: Some = None,
     """
     out = Output(as_json)
     found: list[ShardVerification] = []
-    with open_database(target) as database:
+    place = resolve(target)
+    seconds = place.settings.client.timeout_s or (None if deep else _COMPARE_S)
+    silent = False
+    with open_database(place) as database:
         # Asked of each by its name, they are those that calls go to; of all, also what is filled, or is no more.
         some = name or sorted({one.collection for one in database.admin.shards() if one.collection})
         for one in labels([shard for collection in some for shard in database.admin.shards(collection)]):
             out.note(f"comparing the replicas of {one}")
-            found.append(database.admin.verify_shard(one, deep=deep))
+            try:
+                found.append(database.admin.verify_shard(one, deep=deep, timeout=seconds))
+            except (Unavailable, DeadlineExceeded) as error:
+                silent = True
+                out.warn(f"the replicas of {one} could not be compared: {error.message}")
     if as_json:
-        out.emit({"agree": all(shard.agree for shard in found), "complete": all(shard.complete for shard in found),
+        complete = not silent and all(shard.complete for shard in found)
+        out.emit({"agree": all(shard.agree for shard in found), "complete": complete,
                   "shards": [asdict(shard) for shard in found]})
     for shard in found:
-        out.table(f"{shard.collection}, shard {shard.group}, at log index {count(shard.log_index)}: {verdict(shard)}",
+        at = f", at log index {count(shard.log_index)}" if shard.log_index else ""
+        out.table(f"{shard.collection}, shard {shard.group}{at}: {verdict(shard)}",
                   ["replica", "state", "records", "digest", "read again", "error"],
                   [digest(replica) for replica in shard.replicas], left=(0, 1, 3, 4, 5))
-    if not as_json and not found:
+    if not as_json and not found and not silent:
         out.say("no collections")
-    code = max((_exit_code(shard) for shard in found), key=_ORDER.index, default=exits.OK)
+    codes = [_exit_code(shard) for shard in found] + ([exits.UNREACHABLE] if silent else [])
+    code = max(codes, key=_ORDER.index, default=exits.OK)
     if code:
         raise typer.Exit(code)
 
@@ -158,7 +170,8 @@ def find(database: "Database", what: str) -> "tuple[ShardInfo, str]":
     if not found:
         raise ShardNotFound(f"there is no shard {what[:80]} (vecdb shard list)", shard=what[:80])
     if len(found) != 1:
-        raise InvalidArgument("shard", f"{name!r} has {len(found)} shards: say which by its number", got=what[:80],
+        raise InvalidArgument("shard", f"{name!r} has {len(found)} shards: say which by its number, one of "
+                              f"{', '.join(str(one.group) for one in found[:64])}", got=what[:80],
                               limit=[one.group for one in found][:64])
     one = found[0]
     many = one.collection and sum(other.collection == one.collection for other in shards) > 1
@@ -242,6 +255,8 @@ def verdict(found: "ShardVerification") -> str:
         return "they differ"
     if any(one.state == "damaged" for one in found.replicas):
         return "one is damaged"
+    if not found.log_index and not any(one.digest for one in found.replicas):
+        return "not compared"
     if not found.complete:
         return "those that answered hold the same; not all did"
     return "all hold the same" if len(found.replicas) > 1 else "it holds what was written"

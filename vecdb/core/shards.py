@@ -72,7 +72,7 @@ class ReplicaDigest:
     ``digest``: of all records, in hex; ``records``: how many; ``deep``: the digest of the records as read again from
     its disk, empty if that was not asked.  ``state``: ``ok``, ``unreachable``, ``behind`` (did not get there in
     time), ``damaged`` (read again, its records are not those it remembers, or bytes do not match their checksum),
-    ``unchecked`` (its disk refused to be read just then, of which nothing follows for its records).
+    ``unchecked`` (its disk refused to be read just then, or nobody led: of which nothing follows for its records).
     """
 
     name: str
@@ -85,7 +85,7 @@ class ReplicaDigest:
 
 @dataclass(frozen=True, slots=True)
 class ShardVerification:
-    """Replicas compared at one log index.
+    """Replicas compared at one log index, which is 0 where none were, as nobody leads the shard.
 
     ``agree``: all that answered hold the same; ``complete``: all answered.
     """

@@ -11,6 +11,7 @@ from vecdb.core.errors import (
     DataCorrupted,
     DeadlineExceeded,
     InvalidArgument,
+    NodeRemoved,
     StorageError,
     Unavailable,
     Unsupported,
@@ -40,7 +41,12 @@ ANSWER_S: Final = 2.0
 LOOK_S: Final = 0.05
 """From one look for a new leader to the next."""
 MARK_S: Final = 10.0
-"""For a replica to come to a mark; who does not is behind."""
+"""For a replica to come to a mark, at a time; who comes no nearer in :data:`STILL_S` is behind."""
+STILL_S: Final = 30.0
+LED_S: Final = 10.0
+"""For a shard to have a leader who makes a mark: longer than elections take."""
+REPLY_S: Final = 1.0
+"""Of the time that a comparison has, what is kept for its answer; at most a quarter of it."""
 
 WHY_CHARACTERS: Final = 200
 
@@ -119,22 +125,64 @@ class ClusterShards:
     # --- whether they hold the same ---------------------------------------------------------------
 
     async def verify(self, name: str, call: Call, *, deep: bool = False) -> ShardVerification:
-        """All replicas at one mark, which is made for it."""
+        """All replicas at one mark, which is made for it; where nobody leads none is, and each replica says so."""
         entry = await self._node.one_shard(name, call)
         members = self._node.members(entry)
         command = encode(Mark())
+        now = self._clock.monotonic()
+        if call.deadline is not None:
+            call = self._brief(call, call.deadline - now - min(REPLY_S, (call.deadline - now) / 4))
+        mine = self._brief(call, LED_S if call.deadline is None else min(LED_S, (call.deadline - now) / 2))
 
         async def propose(node: str) -> Committed:
-            return await self._replicas(node).propose(entry.group, command, self._brief(call, MARK_S))
+            return await self._replicas(node).propose(entry.group, command, copy_of(mine))
 
-        done = await self._node.leaders.ask(Task(entry.group, members, call, reads=True,
-                                                 still=lambda: self._node.still(entry), name=name), propose)
+        try:
+            done = await self._node.leaders.ask(Task(entry.group, members, mine, reads=True,
+                                                     still=lambda: self._node.still(entry), name=name), propose)
+        except NodeRemoved:
+            raise
+        except (Unavailable, DeadlineExceeded) as error:
+            return await self._unmarked(name, entry, members, call, error)
         told = await asyncio.gather(*(self._digest(node, entry, done.log_index, call, deep) for node in members))
         found = [one for one in told if one is not None]
         held = {(one.digest, one.records) for one in found if one.digest}
-        agree = len(held) == 1 and all(one.state != "damaged" for one in found)
+        agree = len(held) <= 1 and all(one.state != "damaged" for one in found)
         return ShardVerification(name, entry.group, done.log_index, tuple(sorted(found, key=lambda one: one.name)),
                                  agree=agree, complete=all(one.digest for one in found))
+
+    async def _unmarked(self, name: str, entry: ShardEntry, members: Sequence[str], call: Call, error: VecdbError
+                        ) -> ShardVerification:
+        """Of a shard without a place to compare at; raises ``error`` where the others do not answer, either, for they
+        may tell more to who asks them.
+        """
+        statuses = await self._statuses(members, [entry.group], call)
+        if not any(entry.group in found for node, found in statuses.items() if node != self._cluster.me):
+            raise error
+        shard = _info(name, entry.group, members, statuses, entry.state)
+        why = f"{shard.leader} leads, and did not mark a place in the log in time" if shard.leader else \
+            "nobody leads the shard, so no place in its log can be marked to compare at"
+        told = [ReplicaDigest(one.name, one.state if one.state == UNREACHABLE else UNCHECKED, error=one.error or why)
+                for one in shard.replicas]
+        return ShardVerification(name, entry.group, 0, tuple(told), agree=True, complete=False)
+
+    async def _marked(self, node: str, group: int, log_index: int, status: ReplicaStatus, call: Call) -> MarkResult:
+        """``DeadlineExceeded`` of a replica that is not there in time, or comes no nearer: one that replays its log
+        takes as long as it takes.
+        """
+        applied, since = status.applied, self._clock.monotonic()
+        while True:
+            try:
+                return await self._replicas(node).mark(group, log_index, self._brief(call, MARK_S))
+            except (DeadlineExceeded, Unavailable):
+                now = self._clock.monotonic()
+                found = (await self._statuses([node], [group], call)).get(node, {}).get(group)
+                if found is not None and found.applied != applied:
+                    applied, since = found.applied, now
+                if found is None or found.applied >= log_index or now - since >= STILL_S \
+                        or (call.deadline is not None and now >= call.deadline):
+                    raise
+            await asyncio.sleep(LOOK_S)
 
     async def _digest(self, node: str, entry: ShardEntry, log_index: int, call: Call, deep: bool
                       ) -> ReplicaDigest | None:
@@ -144,9 +192,9 @@ class ClusterShards:
             placed = next((one for one in entry.replicas if one.rpartition("/")[0] == node), node)
             return ReplicaDigest(placed, UNREACHABLE, error=statuses.lacks(node, "replica"))
         try:
-            mark = await self._replicas(node).mark(entry.group, log_index, self._brief(call, MARK_S))
+            mark = await self._marked(node, entry.group, log_index, status, call)
         except DeadlineExceeded:
-            return ReplicaDigest(status.me, "behind", error=f"it has applied {status.applied}")
+            return ReplicaDigest(status.me, "behind", error=f"it has applied {status.applied} of {log_index}")
         except VecdbError as error:
             return ReplicaDigest(status.me, status.state if status.state != "ok" else "behind", error=error.message)
         return await self._deep(node, entry, status.me, mark, call) if deep else \

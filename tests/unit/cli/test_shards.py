@@ -3,6 +3,7 @@
 import socket
 import ssl
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 import vecdb
-from vecdb.core.cluster import JobInfo
+from vecdb.core.cluster import JobInfo, Plan, PlanStep
 from vecdb.core.errors import Unavailable, Unsupported
 from vecdb.core.shards import ReplicaDigest, ReplicaInfo, ShardInfo, ShardVerification
 
@@ -113,6 +114,31 @@ def test_verify(cli, cluster, backend, found, code: int, word: str) -> None:
                                                     "deep": "ab12", "error": ""}
 
 
+def test_verify_of_what_nobody_leads_names_the_replicas_and_goes_on_with_the_others(cli, cluster, backend,
+                                                                                      monkeypatch) -> None:
+    why = "nobody leads the shard, so no place in its log can be marked to compare at"
+    unled = replace(compared("docs", ReplicaDigest("n1/4", "unchecked", error=why), complete=False), log_index=0)
+    backend.verified = {"docs": unled, "logs": compared("logs", *GOOD)}
+    ran = cli("shard", "verify", *URL)
+    assert (ran.code, "docs, shard 4: not compared" in ran.out, "all hold the same" in ran.out) == (11, True, True)
+    assert cli("shard", "verify", *URL, "--json").json["shards"][0]["replicas"][0]["error"] == why
+    limits = []
+
+    def verify_shard(name, deep=False, call=None):
+        limits.append(call.deadline - time.monotonic())
+        if name == "docs":
+            raise Unavailable("no leader of 'docs' answered in time")
+        return compared("logs", *GOOD)
+
+    monkeypatch.setattr(backend, "verify_shard", verify_shard)
+    ran = cli("shard", "verify", "--timeout", "3s", *URL)
+    assert (ran.code, "no leader of 'docs'" in ran.err, "all hold the same" in ran.out) == (11, True, True)
+    ran = cli("shard", "verify", *URL, "--json")
+    assert (ran.code, ran.json["complete"], ran.json["agree"]) == (11, False, True)
+    assert all(one <= 3 for one in limits[:2])
+    assert all(3 < one <= 60 for one in limits[2:])
+
+
 def test_verify_says_the_worst(cli, cluster, backend) -> None:
     backend.verified = {"docs": compared("docs", *GOOD, complete=False), "logs": compared("logs", *GOOD, agree=False)}
     assert cli("shard", "verify", *URL).code == 6
@@ -190,6 +216,20 @@ def test_transfer_leader(cli, cluster, backend, monkeypatch) -> None:
 
         monkeypatch.setattr(backend, "transfer_leader", fail)
         assert cli("shard", "transfer-leader", "docs", "--yes", *URL).code == code
+
+
+def test_a_shard_that_is_changed_is_named_by_its_collection_too(cli, cluster, backend) -> None:
+    backend.operated = {"plan_job": Plan("any", (PlanStep("move", "4", "shard 4 moves"),))}
+    for argv, asked in ((["move", "docs", "--from", "n1", "--to", "n4"], ("move", "4", {"from": "n1", "to": "n4"})),
+                        (["move", "4", "--from", "n1", "--to", "n4"], ("move", "4", {"from": "n1", "to": "n4"})),
+                        (["split", "docs"], ("split", "4", {})),
+                        (["merge", "docs@4", "5"], ("merge", "4", {"with": 5}))):
+        assert cli("shard", *argv, "--dry-run", *URL).code == 0
+        assert backend.asked.pop()[1:] == asked
+    cluster.append(replace(cluster[1], group=9))
+    ran = cli("shard", "split", "docs", "--dry-run", *URL)
+    assert (ran.code, "4, 9" in ran.err) == (2, True), "it says which there are"
+    assert cli("shard", "split", "none", "--dry-run", *URL).code == 3
 
 
 def test_transfer_leader_says_who_leads_or_fails(cli, cluster, backend, monkeypatch) -> None:

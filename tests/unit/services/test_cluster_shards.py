@@ -20,6 +20,7 @@ from vecdb.core.errors import (
     Unsupported,
 )
 from vecdb.core.records import DeleteIds
+from vecdb.services import shards
 
 
 def run(test: Callable[[FakeCluster], Coroutine[Any, Any, None]], **given: Any) -> None:
@@ -124,6 +125,37 @@ def test_a_replica_that_does_not_come_to_the_mark_is_behind() -> None:
     run(test)
 
 
+def test_where_nobody_leads_a_comparison_ends_and_says_so_of_each_replica() -> None:
+    async def test(cluster: FakeCluster) -> None:
+        cluster.shard("docs").leader = None
+        cluster.down = {"n3"}
+        found = await cluster.shards["n2"].verify("docs", soon(1.0))
+        assert (found.agree, found.complete, found.log_index) == (True, False, 0)
+        assert [(one.name, one.state) for one in found.replicas] == [
+            ("n1/7", "unchecked"), ("n2/7", "unchecked"), ("n3/7", "unreachable")]
+        assert "nobody leads the shard" in found.replicas[0].error
+        assert "n3 is down" in found.replicas[2].error
+        cluster.down = {"n1", "n3"}
+        with pytest.raises(Unavailable, match="no leader of 'docs' answered in time"):  # another node may know more
+            await cluster.shards["n2"].verify("docs", soon(0.5))
+
+    run(test)
+
+
+def test_a_replica_that_comes_nearer_to_the_mark_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "MARK_S", 0.05)
+    monkeypatch.setattr(shards, "STILL_S", 20.0)
+
+    async def test(cluster: FakeCluster) -> None:
+        with cluster.behind("n3"):
+            asked = asyncio.ensure_future(cluster.shards["n1"].verify("docs", soon(25)))
+            await asyncio.sleep(0.3)
+            assert not asked.done(), "though it was not there when it was asked first"
+        assert (await asked).complete
+
+    run(test)
+
+
 def test_leadership_goes_where_it_is_told_to_go() -> None:
     async def test(cluster: FakeCluster) -> None:
         shards, group = cluster.shards["n2"], cluster.shard("docs")
@@ -168,7 +200,7 @@ def test_the_collection_of_which_no_leader_answers_is_named() -> None:
     async def test(cluster: FakeCluster) -> None:
         cluster.shard("docs").leader = cluster.control.leader = None
         with pytest.raises(Unavailable, match="no leader of 'docs' answered in time"):
-            await cluster.shards["n2"].verify("docs", soon(0.3))
+            await cluster.shards["n2"].transfer("docs", None, soon(0.3))
         with pytest.raises(Unavailable, match="no leader of the control group answered in time"):
             await cluster.shards["n2"].transfer("", None, soon(0.3))
 
