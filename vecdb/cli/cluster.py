@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vecdb.cli import changing, exits, founding, joining, nodes
+from vecdb.cli import changing, exits, founding, joining, nodes, peers
 from vecdb.cli import options as o
 from vecdb.cli.output import Output, count, duration
 from vecdb.cli.session import open_database, patience
+from vecdb.cli.shards import RETIRED
 from vecdb.cli.target import HERE, Target, resolve, with_target
 from vecdb.core.cluster import Plan, PlanStep
 from vecdb.core.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from vecdb.core.operations import ClusterInfo
+    from vecdb.core.shards import ShardInfo
 
 commands = typer.Typer(help="A cluster as a whole, and what its nodes need.", no_args_is_help=True)
 token = typer.Typer(help="Tokens that nodes join with.", no_args_is_help=True)
@@ -25,13 +27,17 @@ commands.command()(founding.init)
 commands.command()(joining.join)
 
 
+_NAMED = 8
+"""Shards that nobody leads, in a warning."""
+
+
 @commands.command()
 @with_target
 def status(target: Target = HERE, as_json: o.Json = False) -> None:
     """The cluster at a glance: its nodes, how many shards there are, and what jobs run.
 
     Before it is founded it says which nodes it waits for, and ends with 11; so it does where nobody leads it, with what
-    the node that is asked knows by itself and the nodes that it does not reach.
+    the node that is asked knows by itself and the nodes that it does not reach, and where nobody leads some shard.
     """
     out = Output(as_json)
     place = resolve(target)
@@ -40,9 +46,12 @@ def status(target: Target = HERE, as_json: o.Json = False) -> None:
         info = database.admin.cluster.info(timeout=seconds)
         jobs = database.admin.cluster.jobs(timeout=seconds) if info.leader else []
         away = {} if info.leader else nodes.unreached(database, seconds)
+        unled = [one for one in peers.shards(database, seconds) or () if one.collection and one.leader is None
+                 and one.state != RETIRED]
     if as_json:
-        out.emit({**asdict(info), "open_jobs": [asdict(one) for one in jobs], "unreached": away})
-        _whole(out, info, away)
+        out.emit({**asdict(info), "open_jobs": [asdict(one) for one in jobs], "unreached": away,
+                  "leaderless": [{"collection": one.collection, "shard": one.group} for one in unled]})
+        _whole(out, info, away, unled)
         return
     out.say(f"{info.name}: {count(len(info.nodes))} nodes, {count(info.collections)} collections, "
             f"{count(info.shards)} shards, epoch {count(info.epoch)}; {info.leader or 'nobody'} leads the control "
@@ -50,16 +59,22 @@ def status(target: Target = HERE, as_json: o.Json = False) -> None:
     nodes.show(out, info.nodes, led=bool(info.leader))
     if jobs:
         out.table("jobs", changing.JOB_COLUMNS, [changing.job_row(one) for one in jobs], left=(1, 2, 3, 4, 5, 8))
-    _whole(out, info, away)
+    _whole(out, info, away, unled)
 
 
-def _whole(out: Output, info: "ClusterInfo", away: dict[str, str]) -> None:
-    """End as a node that is not ready would, where nobody leads or there are nodes that were not heard of yet."""
+def _whole(out: Output, info: "ClusterInfo", away: dict[str, str], unled: "list[ShardInfo]") -> None:
+    """End as what cannot be reached does, where nobody leads or there are nodes that were not heard of yet."""
+    if unled:
+        more = f" and {count(len(unled) - _NAMED)} more" if len(unled) > _NAMED else ""
+        named = ", ".join(f"{one.collection} (shard {one.group})" for one in unled[:_NAMED])
+        out.warn(f"nobody leads {named}{more}: not written, and read with --consistency eventual alone; vecdb doctor "
+                 "says more")
     if not info.leader and info.nodes:
         nodes.leaderless(out, info, away)
     if info.unheard or not info.nodes:
         out.warn(f"{info.name} waits for word of {', '.join(info.unheard) or 'its nodes'}: vecdb doctor, and /readyz "
                  "of each, say more")
+    if unled or info.unheard or not info.nodes:
         raise typer.Exit(exits.UNREACHABLE)
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from vecdb.client.database import Database
     from vecdb.config import ClusterSettings, Settings
-    from vecdb.core.shards import ShardInfo
+    from vecdb.core.shards import ReplicaInfo, ShardInfo
 
 SOON_S: Final = 14 * 86_400.0
 _PEER_S: Final = 2.0
@@ -234,10 +234,7 @@ def well(found: "list[ShardInfo]") -> Check:
     replicas = sum(len(one.replicas) for one in found)
     text = f"{len(found)} shards with {replicas} replicas" + (f"; {'; '.join(amiss[:8])}" if amiss else "")
     if any(one.leader is None for one in found):
-        return Check("shards", "fail", f"{text}; {_answering(found)}", "a shard is written once most of its replicas "
-                     "are there: start the nodes that do not answer, each on the data directory it had (an empty one "
-                     "has no vote); if those of a majority are gone for good, README, \"When a majority is lost\"",
-                     exits.UNREACHABLE)
+        return Check("shards", "fail", f"{text}; {_answering(found)}", _lost(found), exits.UNREACHABLE)
     if any(replica.state == "halted" for one in found for replica in one.replicas):
         return Check("shards", "fail", text, "vecdb shard status says why a replica has halted; a restart of its node "
                      "lets it begin anew", exits.STORAGE)
@@ -248,15 +245,45 @@ def well(found: "list[ShardInfo]") -> Check:
         else Check("shards", "ok", text)
 
 
+def _lost(found: "list[ShardInfo]") -> str:
+    """What to do where shards have no leader: nodes that answer need not be started."""
+    replicas = [replica for one in found if one.leader is None for replica in one.replicas]
+    there = {one.node for one in replicas if one.state != UNREACHABLE}
+    if any(one.node not in there for one in replicas):
+        return "a shard is written once most of its replicas are there: start the nodes that do not answer, each on " \
+            "the data directory it had (an empty one has no vote); if those of a majority are gone for good, README, " \
+            "\"When a majority is lost\""
+    told = [f"of {one.collection} {best.node} has applied {count(best.applied)}" for one in found
+            if one.leader is None and one.collection and (best := _survivor(one)) is not None][:8]
+    if not any(not one.member or one.role == "learner" for one in replicas):
+        return "all nodes answer: ask again in some seconds, for one may be elected just now; vecdb shard status " \
+            "shows how the replicas are"
+    return "all nodes answer, and too few have their votes: stop those that began with an empty disk, and start each " \
+        "on the data directory it had.  If these are gone, nobody will lead again: README, \"When a majority is " \
+        "lost\", export what is left from the node that has most, with its address alone in --url and " \
+        "--consistency eventual" + (f" ({'; '.join(told)})" if told else "")
+
+
+def _survivor(shard: "ShardInfo") -> "ReplicaInfo | None":
+    """Of the replicas that have a vote, and so are read, the one that has applied most."""
+    return max((one for one in shard.replicas if one.state != UNREACHABLE and one.member and one.role != "learner"),
+               key=lambda one: one.applied, default=None)
+
+
 def _answering(found: "list[ShardInfo]") -> str:
-    """Which nodes do, and which of them have a disk that the control group, or another shard, does not know."""
+    """Which nodes do; which of them have a disk that the control group, or another shard, does not know; and who has
+    no vote in a shard that nobody leads.
+    """
     replicas = [replica for one in found for replica in one.replicas]
     there = {one.node for one in replicas if one.state != UNREACHABLE}
     away = sorted({one.node for one in replicas} - there)
     empty = sorted({one.node for one in replicas if one.state != UNREACHABLE and not one.member})
+    learners = [f"{replica.node} is only a learner of {one.collection}, without a vote: its disk was empty, and no "
+                "leader has taken it in yet" for one in found if one.collection and one.leader is None
+                for replica in one.replicas if replica.role == "learner" and replica.state != UNREACHABLE][:8]
     return "; ".join([f"{', '.join(sorted(there)) or 'no node'} answer{'s' if len(there) < 2 else ''}",
                       *([f"{', '.join(away)} {'do' if len(away) > 1 else 'does'} not"] if away else []),
-                      *(f"{node} began with an empty disk, or has lost its logs" for node in empty)])
+                      *(f"{node} began with an empty disk, or has lost its logs" for node in empty), *learners])
 
 
 def compared(name: str, database: "Database", text: str) -> Check:

@@ -89,6 +89,7 @@ from vecdb.services.replicas import OwnReplicas
 from vecdb.services.replicated import Cluster, ReplicatedNode
 from vecdb.services.shards import ClusterShards
 from vecdb.serving.governing import Backing, Governing, is_member
+from vecdb.serving.leaderless import Leaderless
 from vecdb.serving.membership import Membership, draw
 from vecdb.serving.readiness import NAMED, Readiness
 from vecdb.serving.shard_loads import ShardLoads
@@ -204,6 +205,7 @@ class Member:
         self.server: PeerServer | None = None
         self._edges: list[Edge] = []
         self._readiness = Readiness(me, self._loop.time, self._receiving)
+        self._leaderless = Leaderless(me, self._loop.time)
         self._kept: set[tuple[Replicator, int]] = set()
         """Leaderships that nobody took, and their terms."""
         heard_s = max(BALANCE.heard_s, HEARTBEATS * options.heartbeat_s)
@@ -349,6 +351,7 @@ class Member:
         status = self.control.status()
         if status is None:
             return [self._founding()]
+        self._leaderless.look(self.control.state, self.hosting.statuses())
         found = [] if status.leader is not None else ["the control group has no leader that this node knows of"]
         away = [f"{name!r} ({shard.error})" if shard.error else f"{name!r}"
                 for name, shard in self.hosting.statuses().items()
@@ -357,6 +360,11 @@ class Member:
             more = f" and {len(away) - NAMED} more" if len(away) > NAMED else ""
             found.append(f"replicas here are not open: {', '.join(away[:NAMED])}{more}")
         return found or self._readiness.reasons(status, self.control.state, self.hosting.statuses())
+
+    def warnings(self) -> list[str]:
+        """What is amiss though this node serves, as of when :meth:`reasons` were asked for last."""
+        removed = self.membership.removed.is_set()
+        return self.membership.warnings() + ([] if removed else self._leaderless.warnings(self.frames.away()))
 
     def _receiving(self, group: int) -> tuple[int, int] | None:
         replica = self.driver.host.replicas.get(group)

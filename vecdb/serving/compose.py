@@ -249,7 +249,7 @@ async def _compose(settings: Settings, stack: AsyncExitStack, on_step: OnStep, r
             node, guards, workers, keys=keys, about=details, readiness=lambda: starting or _reasons(member),
             metrics=telemetry.page, message_bytes=limits.message_bytes, open_metrics=settings.server.open_metrics,
             known_host=_known_host(settings, authenticator),
-            warnings=list if member is None else member.membership.warnings), HttpOptions(
+            warnings=list if member is None else member.warnings), HttpOptions(
                 settings.server.host, settings.server.http_port, connections(settings),
                 None if certificates is None else certificates.ssl_context()), metrics)
     engine.batcher.alone = lambda: guards.inside.calls <= 1

@@ -10,9 +10,9 @@ collection or a higher replication factor, is not waited for while this process 
 has all the voters that it had.
 
 **What is not waited for** is a shard that nobody leads, once it has been so for :data:`UNLED_S`: its replica cannot
-catch up before there is a majority, and the other shards here are to be served meanwhile.  ``vecdb shard status`` says
-that nobody leads it.  One that is not open yet, which takes large ones a while, and one that has a leader are waited
-for without an end: why it does not come is told by the log.
+catch up before there is a majority, and the other shards here are to be served meanwhile.  That nobody leads it the
+warnings of ``/readyz`` say (:mod:`vecdb.serving.leaderless`).  One that is not open yet, which takes large ones a
+while, and one that has a leader are waited for without an end: why it does not come is told by the log.
 
 **Who goes by readiness** for clients (a service of Kubernetes does) sends none to a node while it rebuilds, though it
 would hand their calls on.  That is the price of one word for two questions; it was paid for the other one, because a

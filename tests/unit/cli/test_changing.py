@@ -161,6 +161,18 @@ def test_a_cluster_that_nobody_leads_is_told_as_one_node_knows_it_with_whom_it_d
     assert all(one[0] != "cluster_jobs" for one in backend.asked), "whom should it ask?"
 
 
+def test_the_cluster_at_a_glance_names_shards_that_nobody_leads(cli, changed, backend) -> None:
+    backend.shard_list = [ShardInfo("", 0, "n1/1"), ShardInfo("docs", 4, None),
+                          ShardInfo("old", 3, None, (), "retired"), ShardInfo("logs", 5, "n1/5")]
+    ran = cli("cluster", "status", *URL)
+    assert (ran.code, "nobody leads docs (shard 4):" in ran.err) == (11, True)
+    ran = cli("cluster", "status", "--json", *URL)
+    assert (ran.code, ran.json["leaderless"]) == (11, [{"collection": "docs", "shard": 4}])
+    backend.shard_list[1] = ShardInfo("docs", 4, "n2/4")
+    ran = cli("cluster", "status", "--json", *URL)
+    assert (ran.code, ran.json["leaderless"]) == (0, [])
+
+
 def test_doctor_looks_on_where_one_question_has_no_answer(cli, docs, backend, monkeypatch) -> None:
     def late(call=None):
         raise DeadlineExceeded("the deadline passed before node c1 answered")

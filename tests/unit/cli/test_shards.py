@@ -337,6 +337,21 @@ def test_doctor_of_a_cluster(cli, docs, backend, cluster) -> None:
     assert "When a majority is lost" in told["advice"]
 
 
+def test_doctor_knows_that_nodes_which_answer_need_not_be_started(cli, docs, backend, cluster) -> None:
+    del cluster[2]
+    cluster[1] = ShardInfo("docs", 4, None, (
+        replica("n1", 4), replica("n2", 9, member=False), replica("n2", 4, "unreachable"),
+        replica("n3", 8, role="learner", lag=3)))
+    told = checks(cli("doctor", "--quick", *URL, "--json"))["shards"]
+    assert "n1, n2, n3 answer; n2 began with an empty disk" in told["found"]
+    assert "n3 is only a learner of docs" in told["found"]
+    assert "start the nodes that do not answer" not in told["advice"]
+    assert "of docs n1 has applied 1,700" in told["advice"]
+    assert "When a majority is lost" in told["advice"]
+    cluster[1] = ShardInfo("docs", 4, None, (replica("n1", 4), replica("n2", 4), replica("n3", 4)))
+    assert "ask again in some seconds" in checks(cli("doctor", "--quick", *URL, "--json"))["shards"]["advice"]
+
+
 def test_replicas_that_a_shard_lacks_are_told_of(cli, docs, backend, cluster) -> None:
     del cluster[2]
     cluster[1] = replace(cluster[1], wanted=5)
