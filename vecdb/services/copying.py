@@ -5,7 +5,9 @@ groups as pieces that are applied once (:mod:`vecdb.shard.imports`): first the r
 pieces at a time on lanes of their own; then what writes the source remembers; then every command that changed the
 source, one piece after another, split by hashes as routers split it, with what it did under its key.  A filter is
 passed on as it is: the targets have exactly the source's records at that place, so what of these it matches in all of
-them is what it matched there.
+them is what it matched there.  With a shard key a record may get another value in the source, and so another target
+than the one that has it: the record as a whole goes to that one, and every other is told to delete what it has of the
+id, of the source's hashes.
 
 It ends in no way but by being stopped or by failing.  It fails where it cannot go on: its replica was closed, replaced
 or is damaged, the source changes faster than it is copied, a target is gone, or another copier has written to it.
@@ -63,7 +65,9 @@ _AGAIN: Final = (Unavailable, OutcomeUnknown, DeadlineExceeded, Overloaded, Canc
 class Followed(Protocol):
     """A replica that can be followed: :class:`vecdb.services.replica.ShardReplica`.  Blocks."""
 
-    def follow(self) -> Follow: ...
+    def follow(self, *, moving: bool = False) -> Follow:
+        """``moving``: metadata that is replaced is told with the vectors."""
+        ...
 
 
 class Propose(Protocol):
@@ -102,6 +106,7 @@ class Splitter:
         lo, hi = min(one.lo for one in targets), max(one.hi for one in targets)
         around = [_Other(begin, end) for begin, end in ((0, lo), (hi, HASH_SPACE)) if begin < end]
         self._ring: Ring[CopyTarget | _Other] = Ring([*targets, *around])
+        self._targets = tuple(targets)
         self._shard_key = shard_key or None
 
     def shares(self, data: bytes) -> list[_Share]:
@@ -109,9 +114,23 @@ class Splitter:
         command, token = codec.decode(data)
         if not isinstance(command, UpsertBatch | DeleteIds | DeleteWhere | UpdateMetadata):
             raise InvalidArgument("command", "changes no records", got=type(command).__name__, limit="a write")
+        if isinstance(command, UpsertBatch) and self._shard_key is not None and len(self._targets) > 1:
+            return self._moved(command)
         parts = split(self._ring, command, self._shard_key)
         return [_Share(part.shard, data if part.command is command and token is None else codec.encode(part.command))
                 for part in parts if isinstance(part.shard, CopyTarget)]
+
+    def _moved(self, batch: UpsertBatch) -> list[_Share]:
+        """Of records that may have been another target's."""
+        parts = {part.shard.group: part for part in split(self._ring, batch, self._shard_key)}
+        shares = []
+        for target in self._targets:
+            part = parts.get(target.group)
+            mine = set(part.command.ids) if part is not None and isinstance(part.command, UpsertBatch) else set()
+            others = tuple([one for one in batch.ids if one not in mine])
+            shares += [_Share(target, codec.encode(one)) for one in (
+                *([part.command] if part is not None else []), *([DeleteIds(others)] if others else []))]
+        return shares
 
     def records(self, batch: UpsertBatch) -> list[_Share]:
         """Of records."""
@@ -201,7 +220,7 @@ class Copier:
 
     async def _live(self) -> None:
         try:
-            self._follow = follow = await held(self._executor, Follow.close, self._source.follow)
+            self._follow = follow = await held(self._executor, Follow.close, self._begin)
             self._total, self._copied_to = follow.records, 0
             await self._copy_records(follow)
             await self._copy_memories(follow)
@@ -217,6 +236,9 @@ class Copier:
             self._tell("warning", "copy_failed", job=self.order.job, source=self.order.source, error=self._error)
         finally:
             await self._let_go()
+
+    def _begin(self) -> Follow:
+        return self._source.follow(moving=bool(self.order.shard_key) and len(self.order.targets) > 1)
 
     async def _let_go(self) -> None:
         follow, self._follow = self._follow, None

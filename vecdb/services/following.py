@@ -7,7 +7,8 @@ commands that changed it need it where they are carried out again.
 
 **The changes**: each command that did something, or that an idempotency key will be remembered of, as its bytes, with
 what it did under its key.  Where the shard did a part of a write, as others had done the rest before their records came
-to it, commands that say that part stand for it: who carried out the whole would do the rest again.  A change is handed
+to it, commands that say that part stand for it: who carried out the whole would do the rest again.  To whom
+it matters, metadata that is replaced is told as the records that these are then.  A change is handed
 over by the thread that applies, which never waits for who follows: what is not taken stands in memory up to a bound,
 then in a file that nobody else sees, up to another; then the following has failed, and a copy has to be begun anew.
 """
@@ -100,8 +101,10 @@ class Follow:
     """
 
     def __init__(self, machine: ShardMachine, store: Store, directory: Path, limits: FollowLimits,
-                 leave: Callable[["Follow"], None]) -> None:
+                 leave: Callable[["Follow"], None], moving: bool = False) -> None:
         """Inside the shard's lock."""
+        self.moving = moving
+        """Whether metadata that is replaced is told with its vectors."""
         self._view: ShardView | None = machine.view
         self._space = machine.growing.space
         self._directory = directory

@@ -239,9 +239,9 @@ class ShardReplica:
         """The last 64 marks by log index, oldest first: equal on every replica that has them."""
         return dict(self._service.machine.marks.known)
 
-    def follow(self, limits: FollowLimits | None = None) -> Follow:
+    def follow(self, limits: FollowLimits | None = None, *, moving: bool = False) -> Follow:
         """The records of this moment and the changes after it: see :mod:`vecdb.services.following`."""
-        return self._ending(lambda service: service.follow(limits))
+        return self._ending(lambda service: service.follow(limits, moving=moving))
 
     def verify(self, call: Call | None = None) -> dict[str, Any]:
         """Read every record and compare digests: see :func:`vecdb.services.verify.verify`."""

@@ -45,7 +45,7 @@ from vecdb.core.errors import (
 from vecdb.core.filters.tree import Node
 from vecdb.core.ids import RecordId
 from vecdb.core.query import QueryRequest, QueryResult, ScanPage, ScanRequest
-from vecdb.core.records import Command, Record, UpsertBatch, WriteResult
+from vecdb.core.records import Command, Record, UpdateMetadata, UpsertBatch, WriteResult
 from vecdb.core.schema import CollectionSchema, collection_of
 from vecdb.ports.clock import Clock
 from vecdb.ports.compute import Compute
@@ -60,7 +60,7 @@ from vecdb.services.settings import EngineSettings
 from vecdb.services.verify import Verification, verify
 from vecdb.shard import codec, rows
 from vecdb.shard.adoption import Adopt, adopted_before
-from vecdb.shard.change import Staged
+from vecdb.shard.bodies import written
 from vecdb.shard.imports import Import
 from vecdb.shard.machine import Applied, ShardMachine
 from vecdb.shard.marks import Mark, MarkResult
@@ -195,7 +195,8 @@ class ShardService:
                 raise
             self._commit(machine, applied)
             for follower in self._followers:
-                follower.applied(log_index, _told(log_index, command, applied.staged) if applied.changes else None)
+                follower.applied(log_index, self._told(log_index, command, applied, follower.moving) if applied.changes
+                                 else None)
         with suppress(VecdbError):  # what follows from it is upkeep's, and not the command's
             self.on_change()
         return applied.error or applied.mark or applied.result
@@ -268,11 +269,23 @@ class ShardService:
                 raise from_os_error(error, target, "copying the shard to") from error
             return view
 
-    def follow(self, limits: FollowLimits | None = None) -> Follow:
-        """The records of this moment, and every change the log brings after it; to be closed."""
+    def _told(self, log_index: int, command: bytes, applied: Applied, moving: bool) -> Told:
+        """What who follows is told of a command that did something."""
+        staged, part = applied.staged, applied.staged.part
+        if moving:
+            decoded, _ = codec.decode(command)
+            if isinstance(decoded, UpdateMetadata) and not decoded.merge:
+                space = self.machine.growing.space
+                part = written(staged.ids, applied.mutations, space.row_items, space.row_dtype)
+        return Told(log_index, (command,) if part is None else tuple(map(codec.encode, part)), staged.write)
+
+    def follow(self, limits: FollowLimits | None = None, *, moving: bool = False) -> Follow:
+        """The records of this moment, and every change the log brings after it; to be closed.  ``moving``: for several
+        shards, by a value that metadata has: what is replaced is told with its vectors, as it may be another's then.
+        """
         with self._lock:
             self._check_whole()
-            follow = Follow(self.machine, self._store, self.directory, limits or FollowLimits(), self._unfollow)
+            follow = Follow(self.machine, self._store, self.directory, limits or FollowLimits(), self._unfollow, moving)
             self._followers = (*self._followers, follow)
             return follow
 
@@ -478,9 +491,3 @@ class ShardService:
         """Close, and keep nothing in memory but what is told of the state; views pinned elsewhere stay."""
         self.close()
         self.machine.let_go()
-
-
-def _told(log_index: int, command: bytes, staged: Staged) -> Told:
-    """What who follows is told of a command that did something."""
-    commands = (command,) if staged.part is None else tuple(map(codec.encode, staged.part))
-    return Told(log_index, commands, staged.write)

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import orjson
 
 from vecdb.core.errors import InvalidMetadata
@@ -42,6 +44,16 @@ def carried_out(command: Command, ids: Sequence[RecordId], mutations: Mutations)
     if isinstance(command, UpdateMetadata):
         return (UpdateMetadata(kept, tuple(command.patch[place] for place in keep), command.merge),) if kept else ()
     return (UpsertBatch(kept, command.vectors[keep], tuple(command.metadata[place] for place in keep)),) if kept else ()
+
+
+def written(ids: Sequence[RecordId], mutations: Mutations, row_items: int, dtype: npt.DTypeLike
+            ) -> tuple[UpsertBatch, ...]:
+    """The records that a command wrote, ``ids``, as they are now: vectors (n, ``row_items``) as they are stored."""
+    if not ids:
+        return ()
+    raw = b"".join(value for key, value in mutations.puts if key.startswith(rows.VECTOR))
+    bodies = tuple(rows.record_metadata(value) for key, value in mutations.puts if key.startswith(rows.RECORD))
+    return (UpsertBatch(tuple(ids), np.frombuffer(raw, dtype).reshape(len(ids), row_items), bodies),)
 
 
 def keys_of(ids: Sequence[RecordId]) -> list[bytes]:

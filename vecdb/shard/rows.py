@@ -42,6 +42,7 @@ MARKS: Final = (b"k", b"l")
 SEAL_KEY: Final = b"e"
 ID: Final = b"i"
 RECORD: Final = b"r"
+VECTOR: Final = b"v"
 ORIGIN, LANE, MEMORY = b"o", b"p", b"q"
 IMPORTS: Final = (b"o", b"r")
 """The range of the rows of what was imported: origins, then lanes, then what is remembered."""
@@ -95,7 +96,7 @@ def record_row(rid: int) -> bytes:
 
 
 def vector_row(rid: int) -> bytes:
-    return b"v" + _RID.pack(rid)
+    return VECTOR + _RID.pack(rid)
 
 
 def dead_row(rid: int) -> bytes:

@@ -304,7 +304,7 @@ def test_a_copier_ends_where_it_cannot_go_on(tmp_path: Path) -> None:
 def test_a_source_that_changes_too_fast_ends_it(tmp_path: Path) -> None:
     async def test(groups: Groups, copying: Copying) -> None:
         class Tight:
-            def follow(self) -> Follow:
+            def follow(self, *, moving: bool = False) -> Follow:
                 return groups.replicas[1].follow(FollowLimits(1, 1))
 
         tight = Copying(lambda group: Tight(), groups.propose, draw=lambda: 5)
@@ -395,7 +395,7 @@ def test_a_copier_that_is_stopped_while_it_begins_lets_go_of_its_source(tmp_path
 
     with _shards(tmp_path, [1], CollectionSchema("c", DIM, Metric.L2)) as replicas:
         class Source:
-            def follow(self) -> Follow:
+            def follow(self, *, moving: bool = False) -> Follow:
                 following.set()
                 go_on.wait(60)
                 taken.append(replicas[1].follow())

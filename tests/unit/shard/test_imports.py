@@ -310,7 +310,7 @@ class _Copy:
         self._place, self._targets, self._shard_key = (group, lo, hi), targets, shard_key
         self._splitter = Splitter([one for one, _ in targets], shard_key)
         self._sequence = 0
-        self._follow = source.follow()
+        self._follow = source.follow(moving=bool(shard_key) and len(targets) > 1)
         chunks = [codec.encode(chunk) for chunk in self._follow.chunks(1 << 20)]
         self._send(chunks, self._follow.memories(*self._place))
 

@@ -14,7 +14,7 @@ import pytest
 from tests.replicas import DIM, replica_at
 from tests.unit.shard.test_imports import LAST, _apply, _Copy
 from vecdb.cluster.merge import counting, merge_writes
-from vecdb.cluster.routing import Ring, split
+from vecdb.cluster.routing import Ring, metadata_hash, split
 from vecdb.core.calls import WriteToken
 from vecdb.core.filters import parse
 from vecdb.core.records import Command, DeleteIds, DeleteWhere, UpdateMetadata, UpsertBatch, WriteResult
@@ -144,3 +144,31 @@ def test_writes_over_splits_and_merges_are_told_what_they_did(tmp_path: Path, se
             else:
                 run.reshard(writes=run.random.random() < 0.7)
             assert digest(*(one.replica for one in run.ring)) == digest(run.alone)
+
+
+def test_a_shard_is_split_while_records_get_another_value_of_the_shard_key(tmp_path: Path) -> None:
+    """One id has one record in a shard, whatever its value; of its heirs one has it then, and the others have none."""
+    half = (LAST + 1) // 2
+    bodies = [b'{"t":%d}' % one for one in range(40)]
+    lows, highs = ([one for one in bodies if (metadata_hash(one, "t") or 0) // half == upper] for upper in (0, 1))
+
+    def batch(ids: tuple[int, ...], *metadata: bytes) -> UpsertBatch:
+        vectors = np.arange(len(ids) * DIM, dtype=np.float32).reshape(len(ids), DIM)
+        return UpsertBatch(ids, vectors, metadata * len(ids) if len(metadata) == 1 else metadata)
+
+    steps: list[Command] = [
+        batch((0, 1), highs[0]), batch((2, 3, 30), highs[1], lows[2], highs[2]),
+        UpdateMetadata((4, 5, 99), (highs[0],) * 3, merge=False), UpdateMetadata((5,), (lows[1],), merge=False),
+        UpdateMetadata((6, 12), (highs[1], lows[2]), merge=False), UpdateMetadata((4,), (b'{"n":1}',)),
+        DeleteIds((1,)), batch((1,), lows[2])]
+    with ExitStack() as stack:
+        source, low, high = (stack.enter_context(replica_at(tmp_path / name)) for name in "abc")
+        _apply(source, batch(tuple(range(10)), lows[0]))
+        _apply(source, batch(tuple(range(10, 20)), highs[0]))
+        heirs = (CopyTarget(2, 0, half, ()), low), (CopyTarget(3, half, LAST + 1, ()), high)
+        copy = _Copy(1, source, 0, LAST + 1, *heirs, shard_key="t")
+        for number, step in enumerate(steps):
+            assert isinstance(_apply(source, step, WriteToken(b"%d" % number) if number % 2 else None), WriteResult)
+        copy.end()
+        assert digest(low, high) == digest(source)
+        assert [one.digest().records for one in (source, low, high)] == [21, 7, 14]
