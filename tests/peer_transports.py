@@ -26,7 +26,7 @@ def certificates(folder: Path, node: str, cluster: str = CLUSTER, reload_s: floa
 
 
 class Transport:
-    """One node's: what it got is in ``got``, what was told in ``told``."""
+    """One node's: what it got is in ``got``, what was told in ``told``, nodes said to be gone in ``gone``."""
 
     def __init__(self, node: str, addresses: dict[str, str], tls: Certificates | None = None, *,
                  cluster: str = CLUSTER, services: tuple[Any, ...] = (), **more: Any) -> None:
@@ -34,6 +34,7 @@ class Transport:
         self.node, self.addresses = node, addresses
         self.told: list[tuple[str, str, dict[str, Any]]] = []
         self.got: list[tuple[str, bytes]] = []
+        self.gone: list[str] = []
         self.incarnation = more.pop("incarnation", None)
         self.asking = {key: more.pop(key) for key in ("ask", "unasked_methods") if key in more}
         self.tls, self.cluster, self.services, self.more = tls, cluster, services, more
@@ -50,7 +51,7 @@ class Transport:
                                      incarnation=self.incarnation)
         self.channels.addresses = self.addresses
         self.frames = GrpcFrames(self.channels, self.node, self.cluster, self.tell, **self.more)
-        self.frames.listen(lambda node, frame: self.got.append((node, bytes(frame))))
+        self.frames.listen(lambda node, frame: self.got.append((node, bytes(frame))), self.gone.append)
         credentials = None if self.tls is None else self.tls.grpc_credentials()
         self.server = PeerServer(PeerServerOptions(self.node, self.cluster, address, ("n1", "n2", "n3"), credentials,
                                                    insecure=self.tls is None, tell=self.tell, **self.asking),

@@ -16,9 +16,11 @@ class Frames(Protocol):
         """Queue a frame; never waits.  Above the byte window of that stream it is dropped: replication sends again."""
         ...
 
-    def listen(self, received: Callable[[str, bytes | memoryview], None]) -> None:
-        """Have ``received`` called in the event loop with the sender's name and each frame.
+    def listen(self, received: Callable[[str, bytes | memoryview], None],
+               gone: Callable[[str], None] | None = None) -> None:
+        """Have ``received`` called in the event loop with the sender's name and each frame, and ``gone`` with the name
+        of a node whose process seems to be there no more: it was connected, and is not to be connected again.
 
-        A frame is borrowed: whoever keeps a part of it copies that.
+        A frame is borrowed: whoever keeps a part of it copies that.  ``gone`` may be wrong, late, or never called.
         """
         ...

@@ -15,6 +15,12 @@ candidate    leader (R 5.2)                                       a majority of 
 leader       follower                                             a later term, or no majority heard (D 6.2)
 ===========  ==================================================  ===================================================
 
+**Soon again.**  Silence is waited out for an election timeout.  A round that cannot be won any more (two asked at the
+same instant, or who was asked still heard the leader, or has the longer log) is not: the next comes after a few tenths
+of a second, and so does the first where a leader's process is known to be gone (:meth:`RaftCore.gone`).  Such rounds
+are few until a leader is heard again, so who is cut off does not go on with it.  Nothing but the time of elections
+depends on any of this: reads are confirmed by a majority, never by a lease.
+
 A vote is refused while a leader is heard (D 4.2.3), unless he himself wants the election.  A replica that is no voter
 of its own configuration never asks for votes; whether its vote counts is judged by the candidate's configuration
 (D 4.2.1).  A replica of no configuration (new, or after damage) waits for a leader.
@@ -25,14 +31,15 @@ hangs; ``NotLeader`` if nothing was done.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
+from typing import Final
 
 from vecdb.core.errors import InvalidArgument, LimitExceeded, OutcomeUnknown, Overloaded, Unavailable, VecdbError
 from vecdb.raft.following import Surroundings
 from vecdb.raft.leading import Done, Leading
 from vecdb.raft.log import GroupLog
-from vecdb.raft.membership import Change, Configuration
+from vecdb.raft.membership import Change, Configuration, node_of
 from vecdb.raft.messages import (
     COMMAND,
     Append,
@@ -50,6 +57,9 @@ from vecdb.raft.messages import (
 from vecdb.raft.settings import RaftSettings
 from vecdb.raft.stock import CANDIDATE, FOLLOWER, LEADER
 
+AGAIN: Final = 6
+"""Rounds that are not waited a timeout for, from one leader to the next."""
+
 
 @dataclass(slots=True)
 class _Campaign:
@@ -59,6 +69,7 @@ class _Campaign:
     real: bool
     forced: bool
     votes: set[str]
+    refused: set[str] = field(default_factory=set)
 
 
 class RaftCore(Leading):
@@ -69,6 +80,9 @@ class RaftCore(Leading):
         """``applied``: the last log index in the state machine, at least the log's base."""
         self._campaign: _Campaign | None = None
         self._waiters: dict[int, tuple[int, Done]] = {}
+        self._again = AGAIN
+        self._led = ""
+        """Who was last heard to lead."""
         self.removed = False
         super().__init__(me, log, around, clock, random, settings)
         self.applied = max(applied, log.base)
@@ -153,9 +167,39 @@ class RaftCore(Leading):
         self._campaign = None
         if campaign.real:
             self.around.tell("info", "raft_leader", group=self.log.group, term=self.term, replica=self.me)
+            self._again, self._led = AGAIN, self.me
             self.lead()
         else:
             self._ask(real=True, forced=campaign.forced)
+
+    def _soon(self) -> None:
+        if self._again > 0 and self.me in self.configuration.voters:
+            self._again -= 1
+            low, high = self.settings.again_s
+            self.election_deadline = min(self.election_deadline,
+                                         self.clock() + low + (high - low) * self._random.random())
+
+    def _refused(self, sender: str) -> None:
+        """Who led is not waited for: it is why there is an election."""
+        campaign = self._campaign
+        if campaign is None or sender in campaign.refused:
+            return
+        campaign.refused.add(sender)
+        may = {*self.configuration.voters} - campaign.refused - ({self._led} - campaign.votes)
+        if not self.configuration.agreed(may):
+            self._soon()
+
+    def gone(self, node: str) -> None:
+        """The process of a node is not there any more, as its connections say; it may be wrong, or another by now."""
+        if self.role == FOLLOWER and self.leader is not None and node_of(self.leader) == node:
+            self.leader_seen = float("-inf")
+            self._soon()
+
+    def _hear(self, sender: str, term: int) -> bool:
+        heard = super()._hear(sender, term)
+        if heard:
+            self._again, self._led = AGAIN, sender
+        return heard
 
     def _up_to_date(self, last: int, last_term: int) -> bool:
         """R 5.4.1."""
@@ -185,6 +229,9 @@ class RaftCore(Leading):
     def _on_pre_vote(self, sender: str, message: PreVote) -> None:
         granted = (message.term > self.term and not self._held_by_leader()
                    and self._up_to_date(message.last, message.last_term))
+        if not granted and self.role == FOLLOWER and self._campaign is None and not self._held_by_leader() \
+                and not self._up_to_date(message.last, message.last_term):
+            self._soon()  # who asks cannot win, and this one may
         removed_at = 0 if granted else self._removed_at(sender)
         self.around.send(sender, PreVoted(message.term if granted else self.term, granted, removed_at))
 
@@ -199,6 +246,9 @@ class RaftCore(Leading):
                 self._count()
         elif message.term > self.term:
             self.follow(message.term, None)
+            self._soon()
+        elif campaign is not None and not campaign.real:
+            self._refused(sender)
 
     def _on_vote(self, sender: str, message: Vote) -> None:
         if message.term > self.term and self._held_by_leader() and not message.forced:
@@ -222,6 +272,8 @@ class RaftCore(Leading):
         if campaign is not None and campaign.real and message.granted and message.term == self.term == campaign.term:
             campaign.votes.add(sender)
             self._count()
+        elif campaign is not None and campaign.real and message.term == self.term == campaign.term:
+            self._refused(sender)
 
     def _on_timeout_now(self, sender: str, message: TimeoutNow) -> None:
         if message.term == self.term and sender == self.leader and self.me in self.configuration.voters:

@@ -118,7 +118,7 @@ class Driver:
         self._period = self.host.settings.heartbeat_s / 2
         self._turn_comes = False
         self._closed = False
-        frames.listen(self._received)
+        frames.listen(self._received, self._gone)
         self._timer = self._loop.call_later(self._period, self._tick)
 
     def add(self, group: int, machine: StateMachine, *, number: int, voters: tuple[str, ...] = (),
@@ -198,6 +198,10 @@ class Driver:
     def _received(self, node: str, frame: bytes | memoryview) -> None:
         if not self._closed:
             self.host.receive(node, frame)
+
+    def _gone(self, node: str) -> None:
+        if not self._closed:
+            self.host.gone(node)
 
     def _tick(self) -> None:
         self._timer = self._loop.call_later(self._period, self._tick)

@@ -182,6 +182,11 @@ class Host:
         self._give_way()
         self.turn()
 
+    def gone(self, node: str) -> None:
+        """The process of another node is not there any more, as far as its connections tell."""
+        for replica in self.replicas.values():
+            replica.core.gone(node)
+
     def _give_way(self) -> None:
         """Hand over what this node leads once its disk hangs: for as long as an election takes at most, no batch has
         come to its end.  Others have a majority without this disk, but a leader answers what it has applied, and

@@ -39,6 +39,13 @@ class RaftSettings:
     snapshot_idle_s: float = 60.0
     """A snapshot that nobody fetches from or installs is let go of, and with it the log that follows it."""
 
+    @property
+    def again_s(self) -> tuple[float, float]:
+        """At least and at most: from an election that cannot be won any more, or from word that the leader's process is
+        gone, to the next.
+        """
+        return self.election_s_min / 20, self.election_s_min / 2
+
     def __post_init__(self) -> None:
         if not 0 < 3 * self.heartbeat_s <= self.election_s_min < self.election_s_max:
             raise InvalidArgument("election_s_min", "at least three heartbeats, and less than election_s_max",

@@ -35,6 +35,7 @@ with TLS), so bulk has a stream of its own and no connection.  64 idle groups, t
 
 import asyncio
 from collections import Counter, deque
+from collections.abc import Callable
 from random import SystemRandom
 from typing import Any, Final
 
@@ -57,6 +58,11 @@ SETTLED_S: Final = 2.0
 """A stream that lived for so long was no failure."""
 
 
+BROKEN_S: Final = 0.25
+"""After which a connection that broke and is not there again counts as the end of the process at its other end.  One
+that is refused says so at once."""
+
+
 class GrpcFrames:
     """The frames of one node.  Make it, use it and close it in one event loop, which is also that of the peer server
     that :meth:`servicer` is registered on.
@@ -73,6 +79,7 @@ class GrpcFrames:
         self._windows = {MESSAGES: window_bytes, BULK: bulk_window_bytes}
         self._streams: dict[tuple[str, str], _Stream] = {}
         self._service = FrameService(self.counts, self.seldom, self._came)
+        self._gone: Callable[[str], None] | None = None
         self._closed = False
 
     def send(self, node: str, frame: bytes, *, bulk: bool = False) -> None:
@@ -86,8 +93,15 @@ class GrpcFrames:
             stream = self._streams[node, lane] = _Stream(self, node, lane, self._windows[lane])
         stream.send(frame)
 
-    def listen(self, received: Received) -> None:
+    def listen(self, received: Received, gone: Callable[[str], None] | None = None) -> None:
         self._service.received = received
+        self._gone = gone
+
+    def gone(self, node: str) -> None:
+        """Its connection broke, and was not to be made again."""
+        self.counts["gone"] += 1
+        if self._gone is not None and not self._closed:
+            self._gone(node)
 
     def servicer(self) -> FrameService:
         """What a :class:`~vecdb.rpc.peers_server.PeerServer` needs to take frames of other nodes."""
@@ -116,7 +130,7 @@ class GrpcFrames:
         for lane in (MESSAGES, BULK):
             stream = self._streams.pop((node, lane), None)
             if stream is not None:
-                stream.task.cancel()
+                stream.end()
 
     async def close(self) -> None:
         """End all streams; what waits is dropped.  The channels stay open."""
@@ -124,7 +138,7 @@ class GrpcFrames:
         self._service.drain()
         streams, self._streams = self._streams, {}
         for stream in streams.values():
-            stream.task.cancel()
+            stream.end()
         if streams:
             await asyncio.wait([stream.task for stream in streams.values()])
 
@@ -156,6 +170,8 @@ class _Stream:
         self._loop = asyncio.get_running_loop()
         self._news: asyncio.Future[None] | None = None
         self._lived = False
+        self._broken: asyncio.TimerHandle | None = None
+        """Runs from a break of the connection until it is back, or the other process counts as gone."""
         self.task = self._loop.create_task(self._run())
 
     def send(self, frame: bytes) -> None:
@@ -192,6 +208,20 @@ class _Stream:
             self.waiting -= len(self._queue.popleft())
             self._frames.counts["dropped_away"] += 1
 
+    def end(self) -> None:
+        self._found()
+        self.task.cancel()
+
+    def _found(self) -> None:
+        if self._broken is not None:
+            self._broken.cancel()
+            self._broken = None
+
+    def _gone(self) -> None:
+        if self._broken is not None:
+            self._found()
+            self._frames.gone(self._node)
+
     # --- the life of streams ----------------------------------------------------------------------
 
     async def _run(self) -> None:
@@ -206,6 +236,10 @@ class _Stream:
             if not self._lived:
                 self._trim(0)
             patient = not patient if not self._lived else False
+            if self._lived and self._lane == MESSAGES and self._broken is None:
+                self._broken = self._loop.call_later(BROKEN_S, self._gone)
+            elif "onnection refused" in why:
+                self._gone()
             if why:
                 self.why = why
                 told = self._frames.seldom("warning", "peer_away", self._lane.lower(), self._node, why=why) or told
@@ -230,6 +264,7 @@ class _Stream:
                     await call.code()
                     return await _reason(call)
             self._lived = self.up = True
+            self._found()
             self._frames.counts["connected"] += 1
             if told:
                 self._frames.tell("info", "peer_back", peer=self._node, kind=self._lane.lower())

@@ -139,6 +139,7 @@ class Node:
         self.shell: SimShell | None = None
         self.backlog: deque[tuple[str, SimShell, Callable[[], None]]] = deque()
         cluster.network.deliver[name] = self._deliver
+        cluster.network.gone[name] = self._gone
 
     @property
     def up(self) -> bool:
@@ -168,6 +169,11 @@ class Node:
         host, shell = self.host, self.shell
         if host is not None and shell is not None:
             self.do(shell, lambda: host.receive(sender, frame), sender)
+
+    def _gone(self, name: str) -> None:
+        host, shell = self.host, self.shell
+        if host is not None and shell is not None:
+            self.do(shell, lambda: host.gone(name), "threads")
 
     def start(self) -> None:
         assert self.host is None
@@ -277,6 +283,7 @@ class Node:
         self.shell.crash()
         self.host, self.shell, self.paused = None, None, False
         self.backlog.clear()
+        self.cluster.network.seems_gone(self.name)
         lost = self.store.crash(self.cluster.world.random)
         for group in self.members:
             self.created[group] = self.created.get(group, False) or self.store.durable(meta_key(group)) is not None
@@ -285,6 +292,7 @@ class Node:
     def pause(self) -> None:
         self.paused = True
         self.cluster.world.say(self.name, "pauses")
+        self.cluster.network.seems_gone(self.name)  # which is wrong: it goes on, and may lead
 
     def resume(self) -> None:
         self.paused = False

@@ -5,6 +5,7 @@ What is bulky has a stream of its own: in order among its like, and in none with
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from random import Random
 
 from vecdb.testing.world import World
 
@@ -31,6 +32,9 @@ class Network:
         self.world = world
         self.weather = Weather()
         self.deliver: dict[str, Callable[[str, bytes], None]] = {}
+        self.gone: dict[str, Callable[[str], None]] = {}
+        """By name, what a node does when it is told that another's process is gone."""
+        self._chance = Random(f"gone/{world.seed}")  # noqa: S311  # of its own: what else happens does not hang on it
         self._cut: dict[tuple[str, str], bool] = {}
         self._last: dict[tuple[str, str, bool], float] = {}
 
@@ -44,6 +48,14 @@ class Network:
             for there in other:
                 self.cut(here, there)
                 self.cut(there, here)
+
+    def seems_gone(self, name: str) -> None:
+        """Connections to a node break: some of the others are told, as soon as each finds out."""
+        for other in sorted(self.gone):
+            if other != name and self._chance.random() < 0.7:
+                self.world.happened["told_gone"] += 1
+                self.world.at(self._chance.choice((0.001, 0.05, 0.25)) * (0.5 + self._chance.random()),
+                              lambda other=other: self.gone[other](name))  # type: ignore[misc]
 
     def reaches(self, sender: str, receiver: str) -> bool:
         """Whether anything gets this way now."""

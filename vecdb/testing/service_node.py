@@ -85,14 +85,18 @@ class SimFrames:
     def send(self, node: str, frame: bytes, *, bulk: bool = False) -> None:
         self._network.send(self._name, node, frame, bulk=bulk)
 
-    def listen(self, received: Callable[[str, bytes], None]) -> None:
+    def listen(self, received: Callable[[str, bytes], None], gone: Callable[[str], None] | None = None) -> None:
         loop = self._loop
 
         def deliver(sender: str, frame: bytes) -> None:
             if loop.alive:
                 loop.call_soon(received, sender, frame)
 
-        self._network.deliver[self._name] = deliver
+        def told(name: str) -> None:
+            if loop.alive and gone is not None:
+                loop.call_soon(gone, name)
+
+        self._network.deliver[self._name], self._network.gone[self._name] = deliver, told
 
 
 class WatchedGroups:
@@ -301,6 +305,7 @@ class Machine:
         under_way = [work for pool in process.loop.pools for work in pool.under_way]
         process.loop.kill()
         self.graves.append(process.loop)
+        self.network.seems_gone(self.name)
         for work in under_way:
             if random.random() < 0.5 and self.disk.cut_within(work, cut_after(random)):
                 self.world.happened["cuts_within"] += 1

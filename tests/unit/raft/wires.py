@@ -18,5 +18,5 @@ class LoopFrames:
         if other is not None:
             asyncio.get_running_loop().call_soon(other.received, self.node, frame)
 
-    def listen(self, received: Callable[[str, bytes], None]) -> None:
+    def listen(self, received: Callable[[str, bytes], None], gone: Callable[[str], None] | None = None) -> None:
         self.received = received
