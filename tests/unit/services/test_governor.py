@@ -124,6 +124,23 @@ def test_a_move_waits_for_its_node_and_can_be_taken_back() -> None:
     asyncio.run(run())
 
 
+def test_a_move_of_a_shard_that_nobody_leads_says_what_it_waits_for() -> None:
+    async def run() -> None:
+        governed = Governed(4)
+        governed.collection("docs", ("n1", "n2"))
+        held = governed.there.pop(1)
+        job, one = governed.begin("move", "1", **{"from": "n2", "to": "n4"}), governor(governed)
+        await turns(governed, one, 20)
+        assert governed.now.jobs[job.id].state is JobState.RUNNING
+        assert "nobody leads shard 1 of 'docs'" in governed.now.jobs[job.id].error
+        governed.there[1] = held
+        await turns(governed, one, 60)
+        assert (governed.now.jobs[job.id].state, governed.now.jobs[job.id].error) == (JobState.DONE, "")
+        await one.stop()
+
+    asyncio.run(run())
+
+
 def test_a_lost_node_is_repaired_by_itself_and_one_that_comes_back_is_left_alone() -> None:
     async def run() -> None:
         governed = Governed(5)

@@ -147,6 +147,30 @@ def test_who_cannot_be_read_is_asked_again_is_never_built_anew_and_is_told_of() 
     assert "shard 1 on n1/1: unreachable; shard 1 on n2/1, which is built anew once" in step.error
 
 
+def test_where_nobody_leads_it_says_what_it_waits_for_and_leaves_the_shard_in_the_end() -> None:
+    governed, said = Governed(3), []
+    governed.collection("docs", ("n1", "n2", "n3"))
+
+    async def verify(label: str, call: Any, deep: bool) -> ShardVerification:
+        return ShardVerification(label, 1, 0, tuple(
+            ReplicaDigest(f"n{at}/1", "unchecked", error="nobody leads the shard") for at in (1, 2, 3)), True, False)
+
+    async def run() -> Any:
+        scrub, job = Scrub(verify), governed.begin("scrub", "docs")
+        for _ in range(TRIES + 2):
+            step = await scrub.step(governed.now.jobs[job.id], governed)
+            said.append(step.error)
+            governed.do(job_update(job.id, state=step.state, phase=step.phase, done=step.done, total=step.total,
+                                   error=step.error, data=step.data))
+            if step.state.ended:
+                return step
+        raise AssertionError("it does not end")
+
+    step = asyncio.run(run())
+    assert said[0] == f"shard 1 of 'docs' is asked again, {TRIES - 1} times: nobody leads the shard"
+    assert step.error.startswith("not all could be checked")
+
+
 def test_cancelled_it_ends_while_nodes_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scrubbing, "LOOK_S", 0.01)
     governed, given_up = Governed(3), []

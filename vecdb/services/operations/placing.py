@@ -70,7 +70,7 @@ class PlacingOperation(ABC):
     async def step(self, job: Job, context: Context) -> Step:
         if not job.phase:
             await self.begin(job, context)
-        moving, ended = await self._settled(job, context)
+        moving, ended, unled = await self._settled(job, context)
         done = job.done + ended
         state = context.state()
         wishes = [one for one in self.wishes(state, job.target, job.args, away(context))
@@ -93,11 +93,14 @@ class PlacingOperation(ABC):
             if group in placed:
                 await _place(context, int(group), one["desired"])
         fresh = any(group not in placed for group in moving)
-        return Step("moving", done, total, "shards", data={"moving": moving}, again_s=0.05 if fresh else 0.5)
+        waits = "" if not unled else f"nobody leads {', '.join(unled[:8])}{' and others' if len(unled) > 8 else ''}, " \
+            "which moves once somebody does (vecdb doctor says more)"
+        return Step("moving", done, total, "shards", error=waits, data={"moving": moving},
+                    again_s=0.05 if fresh else 0.5)
 
     async def cancel(self, job: Job, context: Context) -> Step:
         """Go back to where the shards under way were; those that have arrived stay, and if that is all it is done."""
-        moving, ended = await self._settled(job, context)
+        moving, ended, _ = await self._settled(job, context)
         state, done, back = context.state(), job.done + ended, 0
         for group, one in moving.items():
             entry = state.shards.get(int(group))
@@ -119,9 +122,10 @@ class PlacingOperation(ABC):
         except VecdbError:
             return True
 
-    async def _settled(self, job: Job, context: Context) -> tuple[dict[str, Any], int]:
-        """What is still under way, and how much of it has ended."""
-        state, moving, ended = context.state(), {}, 0
+    async def _settled(self, job: Job, context: Context) -> tuple[dict[str, Any], int, list[str]]:
+        """What is still under way, how much of it has ended, and of what is under way the shards that nobody leads."""
+        state, moving, ended = context.state(), dict[str, Any](), 0
+        unled: list[str] = []
         for group, one in job.data.get("moving", {}).items():
             entry = state.shards.get(int(group))
             if entry is None:
@@ -129,11 +133,14 @@ class PlacingOperation(ABC):
             wanted = sorted(entry.desired)
             if wanted not in (sorted(one["desired"]), sorted(one["before"])):
                 continue  # somebody else has placed it meanwhile: it is his
-            if wanted == sorted(one["desired"]) and is_there(one["desired"], await context.leader(int(group))):
+            status = await context.leader(int(group))
+            if wanted == sorted(one["desired"]) and is_there(one["desired"], status):
                 ended += 1
-            else:
-                moving[group] = one
-        return moving, ended
+                continue
+            moving[group] = one
+            if status is None:
+                unled.append(f"shard {group} of {entry.name!r}")
+        return moving, ended, unled
 
     @staticmethod
     def _next(state: ControlState, wishes: Sequence[Wish], moving: Mapping[str, Any], at_once: int) -> list[Wish]:

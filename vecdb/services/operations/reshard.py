@@ -246,7 +246,7 @@ class Attempt:
         if self._job.data.get("fence") != self._fence or set(nodes) != {str(one.group) for one in sources}:
             for one in (*sources, *self._loading):
                 if await self._context.leader(one.group) is None:
-                    return self._step("load", 0.1)
+                    return replace(self._step("load", 0.1), error=f"shard {one.group} has no leader: it waits")
             nodes = {str(one.group): await self._reader(one.group) for one in sources}
             return self._step("copy", 0.0, fence=self._fence, nodes=nodes)
         found = [await self._copied(one, nodes[str(one.group)]) for one in sources]

@@ -22,7 +22,7 @@ from vecdb.cluster.control import ControlState, ShardEntry, node_of
 from vecdb.core.calls import Call
 from vecdb.core.cluster import JobState, Plan, PlanStep, ShardState
 from vecdb.core.errors import Cancelled
-from vecdb.core.shards import ReplicaDigest, ShardVerification
+from vecdb.core.shards import UNCHECKED, ReplicaDigest, ShardVerification
 from vecdb.services.operations.base import Context, Job, Step, is_cancelled
 
 VERIFY_S: Final = 3_600.0
@@ -81,8 +81,11 @@ class Scrub:
         damaged = bad[0].name if bad and bad[0].error and found.complete else ""
         sure = found.complete and damaged in ("", suspect)
         if not sure and tries < TRIES:
+            waits = next((one.error for one in found.replicas if one.error and one.state == UNCHECKED), "") \
+                if not found.log_index else ""
             return Step("comparing", len(notes["past"]), total, "shards", again_s=AGAIN_S, data={
-                **notes, "tries": tries, "suspect": damaged or suspect})
+                **notes, "tries": tries, "suspect": damaged or suspect},
+                error=waits and f"shard {entry.group} of {entry.name!r} is asked again, {TRIES - tries} times: {waits}")
         if not sure:
             notes["unchecked"] += _unchecked(entry, found)
         elif bad is None:
