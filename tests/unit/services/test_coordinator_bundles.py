@@ -11,9 +11,9 @@ import pytest
 from tests.fake_cluster import NAMES, FakeCluster, run, soon
 from tests.unit.services.test_coordinator import batch, split
 from vecdb.core.calls import Call, Consistency
-from vecdb.core.errors import InvalidArgument, Unavailable
+from vecdb.core.errors import DeadlineExceeded, InvalidArgument, Unavailable
 from vecdb.core.layout import Layout
-from vecdb.core.query import Count, QueryRequest
+from vecdb.core.query import Count, QueryRequest, QueryResult
 from vecdb.core.records import Record
 from vecdb.services.coordinator import fan
 from vecdb.services.coordinator.bundles import MOST, Bundles
@@ -162,19 +162,31 @@ def test_a_shard_that_one_node_cannot_answer_is_asked_of_another() -> None:
     on(test)
 
 
+async def told(ask: Callable[[Call], Coroutine[Any, Any, Any]], good: Callable[[Any], bool], **more: Any) -> None:
+    """What a call ends with that has to wait for its deadline: a busy machine may need more time for the rest."""
+    answers: list[Any] = []
+    for seconds in (0.6, 2.5, 6.0):
+        try:
+            answers.append(await ask(soon(seconds, **more)))
+        except (Unavailable, DeadlineExceeded) as error:
+            answers.append(error)
+        if good(answers[-1]):
+            return
+    raise AssertionError(answers)
+
+
 def test_nobody_else_has_it_and_it_fails_as_ever() -> None:
     async def test(cluster: FakeCluster, node: Any) -> None:
         for name in TWO_NODES:
             cluster.groups[2].states[name] = "halted"
         await asyncio.sleep(1.5 * LOOK_S)
-        with pytest.raises(Unavailable) as told:
-            await node.count("docs", None, soon(1.0))
-        assert told.value.fields["shard"] == 2
-        counted = await node.count("docs", None, soon(0.6, allow_partial=True))
-        assert isinstance(counted, Count)
-        assert (int(counted), counted.missing) == (0, ("shard 2",))
-        found = await node.query("docs", request(), soon(0.6, allow_partial=True))
-        assert (found.matches[0].ids, found.missing) == ([1, 3], ("shard 2",))
+        await told(lambda call: node.count("docs", None, call),
+                   lambda it: isinstance(it, Unavailable) and it.fields["shard"] == 2)
+        await told(lambda call: node.count("docs", None, call),
+                   lambda it: isinstance(it, Count) and (int(it), it.missing) == (0, ("shard 2",)), allow_partial=True)
+        await told(lambda call: node.query("docs", request(), call),
+                   lambda it: isinstance(it, QueryResult) and (it.matches[0].ids, it.missing) == ([1, 3], ("shard 2",)),
+                   allow_partial=True)
 
     on(test)
 
