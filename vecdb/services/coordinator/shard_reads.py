@@ -230,9 +230,13 @@ class ShardReader:
                      flying: "dict[asyncio.Task[T], _Attempt]", failures: list[VecdbError], began: float) -> T:
         know, loads = self._know, self.loads
         hedge, stuck = loads.hedge_after(shard.group, reading.kind), loads.stuck_after(shard.group, reading.kind)
-        last, unpaid = began, False
+        last, unpaid, over = began, False, False
+        again: list[str] = []
         while flying:
-            wait = (stuck if unpaid else hedge) - (know.clock.monotonic() - last)
+            limit = stuck if unpaid else hedge
+            if over:
+                limit = know.random.uniform(*PAUSE_S) if again else LONG_S
+            wait = limit - (know.clock.monotonic() - last)
             done, _ = await asyncio.wait(flying, timeout=max(0.0, wait), return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 attempt = flying.pop(task)
@@ -245,15 +249,17 @@ class ShardReader:
                 if isinstance(error, StaleShardMap) or not isinstance(error, FAR):
                     raise error
                 failures.append(error)
-            if not done and not unpaid and not loads.budget.take():
+                if isinstance(error, PASSING):
+                    again.append(attempt.node)
+                last = now if over else last
+            if not done and not over and not unpaid and not loads.budget.take():
                 unpaid = True  # a second one is made all the same if the first one hangs
                 continue
             if done and flying:
                 continue  # the other attempt is under way already
-            node = next(left, None)
-            if node is None:
-                hedge = stuck = LONG_S
-            else:
+            node = again.pop(0) if over and again else next(left, None)
+            over = over or node is None  # from then on who has failed is asked once more while another hangs
+            if node is not None:
                 if not done:
                     know.counts.add("hedge")
                 self._start(shard, node, call, reading, flying)
