@@ -154,7 +154,7 @@ class Leaders:
                 except VecdbError as error:
                     raise _open(error, unsure) from None
                 task.still()
-            if task.elsewhere and self._clock.monotonic() >= patient and await self._alone(task):
+            if task.elsewhere and self._clock.monotonic() >= patient and await self.alone(task):
                 raise _cut_off(task, unsure is not None)
             pause = self._random.uniform(*PAUSE_S)
             if self._clock.monotonic() + pause >= until:
@@ -186,14 +186,14 @@ class Leaders:
                 other = await self._moved(task, node) if node != self._me else None
                 if other is not None and not attempt.done():
                     raise self._abandoned(task, node, other)
-                if task.elsewhere and await self._alone(task) and not attempt.done():
+                if task.elsewhere and await self.alone(task) and not attempt.done():
                     raise _Alone(open=not task.reads)
         finally:
             if not attempt.done():
                 attempt.cancel()
                 await asyncio.wait((attempt,))
 
-    async def _alone(self, task: Task) -> bool:
+    async def alone(self, task: Task) -> bool:
         """Whether no other member says anything: who it takes for the leader, or that it knows of none."""
         others = [one for one in task.nodes if one != self._me]
         if not others:

@@ -5,7 +5,8 @@ from vecdb.core.calls import Call, Consistency, WriteToken
 
 def copy_of(call: Call, token: WriteToken | None = None) -> Call:
     """For one attempt: one that is given up must not stop the next."""
-    return Call(call.deadline, token or call.token, call.request_id, call.principal, call.consistency, call.session)
+    return Call(call.deadline, token or call.token, call.request_id, call.principal, call.consistency, call.session,
+                elsewhere=call.elsewhere)
 
 
 def of_shard(call: Call, group: int) -> Call:

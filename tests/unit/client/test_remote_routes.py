@@ -14,7 +14,8 @@ from vecdb.client.remote import io
 from vecdb.client.remote.calling import HOMES_MOST, Caller
 from vecdb.client.remote.io import Link, Route, Wire
 from vecdb.client.remote.options import Options
-from vecdb.core.errors import OutcomeUnknown
+from vecdb.core.errors import OutcomeUnknown, Unavailable
+from vecdb.wire import status
 
 UPSERT, STREAM = "Records/Upsert", "Records/UpsertStream"
 
@@ -207,3 +208,83 @@ def test_a_bulk_upsert_leaves_a_node_that_is_cut_off(led: Led) -> None:
         docs = db.create_collection("docs", dim=2)
         docs.upsert(cut(), batch_size=20, parallel=3)
         assert docs.count() == 4_000
+
+
+def test_reads_say_that_there_are_others_too(led: Led) -> None:
+    with vecdb.connect(led.url) as db:
+        docs = db.create_collection("docs", dim=2)
+        for _ in range(3):
+            docs.count()
+    assert all(("x-vecdb-elsewhere", "1") in [(key, value) for key, value in said]
+               for one in led.servers for said in one.metadata[-1:])
+
+
+@pytest.mark.parametrize("aio", [False, True], ids=["threads", "asyncio"])
+def test_a_read_that_hangs_is_made_again_elsewhere_before_its_deadline(led: Led, monkeypatch: pytest.MonkeyPatch,
+                                                                       aio: bool) -> None:
+    monkeypatch.setattr(io, "SPARE", 0.9)
+    monkeypatch.setattr(io, "SPARE_MOST_S", 60.0)
+    monkeypatch.setattr(io, "DOWN_S", 60.0)
+
+    async def shut() -> asyncio.Event:
+        return asyncio.Event()
+
+    async def work() -> None:
+        async with vecdb.connect_async(led.url) as db:
+            for _ in range(4):
+                assert await (await db.collection("docs")).count(timeout=10) == 0
+
+    with vecdb.connect(led.url) as db:
+        docs = db.create_collection("docs", dim=2)
+        led.servers[1].node.gate["count"] = led.servers[1].run(shut())
+        if aio:
+            asyncio.run(work())
+        else:
+            for _ in range(4):
+                assert docs.count(timeout=10) == 0
+    assert led.count("Records/Count")[1] == 1, "it is left alone then"
+
+
+def test_a_node_that_reaches_no_other_is_asked_less_and_less_and_by_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    a, b = Link(None, "a"), Link(None, "b")
+    wire = Wire([a, b])
+    said = Said(Unavailable("this node reaches no other member", elsewhere=True))
+    waits: list[float] = []
+    for _ in range(6):
+        assert {wire.link() for _ in range(4)} == {a, b}
+        assert {wire.link() for _ in range(4)} == ({b} if waits else {a, b}), "others wait for what becomes of the one"
+        assert a.failed(said).elsewhere
+        waits.append(a.down_until - now[0])
+        a.failed(said)
+        assert a.down_until - now[0] == waits[-1], "calls that were under way together are refused together"
+        a.answered()
+        assert {wire.link() for _ in range(4)} == {b}, "an answer to what was asked before changes nothing"
+        now[0] = a.down_until
+    assert waits == [2, 4, 8, 16, 30, 30]
+    while wire.link() is not a:
+        pass
+    a.answered()
+    assert {wire.link() for _ in range(4)} == {a, b}
+    a.failed(said)
+    assert a.down_until - now[0] == 30, "what it answers may not have needed the others"
+    now[0] = a.down_until + io.DOWN_MOST_S
+    a.failed(said)
+    assert a.down_until - now[0] == 2, "that was long ago"
+
+
+class Said:
+    """A failure as gRPC tells it, with what a server says."""
+
+    def __init__(self, error: Unavailable) -> None:
+        self._details = status.to_status(error)[2]
+
+    def code(self) -> object:
+        return type("Code", (), {"value": (14, "")})
+
+    def details(self) -> str:
+        return "refused"
+
+    def trailing_metadata(self) -> tuple[tuple[str, bytes], ...]:
+        return (("grpc-status-details-bin", self._details),)

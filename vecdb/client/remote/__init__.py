@@ -16,7 +16,10 @@ fails there; and they say that there are others, so that a node which reaches no
 instead of waiting for one (:mod:`vecdb.services.leaders`).  One that cannot be reached, breaks off or says that it
 serves nobody is left alone for two seconds (one that is gone for longer each time, at most for thirty); its calls are
 made again at another, a stream's unanswered batches on a new stream there.  A node that is frozen or cut off is found
-by pings, within three seconds while calls wait for it; a shorter ``timeout`` lets the next call go elsewhere at once.
+by pings, within three seconds while calls wait for it; a read is made again elsewhere with a third of its time left, at
+most three seconds, and a shorter ``timeout`` lets the next call go elsewhere at once.  A node that clients reach and
+its peers do not says so, to who knows of others, instead of waiting for a leader: it is left alone for longer each time
+that it does, and then for all but one call.
 That a shard has no leader for a moment is the cluster's own affair: the node asked waits for one as long as the call
 may take.
 """

@@ -21,9 +21,10 @@ from typing import Any, Final
 
 from vecdb.client.remote import methods as m
 from vecdb.client.remote.calling import LONG_S, left, outcome, read
-from vecdb.client.remote.io import Open, Read, Route, Sleep, Stream, Write
+from vecdb.client.remote.io import Route, Sleep
 from vecdb.client.remote.procedures import Procedures
 from vecdb.client.remote.retry import STREAM_RETRIES, Attempts, Failed
+from vecdb.client.remote.streams import Open, Read, Stream, Write
 from vecdb.client.steps import END, Next, Steps
 from vecdb.client.writing import Batch
 from vecdb.core.calls import Call, check
@@ -156,7 +157,7 @@ class BulkUpsert:
         caller = self._procedures.caller
         route = caller.route(self._name)
         stream: Stream = yield Open(m.UPSERT_STREAM, b"", left(self._deadline, LONG_S),
-                                    caller.metadata(self._call, route), route)
+                                    caller.metadata(self._call), route)
         return stream
 
     def _strays(self, lane: Lane) -> bool:

@@ -55,7 +55,8 @@ class Caller:
         self._base: Metadata = None
         if options.api_key is not None:
             self._base = (("authorization", f"Bearer {options.api_key}"),)
-        self._routed: Metadata = (*(self._base or ()), (ELSEWHERE, "1"))
+        if addresses > 1:
+            self._base = (*(self._base or ()), (ELSEWHERE, "1"))
 
     def deadline(self, call: Call | None, default_s: float | None = None) -> float | None:
         """The caller's own, or ``default_s`` or the connection's for a call that has none."""
@@ -97,11 +98,11 @@ class Caller:
     def attempts(self, deadline: float | None) -> Attempts:
         return Attempts(self.options.retries, self.budget, deadline, self.addresses)
 
-    def metadata(self, call: Call | None, route: Route | None = None) -> Metadata:
-        """The key, the request id, the trace and what a part is of; of a write to several addresses, that it may go on.
+    def metadata(self, call: Call | None) -> Metadata:
+        """The key, the request id, the trace and what a part is of; where there are several addresses, that there are.
         """
         traced = tracing.get()
-        base = self._base if route is None else self._routed
+        base = self._base
         if not traced.enabled and (call is None or not (call.request_id or call.part)):
             return base
         out = list(base or ())
@@ -130,7 +131,8 @@ class Caller:
               default_s: float | None, route: Route | None) -> Steps[bytes]:
         deadline = self.deadline(call, default_s)
         try:
-            reply: bytes = yield Unary(rpc, payload, left(deadline), self.metadata(call, route), route)
+            reply: bytes = yield Unary(rpc, payload, left(deadline), self.metadata(call), route,
+                                       repeat and not write and spares(call))
         except Failed as failed:
             self.forget(route)
             return (yield from self._again(rpc, payload, call, failed, deadline, write, repeat, route))
@@ -152,7 +154,8 @@ class Caller:
                 raise outcome(last_of(failed, said), unsure) from None
             yield Sleep(wait)
             try:
-                reply: bytes = yield Unary(rpc, payload, left(deadline), self.metadata(call, route), route)
+                reply: bytes = yield Unary(rpc, payload, left(deadline), self.metadata(call), route,
+                                           repeat and not write and spares(call))
             except Failed as again:
                 self.forget(route)
                 failed = again
@@ -166,7 +169,7 @@ class Caller:
             return (yield from self.call(rpc, payload, call))
         deadline = self.deadline(call)
         try:
-            reply: bytes = yield Unary(rpc, payload, left(deadline), self.metadata(call))
+            reply: bytes = yield Unary(rpc, payload, left(deadline), self.metadata(call), spare=spares(call))
         except Failed as failed:
             return (yield from self._again(rpc, payload, call, failed, deadline))
         self.budget.gain()
@@ -196,7 +199,8 @@ class Caller:
             while True:
                 while len(flying) < PIPELINE and (part := next(waiting, None)) is not None:
                     sent += 1
-                    pending = yield Start(rpc, encode(part), left(deadline), self.metadata(of(len(parts) - sent)))
+                    pending = yield Start(rpc, encode(part), left(deadline), self.metadata(of(len(parts) - sent)),
+                                          spare=spares(call))
                     flying.append((part, pending))
                 if not flying:
                     return out
@@ -239,6 +243,11 @@ class Caller:
 def _too_large(error: VecdbError) -> bool:
     """Whether a message did not fit the transport."""
     return isinstance(error, LimitExceeded) and error.fields.get("argument") == "request"
+
+
+def spares(call: Call | None) -> bool:
+    """Whether a read may be ended early and made again elsewhere; one that goes without what is late is given less."""
+    return call is None or not call.allow_partial
 
 
 def read(kind: type[M], raw: bytes) -> M:

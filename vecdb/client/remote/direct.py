@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
 from vecdb.client.remote import methods as m
-from vecdb.client.remote.calling import left, read
+from vecdb.client.remote.calling import ELSEWHERE, left, read
 from vecdb.client.remote.io import Link, Pending, Rpc, StartOn, UnaryOn, Wait
 from vecdb.client.remote.procedures import FETCH_ROWS, Procedures, answer, query_parts, reading
 from vecdb.client.remote.retry import Failed
@@ -24,7 +24,7 @@ from vecdb.client.steps import Steps
 from vecdb.cluster.merge import in_order, merge_results
 from vecdb.cluster.routing import Ring, asked, split_ids
 from vecdb.core.calls import Call, check
-from vecdb.core.errors import StaleShardMap, VecdbError
+from vecdb.core.errors import DeadlineExceeded, StaleShardMap, VecdbError
 from vecdb.core.ids import RecordId
 from vecdb.core.query import QueryRequest, QueryResult
 from vecdb.core.records import Record
@@ -168,6 +168,7 @@ class DirectProcedures(Procedures):
             mine = tuple(group for group in left_over if best in holders[group])
             if best is None or not mine:
                 return None
+            links[best].claim(now)
             parts.append(_Part(links[best], mine))
             left_over = [group for group in left_over if group not in mine]
         return parts
@@ -183,6 +184,8 @@ class DirectProcedures(Procedures):
         timeout = left(deadline)
         share = None if timeout is None else SHARE * timeout
         metadata = self.caller.metadata(call)
+        if self.caller.addresses == 1:  # else that is said already
+            metadata = (*(metadata or ()), (ELSEWHERE, "1"))
         flying: list[Pending] = []
         out: list[T] = []
         try:
@@ -201,6 +204,8 @@ class DirectProcedures(Procedures):
         except (Failed, VecdbError) as failed:
             check(call)
             error = failed.error if isinstance(failed, Failed) else failed
+            if isinstance(error, DeadlineExceeded):
+                (flying[0].link if flying else parts[0].link).slow()
             if isinstance(error, StaleShardMap) or error.code in ("NOT_FOUND", "INVALID_ARGUMENT", "UNIMPLEMENTED"):
                 self._maps.pop(name, None)
             return None

@@ -1,12 +1,13 @@
 """The few things a procedure waits for, and the two wires they are done on.
 
 An :class:`Rpc` names a method.  :class:`Unary` is a call and its answer; :class:`Start` and :class:`Wait` are the same
-in two steps, so that several can be under way; a stream is opened, written, read and let go.  Every failure is a
+in two steps, so that several can be under way; for streams see :mod:`~vecdb.client.remote.streams`.  Every failure is a
 :class:`~vecdb.client.remote.retry.Failed`.
 
 A wire has a channel for each address.  Calls go round, but for writes, which go where the last one was carried out
 without being handed on (:class:`Route`): every node takes them, and the one that leads saves the way to itself.  An
-address that failed is left alone for a moment while another one is up, and for longer each time that it fails again.
+address that failed is left alone for a moment while another one is up, and for longer each time that it fails again; so
+is one whose node says that it reaches no other.  Then one call is made there, and no other until that one is answered.
 """
 
 import asyncio
@@ -17,20 +18,20 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from queue import SimpleQueue
 from typing import Any, Final, Protocol
 
 import grpc
 
 from vecdb.client.remote.failures import Hint, failure, no_hint, untyped
 from vecdb.client.remote.retry import Failed
-from vecdb.core.errors import DeadlineExceeded
+from vecdb.core.errors import DeadlineExceeded, Unavailable
 
 DOWN_S: Final = 2.0
 DOWN_MOST_S: Final = 30.0
 """How long an address that failed is left alone while another one is up: twice as long each time, at most this."""
-
-EOF: Final[Any] = getattr(grpc.aio, "EOF")  # noqa: B009  # the stubs do not know it
+SPARE: Final = 1 / 3
+SPARE_MOST_S: Final = 3.0
+"""Of a read's time what is kept for another address, where one is up: a third, at most so many seconds."""
 
 Metadata = Sequence[tuple[str, str]] | None
 
@@ -65,7 +66,8 @@ class Link:
     ``others``: links to other addresses.
     """
 
-    __slots__ = ("_calls", "_hint", "channel", "down_until", "failures", "label", "others")
+    __slots__ = ("_calls", "_hint", "channel", "doubtful", "down_until", "failures", "label", "others", "probing",
+                 "refusals", "refused_until")
 
     def __init__(self, channel: Any, label: str, hint: Hint = no_hint) -> None:
         self.channel = channel
@@ -73,6 +75,13 @@ class Link:
         self._hint = hint
         self.down_until = 0.0
         self.failures = 0
+        self.refusals = 0
+        """How often in a row its node said that it reaches no other; what it answers all the same ends no such row."""
+        self.refused_until = 0.0
+        self.doubtful = False
+        """It has failed, and answered nothing since."""
+        self.probing = False
+        """One call is under way there to see how it is."""
         self.others: tuple[Link, ...] = ()
         self._calls: dict[int, Any] = {}
 
@@ -82,18 +91,45 @@ class Link:
             found = self._calls[rpc.number] = getattr(self.channel, rpc.kind)(rpc.path)
         return found
 
-    def failed(self, error: Any) -> Failed:
+    def failed(self, error: Any, limit: float | None = None) -> Failed:
+        """``limit``: the seconds that the call had, where it may take longer elsewhere."""
         known = failure(error, self.label, self._hint)
         now = time.monotonic()
         if known.transport:
             # Calls that were under way together fail together: that is one failure.  What answers is not gone for long.
-            if self.down_until <= now and not known.answered:
+            asked = self.probing or self.down_until <= now
+            if asked and not known.answered:
                 self.failures += 1
-            self.down_until = now + min(DOWN_MOST_S, DOWN_S * 2.0 ** min(max(self.failures - 1, 0), 8))
+            times = self.failures
+            if known.error.fields.get("elsewhere"):
+                if asked:
+                    self.refusals = self.refusals + 1 if now < self.refused_until + DOWN_MOST_S else 1
+                times = self.refusals
+            self._leave(now, min(DOWN_MOST_S, DOWN_S * 2.0 ** min(max(times - 1, 0), 8)))
+            if times and times == self.refusals:
+                self.refused_until = self.down_until
             known.elsewhere = any(other.down_until <= now for other in self.others)
         elif self.others and isinstance(known.error, DeadlineExceeded):
-            self.down_until = now + DOWN_S  # it may be frozen, or cut off; if the call was only long, no harm is done
+            self.slow()
+            if limit is not None:
+                told = Unavailable(f"the server {self.label} did not answer in {limit:.3g} s", target=self.label)
+                return Failed(told, decided=False, transport=True, elsewhere=True)
         return known
+
+    def _leave(self, now: float, seconds: float) -> None:
+        """Alone for so long."""
+        self.down_until = now + seconds
+        self.doubtful, self.probing = True, False
+
+    def claim(self, now: float) -> None:
+        """A call goes there: if it failed last, others wait for what becomes of this one, as long as that may take."""
+        if self.doubtful:
+            self.down_until = now + DOWN_S
+            self.probing = True
+
+    def slow(self) -> None:
+        """Time ran out there: it may be frozen, or cut off; if the call was only long, no harm is done."""
+        self._leave(time.monotonic(), DOWN_S)
 
     def cut(self, error: asyncio.CancelledError) -> BaseException:
         """What a call ended with: of a channel that was closed under it grpc.aio tells as of a task's cancellation."""
@@ -104,14 +140,15 @@ class Link:
 
     def refused(self) -> bool:
         """In a stream this server said that it serves nobody: leave it alone for a moment; is there another one?"""
-        self.down_until = time.monotonic() + DOWN_S
+        self._leave(time.monotonic(), DOWN_S)
         return any(other.down_until <= time.monotonic() for other in self.others)
 
     def answered(self) -> None:
         """A call was answered."""
-        if self.failures:
+        if self.doubtful and (self.failures or self.probing):
             self.failures = 0
             self.down_until = 0.0
+            self.doubtful = self.probing = False
 
 
 class Wire:
@@ -145,6 +182,8 @@ class Wire:
                 found = found or link
         if found is None:
             found = min(links, key=lambda link: link.down_until)
+        if found.doubtful:
+            found.claim(now)
         if route is not None:
             route.label = found.label
         return found
@@ -157,24 +196,37 @@ class Linked(Protocol):
 
 
 class Unary:
-    """Call ``rpc`` and answer with the reply's bytes."""
+    """Call ``rpc`` and answer with the reply's bytes.
 
-    __slots__ = ("metadata", "payload", "route", "rpc", "timeout")
+    ``spare``: it may be made again at another address, so some of the time is kept for that while there is one that is
+    up (:data:`SPARE`).
+    """
+
+    __slots__ = ("metadata", "payload", "route", "rpc", "spare", "timeout")
 
     def __init__(self, rpc: Rpc, payload: bytes, timeout: float | None, metadata: Metadata,
-                 route: Route | None = None) -> None:
+                 route: Route | None = None, spare: bool = False) -> None:
         self.rpc = rpc
         self.payload = payload
         self.timeout = timeout
         self.metadata = metadata
         self.route = route
+        self.spare = spare
+
+    def within(self, link: Link) -> tuple[float | None, float | None]:
+        """Seconds that the call may take at ``link``; the same again where it may take longer elsewhere, else None."""
+        if not self.spare or self.timeout is None or not any(one.down_until <= time.monotonic() for one in link.others):
+            return self.timeout, None
+        mine = self.timeout - min(SPARE * self.timeout, SPARE_MOST_S)
+        return mine, mine
 
     def run(self, wire: Linked) -> bytes:
         link = wire.link(self.route)
+        seconds, limit = self.within(link)
         try:
-            reply: bytes = link.method(self.rpc)(self.payload, self.timeout, self.metadata)
+            reply: bytes = link.method(self.rpc)(self.payload, seconds, self.metadata)
         except grpc.RpcError as error:
-            raise link.failed(error) from None
+            raise link.failed(error, limit) from None
         except ValueError as error:  # "Cannot invoke RPC on closed channel!"
             raise untyped(1, str(error), link.label) from None
         link.answered()
@@ -182,10 +234,11 @@ class Unary:
 
     async def arun(self, wire: Linked) -> bytes:
         link = wire.link(self.route)
+        seconds, limit = self.within(link)
         try:
-            reply: bytes = await link.method(self.rpc)(self.payload, timeout=self.timeout, metadata=self.metadata)
+            reply: bytes = await link.method(self.rpc)(self.payload, timeout=seconds, metadata=self.metadata)
         except grpc.aio.AioRpcError as error:
-            raise link.failed(error) from None
+            raise link.failed(error, limit) from None
         except grpc.aio.UsageError as error:
             raise untyped(1, str(error), link.label) from None
         except asyncio.CancelledError as error:
@@ -223,13 +276,14 @@ class _On:
 
 
 class Pending:
-    """A unary call under way."""
+    """A unary call under way; ``limit``: the seconds it has, where it may take longer elsewhere."""
 
-    __slots__ = ("call", "link")
+    __slots__ = ("call", "limit", "link")
 
-    def __init__(self, call: Any, link: Link) -> None:
+    def __init__(self, call: Any, link: Link, limit: float | None = None) -> None:
         self.call = call
         self.link = link
+        self.limit = limit
 
     def cancel(self) -> None:
         self.call.cancel()
@@ -242,15 +296,17 @@ class Start(Unary):
 
     def run(self, wire: Linked) -> Any:
         link = wire.link(self.route)
+        seconds, limit = self.within(link)
         try:
-            return Pending(link.method(self.rpc).future(self.payload, self.timeout, self.metadata), link)
+            return Pending(link.method(self.rpc).future(self.payload, seconds, self.metadata), link, limit)
         except ValueError as error:
             raise untyped(1, str(error), link.label) from None
 
     async def arun(self, wire: Linked) -> Any:
         link = wire.link(self.route)
+        seconds, limit = self.within(link)
         try:
-            return Pending(link.method(self.rpc)(self.payload, timeout=self.timeout, metadata=self.metadata), link)
+            return Pending(link.method(self.rpc)(self.payload, timeout=seconds, metadata=self.metadata), link, limit)
         except grpc.aio.UsageError as error:
             raise untyped(1, str(error), link.label) from None
 
@@ -285,7 +341,7 @@ class Wait:
         except grpc.FutureCancelledError as error:
             raise untyped(1, str(error), self.pending.link.label) from None
         except grpc.RpcError as error:
-            raise self.pending.link.failed(error) from None
+            raise self.pending.link.failed(error, self.pending.limit) from None
         self.pending.link.answered()
         return reply
 
@@ -293,7 +349,7 @@ class Wait:
         try:
             reply: bytes = await self.pending.call
         except grpc.aio.AioRpcError as error:
-            raise self.pending.link.failed(error) from None
+            raise self.pending.link.failed(error, self.pending.limit) from None
         except asyncio.CancelledError as error:
             raise self.pending.link.cut(error) from None
         self.pending.link.answered()
@@ -313,103 +369,6 @@ class Sleep:
 
     async def arun(self, wire: Wire) -> None:
         await asyncio.sleep(self.seconds)
-
-
-class Stream:
-    """An open stream; ``cancel`` is safe at any time and from any thread."""
-
-    __slots__ = ("call", "link", "outgoing")
-
-    def __init__(self, call: Any, link: Link, outgoing: "SimpleQueue[bytes | None] | None") -> None:
-        self.call = call
-        self.link = link
-        self.outgoing = outgoing
-
-    def cancel(self) -> None:
-        if self.outgoing is not None:
-            self.outgoing.put(None)  # lets gRPC's thread that reads it end
-        self.call.cancel()
-
-
-class Open(Unary):
-    """Open a stream: with a request (``payload``) or, for a bidirectional one, without; answers with a Stream."""
-
-    __slots__ = ()
-
-    def run(self, wire: Linked) -> Any:
-        link = wire.link(self.route)
-        outgoing: SimpleQueue[bytes | None] | None = None
-        first: Any = self.payload
-        if self.rpc.kind == "stream_stream":
-            outgoing = SimpleQueue()
-            first = iter(outgoing.get, None)
-        try:
-            return Stream(link.method(self.rpc)(first, self.timeout, self.metadata), link, outgoing)
-        except ValueError as error:
-            raise untyped(1, str(error), link.label) from None
-
-    async def arun(self, wire: Linked) -> Any:
-        link = wire.link(self.route)
-        given = () if self.rpc.kind == "stream_stream" else (self.payload,)
-        try:
-            return Stream(link.method(self.rpc)(*given, timeout=self.timeout, metadata=self.metadata), link, None)
-        except grpc.aio.UsageError as error:
-            raise untyped(1, str(error), link.label) from None
-
-
-class Write:
-    """Send a message on a stream; None says that no more will come."""
-
-    __slots__ = ("payload", "stream")
-
-    def __init__(self, stream: Stream, payload: bytes | None) -> None:
-        self.stream = stream
-        self.payload = payload
-
-    def run(self, wire: Wire) -> None:
-        assert self.stream.outgoing is not None
-        self.stream.outgoing.put(self.payload)
-
-    async def arun(self, wire: Wire) -> None:
-        call = self.stream.call
-        try:
-            if self.payload is None:
-                await call.done_writing()
-            else:
-                await call.write(self.payload)
-        except grpc.aio.AioRpcError as error:
-            raise self.stream.link.failed(error) from None
-        except asyncio.InvalidStateError:  # the stream has ended: its reader is told why
-            return
-        except asyncio.CancelledError as error:
-            raise self.stream.link.cut(error) from None
-
-
-class Read:
-    """The next message of a stream, or None at its good end."""
-
-    __slots__ = ("stream",)
-
-    def __init__(self, stream: Stream) -> None:
-        self.stream = stream
-
-    def run(self, wire: Wire) -> bytes | None:
-        try:
-            reply: bytes | None = next(self.stream.call, None)
-        except grpc.RpcError as error:
-            raise self.stream.link.failed(error) from None
-        self.stream.link.answered()
-        return reply
-
-    async def arun(self, wire: Wire) -> bytes | None:
-        try:
-            reply = await self.stream.call.read()
-        except grpc.aio.AioRpcError as error:
-            raise self.stream.link.failed(error) from None
-        except asyncio.CancelledError as error:
-            raise self.stream.link.cut(error) from None
-        self.stream.link.answered()
-        return None if reply is EOF else reply
 
 
 _live: "weakref.WeakSet[Any]" = weakref.WeakSet()

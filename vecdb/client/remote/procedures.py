@@ -13,10 +13,11 @@ import numpy as np
 from vecdb.client.backend import Progress
 from vecdb.client.remote import methods as m
 from vecdb.client.remote.calling import LONG_S, Caller, left, read
-from vecdb.client.remote.io import Open, Read, Rpc, Sleep, Stream
+from vecdb.client.remote.io import Rpc, Sleep
 from vecdb.client.remote.options import Options
 from vecdb.client.remote.retry import Failed
 from vecdb.client.remote.schemas import SchemaCache
+from vecdb.client.remote.streams import Open, Read, Stream
 from vecdb.client.steps import Steps
 from vecdb.core.calls import Call, check
 from vecdb.core.errors import CollectionExists, CollectionNotFound, DeadlineExceeded, OutcomeUnknown, VecdbError

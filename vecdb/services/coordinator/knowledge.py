@@ -26,6 +26,7 @@ from vecdb.ports.clock import Clock
 from vecdb.ports.peers import Peers
 from vecdb.ports.replicator import Replicator
 from vecdb.services.barriers import Barriers
+from vecdb.services.coordinator.cut_off import CutOff
 from vecdb.services.leaders import LONGEST_S, PAUSE_S, Leaders, Task
 from vecdb.services.operations.placing import held_before
 from vecdb.services.passing import copy_of
@@ -87,6 +88,8 @@ class Knowledge:
         self.counts = counts
         self.leaders = Leaders(cluster.me, own.leader, self.ask_leader, clock, random)
         self.barriers = Barriers(self._read_index)
+        self._elsewhere = Barriers(lambda group: self._read_index(group, elsewhere=True))
+        self.cut_off = CutOff(self.leaders.alone, lambda group: own.leader(group) not in (None, cluster.me), clock)
         self._state: ControlState | None = None
         self._rings: dict[str, Shards] = {}
         self._held_before: tuple[ControlState | None, dict[int, tuple[str, ...]]] = (None, {})
@@ -152,12 +155,13 @@ class Knowledge:
         """For learning; who knows nothing yet is not asked for long, as another node may know something."""
         if not self.control.state.log_index:
             most_s = UNFOUNDED_S
-        return Call(deadline=min(self.leaders.deadline(call), self.clock.monotonic() + most_s))
+        return Call(deadline=min(self.leaders.deadline(call), self.clock.monotonic() + most_s),
+                    elsewhere=call.elsewhere)
 
     async def learn(self, call: Call) -> None:
         """Return once this node knows of every collection that was made or dropped before the call."""
         async with asyncio.timeout_at(self.own.until(call)):
-            log_index = await self.barriers.index(CONTROL)
+            log_index = await self.index(CONTROL, call)
         await self.know(log_index, call)
 
     async def know(self, log_index: int, call: Call) -> None:
@@ -250,9 +254,22 @@ class Knowledge:
         return Task(shard.group, self.members(shard), call, once=once, reads=reads, still=lambda: self.still(shard),
                     name=shard.name, elsewhere=call.elsewhere)
 
-    async def _read_index(self, group: int) -> int:
-        """Where the log is now, as its leader says; for :class:`Barriers`, which ends it when nobody waits."""
-        call = Call(deadline=self.clock.monotonic() + LONGEST_S)
+    async def index(self, group: int, call: Call) -> int:
+        """Where the log is now, as its leader says; ``Unavailable`` soon where this node reaches no other member, for
+        a caller who knows of other nodes.
+        """
+        if not call.elsewhere:
+            return await self.barriers.index(group)
+        try:
+            return await self._elsewhere.index(group)
+        except Unavailable as error:
+            if error.fields.get("elsewhere"):
+                self.cut_off.note(group)
+            raise
+
+    async def _read_index(self, group: int, *, elsewhere: bool = False) -> int:
+        """For :class:`Barriers`, which ends it when nobody waits."""
+        call = Call(deadline=self.clock.monotonic() + LONGEST_S, elsewhere=elsewhere)
 
         async def ask(node: str) -> int:
             if node == self.cluster.me:
@@ -260,7 +277,8 @@ class Knowledge:
             return await self.peers.replicas(node).read_index(group, copy_of(call))
 
         if group == CONTROL:
-            return await self.leaders.ask(Task(group, self.cluster.nodes, call, reads=True), ask)
+            return await self.leaders.ask(Task(group, self.cluster.nodes, call, reads=True, elsewhere=elsewhere),
+                                          ask)
         shard = self.control.state.shards.get(group)
         if shard is None:
             raise Unavailable(f"this node knows of no group {group}", group=group)

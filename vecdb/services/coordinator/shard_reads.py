@@ -10,13 +10,14 @@
 A replica here that is behind for longer than :data:`CATCH_UP_S`, has failed, is damaged or not there hands the read on:
 to the leader where it must be fresh, else to the other with the least load (:mod:`.loads`).  What one does not answer
 in the time that 95 of 100 such reads take is asked of a second one as well, the first answer counts and the other call
-is cancelled; what fails is asked of the next at once.  A call fails only if none can serve it before its deadline.
+is cancelled; what fails is asked of the next at once.  A call fails only if none can serve it before its deadline, or
+if this node reaches none of them and the caller knows of other nodes (:mod:`.cut_off`).
 
 What this node's own replica is at is not asked for twice: it is here that it would be answered soonest.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
@@ -48,6 +49,8 @@ T = TypeVar("T")
 
 CATCH_UP_S: Final = 0.3
 """How long a read waits for this node's replica while another could answer."""
+AT_ONCE_S: Final = 0.01
+"""The same where it is known that no other member of its group can be reached."""
 LONG_S: Final = 3_600.0
 """Between looks where there is nobody left to ask."""
 
@@ -115,7 +118,8 @@ class ShardReader:
                     failures.append(error)
                 if call.session and not asked:
                     asked = True
-                    await refuse_unreachable(shard, call, know.barriers.index, ASK_S)
+                    await refuse_unreachable(shard, call, lambda group: know.index(group, call), ASK_S)
+            self._check_reached(shard, call)
             nodes = self._others(shard, call)
             if last:
                 nodes.sort(key=lambda one: one in last)
@@ -123,9 +127,10 @@ class ShardReader:
             if nodes:
                 self.check_time(call)
                 try:
-                    return await self._elsewhere(shard, nodes, call, reading, failures)
+                    return await self._reached(shard, call, self._elsewhere(shard, nodes, call, reading, failures))
                 except _NobodyError:
-                    pass
+                    if call.elsewhere:
+                        await know.cut_off.look(know.task(shard, call, reads=True))
             self.check_time(call)
             if not reading.retired:
                 know.still(shard)
@@ -138,12 +143,16 @@ class ShardReader:
         know, group, me = self._know, shard.group, self._know.cluster.me
         patience = CATCH_UP_S if call.session or any(one != me for one in know.members(shard)) else None
         heir = know.inherits(shard, call) and not know.is_whole(group)
+        if call.elsewhere and know.cut_off.known(know.task(shard, call, reads=True)):
+            if heir or call.consistency is Consistency.LINEARIZABLE:
+                self._check_reached(shard, call)
+            patience = AT_ONCE_S
         try:
             if not heir and (call.consistency is not Consistency.LINEARIZABLE or know.own.leader(group) == me):
                 await know.own.settle(group, call, patience)
                 return
             async with asyncio.timeout_at(know.own.until(call)):
-                log_index = await know.barriers.index(group)
+                log_index = await know.index(group, call)
             replicator = know.own.replicator(group)
             await replicator.wait_applied(log_index, know.own.until(call, patience))
             if heir:
@@ -153,6 +162,17 @@ class ShardReader:
         except (TimeoutError, DeadlineExceeded):
             self.check_time(call)
             raise Unavailable(f"this node's replica of {shard.name!r} is behind", group=group) from None
+
+    def _check_reached(self, shard: ShardEntry, call: Call) -> None:
+        """Raise ``Unavailable`` where no other member of the group can be reached, and the caller knows of others."""
+        if call.elsewhere:
+            self._know.cut_off.check(self._know.task(shard, call, reads=True))
+
+    async def _reached(self, shard: ShardEntry, call: Call, work: Coroutine[Any, Any, T]) -> T:
+        """What ``work`` of others comes to; ``Unavailable`` as above instead of waiting for nobody."""
+        if not call.elsewhere:
+            return await work
+        return await self._know.cut_off.watch(self._know.task(shard, call, reads=True), work)
 
     def check_time(self, call: Call) -> None:
         """Raise what ends the call, if it is over."""
