@@ -28,6 +28,12 @@ _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck"
 _CONSTANTS = (int, float, str, bytes, bool, type(None))
 
 
+class Compiled:
+    """``count``: kernels that this process has compiled, rather than loaded from the disk."""
+
+    count = 0
+
+
 def inline(function: Callable[..., Any]) -> Any:
     """Compile ``function`` into each of its callers; never cached by itself."""
     return njit(forceinline=True, **_OPTIONS)(function)
@@ -72,6 +78,7 @@ class _KernelCache(FunctionCache):  # type: ignore[misc]
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
+        Compiled.count += 1
         self._cache_file = self._file()
         # a full or read-only disk: the kernel lives for this process only; a damaged index is begun anew, once
         with contextlib.suppress(OSError):

@@ -225,7 +225,7 @@ async def _compose(settings: Settings, stack: AsyncExitStack, on_step: OnStep, r
     authenticator = Authenticator(keys, settings.security, clock)
     guards = _guards(settings, keys, authenticator, metrics, certificates, stack)
     starting = ["starting"]
-    warming = Warming(starting, tell, on_step)
+    warming = Warming(starting, tell, on_step, _compiled)
     workers = ThreadPoolExecutor(EDGE_THREADS, thread_name_prefix="vecdb-edge")
     stack.push_async_callback(asyncio.to_thread, workers.shutdown)  # what they do may wait for the loop
     if member is not None:
@@ -436,6 +436,12 @@ def _warm_up(progress: Callable[[int, int, str], None]) -> None:
     from vecdb.ann.warmup import warmup
 
     warmup(progress=progress)
+
+
+def _compiled() -> int:
+    from vecdb.kernels._jit import Compiled
+
+    return Compiled.count
 
 
 def _about(settings: Settings, about: dict[str, str], node: LocalNode) -> Callable[[], dict[str, Any]]:
