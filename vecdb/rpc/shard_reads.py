@@ -1,16 +1,22 @@
 """Reads of several shards of a node in one call, on the peer port: what is asked is a message of the public services
 that names the shards, what comes is one answer for all of them, or one for each, and why others have none.
+
+**What an answer comes to** is known where it is made, as metadata may be of any size: where one about several queries
+is above :data:`REPLY_BYTES` its shards fail, with how many bytes it has, and who asked asks for some of the queries at
+a time.  A node of an earlier release asks those shards one by one.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
 from typing import Final, Protocol, TypeVar
 
 from google.protobuf.message import Message
 
 from vecdb.core.access import Role
 from vecdb.core.calls import Call
-from vecdb.core.errors import InvalidArgument, VecdbError
+from vecdb.core.errors import InvalidArgument, Unavailable, VecdbError
 from vecdb.core.filters.tree import Node as FilterNode
 from vecdb.core.ids import RecordId
 from vecdb.core.query import QueryRequest, QueryResult
@@ -28,6 +34,10 @@ M = TypeVar("M", bound=Message)
 Asked = q.QueryRequest | r.CountRequest | r.FetchRequest
 
 READ: Final = "Shards/Read"
+REPLY_BYTES: Final = 16 << 20
+"""Of one answer about several queries."""
+LONG: Final = "reply_bytes"
+"""The field of an error that says what an answer would come to."""
 
 
 class ReadReplicas(Replicas, Protocol):
@@ -71,8 +81,11 @@ class ReadsServicer:
         reply = _reply(several.failed, context.call)
         each = 8 * (64 if request.include_metadata or request.include_vectors else 1)
         for result in several.found:
-            reply.query.CopyFrom(await context.apart(each * request.k * len(request.vectors), convert.result_to_wire,
-                                                     result))
+            answer = await context.apart(each * request.k * len(request.vectors), convert.result_to_wire, result)
+            size = answer.ByteSize()
+            if size > REPLY_BYTES and len(request.vectors) > 1:
+                return _reply(dict.fromkeys(context.call.shards, _too_long(size)), context.call)
+            reply.query.CopyFrom(answer)
         return reply
 
     async def _fetch(self, asked: r.FetchRequest, context: Context) -> pb.ReadReply:
@@ -95,9 +108,33 @@ def _asked(message: pb.ReadRequest) -> Asked:
     return asked
 
 
+def _size(error: VecdbError) -> int:
+    size = error.fields.get(LONG, 0)
+    return size if isinstance(size, int) else 0
+
+
+def _joined(parts: Sequence[Several[QueryResult]], shards: Sequence[int]) -> Several[QueryResult]:
+    """The answers to some queries each as those to all; of no shard where not all parts are of the same ones."""
+    failed = {group: error for part in parts for group, error in part.failed.items()}
+    if any(part.failed.keys() != failed.keys() for part in parts):
+        error = next(iter(failed.values()))
+        return Several([], {group: failed.get(group, error) for group in shards})
+    found = [one for part in parts for one in part.found]
+    if not found:
+        return Several([], failed)
+    missing = dict.fromkeys(one for result in found for one in result.missing)
+    return Several([replace(found[0], matches=[one for result in found for one in result.matches],
+                            missing=tuple(missing))], failed)
+
+
 def _reply(failed: Mapping[int, VecdbError], call: Call) -> pb.ReadReply:
     return pb.ReadReply(failed=[pb.ReadFailure(shard=group, error=status.to_error(error, call.request_id))
                                 for group, error in failed.items()])
+
+
+def _too_long(size: int) -> Unavailable:
+    return Unavailable(f"the answer to these queries has {size} bytes: ask fewer at a time", limit=REPLY_BYTES,
+                       **{LONG: size})
 
 
 class RemoteShardReads(ABC):
@@ -116,7 +153,14 @@ class RemoteShardReads(ABC):
         message = pb.ReadRequest(query=convert.query_to_wire(name, request))
         convert.put_read(message.query, call)
         reply, failed = await self._read(message, call)
-        return Several([convert.answer_from_wire(reply.query, request)] if reply.HasField("query") else [], failed)
+        rows = len(request.vectors)
+        size = max((_size(error) for error in failed.values()), default=0)
+        if not size or rows < 2:
+            return Several([convert.answer_from_wire(reply.query, request)] if reply.HasField("query") else [], failed)
+        parts = min(rows, 1 + size // REPLY_BYTES)
+        edges = [rows * at // parts for at in range(parts + 1)]
+        return _joined([await self.query_shards(name, replace(request, vectors=request.vectors[low:high]), call)
+                       for low, high in pairwise(edges)], call.shards)
 
     async def count_shards(self, name: str, where: FilterNode | None, call: Call) -> Several[int]:
         message = pb.ReadRequest(count=convert.count_to_wire(name, where))
