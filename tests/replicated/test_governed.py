@@ -204,6 +204,9 @@ def test_a_drained_node_ends_empty_and_can_be_removed(grown: Grown, db: Any) -> 
             load.goes_on()
         load.check()
     wait_for(lambda: "s4" not in [node.name for node in db.admin.cluster.info().nodes], "its being forgotten")
+    frames = grown.member("s4").frames
+    wait_for(lambda: not frames._streams, "an end of its calls, which all refuse and would be told of once a minute")
+    assert frames.away() == {}
 
 
 def test_replication_goes_down_and_up(db: Any) -> None:

@@ -127,6 +127,8 @@ class OwnReplicas:
         self._seen: dict[int, _Seen] = {}
         self._unled: dict[int, float] = {}
         """Since when replicas that are not as far as their groups hear of no leader, those that were asked for."""
+        self.unled_s: Callable[[int], float] = lambda group: 0.0
+        """For how long a group's replica here has known of no leader; whoever looks at them all the time sets it."""
 
     # --- what there is ----------------------------------------------------------------------------
 

@@ -206,6 +206,7 @@ class Member:
         self._edges: list[Edge] = []
         self._readiness = Readiness(me, self._loop.time, self._receiving)
         self._leaderless = Leaderless(me, self._loop.time)
+        self.own.unled_s = self._leaderless.unled_s
         self._kept: set[tuple[Replicator, int]] = set()
         """Leaderships that nobody took, and their terms."""
         heard_s = max(BALANCE.heard_s, HEARTBEATS * options.heartbeat_s)
@@ -262,7 +263,9 @@ class Member:
             await asyncio.sleep(LOOK_S)
 
     async def _leave(self) -> None:
-        """Once this node was removed: let go of what it holds here, which stays on its disk."""
+        """Once this node was removed: let go of what it holds here, which stays on its disk, and call nobody any more:
+        all would refuse it, for ever.
+        """
         await self.membership.removed.wait()
         await self._balancer.stop()
         await self.governing.stop()
@@ -270,6 +273,7 @@ class Member:
         self.control.replicator = None
         for group in list(self.driver.host.replicas):
             await self.driver.remove(group)
+        await self.frames.close()
         await self.membership.forget()
 
     # --- the cluster's keys -----------------------------------------------------------------------

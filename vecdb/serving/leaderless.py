@@ -39,6 +39,11 @@ class Leaderless:
         self._since = found
         self._names = {group: self._names[group] for group in found}
 
+    def unled_s(self, group: int) -> float:
+        """For how long, as it was seen; 0.0 where it is led."""
+        since = self._since.get(group)
+        return 0.0 if since is None else self._now() - since
+
     def warnings(self, away: Mapping[str, str]) -> list[str]:
         """What :meth:`look` has seen for :data:`AFTER_S`; ``away``: nodes that are not reached, and why."""
         now = self._now()

@@ -34,6 +34,7 @@ def test_what_nobody_leads_for_longer_than_an_election_is_named_with_the_nodes_t
     world.now += AFTER_S
     first, second = world.look(LED, UNLED)
     assert "nobody leads shard 2 of 'c2', for 10 s" in first
+    assert (world.seen.unled_s(1), world.seen.unled_s(2)) == (0.0, AFTER_S)
     assert second == "node n1 is not reached: refused"
     assert world.look(LED, LED) == []
     assert world.look(LED, UNLED) == [], "it is counted anew"

@@ -19,11 +19,12 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from vecdb.cluster.control import ShardEntry
-from vecdb.core.calls import Call
+from vecdb.core.calls import Call, Consistency
 from vecdb.core.errors import CollectionNotFound, DeadlineExceeded, StaleShardMap, Unavailable
 from vecdb.services.coordinator.bundles import Asked, Bundles, Piece
 from vecdb.services.coordinator.knowledge import LEARN_S, Knowledge, Shards
 from vecdb.services.coordinator.shard_reads import MISSING, Reading, ShardReader, named
+from vecdb.services.coordinator.unled import refuse_unled
 from vecdb.services.leaders import PAUSE_S
 from vecdb.services.passing import copy_of
 from vecdb.services.several import partial_until
@@ -84,6 +85,9 @@ class Fan:
         while True:
             chosen = choose(shards)
             try:
+                if call.consistency is Consistency.LINEARIZABLE and not call.allow_partial:
+                    for shard, _ in chosen:
+                        await refuse_unled(self._know, shard)
                 if len(chosen) == 1 and not (call.allow_partial and len(shards.all) > 1):
                     return await self._reader.read(chosen[0][0], call, chosen[0][1])
                 return merge(await self._several(chosen, call))

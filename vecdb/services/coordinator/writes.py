@@ -42,6 +42,7 @@ from vecdb.core.records import Command, DeleteIds, DeleteWhere, UpdateMetadata, 
 from vecdb.ports.observer import Observer, Refusal
 from vecdb.services.admission import Gate
 from vecdb.services.coordinator.knowledge import LEARN_S, Knowledge, Shards
+from vecdb.services.coordinator.unled import refuse_unled
 from vecdb.services.node import BYTES_PER_RECORD
 from vecdb.services.passing import copy_of
 from vecdb.services.replicas import Engine
@@ -208,6 +209,7 @@ class Writer:
             return replace(done.result, shard=shard.group, log_index=done.result.log_index or done.log_index)
 
         while True:
+            await refuse_unled(know, shard)
             try:
                 return await know.leaders.ask(know.task(shard, call, once=call.token is None), ask)
             except _Sealed as refused:
