@@ -206,6 +206,9 @@ class PeerChannel:
     def __init__(self, channels: Channels, node: str) -> None:
         self._channels = channels
         self._node = node
+        me = getattr(channels, "node", "")
+        self.label = f"of node {node} (called by {me})" if me else f"of node {node}"
+        """For errors of calls that do not get there."""
 
     def _method(self, kind: str, path: str) -> Callable[..., Any]:
         def call(*args: Any, metadata: Any = None, **more: Any) -> Any:

@@ -6,8 +6,9 @@ from typing import Any
 import grpc
 import pytest
 
+from vecdb.client.remote.calling import outcome
 from vecdb.client.remote.failures import failure
-from vecdb.core.errors import NodeRemoved, NoNodeForReplica, Unavailable, VecdbError
+from vecdb.core.errors import NodeRemoved, NoNodeForReplica, OutcomeUnknown, Unavailable, VecdbError
 from vecdb.wire.status import to_status
 
 
@@ -33,3 +34,12 @@ def test_what_no_node_can_do_is_asked_of_no_other() -> None:
     assert type(failed.error) is NoNodeForReplica
     assert not failed.error.retryable
     assert (failed.decided, failed.transport) == (True, False)
+
+
+def test_of_a_write_whose_end_is_open_the_attempt_that_left_it_open_is_named() -> None:
+    broke, refused = Unavailable("the server a closed the connection"), Unavailable("the server b cannot be reached")
+    told = outcome(refused, broke)
+    assert isinstance(told, OutcomeUnknown)
+    assert told.message.endswith(f"{broke.message}; since then: {refused.message}")
+    assert outcome(broke, broke).message.count(broke.message) == 1
+    assert outcome(refused, None) is refused

@@ -185,7 +185,7 @@ class BulkUpsert:
             if not failed.decided and not all(flight.keyed for flight in lane.waiting):
                 wait = None
             if wait is None:
-                raise outcome(failed.error, not failed.decided) from None
+                raise outcome(failed.error, None if failed.decided else failed.error) from None
             yield Sleep(wait)
             try:
                 lane.stream = yield from self._open()

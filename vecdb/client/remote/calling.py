@@ -143,11 +143,12 @@ class Caller:
                write: bool = False, repeat: bool = True, route: Route | None = None) -> Steps[bytes]:
         """What follows a failure: repetitions, or the error."""
         attempts = self.attempts(deadline)
-        unsure = False
+        unsure: VecdbError | None = None
         said: VecdbError | None = None
         while True:
             check(call)
-            unsure = unsure or (write and not failed.decided)
+            if write and not failed.decided:
+                unsure = failed.error
             said = failed.error if failed.answered else said
             wait = attempts.after(failed) if repeat or failed.decided else None
             if wait is None:
@@ -283,11 +284,15 @@ def last_of(failed: Failed, said: VecdbError | None) -> VecdbError:
 _OPEN_ENDS: Final = (Unavailable, Overloaded, DeadlineExceeded, Cancelled, OutcomeUnknown)
 
 
-def outcome(error: VecdbError, unsure: bool) -> VecdbError:
-    """The error to raise: OutcomeUnknown if an attempt may have been done and nobody said what became of it."""
-    if not unsure or not isinstance(error, _OPEN_ENDS):
+def outcome(error: VecdbError, unsure: VecdbError | None) -> VecdbError:
+    """The error to raise: OutcomeUnknown if an attempt may have been done and nobody said what became of it.
+
+    ``unsure``: what the last such attempt failed with; ``error``: the last one of all.
+    """
+    if unsure is None or not isinstance(error, _OPEN_ENDS):
         return error
     fields: dict[str, Any] = {**error.fields, "cause": type(error).__name__}
-    told = OutcomeUnknown(f"the write may or may not have happened: {error.message}", **fields)
+    why = unsure.message if unsure.message in error.message else f"{unsure.message}; since then: {error.message}"
+    told = OutcomeUnknown(f"the write may or may not have happened: {why}", **fields)
     told.__cause__ = error
     return told

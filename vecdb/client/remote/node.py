@@ -38,7 +38,7 @@ class RemoteNode:
     """A :class:`vecdb.ports.node.Node` at the other end of a channel; it belongs to the event loop that first uses it.
 
     ``target``: a URL (``grpc://host:port``, ``unix:/path``), a parsed Target, or an open ``grpc.aio`` channel, which
-    is then closed with the node.  ``options``: as of ``vecdb.connect``, by name.
+    is then closed with the node and may have a ``label``, for errors.  ``options``: as of ``vecdb.connect``, by name.
     """
 
     keeps_time: Final = True
@@ -47,7 +47,7 @@ class RemoteNode:
 
     def __init__(self, target: Any, options: Options | None = None, **given: Any) -> None:
         where = parse(target) if isinstance(target, str) else target if isinstance(target, Target) else None
-        label = "channel" if where is None else where.label
+        label = str(getattr(target, "label", "channel")) if where is None else where.label
         if options is None:
             options = check_options(where or Target((), False, True, label), given.pop("api_key", None), given)
         self._options = options
