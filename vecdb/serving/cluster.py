@@ -334,6 +334,7 @@ class Member:
     async def failed(self) -> None:
         """Return once the logs' disk has failed and takes writes again: a start anew then helps."""
         while self.driver.failure is None:
+            self._leaderless.look(self.control.state, self.hosting.statuses())
             await asyncio.sleep(LOOK_S)
         self._tell("error", "logs_failed", error=f"{type(self.driver.failure).__name__}: {self.driver.failure}")
         folder = self._settings.data_dir
@@ -355,7 +356,6 @@ class Member:
         status = self.control.status()
         if status is None:
             return [self._founding()]
-        self._leaderless.look(self.control.state, self.hosting.statuses())
         found = [] if status.leader is not None else ["the control group has no leader that this node knows of"]
         away = [f"{name!r} ({shard.error})" if shard.error else f"{name!r}"
                 for name, shard in self.hosting.statuses().items()
@@ -366,7 +366,7 @@ class Member:
         return found or self._readiness.reasons(status, self.control.state, self.hosting.statuses())
 
     def warnings(self) -> list[str]:
-        """What is amiss though this node serves, as of when :meth:`reasons` were asked for last."""
+        """What is amiss though this node serves."""
         removed = self.membership.removed.is_set()
         return self.membership.warnings() + ([] if removed else self._leaderless.warnings(self.frames.away()))
 
