@@ -30,7 +30,8 @@ def leaves(nodes: Together, db: vecdb.Database) -> None:
 
 
 def test_leaders_are_spread_and_no_write_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "BALANCE", BalanceSettings(first_s=LOOKS_S, period_s=LOOKS_S, heard_s=5.0))
+    monkeypatch.setattr(cluster, "BALANCE", BalanceSettings(first_s=LOOKS_S, period_s=LOOKS_S, heard_s=5.0,
+                                                            steady_s=0.0))
     nodes = Together(tmp_path, settings=balanced)
     try:
         with vecdb.connect(nodes.url) as db:

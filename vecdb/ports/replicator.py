@@ -38,7 +38,8 @@ class ReplicaStatus:
 
     ``state``: ``ok``, ``joining`` (no member yet: it is new, or its log was damaged), ``removed``, or ``halted`` (its
     state machine or its disk failed; ``error`` says how).  ``current``: it has applied, since it was opened, all that
-    was committed when a leader was first heard; True from nodes of versions that do not tell.
+    was committed when a leader was first heard; True from nodes of versions that do not tell.  ``steady_s``: for how
+    long this leader has heard each without a pause; told to nobody else.
     """
 
     me: str
@@ -58,6 +59,7 @@ class ReplicaStatus:
     heard_s: dict[str, float] = field(default_factory=dict)
     error: str = ""
     current: bool = True
+    steady_s: dict[str, float] = field(default_factory=dict)
 
 
 class Replicator(Protocol):

@@ -42,6 +42,8 @@ class Progress:
     lacking: bool = False
     """Needs what the log does not hold any more."""
     observes: bool = False
+    since: float = 0.0
+    """Since when it has been heard without a pause as long as the shortest election timeout."""
 
     def matched(self, index: int) -> None:
         self.match = max(self.match, index)
@@ -109,7 +111,8 @@ class Leading(Following):
             return
         others = [one for one in self.configuration.everybody if one != self.me]
         now = self.clock()
-        self.progress = {one: self.progress.get(one) or Progress(next=self.log.last + 1, heard=now) for one in others}
+        self.progress = {one: self.progress.get(one) or Progress(next=self.log.last + 1, heard=now, since=now)
+                         for one in others}
         observers = set(self.configuration.learners)
         for one, progress in self.progress.items():
             progress.observes = one in observers
@@ -263,7 +266,10 @@ class Leading(Following):
         progress = self.progress.get(sender)
         if message.term < self.term or self.role != LEADER or progress is None or not (message.seq or message.success):
             return  # a refusal without a number: an answer to somebody's earlier term
-        progress.heard = self.clock()
+        now = self.clock()
+        if now - progress.heard > self.settings.election_s_min:
+            progress.since = now
+        progress.heard = now
         progress.seq = max(progress.seq, min(message.seq, self._seq))
         if message.success:
             self._on_match(sender, progress, message)

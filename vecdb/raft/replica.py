@@ -436,7 +436,8 @@ class Replica:
             log_bytes=core.log.bytes, voters=configuration.voters, learners=configuration.learners,
             joining=configuration.joining, error=self.error, current=core.current,
             matches={one: progress.match for one, progress in sorted(core.progress.items())},
-            heard_s={one: now - progress.heard for one, progress in sorted(core.progress.items())})
+            heard_s={one: now - progress.heard for one, progress in sorted(core.progress.items())},
+            steady_s={one: now - progress.since for one, progress in sorted(core.progress.items())})
 
 
 def _install(receiving: Receiving) -> DataCorrupted | None:

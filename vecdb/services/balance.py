@@ -19,9 +19,11 @@ another group makes room if one can: the leadership that was won last is the las
 the one node it is about to give to.  Counts too small would let two nodes, each of which knows too little of the
 other, hand a group to and fro for ever.
 
-**Only while all is well**: every group here has a leader, the one to be given to is a voter that was just heard of and
-is nearly up to date, no member of the group is being changed, and that node has not lost a leadership since the last
-look, which is what a node does that is about to stop.
+**Only while all is well**: every group here has a leader, the one to be given to is a voter that was heard of without
+a pause for :attr:`BalanceSettings.steady_s` and is nearly up to date, no member of the group is being changed and no
+job moves, splits or merges the shard, and that node has not lost a leadership since the last look, which is what a node
+does that is about to stop.  It is asked before: who has the log and has not applied it, as a node that was just
+started, would let writes wait until it has.
 
 **The control group is left where it is** and counts for nothing.  Its leader has next to nothing to do, so to count
 it would keep a collection from the node that has it, and to move it would make somebody's ``create`` wait for nothing.
@@ -37,7 +39,8 @@ from typing import Final, Protocol
 
 from vecdb.cluster.control import ControlState
 from vecdb.core.calls import Call
-from vecdb.core.errors import VecdbError
+from vecdb.core.cluster import ShardState
+from vecdb.core.errors import Unavailable, VecdbError
 from vecdb.ports.clock import Clock
 from vecdb.ports.replicator import ReplicaStatus
 from vecdb.ports.tell import Tell, tell_nobody
@@ -55,7 +58,8 @@ class BalanceSettings:
     """Seconds, but ``behind``: log indices that who is given to may lack.
 
     ``first_s``: before the first look; ``period_s``: from one to the next, give or take the share ``jitter``.
-    ``heard_s``: how long ago the leader may have heard of him.  ``call_s``: of a hand-over, and of a question.
+    ``heard_s``: how long ago the leader may have heard of him; ``steady_s``: for how long it must have, all the time.
+    ``call_s``: of a hand-over, and of a question.
     ``rest_s``: how long a group that was given away is not given away again.
     """
 
@@ -63,6 +67,7 @@ class BalanceSettings:
     period_s: float = 10.0
     jitter: float = 0.2
     heard_s: float = 1.0
+    steady_s: float = 10.0
     behind: int = 1_000
     call_s: float = 2.0
     rest_s: float = 60.0
@@ -104,6 +109,17 @@ def choose(me: str, leaders: Mapping[int, str | None], movable: Mapping[int, Col
 def at_once(difference: int) -> int:
     """How many are given away at a look by who leads so many more than the node that leads fewest."""
     return min(MOST, max(1, difference // PART))
+
+
+def changing(state: ControlState) -> set[int]:
+    """Shards that jobs move, split or merge: they stay with who leads them until that is over."""
+    found = {entry.group for entry in state.shards.values() if entry.state is ShardState.LOADING}
+    for job in state.jobs.values():
+        if not job.state.ended:
+            found.update(int(group) for group in job.data.get("moving", {}))
+            if job.kind in ("split", "merge"):
+                found.update(int(one) for one in (job.target, str(job.args.get("with", ""))) if one.isdecimal())
+    return found
 
 
 class Balancer:
@@ -171,8 +187,10 @@ class Balancer:
             return
         now = self._clock.monotonic()
         self._given = {group: at for group, at in self._given.items() if now - at < self._settings.rest_s}
+        busy = changing(state)
         able = {group: {name: replica for name, replica in self._able(status).items() if name not in lost}
-                for group in self._led if (status := here[group]) is not None and group not in self._given}
+                for group in self._led
+                if (status := here[group]) is not None and group not in self._given and group not in busy}
         chosen = await self._choose(state, leaders, able)
         await asyncio.gather(*(self._give(state, group, node, able[group][node]) for group, node in chosen))
 
@@ -183,6 +201,7 @@ class Balancer:
         limits = self._settings
         return {_node(one): one for one in status.voters
                 if one != status.me and status.heard_s.get(one, limits.heard_s + 1) <= limits.heard_s
+                and status.steady_s.get(one, 0.0) >= limits.steady_s
                 and status.last - status.matches.get(one, -limits.behind) < limits.behind}
 
     async def _choose(self, state: ControlState, leaders: dict[int, str | None], able: dict[int, dict[str, str]]
@@ -226,6 +245,7 @@ class Balancer:
         if not self._well():
             return
         try:
+            await self._check_applied(group, node)
             await self._own.transfer(group, replica, self._call())
         except VecdbError as error:
             self._failed(error, to=node, group=group, collection=name)
@@ -234,6 +254,13 @@ class Balancer:
             self._given[group] = self._clock.monotonic()
             self._led.pop(group, None)
             self._tell("info", "leader_balanced", group=group, collection=name, to=node, left=len(self._led))
+
+    async def _check_applied(self, group: int, node: str) -> None:
+        """Raise ``Unavailable`` unless the node says that its replica has nearly applied what this one has."""
+        own, told = self._own.look(group), (await self._others(node).status([group], self._call())).get(group)
+        if own is None or told is None or told.state != "ok" or not told.current \
+                or own.applied - told.applied >= self._settings.behind:
+            raise Unavailable(f"{node} has not applied what was committed yet", node=node)
 
     def _call(self) -> Call:
         return Call(deadline=self._clock.monotonic() + self._settings.call_s)

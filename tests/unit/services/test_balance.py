@@ -3,6 +3,8 @@
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -10,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vecdb.cluster.control import CollectionEntry, ControlState, ShardEntry
+from vecdb.cluster.control import CollectionEntry, ControlState, JobEntry, ShardEntry
 from vecdb.core.calls import Call
+from vecdb.core.cluster import JobState
 from vecdb.core.errors import Unavailable
 from vecdb.core.schema import CollectionSchema
 from vecdb.ports.replicator import ReplicaStatus
@@ -134,7 +137,7 @@ class World:
         told = {"me": me, "state": "ok", "role": "leader" if me == f"{leader}/7" else "follower",
                 "term": self.terms[group], "leader": leader and f"{leader}/7", "commit": 5_000, "applied": 5_000,
                 "first": 1, "last": 5_000, "log_bytes": 1, "voters": names, "matches": dict.fromkeys(others, 5_000),
-                "heard_s": dict.fromkeys(others, 0.1)}
+                "heard_s": dict.fromkeys(others, 0.1), "steady_s": dict.fromkeys(others, 60.0)}
         return ReplicaStatus(**{**told, **self.changes.get(group, {})})
 
     async def transfer(self, group: int, to: str | None, call: Call) -> None:
@@ -197,7 +200,7 @@ def test_one_a_look_until_it_is_even() -> None:
     assert world.looks(9) == [(1, "n2/7"), (2, "n3/7"), (3, "n2/7"), (4, "n3/7")]
     assert [event for event, _ in world.told] == ["leader_balanced"] * 4
     assert world.told[0][1] == {"group": 1, "collection": "c1", "to": "n2", "left": 6}
-    assert world.asked == [], "all there is to know is known here"
+    assert world.asked == ["n2", "n3", "n2", "n3"], "only whether it has applied what was committed"
 
 
 def test_who_leads_far_too_many_gives_some_at_the_same_time() -> None:
@@ -262,6 +265,7 @@ def test_what_was_won_last_is_given_away_last() -> None:
 @pytest.mark.parametrize("change", [
     {"heard_s": {"n2/7": 1.5, "n3/7": 1.5}}, {"heard_s": {}}, {"matches": {"n2/7": 4_000, "n3/7": 3_999}},
     {"matches": {}}, {"learners": ("n4/7",)}, {"joining": ("n4/7",)}, {"voters": ("n1/7",)}, {"state": "halted"},
+    {"steady_s": {"n2/7": 9.0, "n3/7": 9.0}}, {"steady_s": {}},
 ])
 def test_nobody_is_given_what_he_cannot_take(change: dict[str, Any]) -> None:
     world = three(4)
@@ -270,6 +274,33 @@ def test_nobody_is_given_what_he_cannot_take(change: dict[str, Any]) -> None:
     world = three(4)
     world.changes = dict.fromkeys((1, 2, 3, 4), change)
     assert world.looks(2) == []
+
+
+@pytest.mark.parametrize("change", [{"applied": 4_000}, {"current": False}, {"state": "joining"}])
+def test_who_has_not_applied_what_was_committed_is_given_nothing(change: dict[str, Any]) -> None:
+    world, look = three(4), World.look
+
+    def behind(group: int, at: str | None = None) -> ReplicaStatus | None:
+        status = look(world, group, at)
+        return status if at is None or status is None else replace(status, **change)
+
+    world.look = behind  # type: ignore[method-assign]
+    assert world.looks(2) == []
+    assert [event for event, _ in world.told] == ["leader_not_balanced"] * 2
+    world.look = partial(look, world)  # type: ignore[method-assign]
+    assert world.looks() == [(1, "n2/7")]
+
+
+@pytest.mark.parametrize("job", [
+    JobEntry(1, "rebalance", "", {}, JobState.RUNNING, data={"moving": {"1": {"desired": [], "before": []}}}),
+    JobEntry(1, "split", "1", {}, JobState.WAITING), JobEntry(1, "merge", "9", {"with": "1"}, JobState.RUNNING)])
+def test_a_shard_that_a_job_changes_stays_with_who_leads_it(job: JobEntry) -> None:
+    world = three(4)
+    world.state = replace(world.state, jobs={1: job})
+    assert world.looks() == [(2, "n2/7")]
+    world = three(4)
+    world.state = replace(world.state, jobs={1: replace(job, state=JobState.DONE)})
+    assert world.looks() == [(1, "n2/7")]
 
 
 def test_nothing_is_moved_while_something_is_wrong() -> None:
