@@ -10,7 +10,7 @@ from vecdb.cli import options as o
 from vecdb.cli.output import Output, count, duration, size
 from vecdb.cli.session import open_database, patience
 from vecdb.cli.target import HERE, Target, resolve, with_target
-from vecdb.core.cluster import CLOCK_OFF_S, MISSED_S, SILENT_S, SLOW_SYNC_S, Plan, PlanStep
+from vecdb.core.cluster import CLOCK_OFF_S, MISSED_S, SILENT_S, SLOW_SYNC_S, Plan, PlanStep, disk_state
 from vecdb.core.errors import NodeNotFound
 from vecdb.core.shards import UNREACHABLE
 
@@ -65,6 +65,9 @@ def state_of(one: "NodeInfo", *, led: bool = True) -> str:
     """What the cluster wants of it, and whether it is there at all, as far as its leader (``led``) knows."""
     if not led:
         return one.state
+    disk = disk_state(one.stats)
+    if disk and one.silence_s <= SILENT_S:
+        return f"{one.state}, {disk}"
     if one.silence_s > SILENT_S:
         return f"{one.state}, silent"
     if one.heard_s < 0:

@@ -14,6 +14,9 @@ written down need not be found again from the hash, so nodes that hold more than
 passed over while others will do (the bound of V. Mirrokni, M. Thorup, M. Zadimoghaddam, *Consistent Hashing with
 Bounded Loads*, SODA 2018).
 
+**Disks that are nearly full** (:func:`vecdb.core.cluster.disk_state`) are named last of those that are heard: a replica
+more would fill them, and halt all that is there.
+
 **Nodes that are not heard** at the moment of placing are named as replicas where those that are heard do not suffice:
 what was asked for is what a shard has from the first moment, so that its majority is one of all of them, and who was
 silent for some seconds only makes its replica when it comes back.  Who does not is replaced as any lost node is.  But a
@@ -67,7 +70,7 @@ class Candidate:
 
     ``capacity``: in any unit, the same for all; above 0.  ``zone``: what fails as one; empty where nothing is known,
     and then all nodes are of one zone.  ``load``: replicas it holds already.  ``well``: others are preferred to a node
-    that is not.
+    that is not, and to one that is ``low``: its disk is nearly full.
     """
 
     node: str
@@ -75,6 +78,7 @@ class Candidate:
     zone: str = ""
     load: int = 0
     well: bool = True
+    low: bool = False
 
     def __post_init__(self) -> None:
         if not (isfinite(self.capacity) and self.capacity > 0):
@@ -96,12 +100,12 @@ def place(shard: int, candidates: Sequence[Candidate], replicas: int) -> tuple[s
     if not names or len(set(names)) != len(names):
         raise InvalidArgument("nodes", "must be distinct, and at least one", got=names[:16])
     full = _full(candidates, replicas)
-    ranked = sorted(candidates, key=lambda one: (not one.well, *_order(shard, one)))
+    ranked = sorted(candidates, key=lambda one: (not one.well, one.low, *_order(shard, one)))
     used: Counter[str] = Counter()
     chosen: list[Candidate] = []
     while ranked and len(chosen) < replicas:
         # Of equals the first is taken, which has the best score.
-        best = min(ranked, key=lambda one: (not one.well, used[one.zone], one.node in full))
+        best = min(ranked, key=lambda one: (not one.well, one.low, used[one.zone], one.node in full))
         ranked.remove(best)
         used[best.zone] += 1
         chosen.append(best)

@@ -7,7 +7,8 @@ wish for again, so a job ends when they wish for nothing.
 **What a replica may go to**: a node that is active, holds replicas (is no mere coordinator), has none of that shard and
 is not away.  Of several it is the one whose zone has the fewest of the shard's other replicas, then the one with the
 least load for its capacity, then the best rendezvous score (:mod:`~vecdb.cluster.placement`), so that many shards that
-leave one node spread over the others.  Loads count what was wished for already.
+leave one node spread over the others.  Loads count what was wished for already.  Nodes whose disks are
+nearly full come last, and are given nothing to make loads even; where that is so of all, no difference is made.
 
 **Rebalancing** moves as little as it can: one replica at a time from the node that is fullest for its capacity to the
 one that is emptiest, as long as one of the two is further from its share than a whole replica and
@@ -41,6 +42,14 @@ class Wish:
     desired: tuple[str, ...]
 
 
+class Away(list[str]):
+    """Nodes that are not heard, and ``low``: those whose disks are nearly full."""
+
+    def __init__(self, silent: Iterable[str] = (), low: Iterable[str] = ()) -> None:
+        super().__init__(silent)
+        self.low = frozenset(low)
+
+
 class Room:
     """Who may be given replicas, and what everybody has; changes as wishes are made."""
 
@@ -48,6 +57,8 @@ class Room:
         """``weights``: of replicas by shard, 1 where nothing is said."""
         self.nodes: Mapping[str, NodeEntry] = state.nodes
         self.away = frozenset(away)
+        low = away.low if isinstance(away, Away) else frozenset[str]()
+        self.low = low if any(self.open(node) for node in self.nodes if node not in low) else frozenset[str]()
         self.load: Counter[str] = Counter()
         self._weights = weights
         self.least = min([1.0, *weights.values()])
@@ -81,7 +92,7 @@ class Room:
         able = [node for node in self.nodes if node not in keep and node not in without and may(node)]
         if not able:
             return None
-        return min(able, key=lambda node: (zones[self.zone(node)], self.fullness(node, 1),
+        return min(able, key=lambda node: (node in self.low, zones[self.zone(node)], self.fullness(node, 1),
                                            -score(group, Candidate(node, self.nodes[node].capacity)), node))
 
     def silent(self, node: str) -> bool:
@@ -237,9 +248,10 @@ def _moves(room: Room, nodes: Sequence[str], here: Mapping[str, Sequence[ShardEn
            wishes: Mapping[int, Wish]) -> Iterator[tuple[ShardEntry, str, str]]:
     """Shards with where from and where to, the most useful first."""
     ranked = sorted(nodes, key=lambda node: (room.fullness(node), node))
-    empty = [to for to in ranked if room.fullness(to) < share - _slack(room, to, share)]
+    takers = [to for to in ranked if to not in room.low]
+    empty = [to for to in takers if room.fullness(to) < share - _slack(room, to, share)]
     for source in reversed(ranked):
-        for to in ranked if room.fullness(source) > share + _slack(room, source, share) else empty:
+        for to in takers if room.fullness(source) > share + _slack(room, source, share) else empty:
             gap = room.fullness(source) - room.fullness(to)
             if room.fullness(to, room.least) >= room.fullness(source):
                 break

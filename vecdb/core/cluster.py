@@ -44,6 +44,23 @@ PAST_CANCELLING: Final = ("retire",)
 SLOW_SYNC_S: Final = 0.25
 """A disk that took so long for one batch of the log is told of: writes wait for it."""
 
+DISK_FULL: Final = "disk full"
+DISK_LOW: Final = "disk nearly full"
+_FULL_BYTES, _LOW_BYTES, _LOW_PART, _LOW_MOST_BYTES = 16 << 20, 64 << 20, 0.05, 10 << 30
+
+
+def disk_state(stats: Mapping[str, float]) -> str:
+    """Of a node, by what it told of itself: ``DISK_FULL`` (less than 16 MiB free), ``DISK_LOW`` (less than 64 MiB, or
+    less than a twentieth and 10 GiB), or nothing.  Neither is given replicas while others can take them.
+    """
+    free, total = stats.get("disk_free_bytes"), stats.get("disk_total_bytes")
+    if free is None or total is None:
+        return ""
+    if free < _FULL_BYTES:
+        return DISK_FULL
+    return DISK_LOW if free < _LOW_BYTES or free < min(_LOW_PART * total, _LOW_MOST_BYTES) else ""
+
+
 MAX_CLUSTER_SETTINGS: Final = 1_000
 """Most settings of one cluster."""
 

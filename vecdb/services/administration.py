@@ -52,7 +52,7 @@ from vecdb.ports.replicator import ReplicaStatus, Replicator
 from vecdb.services.governor import Governor
 from vecdb.services.leaders import Leaders, Task
 from vecdb.services.operations.base import Operation, commands_of, too_late
-from vecdb.services.operations.placing import AWAY_S, held_before
+from vecdb.services.operations.placing import away, held_before
 from vecdb.services.passing import copy_of
 from vecdb.services.replicas import CONTROL
 
@@ -153,8 +153,7 @@ class OwnOperations:
 
     def _planned(self, kind: str, target: str, args: Mapping[str, Any]) -> Plan:
         state, operation = self._leading(), self._operation(kind)
-        heard_s = self._governor.context.heard_s
-        return operation.plan(state, target, args, [one for one in state.nodes if heard_s(one) > AWAY_S])
+        return operation.plan(state, target, args, away(self._governor.context))
 
     def _operation(self, kind: str) -> Operation:
         operation = self._operations.get(kind)

@@ -245,6 +245,8 @@ class Control:
         """The version of commands that a member without an entry has told the leader that it reads, None: nothing yet.
         Set where nodes announce themselves; where it is not only entries are asked.
         """
+        self.low: Callable[[str], bool] = lambda node: False
+        """Whether a node's disk is nearly full, as it has told the leader."""
 
     # --- the state machine's life, for who hosts the group --------------------------------------------
 
@@ -372,7 +374,7 @@ class Control:
             if entry is None:
                 found.append(Candidate(node, load=loads.get(node, 0), well=heard))
             elif entry.role.holds and entry.state is NodeState.ACTIVE:
-                found.append(Candidate(node, entry.capacity, entry.zone, loads.get(node, 0), heard))
+                found.append(Candidate(node, entry.capacity, entry.zone, loads.get(node, 0), heard, self.low(node)))
         if not found:
             raise Unavailable("the cluster has no node that holds replicas and is active", retry_after_s=1.0)
         return found

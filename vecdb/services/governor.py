@@ -41,7 +41,8 @@ from vecdb.ports.peers import Replicas
 from vecdb.ports.replicator import ReplicaStatus, Replicator
 from vecdb.ports.tell import Tell, tell_nobody
 from vecdb.services.operations.base import PASSING, Job, Operation, Step, commands_of, is_cancelled, late
-from vecdb.services.operations.placing import AWAY_S, held_before
+from vecdb.services.operations.placing import away as away_now
+from vecdb.services.operations.placing import held_before
 
 LOOK_S: Final = 0.5
 PROGRESS_S: Final = 2.0
@@ -369,7 +370,7 @@ class Governor:
         """Begin the jobs that nobody has to ask for."""
         after_s = _number(state.settings, "repair_after_s", REPAIR_AFTER_S)
         waiting = {(job.kind, job.target) for job in state.jobs.values() if not JobState(job.state).ended}
-        away = [name for name in state.nodes if self.context.heard_s(name) > AWAY_S]
+        away = away_now(self.context)
         for name in away if after_s > 0 else ():
             if state.nodes[name].state is not NodeState.LEFT and self.context.heard_s(name) > after_s \
                     and not {("repair", name), ("drain", name)} & waiting and vacated(state, name, away):

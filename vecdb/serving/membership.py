@@ -21,7 +21,7 @@ from vecdb.cluster.joining import Candidate, Release
 from vecdb.cluster.loads import ShardLoad
 from vecdb.config import Settings
 from vecdb.core.access import Principal
-from vecdb.core.cluster import NodeState
+from vecdb.core.cluster import NodeState, disk_state
 from vecdb.core.errors import DataCorrupted, NodeRemoved, StorageError
 from vecdb.core.nodes import bracketed, is_wildcard, split_address
 from vecdb.ports.clock import Clock
@@ -81,6 +81,7 @@ class Membership:
         self.announcements = Announcements(self._leading, clock, tell)
         self.registrar = Registrar(self._me, release.version, control, directory, self.announcements, clock, tell=tell)
         control.told = self._told
+        control.low = lambda node: bool(disk_state(self.announcements.stats(node)))
         self._members = RemoteMembers(peers.replicas)
         self._announcer = Announcer(self._me, directory.names, self.registrar, self._members, control.status,
                                     self._report, clock, settled=self._settled, removed=self._was_removed, tell=tell)

@@ -126,6 +126,21 @@ def test_a_cluster_that_is_not_whole_yet_says_whom_it_waits_for(cli, changed, ba
     assert ran.json["unheard"] == list(unheard)
 
 
+def test_a_disk_that_is_nearly_full_is_told_with_how_its_node_is(cli, changed, backend) -> None:
+    rooms = {"n1": (5 << 20, 100 << 20), "n2": (63 << 20, 256 << 20), "n3": (65 << 20, 256 << 20),
+             "n4": (9 << 30, 200 << 30), "n5": (11 << 30, 800 << 30)}
+    backend.operated["cluster"] = ClusterInfo("prod", "n1", "n1", 3, tuple(
+        NodeInfo(name, f"{name}:7702", heard_s=1.0, silent_s=1.0,
+                 stats={"disk_free_bytes": float(free), "disk_total_bytes": float(total)})
+        for name, (free, total) in rooms.items()))
+    for command in (("node", "list"), ("cluster", "status"), ("top", "--once")):
+        told = cli(*command, *URL).out
+        lines = {line.split()[0]: line for line in told.splitlines() if line.strip()}
+        assert "active, disk full" in lines["n1"], told
+        assert all("active, disk nearly full" in lines[name] for name in ("n2", "n4")), told
+        assert not any("full" in lines[name] for name in ("n3", "n5")), told
+
+
 def test_a_list_of_nodes_says_which_clock_and_which_disk_are_off(cli, changed, backend) -> None:
     backend.operated["cluster"] = ClusterInfo("prod", "n1", "n1", 3, (
         NodeInfo("n1", "n1:7702", heard_s=1.0, stats={"sync_slowest_s": 0.01, "clock_off_s": 3.0}),

@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from vecdb.cluster.control import CollectionEntry, ControlState, NodeEntry, ShardEntry
-from vecdb.cluster.planning import Room, Wish, holding, homeless, moved, rebalanced, replicated, vacated
+from vecdb.cluster.planning import Away, Room, Wish, holding, homeless, moved, rebalanced, replicated, vacated
 from vecdb.core.cluster import HASH_SPACE, NodeState, Role
 from vecdb.core.errors import InvalidArgument, NoNodeForReplica, ShardNotFound, Unavailable
 from vecdb.core.schema import CollectionSchema
@@ -183,3 +183,19 @@ def test_a_move_is_refused_with_what_is_wrong() -> None:
         moved(state, 1, "n1", "n5", ["n5"])
     with pytest.raises(InvalidArgument):
         replicated(state, "docs", 8)
+
+
+def test_a_disk_that_is_nearly_full_is_given_what_no_other_can_take_and_nothing_to_make_loads_even() -> None:
+    nodes = [NodeEntry(name, f"{name}:1", zone=zone) for name, zone in zip("abcd", "xxyz", strict=True)]
+    state = state_of(nodes, [("a", "b")] * 8)
+    low = Away(low="d")
+    assert {node for group in range(9, 30) for node in Room(state, low).placed(group, 3)} == set("abc")
+    assert sorted(Room(state, low).placed(9, 4)) == list("abcd"), "there is no other"
+    assert {node for wish in vacated(state, "a", low) for node in wish.desired} == {"b", "c"}
+    assert {node for wish in vacated(state, "a", Away("c", "d")) for node in wish.desired} == {"b", "d"}
+    wishes = rebalanced(state, low)
+    check(state, wishes)
+    assert {node for wish in wishes for node in wish.desired} == set("abc")
+    assert rebalanced(state, low, onto="d") == []
+    assert moved(state, 1, "a", "d", low).desired == ("d", "b"), "who asks for it by name is not refused"
+    assert rebalanced(state, Away(low="abcd")) == rebalanced(state), "where all are, none is"

@@ -77,6 +77,20 @@ def test_shards_go_to_nodes_that_hold_replicas_by_zone_and_capacity():
     asyncio.run(story())
 
 
+def test_a_new_collection_avoids_disks_that_are_nearly_full_while_there_are_others():
+    async def story():
+        control = made(announced=True, heard={f"{name}/{1 if name < 'n4' else 2}": 0.1 for name in NAMES})
+        control.low = {"n2", "n5"}.__contains__
+        for at, name in enumerate(NAMES):
+            await control.node_put(node(name, zone="ab"[at % 2]))
+        await control.create(SCHEMA, layout=Layout(shards=20, replication_factor=3))
+        assert {name for one in control.state.of("docs") for name in one.desired} == {"n1", "n3", "n4", "n6"}
+        await control.create(replace(SCHEMA, name="more"), layout=Layout(shards=1, replication_factor=5))
+        assert len(set(control.state.of("more")[0].desired) & {"n2", "n5"}) == 1, "there are but four others"
+
+    asyncio.run(story())
+
+
 def test_who_has_not_announced_himself_is_waited_for_while_he_is_heard():
     async def story():
         control = made(announced=True, heard={"n5/2": 99.0, "n6/2": 99.0})

@@ -6,7 +6,7 @@ from math import inf
 from typing import Any
 
 from vecdb.cluster.control import ControlState, node_state, replication
-from vecdb.cluster.planning import Wish, completed, homeless, moved, rebalanced, replicated, vacated
+from vecdb.cluster.planning import Room, Wish, completed, homeless, moved, rebalanced, replicated, vacated
 from vecdb.core.cluster import NodeState, Plan, PlanStep, ShardState
 from vecdb.core.errors import CollectionNotFound, InvalidArgument, NodeNotFound, NoNodeForReplica
 from vecdb.services.operations.base import Context, Job, proposed
@@ -187,6 +187,9 @@ class Rebalance(PlacingOperation):
             if to in away or not state.nodes[to].role.holds or state.nodes[to].state is not NodeState.ACTIVE:
                 raise NoNodeForReplica(f"{to} is given no replicas: it is away, drained, or holds none by its role",
                                        node=to)
+            if to in Room(state, away).low:
+                raise NoNodeForReplica(f"the disk of {to} is nearly full: it is given nothing to make loads even; "
+                                       "vecdb shard move gives it a shard all the same", node=to)
         _weights(args)
         at_once = args.get("at_once", 1)
         if type(at_once) is not int or at_once < 1:

@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from vecdb.cluster.control import ControlState, ShardEntry, place
-from vecdb.cluster.planning import Wish, holding
-from vecdb.core.cluster import JobState, Plan, PlanStep
+from vecdb.cluster.planning import Away, Wish, holding
+from vecdb.core.cluster import JobState, Plan, PlanStep, disk_state
 from vecdb.core.errors import VecdbError
 from vecdb.ports.replicator import ReplicaStatus
 from vecdb.services.operations.base import Context, Job, Step, late, proposed
@@ -50,8 +50,8 @@ class PlacingOperation(ABC):
     def plan(self, state: ControlState, target: str, args: Mapping[str, Any], away: Sequence[str] = ()) -> Plan:
         """One step for each shard that is placed anew."""
         notes = self.check(state, target, args, away)
-        steps = [_step_of(state, wish) for wish in self.wishes(state, target, args, away)]
-        return Plan(self.kind, tuple(steps), notes)
+        wishes = self.wishes(state, target, args, away)
+        return Plan(self.kind, tuple(_step_of(state, wish) for wish in wishes), (*notes, *_low(state, wishes, away)))
 
     async def begin(self, job: Job, context: Context) -> None:  # noqa: B027  # most have nothing to do
         """What comes before the first placement; done again after a change of leader."""
@@ -158,9 +158,21 @@ class PlacingOperation(ABC):
         return chosen
 
 
-def away(context: Context) -> list[str]:
-    """Nodes that are given nothing now, for they are not heard."""
-    return [name for name in context.state().nodes if context.heard_s(name) > AWAY_S]
+def away(context: Context, silent_s: float = AWAY_S) -> Away:
+    """Nodes that are given nothing now, for they are not heard, and those that are given nothing while others can take
+    it, for their disks are nearly full.
+    """
+    nodes = context.state().nodes
+    return Away((name for name in nodes if context.heard_s(name) > silent_s),
+                (name for name in nodes if disk_state(context.stats(name))))
+
+
+def _low(state: ControlState, wishes: Sequence[Wish], away: Sequence[str]) -> tuple[str, ...]:
+    """For the plan: nodes that are given replicas though their disks are nearly full."""
+    low = away.low if isinstance(away, Away) else frozenset[str]()
+    new = {node for wish in wishes for node in wish.desired if node not in state.shards[wish.group].desired}
+    return tuple(f"the disk of {node} is nearly full: what it is given may fill it, and then all its shards halt"
+                 for node in sorted(new & low))
 
 
 def held_before(state: ControlState) -> dict[int, tuple[str, ...]]:

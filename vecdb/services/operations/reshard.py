@@ -52,6 +52,7 @@ from vecdb.core.errors import (
 from vecdb.core.ids import check_id
 from vecdb.ports.copies import NEVER, Copies, CopyOrder, CopyStatus, CopyTarget
 from vecdb.services.operations.base import Context, Job, Step, copy_limit, is_cancelled, late, numbered, proposed
+from vecdb.services.operations.placing import away
 from vecdb.shard import codec
 from vecdb.shard.digest import MODULUS
 from vecdb.shard.marks import Mark, MarkResult
@@ -135,8 +136,10 @@ class Reshard:
             second = _active(state, args.get("with"))
             lower, upper = sorted((first, second), key=lambda one: one.lo)
             if second.name != first.name or lower.hi != upper.lo:
-                raise InvalidArgument("with", f"{second.group} is no neighbour of {first.group}", got=second.group,
-                                      limit="a shard whose hashes follow or go before")
+                why = f"{second.group} is no neighbour of {first.group}" if second.name == first.name else (
+                    f"{first.group} is a shard of {first.name!r}, and {second.group} one of {second.name!r}")
+                raise InvalidArgument("with", why, got=second.group,
+                                      limit=f"a shard of {first.name!r} whose hashes follow or go before")
             return Wanted(entry, (lower, upper), ((lower.lo, upper.hi),))
         edges = [first.lo, *_cuts(first, entry.shard_key, args), first.hi]
         if len(entry.shards) + len(edges) - 2 > MAX_COLLECTION_SHARDS:
@@ -222,9 +225,9 @@ class Attempt:
             return self._step("load", 0.0, sources=sources)  # noted first: who goes on has to know what to unseal
         if any(one.job not in (0, job.id) and not _over(self._state, one.job) for one in wanted.sources):
             return self._step("waiting", 2.0)
-        away = [name for name in self._state.nodes if context.heard_s(name) > UNHEARD_S]
-        nodes = choose(self._state, wanted, away)
-        named = await numbered(context, nodes, self._call(ASK_S), away)
+        silent = away(context, UNHEARD_S)
+        nodes = choose(self._state, wanted, silent)
+        named = await numbered(context, nodes, self._call(ASK_S), silent)
         outcome = await context.propose(operation.commands.add(job.id, wanted.collection.name, [
             (lo, hi, replicas) for (lo, hi), replicas in zip(wanted.ranges, named, strict=True)]))
         if isinstance(outcome, VecdbError) and not self._made():
@@ -433,9 +436,9 @@ def is_switched(job: Job, state: ControlState) -> bool:
     return job.phase == "retire" or (first is not None and first.state is not ShardState.LOADING)
 
 
-def choose(state: ControlState, wanted: Wanted, away: Sequence[str]) -> list[tuple[str, ...]]:
+def choose(state: ControlState, wanted: Wanted, silent: Sequence[str]) -> list[tuple[str, ...]]:
     """The nodes of each new shard; those of the sources where the control group knows of no nodes."""
-    room, chosen = Room(state, away), []
+    room, chosen = Room(state, silent), []
     for place in range(len(wanted.ranges)):
         nodes = room.placed(state.next_group + place, wanted.collection.replication_factor)
         chosen.append(nodes or wanted.sources[0].desired)

@@ -65,6 +65,7 @@ from vecdb.services.operations.backing import (
     stop_everywhere,
 )
 from vecdb.services.operations.base import GOES_ON, Context, Job, Step, copy_limit, numbered, proposed
+from vecdb.services.operations.placing import away
 from vecdb.shard import codec
 from vecdb.shard.digest import MODULUS
 from vecdb.shard.marks import Mark, MarkResult
@@ -202,15 +203,15 @@ class Restore:
         count = _number(job.args, "shards", MAX_COLLECTION_SHARDS)
         edges = ranges(count) if count else [(ref.lo, ref.hi) for ref in source.shards]
         factor = _number(job.args, "replication_factor", MAX_VOTERS) or source.replication_factor
-        away = [name for name in state.nodes if context.heard_s(name) > UNHEARD_S]
-        room = Room(state, away)
+        silent = away(context, UNHEARD_S)
+        room = Room(state, silent)
         plans = [room.placed(state.next_group + place, factor) for place in range(len(edges))]
         if not all(plans):
             raise Unavailable("there is no node that could hold a replica")
         unheard = sorted({node for nodes in plans for node in nodes if node in room.away})
         if unheard:
             context.tell("warning", "replicas_unheard", job=job.id, collection=wanted.name, nodes=unheard)
-        named = await numbered(context, plans, call_of(context), away)
+        named = await numbered(context, plans, call_of(context), silent)
         await proposed(context, collection_load(job.id, wanted.schema, [
             (lo, hi, replicas) for (lo, hi), replicas in zip(edges, named, strict=True)], factor, source.shard_key))
 
