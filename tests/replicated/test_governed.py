@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.faults import flip_byte
 from tests.grown_nodes import COORDINATORS, Grown
 from tests.replicated_nodes import agreed, wait_for
 from tests.users import DIM, Load, vectors
@@ -269,6 +270,32 @@ def test_a_damaged_replica_is_found_and_built_anew(grown: Grown, db: Any) -> Non
         return bool(found.agree and found.complete)
 
     wait_for(mended, "a replica that was built anew")
+
+
+def test_a_file_that_rots_while_its_node_serves_it_is_found_and_the_replica_built_anew(grown: Grown, db: Any) -> None:
+    collection(db, "rotten", replication_factor=3).optimize()
+    (nodes,) = placed(db, "rotten", of_each(3)).values()
+    node = next(one for one in nodes if one != db.admin.shards("rotten")[0].leader.rpartition("/")[0])
+    place = grown.member(node).hosting._places["rotten"]
+
+    def files() -> list[Any]:
+        return sorted(place.machine.service.directory.glob("segments/*/vectors.vdb"))
+
+    if not files():
+        grown.member(node).hosting._database.optimize("rotten")
+    (path,) = files()
+    agreed(db, "rotten", deep=True)
+    before = place.machine
+    flip_byte(path, 20_000)
+    (told,) = [one for one in db.admin.verify_shard("rotten", deep=True).replicas if one.state != "ok"]
+    assert (told.name.rpartition("/")[0], told.state) == (node, "damaged")
+    assert "vectors.vdb is damaged" in told.error
+    assert path.exists(), "it goes on until the others are known to be whole"
+    assert run(db, "scrub", "rotten").state == "done"
+    wait_for(lambda: place.machine is not before and place.ill == "", "another state")
+    agreed(db, "rotten", deep=True)
+    assert not path.exists()
+    assert db["rotten"].count() == 3_000
 
 
 def test_a_node_that_joins_is_given_what_shards_lack(grown: Grown, db: Any) -> None:

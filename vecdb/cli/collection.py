@@ -227,7 +227,10 @@ def count_(name: o.Name, target: Target = HERE, where: o.Filter = None, as_json:
 @commands.command()
 @with_target
 def verify(name: o.Name, target: Target = HERE, as_json: o.Json = False) -> None:
-    """Read every record and hold it against the digest that each write keeps up (exit code 6 if they differ)."""
+    """Read every record and hold it against the digest that each write keeps up (exit code 6 if they differ).
+
+    The files of sealed segments are read again, too, and held against their checksums (6 if one is damaged).
+    """
     out = Output(as_json)
     with administration(resolve(target)) as admin:
         found = admin.verify(name)

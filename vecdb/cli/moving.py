@@ -103,5 +103,8 @@ def repair(name: Annotated[str, typer.Argument(metavar="COLLECTION", autocomplet
            shard: Annotated[int | None, typer.Option("--shard", min=1, help="Only this one.")] = None,
            yes: changing.Yes = False, dry_run: changing.DryRun = False, wait: changing.Wait = True,
            target: Target = HERE, as_json: o.Json = False) -> None:
-    """Compare the replicas of shards, every record read again, and build anew one that differs from the others."""
+    """Compare the replicas of shards, and build anew one that differs from the others or is damaged.
+
+    Every record is read again, and every file of sealed segments, from the disk, against its checksums.
+    """
     _run(target, "scrub", name, {} if shard is None else {"shard": shard}, as_json, yes, dry_run, wait)

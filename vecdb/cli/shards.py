@@ -82,7 +82,7 @@ def replicas(out: Output, shard: "ShardInfo") -> None:
 @commands.command()
 @with_target
 def verify(name: Some = None,
-           deep: Annotated[bool, typer.Option("--deep", help="Every replica reads its records again, too.")] = False,
+           deep: Annotated[bool, typer.Option("--deep", help="Every replica rereads its records and files.")] = False,
            target: Target = HERE, as_json: o.Json = False) -> None:
     """Compare what all replicas hold, at one place of the log.
 

@@ -42,11 +42,21 @@ class Damage:
     lost: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     messages: list[str] = field(default_factory=list)
     rebuild_index: bool = False
+    of_index: int = 0
+    """How many of the messages are of the index alone, which is made from the rest."""
+    since: dict[str, str] = field(default_factory=dict)
+    """What a later reading found of files that were whole when they were opened, by the file's name; what was loaded
+    of them then is served as before.
+    """
 
     @property
     def unsound(self) -> bool:
         """Whether more than the index, which is made from the rest, was found broken when the files were opened."""
-        return len(self.messages) > self.rebuild_index
+        return len(self.messages) > self.of_index
+
+    def tell_of_index(self, message: str) -> None:
+        self.messages.append(message)
+        self.of_index += 1
 
 
 class SealedSegment:
@@ -99,7 +109,13 @@ class SealedSegment:
         """Take an index that was rebuilt; readers see the old or the new one whole."""
         self.ann = ann
         self.damage.rebuild_index = False
-        self.damage.messages.append("the index was rebuilt from the vectors")
+        self.damage.tell_of_index("the index was rebuilt from the vectors")
+
+    def lose(self, ordinals: npt.NDArray[np.int64]) -> None:
+        """Name vectors that turned out to be damaged while the segment is in use; readers see all of it or nothing."""
+        lost = np.union1d(self.damage.lost, ordinals)
+        self._served = cleared(full(self.count), lost)
+        self.damage.lost = lost
 
     def served(self) -> Bits | None:
         """Ordinals with readable vectors; None if that is all of them."""
@@ -197,11 +213,12 @@ def open_sealed(segment_id: int, directory: Path, schema: CollectionSchema, read
     try:
         ann = SealedAnn.open(directory / INDEX, space, rows, aux, run)
     except (DataCorrupted, FormatMismatch, StorageError) as error:
-        damage.messages.append(f"{error.message}; the index is rebuilt from the vectors, until then scanned")
+        damage.tell_of_index(f"{error.message}; the index is rebuilt from the vectors, until then scanned")
         damage.rebuild_index = True
         ann = SealedAnn.none(f"rebuilding after damage: {error.message}")
     if len(damage.lost):
-        damage.messages.append(f"{len(damage.lost)} vectors of {directory / VECTORS} are damaged")
+        damage.messages.append(f"{len(damage.lost)} vectors of {directory / VECTORS} are damaged: all that lie in a "
+                               "MiB, the unit of checksums, which is not what was written")
     return SealedSegment(segment_id, directory, schema, rids, rows, aux, ids, metadata, ann, damage)
 
 

@@ -1,7 +1,7 @@
 """The shards of a node that is alone: each collection is one, with one replica, which leads."""
 
 from vecdb.core.calls import Call
-from vecdb.core.errors import InvalidArgument, Unsupported
+from vecdb.core.errors import DataCorrupted, InvalidArgument, Unsupported
 from vecdb.core.shards import ReplicaDigest, ReplicaInfo, ShardInfo, ShardVerification
 from vecdb.ports.node import Node
 
@@ -29,12 +29,16 @@ class LoneShards:
                         behind=0),))
 
     async def verify(self, name: str, call: Call, *, deep: bool = False) -> ShardVerification:
-        """Always deep: a single replica can only be held against what it remembers."""
-        found = await self._node.verify(name, call)
+        """Always deep: a single replica can only be held against what it remembers, and files against checksums."""
+        try:
+            found = await self._node.verify(name, call)
+        except DataCorrupted as error:
+            replica = ReplicaDigest(self._replica, "damaged", error=error.message)
+            return ShardVerification(name, GROUP, 0, (replica,), agree=False, complete=True)
         equal = bool(found["equal"])
-        error = "" if equal else f"{found.get('differing', 'some')} records are not what was written"
+        why = "" if equal else f"{found.get('differing', 'some')} records are not what was written"
         replica = ReplicaDigest(self._replica, "ok" if equal else "damaged", str(found["digest"]),
-                                int(found["records"]), str(found["computed"]), error)
+                                int(found["records"]), str(found["computed"]), why)
         return ShardVerification(name, GROUP, int(found["log_index"]), (replica,), agree=equal, complete=True)
 
     async def transfer(self, name: str, to: str | None, call: Call) -> None:

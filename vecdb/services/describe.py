@@ -53,10 +53,13 @@ def _segment(view: SegmentView) -> dict[str, Any]:
 
 
 def _damage(view: SegmentView) -> dict[str, Any] | None:
-    if isinstance(view, GrowingView) or not view.segment.damage.messages:
+    if isinstance(view, GrowingView):
+        return None
+    messages = [*view.segment.damage.messages, *view.segment.damage.since.copy().values()]
+    if not messages:
         return None
     lost = view.lost()
-    return {"segment": view.segment.segment_id, "messages": list(view.segment.damage.messages),
+    return {"segment": view.segment.segment_id, "messages": messages,
             "lost_records": len(lost), "lost_ids": view.ids(lost[:LOST_IDS_SHOWN])}
 
 

@@ -42,6 +42,7 @@ from vecdb.services.jobs import Job
 from vecdb.services.opening import COLLECTIONS, OpenCollections
 from vecdb.services.recovery import ROWS, check_whole, found
 from vecdb.services.replica import ShardReplica
+from vecdb.services.rereading import reread
 from vecdb.services.shard import ShardService
 from vecdb.services.slots import Opened, Slot
 from vecdb.services.snapshots import ShardSnapshot, taken
@@ -342,8 +343,16 @@ class LocalDatabase(OpenCollections):
         return self._jobs.describe(name)
 
     def verify(self, name: str, call: Call | None = None) -> dict[str, Any]:
-        """Read every record and compare digests: see :func:`vecdb.services.verify.verify`."""
-        return self._read(name, lambda shard: shard.verify(call))
+        """Read every record and compare digests: see :func:`vecdb.services.verify.verify`.
+
+        Files of sealed segments, too: ``DataCorrupted`` says what is damaged there (:mod:`vecdb.services.rereading`).
+        """
+        found, damaged = self._asked(name, lambda opened: (
+            opened.shard.verify(call), reread(opened.shard, self._clock, call, lone=opened.replica is None)))
+        if damaged:
+            more = f"; and {len(damaged) - 1} more files" if len(damaged) > 1 else ""
+            raise DataCorrupted(f"{damaged[0].message}{more}", path=str(damaged[0].fields["path"]), region="segment")
+        return found
 
     # --- records ----------------------------------------------------------------------------------
 

@@ -22,7 +22,8 @@ loading stays bound by memory and disk.
 
 from vecdb.segment.files.durable import sync_directory
 from vecdb.segment.files.errors import from_os_error
+from vecdb.segment.files.medium import MediumReader
 from vecdb.segment.files.reader import ArrayFile
 from vecdb.segment.files.writer import StreamingWriter, write_arrays
 
-__all__ = ["ArrayFile", "StreamingWriter", "from_os_error", "sync_directory", "write_arrays"]
+__all__ = ["ArrayFile", "MediumReader", "StreamingWriter", "from_os_error", "sync_directory", "write_arrays"]

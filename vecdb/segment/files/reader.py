@@ -33,6 +33,8 @@ from vecdb.segment.files.layout import (
 Run: TypeAlias = Callable[[Sequence[Callable[[], None]]], None]
 Allocate: TypeAlias = Callable[[tuple[int, ...], np.dtype[Any]], npt.NDArray[Any]]
 Span: TypeAlias = tuple[int, int]
+Read: TypeAlias = Callable[[Path, int, memoryview, int], None]
+"""``(path, handle, piece, at)``: fill ``piece`` with a file's bytes from ``at`` on."""
 
 _BLOCKS_PER_TASK = 64
 _MAP_FIXED = 0x10
@@ -51,9 +53,10 @@ class ArrayFile:
     """
 
     def __init__(self, path: Path, handle: int, page: Page, directory: Directory,
-                 hashes: npt.NDArray[np.uint64]) -> None:
+                 hashes: npt.NDArray[np.uint64], read: Read) -> None:
         self._path = path
         self._handle: int | None = handle
+        self._reads = read
         self._page = page
         self._directory = directory
         self._hashes = hashes
@@ -61,9 +64,11 @@ class ArrayFile:
         self._mapping: mmap.mmap | None = None
 
     @classmethod
-    def open(cls, path: Path | str, *, kind: str | None = None, verify: bool = True, run: Run = _serial) -> Self:
+    def open(cls, path: Path | str, *, kind: str | None = None, verify: bool = True, run: Run = _serial,
+             read: Read | None = None) -> Self:
         """Open and check header, directory and hash table, and with ``verify`` every block of the payload.
 
+        ``read``: how bytes are had, one call at a time (:class:`~vecdb.segment.files.medium.MediumReader`).
         Raises :class:`DataCorrupted` naming file, region and byte ranges (also where the file is missing, empty
         or cut short), :class:`FormatMismatch` for another format, version or ``kind``, :class:`StorageError`.
         """
@@ -75,11 +80,11 @@ class ArrayFile:
         except OSError as error:
             raise from_os_error(error, path, "opening") from error
         try:
-            frame = _read_frame(path, handle, kind)
+            frame = _read_frame(path, handle, kind, read or _read_fully)
         except BaseException:
             os.close(handle)
             raise
-        opened = cls(path, handle, *frame)
+        opened = cls(path, handle, *frame, read or _read_fully)
         if verify:
             try:
                 opened.check(run=run)
@@ -193,6 +198,12 @@ class ArrayFile:
             return np.empty(0, np.int64)
         return _rows_of(entry, self._check(entry.offset, entry.offset + entry.nbytes, run, None))
 
+    def rows_in(self, name: str, spans: Sequence[Span]) -> npt.NDArray[np.int64]:
+        """Indices along the first axis of the rows that lie, wholly or partly, in byte ranges of the file, ascending.
+        """
+        entry = self._entry(name)
+        return _rows_of(entry, [one for one in spans if one[1] > entry.offset] if entry.nbytes else [])
+
     def close(self) -> None:
         """Close the file; arrays given out stay valid.  A second call does nothing."""
         handle, self._handle = self._handle, None
@@ -265,7 +276,7 @@ class ArrayFile:
     def _read(self, piece: memoryview, at: int) -> bool:
         """Fill ``piece``; False where the medium cannot give its bytes, which spoils this block and no other."""
         try:
-            _read_fully(self._path, self._file(), piece, at)
+            self._reads(self._path, self._file(), piece, at)
         except DataCorrupted as error:
             if error.fields.get("region") != "medium":
                 raise
@@ -273,14 +284,15 @@ class ArrayFile:
         return True
 
 
-def _read_frame(path: Path, handle: int, kind: str | None) -> tuple[Page, Directory, npt.NDArray[np.uint64]]:
+def _read_frame(path: Path, handle: int, kind: str | None,
+                read: Read) -> tuple[Page, Directory, npt.NDArray[np.uint64]]:
     """Read and check everything but the payload."""
     size = os.fstat(handle).st_size
     first = bytearray(min(size, PAGE_BYTES))
-    _read_fully(path, handle, memoryview(first), 0)
+    read(path, handle, memoryview(first), 0)
     page = unpack_page(bytes(first), size, path)
     rest = bytearray(page.file_bytes - page.table_at)
-    _read_fully(path, handle, memoryview(rest), page.table_at)
+    read(path, handle, memoryview(rest), page.table_at)
     cut = page.directory_at - page.table_at
     directory = unpack_directory(bytes(rest[cut:]), page, path)
     table = bytes(rest[:cut])

@@ -1,8 +1,9 @@
 """Comparing the replicas of shards, and building anew the one that is not as the others.
 
 Every replica is compared at one place of its log (:mod:`vecdb.shard.marks`), and, unless only digests are asked for,
-reads its records again from its disk.  Who holds something else than **most** of the replicas, or cannot read what it
-remembers, is told to set its state aside and is built anew from the others (``rebuild`` of ``services/hosting``).
+reads its records again, and from its disk every file of its sealed segments (:mod:`vecdb.services.rereading`; an index
+that is damaged it makes anew by itself).  Who holds something else than **most** of the replicas, or cannot read what
+it remembers, is told to set its state aside and is built anew from the others (``rebuild`` of ``services/hosting``).
 Where no majority holds the same nobody is touched: that is for people, and the job fails with what was found.
 
 One replica of a shard is rebuilt at a time, and only while all others were heard: a scrub must not be what takes the
