@@ -269,6 +269,9 @@ class StageShell:
         batch.write()
         self.later.append(lambda: done(None))
 
+    def after(self, seconds, act):
+        self.later.append(act)
+
     def run(self, lane, work, done):
         result = work()
         self.later.append(lambda: done(result, None))

@@ -8,7 +8,7 @@ small pool applies, a thread a group at a time, and another does what takes long
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from random import Random
 from typing import Any, TypeVar
@@ -23,8 +23,10 @@ from vecdb.raft.log import Batch, LogStore
 from vecdb.raft.membership import Change, check_replica
 from vecdb.raft.replica import Replica
 from vecdb.raft.settings import RaftSettings
+from vecdb.raft.workers import Workers
 
 T = TypeVar("T")
+Threads = Workers | Executor
 
 
 @dataclass(slots=True)
@@ -37,7 +39,7 @@ class _Shell:
     """The :class:`~vecdb.raft.host.Shell` of an event loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, frames: Frames, workers: int,
-                 threads: Callable[[int, str], Executor]) -> None:
+                 threads: Callable[[int, str], Threads]) -> None:
         self._loop = loop
         self._frames = frames
         self._log = threads(1, "raft-log")
@@ -54,6 +56,13 @@ class _Shell:
 
     def store(self, batch: Batch, done: Callable[[BaseException | None], None]) -> None:
         self._submit(self._log, batch.write, lambda _, error: done(error))
+
+    def after(self, seconds: float, act: Callable[[], None]) -> None:
+        def now() -> None:
+            if not self._closed:
+                act()
+
+        self._loop.call_later(seconds, now)
 
     def run(self, lane: str, work: Callable[[], T], done: Callable[[T | None, BaseException | None], None]) -> None:
         jobs = self._lanes.setdefault(lane, deque())
@@ -72,20 +81,25 @@ class _Shell:
 
         self._submit(self._apply if lane.startswith("apply/") else self._slow, jobs[0].work, ended)
 
-    def _submit(self, pool: Executor, work: Callable[[], Any],
+    def _submit(self, pool: Threads, work: Callable[[], Any],
                 done: Callable[[Any, BaseException | None], None]) -> None:
-        def told(future: "Future[Any]") -> None:  # in the worker's thread
-            error = future.exception()
-            result = None if error is not None else future.result()
+        def told(result: Any, error: BaseException | None) -> None:  # in the worker's thread
             if not self._closed:
                 self._loop.call_soon_threadsafe(back, result, error)
+
+        def ended(future: "Future[Any]") -> None:
+            error = future.exception()
+            told(None if error is not None else future.result(), error)
 
         def back(result: Any, error: BaseException | None) -> None:
             if not self._closed:
                 done(result, error)
                 self._ended.set()
 
-        pool.submit(work).add_done_callback(told)
+        if isinstance(pool, Workers):
+            pool.post(work, told)
+        else:
+            pool.submit(work).add_done_callback(ended)
 
     async def quiet(self, group: int, writing: Callable[[int], bool]) -> None:
         """Return once no thread does anything for the group."""
@@ -107,7 +121,7 @@ class Driver:
 
     def __init__(self, node: str, store: Store, frames: Frames, *, seed: int, settings: RaftSettings | None = None,
                  tell: Tell = tell_nobody, workers: int = 2,
-                 threads: Callable[[int, str], Executor] = ThreadPoolExecutor) -> None:
+                 threads: Callable[[int, str], Threads] = Workers) -> None:
         """``store`` is the log's own, opened and closed by the caller; ``seed`` from the process's entropy; ``threads``
         makes a pool of so many of that name.
         """

@@ -19,6 +19,7 @@ from typing import Protocol, TypeVar
 from vecdb.core.errors import DataCorrupted, InvalidArgument
 from vecdb.ports.replicator import Position, StateMachine
 from vecdb.ports.tell import Tell, tell_nobody
+from vecdb.raft.leading import NEWS_S
 from vecdb.raft.log import Batch, GroupLog, LogStore
 from vecdb.raft.membership import MAX_NUMBER, Configuration, replica_id
 from vecdb.raft.messages import Chunk, Envelope, Malformed, decode, encode, encode_frame, split_frame
@@ -44,6 +45,10 @@ class Shell(Protocol):
         """``batch.write`` in a thread, then ``done``.  The host asks for one at a time."""
         ...
 
+    def after(self, seconds: float, act: Callable[[], None]) -> None:
+        """Call ``act`` after some time, unless the process has ended."""
+        ...
+
     def run(self, lane: str, work: Callable[[], T], done: Callable[[T | None, BaseException | None], None]) -> None:
         """Run ``work`` in a thread, one at a time a lane in the order given, then ``done`` with its result or error."""
         ...
@@ -66,6 +71,8 @@ class Host:
         self.failure: BaseException | None = None
         self._random = random
         self._touched: dict[int, Replica] = {}
+        self._owing: dict[int, Replica] = {}
+        """Replicas whose followers are to hear of a commit, in a moment if nothing else is said to them before."""
         self._out: dict[str, list[bytes]] = {}
         self._bulky: list[tuple[str, bytes]] = []
         """Chunks of snapshots, each a frame of its own, so that no command waits behind them."""
@@ -133,6 +140,7 @@ class Host:
         """Let go of a group; ``forget``: and of its log."""
         replica = self.replicas.pop(group)
         self._touched.pop(group, None)
+        self._owing.pop(group, None)
         replica.close()
         # What was not yet on its way to the disk is forgotten, and with it every promise that spoke of it.
         self.store.close(replica.core.log)
@@ -213,6 +221,17 @@ class Host:
 
     def touched(self, replica: Replica) -> None:
         self._touched[replica.group] = replica
+
+    def owe(self, replica: Replica) -> None:
+        if not self._owing:
+            self.shell.after(NEWS_S, self._news)
+        self._owing[replica.group] = replica
+
+    def _news(self) -> None:
+        owing, self._owing = self._owing, {}
+        for replica in owing.values():
+            replica.core.tell_news()
+        self.turn()
 
     def post(self, node: str, envelope: Envelope, promise: bool) -> None:
         data = encode(envelope)

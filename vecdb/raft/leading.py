@@ -17,6 +17,10 @@ from vecdb.raft.stock import LEADER
 OBSERVED_BEATS: Final = 4
 """Heartbeats of which an observer hears one: it only has to know that there is a leader."""
 
+NEWS_S: Final = 0.001
+"""For which the news of a commit waits.  It costs two messages of gRPC's a command, which the answer and the next
+command would stand behind."""
+
 Done: TypeAlias = Callable[[int, object, VecdbError | None], None]
 """Told once: the log index and the result, or the error.  Must not raise."""
 
@@ -90,6 +94,10 @@ class Leading(Following):
         self._next_check = 0.0
         self._uncommitted = 0
         self._commit_before = self._commit_at_beat = 0
+        self.owes_news = False
+        """Followers have not been told of a commit: that waits a moment, for the next command, which tells it as well,
+        mostly follows the answer to the last."""
+        self._news_now = False
         super().__init__(me, log, around, clock, random, settings)
 
     # --- beginning and end ------------------------------------------------------------------------
@@ -172,6 +180,7 @@ class Leading(Following):
 
     def flush(self) -> None:
         """At the end of a turn: everything that followers do not have yet, in as few messages as it fits."""
+        self.owes_news = False
         if self.role != LEADER:
             return
         beat = self._seq > self._seq_sent
@@ -184,8 +193,16 @@ class Leading(Following):
                 continue
             sent = self._send_entries(follower, progress)
             news = not progress.probing and min(self.commit, progress.match) > progress.commit_sent
-            if not sent and (due or news):
+            if not sent and (due or (news and self._news_now)):
                 self._send(follower, progress, ())
+            elif news and not sent:
+                self.owes_news = True
+        self._news_now = False
+
+    def tell_news(self) -> None:
+        """The moment is over."""
+        self._news_now = self.owes_news
+        self.around.touched()
 
     def _send_entries(self, follower: str, progress: Progress) -> bool:
         sent = False

@@ -156,6 +156,8 @@ class Replica:
             return
         with self._guarded():
             self.core.flush()
+            if self.core.owes_news:
+                self.host.owe(self)
             self._apply()
 
     def tick(self) -> None:

@@ -12,6 +12,7 @@ was synced is none.
 import contextlib
 import os
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from vecdb.core.errors import DataCorrupted
 from vecdb.storage.wal import LOG_NAME
 
 SYNCED_NAME = "SYNCED"
+SETTLED_NS = 1_000_000_000
+"""A directory that has not changed for so long is listed as it will be until it changes."""
 _NOTE = re.compile(r"(\d+)\.log (\d+) ([0-9a-f]{16})\n")
 
 
@@ -60,14 +63,23 @@ class SyncNote:
         self._directory = os.fspath(directory)
         self._handle = -1
         self._length = 0
+        self._listed: tuple[int, int] | None = None
+        """When the directory had last changed as it was listed, and the newest log's number."""
 
     def newest(self) -> tuple[int, int] | None:
         """Number and size of the log being written; None if there is none."""
         with contextlib.suppress(OSError):
-            newest = max((int(found[1]) for found in map(LOG_NAME.fullmatch, os.listdir(self._directory)) if found),
-                         default=None)
-            if newest is not None:
-                return newest, os.stat(f"{self._directory}/{newest:06d}.log").st_size
+            changed = os.stat(self._directory).st_mtime_ns
+            if self._listed is None or self._listed[0] != changed:
+                newest = max((int(found[1]) for found in map(LOG_NAME.fullmatch, os.listdir(self._directory)) if found),
+                             default=None)
+                if newest is None:
+                    return None
+                # A file that comes within the same tick of the kernel's clock does not change the time again.
+                self._listed = (changed if abs(time.time_ns() - changed) > SETTLED_NS else -1, newest)
+            number = self._listed[1]
+            return number, os.stat(f"{self._directory}/{number:06d}.log").st_size
+        self._listed = None
         return None
 
     def tell(self, log: tuple[int, int] | None) -> None:

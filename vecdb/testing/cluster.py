@@ -72,6 +72,9 @@ class SimShell:
 
         self._enter("log", _Job(sync, lambda: False, self.node.sync_s()))
 
+    def after(self, seconds: float, act: Callable[[], None]) -> None:
+        self.world.at(seconds, lambda: self._tell(act))
+
     def run(self, lane: str, work: Callable[[], T], done: Callable[[T | None, BaseException | None], None]) -> None:
         def act() -> None:
             result: T | None = None

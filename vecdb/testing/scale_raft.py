@@ -121,6 +121,9 @@ class Node:
         batch.write()
         self.cluster.world.at(DISK_S, lambda: self.do(lambda: done(None)))
 
+    def after(self, seconds: float, act: Callable[[], None]) -> None:
+        self.cluster.world.at(seconds, lambda: self.do(act))
+
     def run(self, lane: str, work: Callable[[], T], done: Callable[[T | None, BaseException | None], None]) -> None:
         result = work()
         self.cluster.world.at(DISK_S, lambda: self.do(lambda: done(result, None)))

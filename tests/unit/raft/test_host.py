@@ -49,6 +49,9 @@ class Hands:
     def store(self, batch, done):
         self.jobs.append((batch.write, lambda _, error: done(error)))
 
+    def after(self, seconds, act):
+        self.jobs.append((lambda: None, lambda *_: act()))
+
     def run(self, lane, work, done):
         self.jobs.append((work, done))
 

@@ -321,7 +321,9 @@ def test_reads_wait_for_a_majority_that_answers_after_them():
     bench = Bench().lead()
     bench.acknowledge(B)
     bench.core.read_index(bench.answer)
-    seq = next(message.seq for to, message in bench.flush() if to == B)
+    asked = [message.seq for to, message in bench.flush() if to == B]
+    assert len(asked) == 1
+    seq = asked[0]
     bench.core.receive(B, Appended(bench.core.term, seq - 1, True, 1, bench.log.last))
     assert bench.answers == []
     bench.core.receive(B, Appended(bench.core.term, seq, True, 1, bench.log.last))
