@@ -173,6 +173,9 @@ def create(name: o.Name, dim: Annotated[int, typer.Option("--dim", "-d", help="C
             vector_type=vector_type.value if vector_type else "float32", shards=shards,
             replication_factor=replication_factor, shard_key=shard_key, expected_records=expected_records)
         out.note(f"made collection {name}")
+        if replication_factor == 2:
+            out.note("with 2 replicas the loss of either node of a shard stops its writes, and a cluster cannot repair "
+                     "it by itself; 3 stand the loss of one")
         if as_json:
             out.emit({"name": name, "schema": dataclasses.asdict(collection.schema)})
 

@@ -174,7 +174,7 @@ def _columns(unit: Callable[[], str]) -> Any:
     class Rate(ProgressColumn):
         def render(self, task: Any) -> Text:
             speed = task.finished_speed or task.speed
-            return Text("" if speed is None else f"{count(round(speed))} {unit()}/s".strip())
+            return Text(f"{count(round(speed))} {unit()}/s".strip() if speed and round(speed) else "")
 
     return (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(),
             TimeRemainingColumn(elapsed_when_finished=True))
@@ -228,7 +228,8 @@ def _lines(console: "Console", stage: str, total: int | None, unit: Callable[[],
         rate = (done or 0) / spent
         left = f", {duration((whole - (done or 0)) / rate)} left" if whole and rate and whole > (done or 0) else ""
         of = f" of {count(whole)}" if whole else ""
-        return f"{stage}: {count(done or 0)}{of} {unit()}, {count(round(rate))}/s{left}"
+        speed = f", {count(round(rate))}/s" if round(rate) else ""
+        return f"{stage}: {count(done or 0)}{of} {unit()}{speed}{left}"
 
     def advance(done: int, total: int | None = None) -> None:
         nonlocal said

@@ -358,10 +358,10 @@ def _check_free(state: ControlState, kind: str, target: str, args: Mapping[str, 
 
 
 def _told(job: JobEntry) -> JobInfo:
-    """With when it will be done, if it goes on as it went so far."""
+    """With when it will be done, if it goes on as it went so far; not where it waits for something."""
     eta_s = -1.0
     passed = job.updated_s - job.created_s
-    if job.state is JobState.RUNNING and 0 < job.done < job.total and passed > 0:
+    if job.state is JobState.RUNNING and not job.error and 0 < job.done < job.total and passed > 0:
         eta_s = passed * (job.total - job.done) / job.done
     return JobInfo(job.id, job.kind, job.target, job.args, job.state, job.phase, job.done, job.total, job.unit,
                    job.created_s, job.updated_s, eta_s, job.error)

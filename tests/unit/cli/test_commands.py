@@ -6,6 +6,7 @@ import numpy as np
 import orjson
 import pytest
 
+from vecdb.cli.output import Output
 from vecdb.client.database import Database
 
 
@@ -30,6 +31,22 @@ def test_create_list_describe_count_drop(cli, backend) -> None:
     assert cli("collection", "drop", "a", "--yes").code == 0
     assert backend.list_collections() == ["b"]
 
+
+
+@pytest.mark.parametrize(("factor", "warned"), [(None, False), (2, True), (3, False)])
+def test_two_replicas_are_made_with_a_word_of_what_they_do_not_stand(cli, backend, factor, warned) -> None:
+    asked = () if factor is None else ("--replication-factor", str(factor))
+    ran = cli("collection", "create", "a", "-d", "4", *asked)
+    assert (ran.code, "loss of either node of a shard stops its writes" in ran.err) == (0, warned), ran.err
+
+
+@pytest.mark.parametrize(("done", "said"), [(0, "copying: 0 of 8 shards in "), (8, "copying: 8 of 8 shards, ")])
+def test_progress_tells_a_rate_only_where_there_is_one(capsys, done, said) -> None:
+    with Output(False).progress("copying", unit="shards") as advance:
+        advance(done, 8)
+    err = capsys.readouterr().err
+    assert said in err
+    assert ("/s" in err) is bool(done)
 
 def test_reading_opens_read_only_and_writing_does_not(cli, docs, opened) -> None:
     cli("collection", "count", "docs")

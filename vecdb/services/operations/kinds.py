@@ -3,14 +3,17 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import inf
-from typing import Any
+from typing import Any, Final
 
 from vecdb.cluster.control import ControlState, node_state, replication
 from vecdb.cluster.planning import Room, Wish, completed, homeless, moved, rebalanced, replicated, vacated
 from vecdb.core.cluster import NodeState, Plan, PlanStep, ShardState
 from vecdb.core.errors import CollectionNotFound, InvalidArgument, NodeNotFound, NoNodeForReplica
 from vecdb.services.operations.base import Context, Job, proposed
-from vecdb.services.operations.placing import PlacingOperation, away
+from vecdb.services.operations.placing import PlacingOperation, away, held_before, lacking_majority
+
+NAMED: Final = 8
+"""Shards in a note."""
 
 
 class Move(PlacingOperation):
@@ -166,7 +169,19 @@ class Repair(PlacingOperation):
             raise InvalidArgument("node", f"{target} is heard, or was some seconds ago: drain it, or if it is lost "
                                   "try again when it has been silent for longer, or say --force", got=target)
         left = homeless(state, target, away)
-        return (f"{len(left)} shards have no other node to go to, and keep what they have",) if left else ()
+        notes = [f"{len(left)} shards have no other node to go to, and keep what they have"] if left else []
+        job = next((job for job in state.jobs.values() if (job.kind, job.target) == (self.kind, target)
+                    and not job.state.ended), None)
+        if job is not None:
+            notes.append(f"job {job.id} repairs it already" + (f", and waits: {job.error}" if job.error else ""))
+        lost = _lost_with(state, target, away)
+        return (*notes, lost) if lost else tuple(notes)
+
+    def plan(self, state: ControlState, target: str, args: Mapping[str, Any], away: Sequence[str] = ()) -> Plan:
+        plan = super().plan(state, target, args, away)
+        if plan.empty and _lost_with(state, target, away):
+            raise NoNodeForReplica("; ".join(plan.notes), node=target)
+        return plan
 
 
 class Rebalance(PlacingOperation):
@@ -210,6 +225,16 @@ def _weights(args: Mapping[str, Any]) -> dict[int, float]:
     if not all(0.0 < weight < inf for weight in found.values()):
         raise InvalidArgument("weights", "are numbers above 0 by shard", got=str(given)[:80])
     return found
+
+
+def _lost_with(state: ControlState, node: str, away: Sequence[str]) -> str:
+    """Of which shards of a node a majority is away: nobody can move them."""
+    before = held_before(state)
+    lost = [f"shard {entry.group} of {entry.name!r}{why}" for entry in state.shards.values()
+            if entry.state is ShardState.ACTIVE and node in (nodes := before.get(entry.group, entry.desired))
+            and (why := lacking_majority(nodes, away))]
+    more = f" and {len(lost) - NAMED} more" if len(lost) > NAMED else ""
+    return f"a repair cannot move {', '.join(lost[:NAMED])}{more}" if lost else ""
 
 
 def _drained_by(state: ControlState, node: str) -> list[int]:

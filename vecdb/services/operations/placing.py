@@ -139,7 +139,7 @@ class PlacingOperation(ABC):
                 continue
             moving[group] = one
             if status is None:
-                unled.append(f"shard {group} of {entry.name!r}")
+                unled.append(f"shard {group} of {entry.name!r}{lacking_majority(one['before'], away(context))}")
         return moving, ended, unled
 
     @staticmethod
@@ -179,6 +179,16 @@ def held_before(state: ControlState) -> dict[int, tuple[str, ...]]:
     """By group: the nodes that shards under way were on.  Until the group has moved it is they who hold it."""
     return {int(group): tuple(one["before"]) for job in state.jobs.values() if not job.state.ended
             for group, one in job.data.get("moving", {}).items()}
+
+
+def lacking_majority(nodes: Sequence[str], away: Sequence[str]) -> str:
+    """In brackets, whom a shard of these nodes needs back to have a leader; empty where enough of them are heard."""
+    silent = [node for node in nodes if node in away]
+    if 2 * (len(nodes) - len(silent)) > len(nodes):
+        return ""
+    loss = "one" if len(nodes) < 3 else str(len(nodes) // 2 + len(nodes) % 2)
+    count = f"{len(nodes)} replica{'s' if len(nodes) > 1 else ''}"
+    return f" (it needs {' or '.join(silent)} back: with {count} the loss of {loss} stops changes of members as well)"
 
 
 def holds_alone(state: ControlState, entry: ShardEntry, node: str) -> bool:
