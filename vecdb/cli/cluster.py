@@ -53,6 +53,10 @@ def status(target: Target = HERE, as_json: o.Json = False) -> None:
                   "leaderless": [{"collection": one.collection, "shard": one.group} for one in unled]})
         _whole(out, info, away, unled)
         return
+    if not info.nodes:
+        out.say(f"{info.name}: founding; no node is entered yet")
+        _whole(out, info, away, unled)
+        return
     out.say(f"{info.name}: {count(len(info.nodes))} nodes, {count(info.collections)} collections, "
             f"{count(info.shards)} shards, epoch {count(info.epoch)}; {info.leader or 'nobody'} leads the control "
             "group")

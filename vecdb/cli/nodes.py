@@ -39,6 +39,9 @@ def list_(target: Target = HERE, as_json: o.Json = False) -> None:
         show(out, info.nodes, led=bool(info.leader))
     if not info.leader and info.nodes:
         leaderless(out, info, away)
+    if not info.nodes:
+        out.warn(f"{info.name} is being founded: no node is entered yet")
+        raise typer.Exit(exits.UNREACHABLE)
 
 
 def unreached(database: "Database", seconds: float) -> dict[str, str]:

@@ -86,7 +86,7 @@ class DirectoryObjects:
         if create:
             make_directory(root)
         elif not root.is_dir():
-            raise StorageError(f"there is no folder {root}", path=str(root))
+            raise StorageError(f"there is no folder {root}", path=str(root), missing=True)
         self._forget_partials()
 
     def put(self, key: str, data: bytes, *, new: bool = False) -> bool:

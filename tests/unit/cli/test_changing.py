@@ -123,6 +123,8 @@ def test_a_cluster_that_is_not_whole_yet_says_whom_it_waits_for(cli, changed, ba
     for form in ((), ("--json",)):
         ran = cli("cluster", "status", *form, *URL)
         assert (ran.code, words in ran.err) == (11, True), ran.err
+        assert ("founding" in ran.out) is (not nodes and not form)
+        assert cli("node", "list", *form, *URL).code == (0 if nodes else 11)
     assert ran.json["unheard"] == list(unheard)
 
 

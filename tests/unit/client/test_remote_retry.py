@@ -8,7 +8,7 @@ import pytest
 from vecdb.client.remote import retry
 from vecdb.client.remote.calling import last_of
 from vecdb.client.remote.retry import HINT_MOST_S, MOST_S, UNFOUNDED_S, Attempts, Budget, Failed
-from vecdb.core.errors import DeadlineExceeded, Overloaded, Unavailable
+from vecdb.core.errors import DeadlineExceeded, NoNodeForReplica, Overloaded, Unavailable
 
 
 @pytest.mark.parametrize("hint", [3_600.0, 10 ** 9, float("inf")])
@@ -33,6 +33,12 @@ def test_a_hint_beyond_the_deadline_is_final() -> None:
     attempts = Attempts(3, Budget(), time.monotonic() + 600.0)
     assert attempts.delay(Overloaded("full", retry_after_s=601.0)) is None
     assert attempts.delay(Overloaded("full", retry_after_s=60.0)) is not None
+
+
+def test_what_is_refused_for_the_lack_of_nodes_is_not_asked_again() -> None:
+    attempts = Attempts(9, Budget(), None, addresses=3)
+    assert attempts.after(Failed(NoNodeForReplica("2 shards have no other node"), decided=True, answered=True)) is None
+    assert attempts.after(Failed(Unavailable("it starts"), decided=True, answered=True)) is not None
 
 
 @pytest.mark.parametrize("unfounded", [True, False])

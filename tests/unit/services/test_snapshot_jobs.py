@@ -280,13 +280,17 @@ def test_a_name_that_is_taken_is_refused_before_anybody_is_asked(stage: Stage) -
 
 
 def test_a_place_that_is_not_there_yet_is_no_reason_to_refuse_a_plan(stage: Stage, tmp_path: Path) -> None:
-    async def plan() -> tuple[str, ...]:
-        own = operators(stage)
-        return (await own.plan_job("snapshot", "one", {"url": f"file://{tmp_path}/new"}, Call())).notes
+    own, args = operators(stage), {"url": f"file://{tmp_path}/new"}
 
-    stage.operation._places._open = lambda url, create=False: Repository(open_objects(url, create=create),
-                                                                         create=create)
-    assert any("was not looked at: there is no folder" in note for note in asyncio.run(plan()))
+    async def plan() -> tuple[str, ...]:
+        with pytest.raises(InvalidArgument, match="there is no folder"):  # there is nothing that could be read
+            await own.plan_job("snapshot_verify", "one", args, Call())
+        return (await own.plan_job("snapshot", "one", args, Call())).notes
+
+    for kind in ("snapshot", "snapshot_verify"):
+        own._operations[kind]._places._open = lambda url, create=False: Repository(  # type: ignore[attr-defined]
+            open_objects(url, create=create), create=create)
+    assert [note for note in asyncio.run(plan()) if f"{tmp_path}/new is made" in note]
     assert not (tmp_path / "new").exists()
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from vecdb.core.errors import UNFOUNDED, OutcomeUnknown, Overloaded, Unavailable, VecdbError
+from vecdb.core.errors import UNFOUNDED, NoNodeForReplica, OutcomeUnknown, Overloaded, Unavailable, VecdbError
 
 BASE_S: Final = 0.05
 MOST_S: Final = 2.0
@@ -105,7 +105,8 @@ class Attempts:
 
     def delay(self, error: VecdbError, *, elsewhere: bool = False) -> float | None:
         """Seconds to wait before the next attempt, or None: this failure is final."""
-        if self._count >= self._most or not isinstance(error, Unavailable | Overloaded | OutcomeUnknown):
+        if self._count >= self._most or not isinstance(error, Unavailable | Overloaded | OutcomeUnknown) \
+                or isinstance(error, NoNodeForReplica):  # asked again, it is refused again
             return None
         if error.fields.get(UNFOUNDED) and self._unfounded is None:
             self._unfounded = time.monotonic() + UNFOUNDED_S

@@ -94,9 +94,10 @@ class Places:
     async def thread(self, work: Callable[..., T], *args: Any, **named: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, partial(work, *args, **named))
 
-    async def look(self, url: str, find: Callable[[Repository], object]) -> tuple[str, ...]:
-        """Raises what ``find`` says of the place, as the job would; where it is not reached now, or not there yet,
-        says so in a note for the plan.
+    async def look(self, url: str, find: Callable[[Repository], object], *, makes: bool = False) -> tuple[str, ...]:
+        """Raises what ``find`` says of the place, as the job would; where it is not reached now says so in a note for
+        the plan.  A folder that is not there is made by a job that ``makes`` one, and is an ``InvalidArgument`` for one
+        that reads: who is asked, the leader of the control group, is who would begin the job there.
         """
         try:
             async with asyncio.timeout(LOOK_S):
@@ -104,6 +105,11 @@ class Places:
         except TimeoutError:
             return (f"{url} was not looked at: it does not answer",)
         except (StorageError, Unavailable) as error:
+            if error.fields.get("missing") and makes:
+                return (f"the folder of {url} is made: it is not there yet",)
+            if error.fields.get("missing"):
+                raise InvalidArgument("url", f"{error.message} on the node that leads the control group, which reads "
+                                      "it: mount it there, and on the nodes that hold replicas", got=url) from None
             return (f"{url} was not looked at: {error.message}",)
         return ()
 

@@ -71,7 +71,8 @@ class SnapshotCreate:
 
     async def look(self, state: ControlState, target: str, args: Mapping[str, Any]) -> tuple[str, ...]:
         where = asked(target, args, "collections")
-        return await self._places.look(where.url, lambda repository: repository.check_new(where.name))
+        return await self._places.look(where.url, lambda repository: repository.check_new(where.name),
+                                       makes=True)
 
     async def step(self, job: Job, context: Context) -> Step:
         where = asked(job.target, job.args, "collections")
