@@ -46,11 +46,13 @@ def file_of(backend: LocalDatabase, name: str) -> Path:
     return view.segment.directory / name
 
 
-@pytest.mark.parametrize("direct", [True, False], ids=["past the cache", "where that cannot be"])
-@pytest.mark.parametrize(("name", "harm"), [
-    ("vectors.vdb", lambda path: flip_byte(path, 20_000)), ("vectors.vdb", lambda path: flip_byte(path, -1)),
-    ("vectors.vdb", lambda path: truncate(path, 1_500_000)), ("records.vdb", lambda path: flip_byte(path, 5_000)),
-    ("records.vdb", Path.unlink)], ids=["a block", "the directory", "cut short", "records", "missing"])
+@pytest.mark.parametrize(("name", "harm", "direct"), [
+    ("vectors.vdb", lambda path: flip_byte(path, 20_000), True),
+    ("vectors.vdb", lambda path: flip_byte(path, 20_000), False),
+    ("vectors.vdb", lambda path: flip_byte(path, -1), True),
+    ("vectors.vdb", lambda path: truncate(path, 1_500_000), True),
+    ("records.vdb", lambda path: flip_byte(path, 5_000), True), ("records.vdb", Path.unlink, True)],
+    ids=["a block", "where the cache cannot be passed", "the directory", "cut short", "records", "missing"])
 def test_bytes_that_rot_under_a_served_segment_are_found(backend: LocalDatabase, monkeypatch: pytest.MonkeyPatch,
                                                         name: str, harm: Callable[[Path], None], direct: bool) -> None:
     if not direct:
