@@ -141,7 +141,9 @@ def test_what_makes_no_sense_is_refused(filled: tuple[Together, Any], tmp_path: 
         begin("snapshot", "one", {"url": f"file://{tmp_path}", "collections": ["nobody"]})
     with pytest.raises(InvalidArgument):
         begin("restore", "one", {"url": f"file://{tmp_path}", "shards": 0.5})
-    assert ended(db, "restore", "nobody", url=f"file://{tmp_path}/none").state == JobState.FAILED
+    with pytest.raises(InvalidArgument, match="there is no folder"):
+        begin("restore", "nobody", {"url": f"file://{tmp_path}/none"})
+    assert not (tmp_path / "none").exists()
 
 
 def test_cancelled_nothing_is_left(filled: tuple[Together, Any], tmp_path: Path) -> None:
