@@ -65,6 +65,8 @@ def agreed(db: Any, label: str) -> bool:
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Together]:
     running = Together(tmp_path_factory.mktemp("bulk"), background=False)
+    with vecdb.connect(running.url) as db:  # nodes are entered one after the other, and here nothing is filled later
+        wait_for(lambda: len(db.admin.cluster.info().nodes) == len(running.running), "all nodes to be entered")
     yield running
     running.stop()
 

@@ -229,7 +229,10 @@ def test_a_log_without_a_folder_goes_with_its_group_alone(group: int) -> None:
         hosting = node.hosting()
         node.show(elsewhere())
         node.state = node.open_state = replace(node.state, next_group=3)
+        if group == 2:
+            await until(lambda: node.forgotten == [2])
         await until(lambda: hosting.settled)
+        await asyncio.sleep(0.05)
         assert node.forgotten == ([] if group == 1 else [2])
         await hosting.stop()
 
