@@ -86,7 +86,7 @@ def show_plan(out: Output, plan: "Plan") -> None:
 def watch(cluster: "Operating", id: int, out: Output, as_json: bool) -> "JobInfo":
     """A job until it has ended, with what it says meanwhile.  Whoever leads may change: that is no end."""
     unit = said = ""
-    with out.progress(f"job {id}", unit=lambda: unit) as advance:
+    with out.progress(f"job {id}", unit=lambda: unit, watched=True) as advance:
         while True:
             try:
                 job = cluster.job(id)

@@ -89,6 +89,8 @@ def cancel(job: Id, yes: changing.Yes = False, dry_run: changing.DryRun = False,
             if not changing.agreed(out, plan, yes=yes, dry_run=dry_run):
                 return
         found = now if dry_run else database.admin.cluster.cancel(job)
+    if now.state in changing.ENDED or (found.state == "done" and not found.error):
+        out.note(f"job {job}, {what}, had ended before ({found.state}): there is nothing to cancel")
     _tell(out, found, as_json)
 
 

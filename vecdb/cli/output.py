@@ -113,11 +113,12 @@ class Output:
         self.out.print(table)
 
     @contextmanager
-    def progress(self, stage: str, total: int | None = None, unit: str | Callable[[], str] = "records"
-                 ) -> Iterator[Advance]:
+    def progress(self, stage: str, total: int | None = None, unit: str | Callable[[], str] = "records", *,
+                 watched: bool = False) -> Iterator[Advance]:
         """Show how far a stage is, with its rate and what is left: a bar on a terminal, else a line every while.
 
         ``unit``: or who knows it, empty as long as nobody does: then nothing is counted.
+        ``watched``: the work is another's and may have begun, or ended, before: what was done until then is in no rate.
         """
         if self.as_json:
             yield _silent
@@ -125,7 +126,7 @@ class Output:
             with _bar(self.err, stage, total, _asked(unit)) as advance:
                 yield advance
         else:
-            with _lines(self.err, stage, total, _asked(unit)) as advance:
+            with _lines(self.err, stage, total, _asked(unit), watched) as advance:
                 yield advance
 
     @contextmanager
@@ -215,33 +216,39 @@ _EVERY_S = 10.0
 """Seconds between two lines of progress where there is no terminal."""
 
 
-@contextmanager
-def _lines(console: "Console", stage: str, total: int | None, unit: Callable[[], str]) -> Iterator[Advance]:
-    begin = said = time.monotonic()
-    state = [0, total]
+_WATCHED_S = 1.0
+"""Work of another that was watched for less has no rate."""
 
-    def line() -> str:
-        done, whole = state
+
+@contextmanager
+def _lines(console: "Console", stage: str, total: int | None, unit: Callable[[], str], watched: bool
+           ) -> Iterator[Advance]:
+    begin = said = since = time.monotonic()
+    done, whole, first, counted = 0, total, 0, ""
+
+    def line(*, ended: bool = False) -> str:
         if not unit():
             return stage
-        spent = max(time.monotonic() - begin, 1e-9)
-        rate = (done or 0) / spent
-        left = f", {duration((whole - (done or 0)) / rate)} left" if whole and rate and whole > (done or 0) else ""
+        spent = max(time.monotonic() - since, 1e-9)
+        rate = 0.0 if watched and spent < _WATCHED_S else (done - first) / spent
+        left = f", {duration((whole - done) / rate)} left" if whole and rate and whole > done and not ended else ""
         of = f" of {count(whole)}" if whole else ""
         speed = f", {count(round(rate))}/s" if round(rate) else ""
-        return f"{stage}: {count(done or 0)}{of} {unit()}{speed}{left}"
+        return f"{stage}: {count(done)}{of} {unit()}{speed}{left}"
 
-    def advance(done: int, total: int | None = None) -> None:
-        nonlocal said
-        state[0] = done
-        if total is not None:
-            state[1] = total
+    def advance(now_done: int, total: int | None = None) -> None:
+        nonlocal said, since, done, whole, first, counted
+        if watched and (unit() != counted or now_done < first):
+            since, first, counted = time.monotonic(), now_done, unit()
+        done, whole = now_done, whole if total is None else total
         if time.monotonic() - said >= _EVERY_S:
             said = time.monotonic()
             console.print(line(), markup=False, highlight=False)
 
     yield advance
-    console.print(f"{line()} in {duration(time.monotonic() - begin)}", markup=False, highlight=False)
+    spent = time.monotonic() - begin
+    within = "" if watched and spent < _WATCHED_S else f" in {duration(spent)}"
+    console.print(f"{line(ended=True)}{within}", markup=False, highlight=False)
 
 
 class _StageLines:

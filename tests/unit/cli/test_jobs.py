@@ -2,6 +2,7 @@
 
 from collections import deque
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -34,8 +35,27 @@ def test_progress_is_in_the_unit_of_the_job_once_it_has_one(cli: Any, backend: A
     backend.operated = Told(JobInfo(7, "split", "4", {}, "waiting"), JOB, replace(JOB, state="done", done=4))
     lines = cli("job", "wait", "7", *URL).err.splitlines()
     assert lines[0] == "job 7", "nobody knows in what it will be counted"
-    assert lines[1].startswith("job 7: 1 of 4 shards, ")
-    assert all(line.startswith("job 7: 4 of 4 shards, ") for line in lines[2:])
+    assert lines[1] == "job 7: 1 of 4 shards"
+    assert all(line.startswith("job 7: 4 of 4 shards") for line in lines[2:])
+
+
+def test_what_was_done_before_somebody_watched_is_in_no_rate(cli: Any, backend: Any) -> None:
+    for state in ("cancelled", "done"):
+        backend.operated = Told(replace(JOB, state=state, done=3, unit="records"))
+        assert cli("job", "wait", "7", *URL).err.splitlines()[-1] == "job 7: 3 of 4 records"
+
+
+def test_a_rate_is_that_of_the_time_that_was_watched_and_no_time_is_left_of_what_has_ended(
+        capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock: Any = SimpleNamespace(now=100.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(output, "time", clock)
+    with output.Output(False).progress("job 7", unit="records", watched=True) as advance:
+        for at, done in ((100.5, 1_000), (101.0, 1_100), (105.5, 2_000)):
+            clock.now = at
+            advance(done, 3_000)
+    assert capsys.readouterr().err.splitlines() == [
+        "job 7: 1,000 of 3,000 records", "job 7: 1,100 of 3,000 records",
+        "job 7: 2,000 of 3,000 records, 200/s, 5.0 s left", "job 7: 2,000 of 3,000 records, 200/s in 5.5 s"]
 
 
 def test_what_a_job_says_is_printed_once(cli: Any, backend: Any) -> None:
