@@ -118,7 +118,8 @@ class NodeInfo:
     """A node.  ``address``: for other nodes; ``client_address`` and ``http_address``: for clients.
 
     ``heard_s``: seconds since the control leader heard of it, -1: not since it leads.  ``silent_s``: the same, but
-    since it leads where it heard nothing: from this a node counts as silent; -1: unknown, as of older releases.
+    since it leads, or since the node joined if that was later, where it heard nothing: from this a node counts as
+    silent; -1: unknown, as of older releases.
     ``voter``: it votes in the control group.  ``replicas``: it should hold; ``leaders``: it leads, -1 where unknown.
     ``stats``: what it last told of itself.
     """

@@ -20,6 +20,7 @@ from typing import Any, Final, Protocol, TypeVar
 from vecdb.cluster.control import (
     ControlState,
     JobEntry,
+    NodeEntry,
     job_cancel,
     job_put,
     node_of,
@@ -128,13 +129,21 @@ class OwnOperations:
         nodes = [NodeInfo(one.name, one.address, one.client_address, one.http_address, one.role, one.zone,
                           one.capacity, one.state, one.version, context.word_s(one.name), one.name in voters,
                           loads.get(one.name, 0), leads.get(one.name, -1), dict(context.stats(one.name)),
-                          context.heard_s(one.name))
+                          self._silent_s(one))
                  for one in state.nodes.values() if one.state is not NodeState.LEFT]
         settings = {name: state.settings.get(name, default) for name, (default, *_) in SETTINGS.items()}
         return ClusterInfo(self._name, self._me, self._me, state.epoch, tuple(sorted(nodes, key=lambda one: one.name)),
                            len(state.collections), sum(len(one.shards) for one in state.collections.values()),
                            sum(not one.state.ended for one in state.jobs.values()), settings,
                            tuple(sorted(voters - state.nodes.keys())))
+
+    def _silent_s(self, node: NodeEntry) -> float:
+        """Of one that was never heard: since it joined, if that was after this node began to lead."""
+        context = self._governor.context
+        silent_s = context.heard_s(node.name)
+        if context.word_s(node.name) >= 0:
+            return silent_s
+        return min(silent_s, max(0.0, context.clock.wall() - node.joined_s))
 
     async def cluster_jobs(self, call: Call, *, id: int = 0, ended: bool = False) -> list[JobInfo]:
         state = self._leading()

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from tests.unit.services.governed import Control, Governed
-from vecdb.cluster.control import job_update
+from vecdb.cluster.control import NodeEntry, job_update, node_put
 from vecdb.cluster.joining import Candidate
 from vecdb.core.calls import Call
-from vecdb.core.cluster import JobState, Plan, PlanStep
+from vecdb.core.cluster import JobState, Plan, PlanStep, Role
 from vecdb.core.errors import (
     DeadlineExceeded,
     JobNotFound,
@@ -123,6 +123,25 @@ def test_a_new_leader_tells_whom_it_has_not_heard_and_decides_by_how_long_it_lea
     nodes = {one.name: one for one in told.nodes}
     assert [nodes[name].heard_s < 0 for name in ("n1", "n2", "n3")] == [False, True, True]
     assert all(one.silent_s >= 0 for one in told.nodes), "as long as it leads"
+
+
+def test_a_node_that_joined_and_was_not_heard_yet_is_silent_since_it_joined() -> None:
+    governed = Governed(3)
+    governed.clock.now = 1_000.0
+    governed.do(node_put(NodeEntry("n4", "h4:1", role=Role.SHARD, commands=2, joined_s=993.0)))
+
+    class Unheard:
+        def stats(self, node: str) -> dict[str, float]:
+            return {}
+
+        def word_s(self, node: str) -> float:
+            return 4.0 if node == "n1" else -1.0
+
+        def heard_s(self, node: str) -> float:
+            return 4.0 if node == "n1" else 62.0
+
+    told = asyncio.run(own(governed, heard=Unheard()).cluster(Call()))
+    assert {one.name: one.silent_s for one in told.nodes} == {"n1": 4.0, "n2": 62.0, "n3": 62.0, "n4": 7.0}
 
 
 def test_what_the_leader_says_goes_before_what_this_node_knows() -> None:
