@@ -183,16 +183,24 @@ def _server(out: Output, place: Place, quick: bool) -> list[Check]:
             checks += _server_keys(database, seconds) if led else [
                 Check("keys", "warn", "not asked for: nobody is known to lead the control group")]
             if shards is not None:
-                checks += [*peers.members(database, seconds), peers.well(shards)] if led else [peers.well(shards)]
+                nodes, full = peers.members(database, seconds) if led else ([], [])
+                checks += [*nodes, peers.well(shards, full)]
             several = {one.collection for one in shards or () if len(one.replicas) > 1}
             # Where nobody leads no place in the log can be marked to compare replicas at.
             waiting = {one.collection for one in shards or () if one.leader is None}
             names = database.list_collections(timeout=seconds)
             return [*checks, Check("database", "ok", f"{place.url}: {count(len(names))} collections"),
-                    *[_collection(out, name, database, quick or name in waiting, several, seconds=seconds)
-                      for name in names]]
+                    *[_unled(_collection(out, name, database, True, seconds=seconds)) if name in waiting else
+                      _collection(out, name, database, quick, several, seconds=seconds) for name in names]]
     except VecdbError as error:
         return [*checks, _failed("server", error, _ADVICE.get(type(error).__name__, ""))]
+
+
+def _unled(check: Check) -> Check:
+    """Of a collection that has a shard which nobody leads: what is counted may be of the others alone, or old."""
+    if check.state != "ok":
+        return check
+    return replace(check, state="warn", found=f"{check.found}, as far as is known: nobody leads a shard of it")
 
 
 _ADVICE: Final = {

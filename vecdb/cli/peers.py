@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from vecdb.cli import exits
 from vecdb.cli.machine import Check
 from vecdb.cli.output import count, duration, size
-from vecdb.core.cluster import CLOCK_OFF_S, SILENT_S, SLOW_SYNC_S
+from vecdb.core.cluster import CLOCK_OFF_S, SILENT_S, SLOW_SYNC_S, disk_state
 from vecdb.core.errors import (
     DeadlineExceeded,
     InvalidArgument,
@@ -22,6 +22,7 @@ from vecdb.core.nodes import all_loopback, bracketed, is_wildcard, split_address
 from vecdb.core.shards import UNREACHABLE
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from vecdb.client.database import Database
@@ -188,17 +189,21 @@ def is_led(found: "list[ShardInfo] | None") -> bool:
     return all(one.collection or one.leader is not None for one in found or ())
 
 
-def members(database: "Database", seconds: float) -> list[Check]:
-    """Whether all nodes are heard and tell the time that the leader has; nothing where nobody may say."""
+def members(database: "Database", seconds: float) -> tuple[list[Check], list[str]]:
+    """Whether all nodes are heard, have room and tell the time that the leader has; nothing where nobody may say.
+
+    And the nodes whose disks are full, or nearly.
+    """
     try:
         info = database.admin.cluster.info(timeout=seconds)
     except (PermissionDenied, Unauthenticated, Unsupported):
-        return []
+        return [], []
     except (Unavailable, DeadlineExceeded) as error:  # what the shards say of it comes next
-        return [Check("nodes", "warn", error.message)]
+        return [Check("nodes", "warn", error.message)], []
     nodes = info.nodes
     if info.leader is None:  # since the shards were asked for
-        return [Check("nodes", "warn", "nobody is known to lead the control group, so nobody has heard of them all")]
+        return [Check("nodes", "warn", "nobody is known to lead the control group, so nobody has heard of them all")
+                ], []
     silent = [f"{one.name} for {duration(one.silence_s)}" for one in nodes if one.silence_s > SILENT_S]
     unheard = [one.name for one in nodes if one.heard_s < 0 and one.silence_s <= SILENT_S]
     off = [f"{one.name} is {found:+.0f} s off" for one in nodes
@@ -217,16 +222,21 @@ def members(database: "Database", seconds: float) -> list[Check]:
                             "(server.node_id)"))
     slow = [f"{one.name} took {duration(found)}" for one in nodes
             if (found := one.stats.get("sync_slowest_s", 0.0)) > SLOW_SYNC_S]
+    full = {one.name: f"{one.name} ({disk}, {size(one.stats['disk_free_bytes'])} free)" for one in nodes
+            if (disk := disk_state(one.stats))}
+    if full:
+        checks.append(Check("room of nodes", "warn", ", ".join(full.values()), "make room there: replicas halt on a "
+                            "full disk, and such nodes are given none while others can take them"))
     if slow:
         checks.append(Check("disks of nodes", "warn", f"to write and sync a batch of the log: {', '.join(slow)} at the "
                             "most, of late", "writes wait for the disks of a majority, and for the "
                             "leader's own: vecdb shard transfer-leader moves what such a node leads, vecdb node drain "
                             "what it holds"))
-    return checks
+    return checks, list(full)
 
 
-def well(found: "list[ShardInfo]") -> Check:
-    """Whether every shard has a leader, and every replica is where it should be."""
+def well(found: "list[ShardInfo]", full: "Sequence[str]" = ()) -> Check:
+    """Whether every shard has a leader, and every replica is where it should be.  ``full``: nodes without room."""
     from vecdb.cli.shards import CONTROL, RETIRED, state_of
 
     found = [one for one in found if one.state != RETIRED]  # it is being taken away
@@ -234,10 +244,10 @@ def well(found: "list[ShardInfo]") -> Check:
     replicas = sum(len(one.replicas) for one in found)
     text = f"{len(found)} shards with {replicas} replicas" + (f"; {'; '.join(amiss[:8])}" if amiss else "")
     if any(one.leader is None for one in found):
-        return Check("shards", "fail", f"{text}; {_answering(found)}", _lost(found), exits.UNREACHABLE)
-    if any(replica.state == "halted" for one in found for replica in one.replicas):
-        return Check("shards", "fail", text, "vecdb shard status says why a replica has halted; a restart of its node "
-                     "lets it begin anew", exits.STORAGE)
+        return Check("shards", "fail", f"{text}; {_answering(found)}", _lost(found, full), exits.UNREACHABLE)
+    halted = _halted(found, full)
+    if halted:
+        return Check("shards", "fail", text, halted, exits.STORAGE)
     if amiss and all(one.healthy for one in found):
         return Check("shards", "warn", text, "they are given the replicas that they lack once there are nodes that can "
                      "take them (vecdb node list); or vecdb shard replicate lets a collection have fewer")
@@ -245,19 +255,30 @@ def well(found: "list[ShardInfo]") -> Check:
         else Check("shards", "ok", text)
 
 
-def _lost(found: "list[ShardInfo]") -> str:
+def _halted(found: "list[ShardInfo]", full: "Sequence[str]") -> str:
+    """What to do where replicas of these shards have halted; empty where none has."""
+    nodes = sorted({replica.node for one in found for replica in one.replicas if replica.state == "halted"})
+    if not nodes:
+        return ""
+    room = [node for node in nodes if node in full]
+    first = f"make room on the disk of {', '.join(room)}, where replicas have halted; " if room else ""
+    return f"{first}vecdb shard status says why a replica has halted; a restart of its node lets it begin anew"
+
+
+def _lost(found: "list[ShardInfo]", full: "Sequence[str]") -> str:
     """What to do where shards have no leader: nodes that answer need not be started."""
+    halted = _halted([one for one in found if one.leader is None], full)
     replicas = [replica for one in found if one.leader is None for replica in one.replicas]
     there = {one.node for one in replicas if one.state != UNREACHABLE}
     if any(one.node not in there for one in replicas):
         return "a shard is written once most of its replicas are there: start the nodes that do not answer, each on " \
             "the data directory it had (an empty one has no vote); if those of a majority are gone for good, README, " \
-            "\"When a majority is lost\""
+            "\"When a majority is lost\"" + (f"; {halted}" if halted else "")
     told = [f"of {one.collection} {best.node} has applied {count(best.applied)}" for one in found
             if one.leader is None and one.collection and (best := _survivor(one)) is not None][:8]
     if not any(not one.member or one.role == "learner" for one in replicas):
-        return "all nodes answer: ask again in some seconds, for one may be elected just now; vecdb shard status " \
-            "shows how the replicas are"
+        return halted or "all nodes answer: ask again in some seconds, for one may be elected just now; vecdb shard " \
+            "status shows how the replicas are"
     return "all nodes answer, and too few have their votes: stop those that began with an empty disk, and start each " \
         "on the data directory it had.  If these are gone, nobody will lead again: README, \"When a majority is " \
         "lost\", export what is left from the node that has most, with its address alone in --url and " \
@@ -274,16 +295,30 @@ def _answering(found: "list[ShardInfo]") -> str:
     """Which nodes do; which of them have a disk that the control group, or another shard, does not know; and who has
     no vote in a shard that nobody leads.
     """
+    from vecdb.cli.shards import CONTROL
+
     replicas = [replica for one in found for replica in one.replicas]
     there = {one.node for one in replicas if one.state != UNREACHABLE}
     away = sorted({one.node for one in replicas} - there)
-    empty = sorted({one.node for one in replicas if one.state != UNREACHABLE and not one.member})
-    learners = [f"{replica.node} is only a learner of {one.collection}, without a vote: its disk was empty, and no "
-                "leader has taken it in yet" for one in found if one.collection and one.leader is None
+    new = [(shard, one) for shard in found for one in shard.replicas if one.state != UNREACHABLE and not one.member]
+    # Where nobody leads and the group knows another replica of the node, that one's log is what is missing.
+    empty = sorted({one.node for shard, one in new if shard.leader is None and _knows(shard, one.node)})
+    joining = [f"{one.node} {'is built anew for' if _knows(shard, one.node) else 'joins'} {shard.collection or CONTROL}"
+               for shard, one in new if one.node not in empty and one.state not in ("halted", "removed")][:8]
+    learners = [f"{replica.node} is only a learner of {one.collection}, without a vote: "
+                + ("it joins, or is being built anew" if replica.member or not _knows(one, replica.node) else
+                   "its disk was empty, and no leader has taken it in yet")
+                for one in found if one.collection and one.leader is None
                 for replica in one.replicas if replica.role == "learner" and replica.state != UNREACHABLE][:8]
     return "; ".join([f"{', '.join(sorted(there)) or 'no node'} answer{'s' if len(there) < 2 else ''}",
                       *([f"{', '.join(away)} {'do' if len(away) > 1 else 'does'} not"] if away else []),
-                      *(f"{node} began with an empty disk, or has lost its logs" for node in empty), *learners])
+                      *(f"{node} began with an empty disk, or has lost its logs" for node in empty),
+                      *joining, *learners])
+
+
+def _knows(shard: "ShardInfo", node: str) -> bool:
+    """Whether a shard's group counts on a replica of a node, be it there or not."""
+    return any(one.node == node and one.member for one in shard.replicas)
 
 
 def compared(name: str, database: "Database", text: str) -> Check:

@@ -82,6 +82,9 @@ def test_a_job_that_has_ended_is_not_asked_about(cli, changed, backend) -> None:
     backend.operated["cluster_jobs"] = [JobInfo(7, "split", "4", {}, "done")]
     assert cli("job", "cancel", "7", *URL).code == 0
     assert changed() == [("cancel_job", 7)], "the cluster says how it stands"
+    for form, said in (((), True), (("--json",), False)):
+        ran = cli("job", "cancel", "7", *form, *URL)
+        assert ("split 4, had ended before (" in ran.err) is said
 
 
 def test_a_job_that_is_past_taking_back_is_not_cancelled(cli, changed, backend) -> None:
@@ -141,6 +144,13 @@ def test_a_disk_that_is_nearly_full_is_told_with_how_its_node_is(cli, changed, b
         assert "active, disk full" in lines["n1"], told
         assert all("active, disk nearly full" in lines[name] for name in ("n2", "n4")), told
         assert not any("full" in lines[name] for name in ("n3", "n5")), told
+    backend.shard_list = [ShardInfo("", 0, "n1/1"), ShardInfo("docs", 4, None, (
+        ReplicaInfo("n1/4", "n1", "halted"), ReplicaInfo("n3/4", "n3", "ok")))]
+    ran = cli("doctor", "--quick", "--json", *URL)
+    found = {one["name"]: one for one in ran.json["checks"]}
+    assert found["room of nodes"]["found"].startswith("n1 (disk full, 5.0 MiB free), n2 (disk nearly full, ")
+    assert "n3" not in found["room of nodes"]["found"]
+    assert found["shards"]["advice"].startswith("make room on the disk of n1, ")
 
 
 def test_a_list_of_nodes_says_which_clock_and_which_disk_are_off(cli, changed, backend) -> None:

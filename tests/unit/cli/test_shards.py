@@ -349,7 +349,20 @@ def test_doctor_knows_that_nodes_which_answer_need_not_be_started(cli, docs, bac
     assert "of docs n1 has applied 1,700" in told["advice"]
     assert "When a majority is lost" in told["advice"]
     cluster[1] = ShardInfo("docs", 4, None, (replica("n1", 4), replica("n2", 4), replica("n3", 4)))
-    assert "ask again in some seconds" in checks(cli("doctor", "--quick", *URL, "--json"))["shards"]["advice"]
+    found = checks(cli("doctor", "--quick", *URL, "--json"))
+    assert "ask again in some seconds" in found["shards"]["advice"]
+    assert (found["collection docs"]["state"], "nobody leads" in found["collection docs"]["found"]) == ("warn", True)
+
+
+def test_doctor_tells_a_replica_that_joins_from_one_that_lost_its_log(cli, docs, backend, cluster) -> None:
+    cluster[2] = ShardInfo("logs", 5, None, (replica("n1", 5), replica("n2", 5), replica("n3", 5)))
+    new, old = replica("n3", 77, "joining", role="learner", member=False), replica("n3", 4, "unreachable")
+    for leader, others, said in (("n2/4", (new, old), "n3 is built anew for docs"), ("n2/4", (new,), "n3 joins docs"),
+                                 (None, (new,), "n3 joins docs"), (None, (new, old), "n3 began with an empty disk")):
+        cluster[1] = ShardInfo("docs", 4, leader, (replica("n1", 4), replica("n2", 4), *others))
+        found = checks(cli("doctor", "--quick", *URL, "--json"))["shards"]["found"]
+        assert said in found
+        assert ("empty disk" in found) is (leader is None and old in others)
 
 
 def test_replicas_that_a_shard_lacks_are_told_of(cli, docs, backend, cluster) -> None:
