@@ -276,13 +276,20 @@ def _lost(found: "list[ShardInfo]", full: "Sequence[str]") -> str:
             "\"When a majority is lost\"" + (f"; {halted}" if halted else "")
     told = [f"of {one.collection} {best.node} has applied {count(best.applied)}" for one in found
             if one.leader is None and one.collection and (best := _survivor(one)) is not None][:8]
-    if not any(not one.member or one.role == "learner" for one in replicas):
+    if all(_may_elect(one) for one in found if one.leader is None):
         return halted or "all nodes answer: ask again in some seconds, for one may be elected just now; vecdb shard " \
             "status shows how the replicas are"
     return "all nodes answer, and too few have their votes: stop those that began with an empty disk, and start each " \
         "on the data directory it had.  If these are gone, nobody will lead again: README, \"When a majority is " \
         "lost\", export what is left from the node that has most, with its address alone in --url and " \
         "--consistency eventual" + (f" ({'; '.join(told)})" if told else "")
+
+
+def _may_elect(shard: "ShardInfo") -> bool:
+    """Whether most that have a vote are there; or nobody is without, and who is missing is still being opened."""
+    voters = [one for one in shard.replicas if one.member and one.role != "learner"]
+    there = sum(one.state != UNREACHABLE for one in voters)
+    return 2 * there > len(voters) or not any(not one.member or one.role == "learner" for one in shard.replicas)
 
 
 def _survivor(shard: "ShardInfo") -> "ReplicaInfo | None":

@@ -360,9 +360,9 @@ def test_doctor_tells_a_replica_that_joins_from_one_that_lost_its_log(cli, docs,
     for leader, others, said in (("n2/4", (new, old), "n3 is built anew for docs"), ("n2/4", (new,), "n3 joins docs"),
                                  (None, (new,), "n3 joins docs"), (None, (new, old), "n3 began with an empty disk")):
         cluster[1] = ShardInfo("docs", 4, leader, (replica("n1", 4), replica("n2", 4), *others))
-        found = checks(cli("doctor", "--quick", *URL, "--json"))["shards"]["found"]
-        assert said in found
-        assert ("empty disk" in found) is (leader is None and old in others)
+        told = checks(cli("doctor", "--quick", *URL, "--json"))["shards"]
+        assert (said in told["found"], "empty disk" in told["found"]) == (True, leader is None and old in others)
+        assert "ask again" in told["advice"], "most have their votes"
 
 
 def test_replicas_that_a_shard_lacks_are_told_of(cli, docs, backend, cluster) -> None:
