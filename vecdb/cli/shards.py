@@ -273,4 +273,7 @@ def _exit_code(found: "ShardVerification") -> int:
 
 def digest(one: "ReplicaDigest") -> list[str]:
     known = bool(one.digest)
-    return [one.name, one.state, count(one.records) if known else "-", one.digest or "-", one.deep or "-", one.error]
+    deep = one.deep or "-"
+    if one.state == "ok" and one.deep not in ("", one.digest):
+        deep = "whole, at a later index"  # what was written meanwhile is in it, and it was as remembered
+    return [one.name, one.state, count(one.records) if known else "-", one.digest or "-", deep, one.error]

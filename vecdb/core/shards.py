@@ -70,7 +70,8 @@ class ReplicaDigest:
     """The records of one replica at the log index of a verification.
 
     ``digest``: of all records, in hex; ``records``: how many; ``deep``: the digest of the records as read again from
-    its disk, empty if that was not asked.  ``state``: ``ok``, ``unreachable``, ``behind`` (did not get there in
+    its disk, empty if that was not asked; of the log index at which the reading ended, so that it is another one where
+    records were written meanwhile.  ``state``: ``ok``, ``unreachable``, ``behind`` (did not get there in
     time), ``damaged`` (read again, its records are not those it remembers, or bytes do not match their checksum),
     ``unchecked`` (its disk refused to be read just then, or nobody led: of which nothing follows for its records).
     """

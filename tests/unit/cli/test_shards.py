@@ -96,6 +96,7 @@ def test_status(cli, cluster) -> None:
 @pytest.mark.parametrize(("found", "code", "word"), [
     (compared("docs", *GOOD), 0, "all hold the same"),
     (compared("docs", GOOD[0]), 0, "it holds what was written"),
+    (compared("docs", *GOOD[:2], ReplicaDigest("n3/4", "ok", "ab12", 50, "ff00")), 0, "whole,"),
     (compared("docs", *GOOD[:2], ReplicaDigest("n3/4", "ok", "ff00", 51), agree=False), 6, "they differ"),
     (compared("docs", *GOOD[:2], ReplicaDigest("n3/4", "damaged", "ab12", 50, "ff00")), 6, "one is damaged"),
     (compared("docs", *GOOD[:2], ReplicaDigest("n3/4", "unreachable", error="away"), complete=False), 11,
