@@ -70,6 +70,8 @@ class _Campaign:
     forced: bool
     votes: set[str]
     refused: set[str] = field(default_factory=set)
+    asked: bool = False
+    """Its own vote is stable, so the others have been asked."""
 
 
 class RaftCore(Leading):
@@ -120,7 +122,7 @@ class RaftCore(Leading):
         now = self.clock()
         if self.role == LEADER:
             self.tick_leader(now)
-        elif now >= self.election_deadline:
+        elif now >= self.election_deadline and not self._waits_for_its_disk():
             self.election_deadline = now + self._timeout()
             self.handed_over = False
             if self.me in self.configuration.voters:
@@ -130,6 +132,11 @@ class RaftCore(Leading):
 
     def synced(self) -> None:
         """Something of this log has reached stable storage."""
+        campaign = self._campaign
+        if campaign is not None and campaign.real and not campaign.asked \
+                and self.log.stable_vote == (campaign.term, self.me):
+            campaign.asked = True
+            self.election_deadline = self.clock() + self._timeout()
         self._count()
         self._advance()
         self.around.touched()
@@ -172,10 +179,15 @@ class RaftCore(Leading):
         else:
             self._ask(real=True, forced=campaign.forced)
 
+    def _waits_for_its_disk(self) -> bool:
+        """Its requests for votes are held until its own vote is stable: to give up before costs a term for nothing."""
+        return self.role == CANDIDATE and self._campaign is not None \
+            and self.log.stable_vote != (self._campaign.term, self.me)
+
     def _soon(self) -> None:
-        if self._again > 0 and self.me in self.configuration.voters:
+        low, high = self.settings.again_s
+        if self._again > 0 and self.me in self.configuration.voters and self.election_deadline > self.clock() + high:
             self._again -= 1
-            low, high = self.settings.again_s
             self.election_deadline = min(self.election_deadline,
                                          self.clock() + low + (high - low) * self._random.random())
 

@@ -9,6 +9,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from contextlib import suppress
 from dataclasses import dataclass
 from random import Random
 from typing import Any, TypeVar
@@ -85,7 +86,8 @@ class _Shell:
                 done: Callable[[Any, BaseException | None], None]) -> None:
         def told(result: Any, error: BaseException | None) -> None:  # in the worker's thread
             if not self._closed:
-                self._loop.call_soon_threadsafe(back, result, error)
+                with suppress(RuntimeError):  # a loop that was closed before its driver hears nothing any more
+                    self._loop.call_soon_threadsafe(back, result, error)
 
         def ended(future: "Future[Any]") -> None:
             error = future.exception()

@@ -201,8 +201,9 @@ class Leading(Following):
 
     def tell_news(self) -> None:
         """The moment is over."""
-        self._news_now = self.owes_news
-        self.around.touched()
+        if self.owes_news:
+            self._news_now = True
+            self.around.touched()
 
     def _send_entries(self, follower: str, progress: Progress) -> bool:
         sent = False

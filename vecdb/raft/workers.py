@@ -30,12 +30,21 @@ class Workers:
         if self._ended:
             raise RuntimeError(f"the threads {self._name!r} were shut down")
         if not self._threads:
-            for number in range(self._count):
-                thread = Thread(target=_run, args=(self._queue,), name=f"{self._name}_{number}", daemon=True)
-                self._threads.append(thread)
-                thread.start()
-            _open.add(self)
+            self._begin()
         self._queue.put((work, told))
+
+    def _begin(self) -> None:
+        """Raises ``RuntimeError`` where the system gives no thread at all: the next call tries again."""
+        for number in range(self._count):
+            thread = Thread(target=_wait_for_work, args=(self._queue,), name=f"{self._name}_{number}", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                if not self._threads:
+                    raise
+                break  # fewer will do
+            self._threads.append(thread)
+        _open.add(self)
 
     def shutdown(self) -> None:
         """Return once all that was asked for is done.  For one thread, at the end."""
@@ -47,7 +56,7 @@ class Workers:
         self._threads = []
 
 
-def _run(queue: "SimpleQueue[tuple[Work, Told] | None]") -> None:
+def _wait_for_work(queue: "SimpleQueue[tuple[Work, Told] | None]") -> None:
     while True:
         one = queue.get()
         if one is None:

@@ -23,7 +23,7 @@ NAMED: Final = 8
 _PACKAGE: Final = str(Path(__file__).parents[1])
 _IDLE: Final = frozenset(("run_node", "_serve"))
 """What stands in a thread that is not held up by anything."""
-_RESTING: Final = frozenset(("threading.py wait", "queue.py get", "selectors.py select"))
+_RESTING: Final = frozenset(("threading.py wait", "queue.py get", "selectors.py select", "workers.py _wait_for_work"))
 """Where threads stand that wait for work."""
 
 

@@ -2,7 +2,7 @@
 
 from math import inf
 
-from tests.unit.raft.test_rules import OF_FIVE, OF_THREE, A, B, Bench, C, D, append
+from tests.unit.raft.test_rules import OF_FIVE, OF_THREE, A, B, Bench, C, D, E, append
 from vecdb.raft.core import AGAIN
 from vecdb.raft.membership import Configuration
 from vecdb.raft.messages import PreVote, PreVoted, Vote, Voted
@@ -57,6 +57,33 @@ def test_a_candidate_that_may_still_win_waits():
     assert waits(bench) > soonest(bench), "two others, besides who led, may yet vote for it"
     bench.core.receive(D, Voted(term, False))
     assert waits(bench) <= soonest(bench)
+
+
+def test_a_candidate_waits_for_its_own_disk_before_it_gives_up():
+    bench = silent(Bench().follow(3))
+    term = bench.core.term + 1
+    bench.core.receive(C, PreVoted(bench.core.term, False))
+    bench.core.receive(B, PreVoted(term, True))
+    bench.now += bench.core.settings.election_s_min  # nobody was asked: its own vote is not on the disk
+    bench.core.tick()
+    assert bench.core.role == CANDIDATE
+    bench.sync()
+    assert waits(bench) >= bench.core.settings.election_s_min
+    bench.core.receive(C, Voted(term, True))
+    assert bench.core.role == LEADER
+
+
+def test_a_round_is_one_of_those_that_are_soon_however_many_refuse():
+    bench = silent(Bench(OF_FIVE).follow(3))
+    for _ in range(AGAIN):
+        for voter in (C, D, E):
+            bench.core.receive(voter, PreVoted(bench.core.term, False))
+        assert waits(bench) <= soonest(bench)
+        bench.now = bench.core.election_deadline
+        bench.core.tick()
+    bench.core.receive(C, PreVoted(bench.core.term, False))
+    bench.core.receive(D, PreVoted(bench.core.term, False))
+    assert waits(bench) > soonest(bench)
 
 
 def test_a_refusal_of_another_term_says_nothing():

@@ -4,11 +4,13 @@ import gc
 import subprocess
 import sys
 import threading
+import time
 import weakref
 
 import pytest
 
 from vecdb.raft.workers import Workers
+from vecdb.serving.stopping import _at_work
 
 
 def test_work_is_done_in_order_and_its_end_told_in_the_thread():
@@ -42,6 +44,31 @@ def test_shut_down_it_has_done_what_it_was_asked_and_takes_no_more():
     assert sorted(done) == list(range(50))
     with pytest.raises(RuntimeError, match="shut down"):
         workers.post(print, lambda result, error: None)
+
+
+def test_a_system_that_gives_no_thread_is_asked_again(monkeypatch):
+    def refuses(thread):
+        raise RuntimeError("can't start new thread")
+
+    workers, over = Workers(1, "test"), threading.Event()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuses)
+        with pytest.raises(RuntimeError, match="can't start"):
+            workers.post(lambda: None, lambda result, error: None)
+    workers.post(lambda: None, lambda result, error: over.set())
+    assert over.wait(60)
+    workers.shutdown()
+
+
+def test_threads_that_wait_for_work_hold_no_stop_up():
+    workers, over = Workers(2, "test"), threading.Event()
+    workers.post(lambda: None, lambda result, error: over.set())
+    assert over.wait(60)
+    end = time.monotonic() + 60
+    while any("workers" in one for one in _at_work()) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not any("workers" in one for one in _at_work())
+    workers.shutdown()
 
 
 def test_what_was_worked_with_is_not_kept_until_the_next():
