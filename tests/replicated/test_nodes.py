@@ -148,7 +148,7 @@ def test_any_node_makes_writes_queries_and_drops(cluster: Processes) -> None:
             fetched = other.collection(f"any-{at}").fetch([1, 555], consistency="linearizable")
             assert [one.metadata for one in fetched] == [{"n": 1, "seen": True}]
             told = third.collection(f"any-{at}").describe(consistency="eventual").details
-            assert told["replica"].startswith(others[1].name)
+            assert told["replica"].partition("/")[0] in cluster.nodes  # mostly its own; another's where that is slow
             stages: list[str] = []
             third.collection(f"any-{at}").optimize(progress=lambda *step, to=stages: to.append(step[0]))
             other.drop_collection(f"any-{at}")

@@ -128,6 +128,6 @@ def test_a_slow_disk_slows_writes_and_is_told_of(nodes: Together, disks: SlowDis
             docs.upsert(ids=range(at, at + 20), vectors=ROWS[at:at + 20])
         assert docs.count() == 100
         wait_for(lambda: any(one.name == "disks of nodes" and one.state == "warn" and f"{leader} took" in one.found
-                             for one in members(db, 20.0)), f"a warning of the disk of {leader}")
+                             for one in members(db, 20.0)[0]), f"a warning of the disk of {leader}")
         disks.well()
         all_agree(db)

@@ -93,15 +93,6 @@ def test_status(cli, cluster) -> None:
     assert cli("shard", "status", "nope", *URL).code == 3
 
 
-def test_what_was_read_again_under_writes_is_not_shown_as_another_digest(cli, cluster, backend) -> None:
-    later = ReplicaDigest("n3/4", "ok", "ab12", 50, "ff00")
-    backend.verified = {"docs": compared("docs", *GOOD[:2], later), "logs": compared("logs", *GOOD)}
-    ran = cli("shard", "verify", "docs", "--deep", *URL)
-    assert ran.code == 0
-    assert "whole" in ran.out
-    assert "ff00" not in ran.out
-
-
 @pytest.mark.parametrize(("found", "code", "word"), [
     (compared("docs", *GOOD), 0, "all hold the same"),
     (compared("docs", GOOD[0]), 0, "it holds what was written"),
