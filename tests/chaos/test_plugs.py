@@ -10,9 +10,11 @@ import pytest
 from tests.chaos.plugs import Plug, missing
 from tests.faults import needs
 
-pytestmark = [needs(lambda: shutil.which("mkfs.ext4"), "needs mkfs.ext4"),
+pytestmark = [needs(lambda: shutil.which("mkfs.ext4"), "the disk is an ext4 image, and mkfs.ext4 is not "
+                    "here; .ci/tools installs it (e2fsprogs), and in CI its lack fails"),
               pytest.mark.skipif(bool(shutil.which("mkfs.ext4") and missing()),
-                                 reason=f"needs root, loop devices and a kernel that shuts ext4 down: {missing()}")]
+                                 reason="only a kernel that shuts a mounted ext4 down drops what was not synced, and "
+                                 f"here it, root or a loop device is missing: {missing()}")]
 
 
 @pytest.fixture

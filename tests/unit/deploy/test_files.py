@@ -131,7 +131,8 @@ def test_grafana_is_given_the_source_and_the_dashboard() -> None:
                for volume in services["grafana"]["volumes"])
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (of Prometheus) is not installed")
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is no Python package, and not here; "
+                    "tests/cluster/test_monitoring.py runs it in a container, and so CI always does")
 def test_prometheus_itself_takes_its_files() -> None:
     done = subprocess.run(["promtool", "check", "config", DEPLOY / "prometheus/prometheus.yml"], capture_output=True,
                           text=True, timeout=60)
